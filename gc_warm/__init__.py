@@ -1,0 +1,33 @@
+"""Warm state on Globus Compute workers: loaded once, kept in module globals, there for the next task.
+
+Public names are resolved when they are first used, so that ``import gc_warm`` on a worker loads nothing but what it needs.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from gc_warm.testing.mock import MockClient as MockClient
+    from gc_warm.testing.mock import MockExecutor as MockExecutor
+    from gc_warm.worker.state import warm as warm
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "warm": "gc_warm.worker.state",
+    "MockClient": "gc_warm.testing.mock",
+    "MockExecutor": "gc_warm.testing.mock",
+}
+__all__ = ["MockClient", "MockExecutor", "warm"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'gc_warm' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOME[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOME})

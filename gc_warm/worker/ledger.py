@@ -1,0 +1,124 @@
+"""What is loaded in this process, and what happened to it.
+
+Whatever keeps state alive between tasks writes here; anybody may read. One ledger per process, as long as the process lives:
+it is itself a module global of the worker. Nothing in it refers to the state, so reading or sending a record is always cheap.
+
+Example:
+    Which loads did this piece of work pay for?
+
+    >>> from gc_warm.worker import ledger
+    >>> before = ledger.mark()
+    >>> # ... call warm functions ...
+    >>> [event.name for event in ledger.events(since=before) if event.kind == "loaded"]
+    []
+"""
+
+from __future__ import annotations
+
+import itertools
+import reprlib
+import time
+from collections import deque
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+Kind = Literal["loaded", "failed", "evicted", "cleared"]
+
+_EVENTS_KEPT = 1000  # a worker can live for weeks; its memory should not grow with its age
+
+
+@dataclass(frozen=True)
+class Event:
+    """One thing that happened to state in this process.
+
+    Attributes:
+        number: Position in this process's history, from 1.
+        kind: ``loaded``, ``failed`` (a load that raised), ``evicted`` (made room for another) or ``cleared``.
+        name: The loader, as ``module.function``.
+        key: The arguments it was called with, as short text.
+        at: When it was over, in seconds since the epoch.
+        seconds: How long the load took; 0.0 for events that are not loads.
+        error: For ``failed``: what the loader raised, as text.
+    """
+
+    number: int
+    kind: Kind
+    name: str
+    key: str
+    at: float
+    seconds: float = 0.0
+    error: str | None = None
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """State that is in this process now: its loader, its key as short text, since when, and how long the load took (seconds)."""
+
+    name: str
+    key: str
+    at: float
+    seconds: float
+
+
+class Holding(Protocol):
+    """Something alive in this process that has to be torn down before the process ends."""
+
+    def loaded(self) -> Loaded | None:
+        """The record of it, or None while it is still being loaded."""
+
+    def close(self) -> None:
+        """Tear it down: idempotent, never raises an `Exception`."""
+
+    def disown(self) -> None:
+        """Called in a forked child: the parent owns the resource; never tear it down here."""
+
+
+_events: deque[Event] = deque(maxlen=_EVENTS_KEPT)
+_numbers = itertools.count(1)
+_held: dict[int, Holding] = {}  # by id(), in the order of loading; plain dict operations, so no lock and no deadlock
+
+_short = reprlib.Repr()
+_short.maxstring = _short.maxother = 200
+_short.maxtuple = _short.maxdict = 20
+
+
+def describe(value: object) -> str:
+    """*value* as text of bounded length; a broken ``__repr__`` does not raise."""
+    return _short.repr(value)
+
+
+def record(kind: Kind, name: str, key: object, *, seconds: float = 0.0, error: BaseException | None = None) -> None:
+    """Add an event to the history."""
+    reason = None if error is None else f"{type(error).__name__}: {error}"
+    _events.append(Event(next(_numbers), kind, name, describe(key), time.time(), seconds, reason))
+
+
+def mark() -> int:
+    """The number of the latest event, to be passed to `events` later; 0 when nothing has happened yet."""
+    return _events[-1].number if _events else 0
+
+
+def events(since: int = 0) -> tuple[Event, ...]:
+    """What happened after the event numbered *since*, oldest first; the latest 1000 events are kept."""
+    return tuple(event for event in _events.copy() if event.number > since)
+
+
+def loaded() -> tuple[Loaded, ...]:
+    """What is loaded in this process now, in the order of loading."""
+    records = [holding.loaded() for holding in held()]
+    return tuple(found for found in records if found is not None)
+
+
+def hold(holding: Holding) -> None:
+    """Enter *holding*: from now on `gc_warm.worker.lifecycle.tear_down` ends it."""
+    _held[id(holding)] = holding
+
+
+def release(holding: Holding) -> None:
+    """Strike *holding* out; it has been torn down."""
+    _held.pop(id(holding), None)
+
+
+def held() -> list[Any]:
+    """Everything that is held, in the order of loading."""
+    return list(_held.values())

@@ -1,0 +1,126 @@
+"""Who this worker is, and the orderly end of what it holds.
+
+A manager ends its workers with SIGTERM and one second later with SIGKILL. Python's default action for SIGTERM runs no
+``atexit`` callback, so the first state with a teardown installs a handler that raises `SystemExit`; the interpreter then ends
+as it always does, and the teardowns run in ``atexit``. The handler does nothing else: one that took a lock would deadlock
+with the code it interrupts.
+"""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import os
+import signal
+import socket
+import sys
+import threading
+from dataclasses import dataclass
+from types import FrameType
+
+from gc_warm.worker import ledger
+
+log = logging.getLogger("gc_warm")
+
+_armed = False  # tear_down() is registered to run at the end of this process
+_ending = False  # it runs: a second SIGTERM must not interrupt it
+
+
+@dataclass(frozen=True)
+class Worker:
+    """Who a worker is. Outside an endpoint `block`, `pool` and `rank` are None: absent, not invented.
+
+    Attributes:
+        host: Name of the node.
+        pid: Process id on that node.
+        block: The block (batch job) its manager belongs to, as Parsl numbers them: "0", "1", ...
+        pool: Id of its manager; the workers of one node share it.
+        rank: Its number among the workers of that manager. A restarted worker keeps the rank and has another pid.
+    """
+
+    host: str
+    pid: int
+    block: str | None
+    pool: str | None
+    rank: int | None
+
+
+def worker() -> Worker:
+    """Who this process is. Parsl sets ``PARSL_WORKER_*`` in every worker of an endpoint; without them only host and pid are known."""
+    rank = os.environ.get("PARSL_WORKER_RANK")
+    return Worker(
+        host=socket.gethostname(),
+        pid=os.getpid(),
+        block=os.environ.get("PARSL_WORKER_BLOCK_ID"),
+        pool=os.environ.get("PARSL_WORKER_POOL_ID"),
+        rank=int(rank) if rank and rank.isdecimal() else None,
+    )
+
+
+def tear_down() -> None:
+    """End everything this process holds, latest first. Errors are logged, never raised; harmless to call again."""
+    for holding in reversed(ledger.held()):
+        try:
+            holding.close()
+        except BaseException:  # the others must still be ended, whatever this one raised
+            log.exception("teardown of %r was cut short", holding)
+
+
+def arm() -> None:
+    """Have `tear_down` run when this process ends: at its normal end, at ``sys.exit`` and at SIGTERM, but not at SIGKILL."""
+    global _armed
+    if not _armed:
+        atexit.register(_end)
+        _register_with_multiprocessing()
+        _armed = True
+    if threading.current_thread() is threading.main_thread():  # Python allows it nowhere else
+        _catch_sigterm()
+
+
+def _end() -> None:
+    global _ending
+    _ending = True
+    tear_down()
+
+
+def _register_with_multiprocessing() -> None:
+    """A forked child of multiprocessing ends with ``os._exit``, which runs its finalizers but no atexit callbacks."""
+    process = sys.modules.get("multiprocessing.process")
+    if process is not None and process.parent_process() is not None:
+        from multiprocessing.util import Finalize
+
+        Finalize(None, _end, exitpriority=0)
+
+
+class _Sigterm:
+    """The SIGTERM handler: calls the handler that was there before, then raises `SystemExit`."""
+
+    def __init__(self, previous: object) -> None:
+        self._previous = previous
+
+    def __call__(self, signum: int, frame: FrameType | None) -> None:
+        if _ending:
+            return
+        if callable(self._previous):
+            self._previous(signum, frame)
+        raise SystemExit(128 + signum)
+
+
+def _catch_sigterm() -> None:
+    present = signal.getsignal(signal.SIGTERM)
+    if isinstance(present, _Sigterm) or present is signal.SIG_IGN:  # already there; or the owner of the process wants none
+        return
+    if present is None:
+        log.warning("SIGTERM is handled by code that is not Python: teardowns run only if the process ends normally")
+        return
+    signal.signal(signal.SIGTERM, _Sigterm(present))
+
+
+def _after_fork() -> None:
+    global _armed
+    _armed = False  # multiprocessing has emptied its list of finalizers; atexit callbacks are inherited and harmless twice
+    for holding in ledger.held():
+        holding.disown()
+
+
+os.register_at_fork(after_in_child=_after_fork)

@@ -1,0 +1,471 @@
+"""@warm: state that is loaded once per key and kept in a module global of the worker.
+
+A worker process stays alive between tasks, and with it every module that the tasks imported. ``@warm`` turns a loader function
+into a module global that remembers what it loaded:
+
+    from dataclasses import dataclass
+    from gc_warm import warm
+
+    @dataclass(frozen=True)                  # many settings: a frozen dataclass is the natural key
+    class Settings:
+        checkpoint: str
+        precision: str = "bf16"
+
+    @warm(maxsize=1)                         # only one of them fits on the GPU
+    def model(settings: Settings) -> Model:
+        device = "cuda" if os.environ.get("CUDA_VISIBLE_DEVICES") else "cpu"   # the worker knows; the client does not
+        return load_model(settings.checkpoint, settings.precision).to(device)
+
+The first ``model(Settings("a.pt"))`` on a worker loads (a cold call), every later one finds it (a warm call, under a microsecond).
+
+How it is kept correct. A dictionary lookup without any lock serves the warm call. A load is owned by a reentrant lock held by
+``with``: one lock per key, or one for all keys when `maxsize` is set. Task time-outs arrive as asynchronous exceptions at any
+point of this code; a lock held by ``with`` is always released, where a "loading" marker would stay behind for ever. A value
+that leaves is flagged first and removed last, so that an interrupted eviction is simply finished by whoever comes next.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import itertools
+import logging
+import os
+import pickle
+import threading
+import time
+from collections.abc import Callable, Generator, Hashable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from operator import attrgetter
+from types import GeneratorType
+from typing import Any, Generic, ParamSpec, TypeVar, cast, overload
+from weakref import WeakSet, WeakValueDictionary
+
+from gc_warm.worker import ledger, lifecycle
+
+log = logging.getLogger("gc_warm")
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+_OVER: Any = object()  # what an exhausted generator gives instead of a value
+
+_mutex = threading.Lock()  # counters, leases and the choice of what to evict; no foreign code ever runs under it
+_tables: WeakSet[Warm[Any, Any]] = WeakSet()
+_by_name: WeakValueDictionary[str, Warm[Any, Any]] = WeakValueDictionary()
+
+
+@dataclass(frozen=True)
+class Info:
+    """Counts of one warm function in this process, since its module was imported.
+
+    Attributes:
+        hits: Calls that found their state.
+        loads: Loads that succeeded.
+        failures: Loads that raised.
+        evictions: Values torn down to make room.
+        size: Values that are loaded now.
+        maxsize: The most that may be loaded at a time; None for no limit.
+        load_seconds: Time spent in successful loads, in seconds.
+    """
+
+    hits: int
+    loads: int
+    failures: int
+    evictions: int
+    size: int
+    maxsize: int | None
+    load_seconds: float
+
+
+class _Value:
+    """One loaded state with what its teardown needs."""
+
+    __slots__ = ("at", "key", "leases", "leaving", "owner", "seconds", "state", "steps", "used")
+
+    def __init__(self, owner: Warm[Any, Any], key: Hashable) -> None:
+        self.owner = owner
+        self.key = key
+        self.state: Any = None
+        self.steps: Generator[Any, Any, Any] | None = None  # the loader's frame, when it is a generator
+        self.used = 0  # the owner's clock at the latest use
+        self.leases: set[object] = set()
+        self.leaving = False  # its teardown has begun: no longer to be handed out
+        self.at = self.seconds = 0.0
+
+    def loaded(self) -> ledger.Loaded | None:
+        return ledger.Loaded(self.owner._name, ledger.describe(self.key), self.at, self.seconds) if self.at else None
+
+    def close(self) -> None:
+        """Run what follows the yield; the generator itself sees to it that this happens once."""
+        self.leaving = True
+        steps = self.steps
+        if steps is not None and inspect.getgeneratorstate(steps) == inspect.GEN_SUSPENDED:
+            try:
+                if next(steps, _OVER) is not _OVER:
+                    log.error("%r yielded twice: a loader yields its state once, what follows is its teardown", self.owner)
+                    steps.close()
+            except Exception:
+                log.exception("teardown of %r for %s failed", self.owner, ledger.describe(self.key))
+        ledger.release(self)
+
+    def disown(self) -> None:
+        """Make sure that this process never resumes the generator, not even when the interpreter ends."""
+        if self.steps is not None:
+            import ctypes
+
+            # A suspended generator runs its ``finally`` when it is freed: one reference too many keeps it for ever.
+            ctypes.pythonapi.Py_IncRef(ctypes.py_object(self.steps))
+            self.steps = None
+
+
+class Warm(Generic[P, T]):
+    """A function whose results are loaded once per key and kept; made by `warm`, lives as long as its module.
+
+    Call it to get the state. The key is what the loader's signature binds: ``f(1)``, ``f(x=1)`` and a default of 1 are one.
+    """
+
+    __name__: str
+    __qualname__: str
+    __wrapped__: Any
+
+    def __init__(self, loader: Callable[P, Any], maxsize: int | None = None) -> None:
+        _check(loader, maxsize)
+        functools.update_wrapper(self, loader)
+        del self.__wrapped__  # with it, source strategies would ship the bare loader: silently cold
+        self.__signature__ = inspect.signature(loader)
+        self._loader = loader
+        self._key: Callable[..., tuple[Any, ...]] = _binder(loader)
+        self._maxsize = maxsize
+        self._values: dict[Hashable, _Value] = {}
+        self._locks: dict[Hashable, Any] = {}
+        self._loading: set[Hashable] = set()
+        self._tick = itertools.count(1).__next__  # atomic; ticks at every hit, load and info(), so it counts the hits too
+        self._loads = self._failures = self._evictions = self._infos = 0
+        self._load_seconds = 0.0
+        _tables.add(self)
+        _replace(self)
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> T:
+        key = self._key(*args, **kwargs)
+        try:
+            value = self._values[key]
+        except KeyError:
+            value = None
+        except TypeError as error:
+            raise self._bad_key(key, error) from None
+        if value is None or value.leaving:
+            value = self._load(key, args, kwargs)
+        else:
+            value.used = self._tick()
+        state: T = value.state
+        return state
+
+    def load(self, *args: P.args, **kwargs: P.kwargs) -> None:
+        """Load, and return None: for warming up, when the state itself should not travel back to the client.
+
+        Args:
+            *args: The loader's arguments.
+            **kwargs: Likewise.
+        """
+        self(*args, **kwargs)
+
+    @contextmanager
+    def lease(self, *args: P.args, **kwargs: P.kwargs) -> Iterator[T]:
+        """The state, protected from eviction and `clear` for the length of a ``with`` block.
+
+        The end of the worker process ignores leases.
+
+        Args:
+            *args: The loader's arguments.
+            **kwargs: Likewise.
+
+        Yields:
+            The state.
+
+        Raises:
+            RuntimeError: It has to be loaded, and every value that could make room is leased.
+
+        Example:
+            with model.lease(settings) as m:
+                m.train(batch)       # another thread may load another model; this one stays
+        """
+        key = self._key(*args, **kwargs)
+        lease = object()
+        held = False
+        while not held:
+            self(*args, **kwargs)
+            value = self._values.get(key)
+            if value is None:
+                continue
+            try:
+                with _mutex:
+                    if not value.leaving:
+                        value.leases.add(lease)
+                        held = True
+                if held:
+                    yield cast(T, value.state)
+            finally:
+                with _mutex:
+                    value.leases.discard(lease)
+
+    def clear(self) -> None:
+        """Tear down everything that is loaded, latest first, and forget it; values on lease stay. Teardown errors are logged."""
+        for value in reversed(list(self._values.values())):
+            with self._lock(value.key):
+                if self._values.get(value.key) is value and self._claim([value]) is not None:
+                    self._drop(value, "cleared")
+
+    def info(self) -> Info:
+        """The counts so far, as a frozen value."""
+        with _mutex:
+            hits = self._tick() - 1 - self._loads - self._infos
+            self._infos += 1
+            counts = (hits, self._loads, self._failures, self._evictions)
+        return Info(*counts, len(self._values), self._maxsize, self._load_seconds)
+
+    def _load(self, key: Hashable, args: Any, kwargs: Any) -> _Value:
+        with self._lock(key):
+            value = self._values.get(key)
+            if value is not None and not value.leaving:  # another thread loaded it while this one waited
+                value.used = self._tick()
+                return value
+            if key in self._loading:  # and this thread has the lock
+                raise RecursionError(f"{self!r} needs {ledger.describe(key)} to load {ledger.describe(key)}: its loader calls itself")
+            try:
+                self._loading.add(key)
+                if value is not None:
+                    self._drop(value, "evicted")
+                self._make_room()
+                return self._open(key, args, kwargs)
+            finally:
+                self._loading.discard(key)
+
+    def _open(self, key: Hashable, args: Any, kwargs: Any) -> _Value:
+        value = _Value(self, key)
+        start = time.perf_counter()
+        try:
+            ledger.hold(value)  # before the first step, so that whatever is opened is known
+            value.state = self._loader(*args, **kwargs)
+            if isinstance(value.state, GeneratorType):
+                value.steps = value.state
+                lifecycle.arm()
+                value.state = next(value.steps, _OVER)
+                if value.state is _OVER:
+                    raise TypeError(f"{self!r} never yielded: a generator loader yields its state once")
+            value.seconds, value.at = time.perf_counter() - start, time.time()
+            self._count_load(value)
+            self._values[key] = value
+            return value
+        except BaseException as error:
+            self._undo(value, error)
+            raise
+
+    def _count_load(self, value: _Value) -> None:
+        with _mutex:
+            value.used = self._tick()
+            self._loads += 1
+            self._load_seconds += value.seconds
+        ledger.record("loaded", self._name, value.key, seconds=value.seconds)
+
+    def _undo(self, value: _Value, error: BaseException) -> None:
+        """A failed load leaves nothing behind: what it had opened is torn down."""
+        self._values.pop(value.key, None)
+        with _mutex:
+            self._failures += 1
+        value.close()
+        ledger.record("failed", self._name, value.key, error=error)
+
+    def _make_room(self) -> None:
+        while self._maxsize is not None and len(self._values) + len(self._loading) > self._maxsize:
+            victim = self._claim(list(self._values.values()))
+            if victim is None:
+                raise RuntimeError(
+                    f"{self!r} has no room: all of its {self._maxsize} values are leased or loading; end a lease or raise maxsize"
+                )
+            self._drop(victim, "evicted")
+
+    def _claim(self, values: list[_Value]) -> _Value | None:
+        """The least recently used of *values* that nobody leases, from now on not to be handed out; None if all are leased."""
+        with _mutex:
+            idle = [value for value in values if value.leaving or not value.leases]
+            victim = min(idle, key=attrgetter("used"), default=None)
+            if victim is not None:
+                victim.leaving = True
+            return victim
+
+    def _drop(self, value: _Value, kind: ledger.Kind) -> None:
+        value.close()
+        self._values.pop(value.key, None)
+        if kind == "evicted":
+            with _mutex:
+                self._evictions += 1
+        ledger.record(kind, self._name, value.key)
+
+    def _lock(self, key: Hashable) -> Any:
+        return self._locks.setdefault(key if self._maxsize is None else None, threading.RLock())
+
+    @property
+    def _name(self) -> str:
+        return f"{self.__module__}.{self.__qualname__}"
+
+    def _bad_key(self, key: tuple[Any, ...], error: TypeError) -> TypeError:
+        for name, value in zip(inspect.signature(self._loader).parameters, key, strict=True):
+            try:
+                hash(value)
+            except TypeError:
+                return TypeError(
+                    f"{self!r}: argument {name}={ledger.describe(value)} is not hashable, so it cannot be part of a key; "
+                    "pass a frozen dataclass or a tuple"
+                )
+        return error
+
+    def _renew_locks(self) -> None:
+        self._locks.clear()
+        self._loading.clear()
+
+    def __reduce__(self) -> str:
+        if self.__module__ == "__main__" or "<" in self.__qualname__:
+            raise pickle.PicklingError(
+                f"{self!r} is defined in {'__main__' if self.__module__ == '__main__' else 'a function'}, which a worker cannot import: "
+                "move it to the top level of a module that is installed on the worker"
+            )
+        return self.__qualname__
+
+    def __repr__(self) -> str:
+        limit = "" if self._maxsize is None else f", maxsize {self._maxsize}"
+        return f"<warm {self._name}: {len(self._values)} loaded{limit}>"
+
+
+class WarmDecorator:
+    """What ``warm(maxsize=...)`` returns: turns a loader into a `Warm` with that limit."""
+
+    def __init__(self, maxsize: int | None) -> None:
+        self._maxsize = maxsize
+
+    @overload
+    def __call__(self, loader: Callable[P, Generator[T, Any, Any]], /) -> Warm[P, T]: ...
+    @overload
+    def __call__(self, loader: Callable[P, T], /) -> Warm[P, T]: ...
+    def __call__(self, loader: Callable[P, Any], /) -> Warm[P, Any]:
+        return Warm(loader, self._maxsize)
+
+
+@overload
+def warm(loader: Callable[P, Generator[T, Any, Any]], /) -> Warm[P, T]: ...
+@overload
+def warm(loader: Callable[P, T], /) -> Warm[P, T]: ...
+@overload
+def warm(*, maxsize: int | None = None) -> WarmDecorator: ...
+def warm(loader: Callable[..., Any] | None = None, /, *, maxsize: int | None = None) -> Any:
+    """Load state once per key and keep it in this process: ``@warm`` or ``@warm(maxsize=2)`` on a module-level function.
+
+    A loader that returns is done. A loader that yields, once, is also the teardown: what follows the yield runs when the state is
+    evicted or cleared, or when the worker ends (at SIGTERM too, where a manager grants one second). Annotate such a loader as
+    returning ``Generator[State, None, None]``.
+
+    One thread loads a key while others wait for it; if the load fails, the next of them tries itself. A loader finds out about
+    devices from its own worker's environment (``CUDA_VISIBLE_DEVICES`` is pinned there), not from an argument.
+
+    Args:
+        loader: A plain function or generator function, defined at the top level of a module. Its arguments must be hashable:
+            strings, numbers, tuples, frozen dataclasses.
+        maxsize: The most values that may be loaded at a time in this process, 1 or more. The least recently used one is torn
+            down *before* the load that needs its room. None, the default, keeps everything.
+
+    Returns:
+        A `Warm`, called like the loader.
+
+    Raises:
+        TypeError: The loader is async, a class, a method or no function; or maxsize is not a whole number.
+        ValueError: maxsize is below 1.
+
+    Example:
+        >>> from collections.abc import Generator
+        >>> from gc_warm import warm
+        >>> @warm
+        ... def table(size: int) -> list[int]:
+        ...     return [n * n for n in range(size)]
+        >>> table(1000)[9], table(size=1000)[9], table.info().loads
+        (81, 81, 1)
+        >>> @warm(maxsize=1)
+        ... def log_file(path: str) -> Generator[list[str], None, None]:
+        ...     lines = [f"open {path}"]
+        ...     yield lines
+        ...     print("closed", path)
+        >>> log_file("a.log")
+        ['open a.log']
+        >>> log_file("b.log")
+        closed a.log
+        ['open b.log']
+        >>> log_file.clear()
+        closed b.log
+    """
+    if loader is None:
+        return WarmDecorator(maxsize)
+    return Warm(loader, maxsize)
+
+
+def _check(loader: Any, maxsize: Any) -> None:
+    if not inspect.isfunction(loader):
+        raise TypeError(f"@warm takes a function, not {ledger.describe(loader)}; a limit is written @warm(maxsize=2)")
+    name = f"{loader.__module__}.{loader.__qualname__}"
+    if inspect.iscoroutinefunction(loader) or inspect.isasyncgenfunction(loader):
+        raise TypeError(f"{name} is async, and workers call plain functions: make the loader plain, with asyncio.run(...) inside")
+    if "." in loader.__qualname__.rpartition("<locals>.")[2]:
+        raise TypeError(
+            f"{name} is defined in a class, and what an instance keeps is cold on a worker: move the loader to the top level of its module"
+        )
+    if maxsize is not None and (not isinstance(maxsize, int) or isinstance(maxsize, bool)):
+        raise TypeError(f"@warm on {name}: maxsize must be a whole number or None, not {maxsize!r}")
+    if maxsize is not None and maxsize < 1:
+        raise ValueError(f"@warm on {name}: maxsize must be at least 1, not {maxsize}; to keep nothing, leave out @warm")
+
+
+def _replace(table: Warm[Any, Any]) -> None:
+    """When a module is reloaded, the table it replaces is torn down: nobody could reach it any more."""
+    name = f"{table.__module__}.{table.__qualname__}"
+    if "<" in table.__qualname__:  # a function may make many of the same name
+        return
+    previous = _by_name.get(name)
+    _by_name[name] = table
+    if previous is not None:
+        previous.clear()
+
+
+def _binder(loader: Callable[..., Any]) -> Callable[..., tuple[Any, ...]]:
+    """A function with the loader's own signature that returns what it bound, as a tuple.
+
+    Python's own call machinery does the binding, in a tenth of a microsecond where ``inspect.Signature.bind`` needs six.
+    """
+    space: dict[str, Any] = {"_gc_warm_items": lambda keywords: tuple(sorted(keywords.items()))}
+    parameters, parts = [], []
+    before: Any = None
+    for number, parameter in enumerate(inspect.signature(loader).parameters.values()):
+        if before is parameter.POSITIONAL_ONLY and parameter.kind is not before:
+            parameters.append("/")
+        if parameter.kind is parameter.KEYWORD_ONLY and before not in (parameter.KEYWORD_ONLY, parameter.VAR_POSITIONAL):
+            parameters.append("*")
+        before, name = parameter.kind, parameter.name
+        star = "*" if before is parameter.VAR_POSITIONAL else "**" if before is parameter.VAR_KEYWORD else ""
+        default = "" if parameter.default is parameter.empty else f"=_gc_warm_{number}"
+        space[f"_gc_warm_{number}"] = parameter.default
+        parameters.append(f"{star}{name}{default}")
+        parts.append(f"_gc_warm_items({name})," if star == "**" else f"{name},")
+    if before is inspect.Parameter.POSITIONAL_ONLY:
+        parameters.append("/")
+    bind = eval(f"lambda {', '.join(parameters)}: ({''.join(parts)})", space)  # names come from a compiled function
+    bind.__name__, bind.__qualname__ = loader.__name__, loader.__qualname__
+    return cast(Callable[..., tuple[Any, ...]], bind)
+
+
+def _after_fork() -> None:
+    """In a forked child: the locks are new, since their owners may not exist here. Values stay; `lifecycle` disowns them."""
+    global _mutex
+    _mutex = threading.Lock()
+    for table in _tables:
+        table._renew_locks()
+
+
+os.register_at_fork(after_in_child=_after_fork)

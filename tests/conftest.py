@@ -1,0 +1,78 @@
+"""What every test is held to: nothing of it is left behind, and where nothing may be skipped, nothing is."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Generator, Iterator
+
+import psutil
+import pytest
+from globus_compute_sdk.sdk import executor as sdk_executor
+
+from tests.support import wait_until
+
+
+def _processes() -> set[tuple[int, float]]:
+    """This process's descendants; a block of the engine has left them, but keeps the marker in its environment."""
+    found = set()
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if process.pid != os.getpid() and process.status() != psutil.STATUS_ZOMBIE:
+                marked = process.environ().get("GC_WARM_TEST_RUN") == os.environ["GC_WARM_TEST_RUN"]
+                if marked and not any("resource_tracker" in word for word in process.cmdline()):
+                    found.add((process.pid, process.create_time()))
+    return found
+
+
+def _threads() -> set[threading.Thread]:
+    return set(threading.enumerate())
+
+
+def _descriptors() -> set[tuple[str, str]]:
+    found = set()
+    for name in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(FileNotFoundError):
+            found.add((name, os.readlink(f"/proc/self/fd/{name}")))
+    return found
+
+
+def _files() -> set[str]:
+    return {name for name in os.listdir(tempfile.gettempdir()) if name.startswith("gc_warm")}
+
+
+@pytest.fixture(scope="session", autouse=True)
+def run_marker() -> Iterator[None]:
+    """Every process that the tests start, however far removed, inherits this variable."""
+    os.environ["GC_WARM_TEST_RUN"] = f"{os.getpid()}-{time.time_ns()}"
+    yield
+    left = {pid: " ".join(psutil.Process(pid).cmdline()) for pid, _ in _processes()}
+    assert not left, f"the session leaves processes behind: {left}"
+
+
+@pytest.fixture(autouse=True)
+def nothing_left_behind(run_marker: None) -> Generator[None, None, None]:
+    """Fail a test that leaves processes, threads, descriptors or files of ours; fixtures of wider scope may keep theirs."""
+    looks: dict[str, Callable[[], set[object]]] = {
+        "processes": _processes,  # type: ignore[dict-item]
+        "threads": _threads,  # type: ignore[dict-item]
+        "descriptors": _descriptors,  # type: ignore[dict-item]
+        "files": _files,  # type: ignore[dict-item]
+    }
+    before = {name: look() for name, look in looks.items()}
+    group = sdk_executor.Executor._default_task_group_id
+    yield
+    assert sdk_executor.Executor._default_task_group_id == group, "the SDK's default task group was changed for everybody"
+    for name, look in looks.items():
+        wait_until(lambda look=look, name=name: not look() - before[name], f"all {name} gone: {look() - before[name]}", 5)  # type: ignore[misc]
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    """With GC_WARM_NO_SKIPS set (as .ci/run does), a skipped test is a failed one."""
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    if reporter is not None and os.environ.get("GC_WARM_NO_SKIPS") and reporter.stats.get("skipped"):
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
