@@ -1,0 +1,296 @@
+"""MockExecutor and MockClient: the SDK's own classes on the service of this package, all in one process but for the workers.
+
+Only the transport is replaced: HTTP requests are handed to `gc_warm.testing.service.Service.handle`, and results reach the SDK's
+result watcher through a queue in place of AMQP. Batching, serialization, limits and errors are the SDK's.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import queue
+import threading
+import uuid
+from collections.abc import Mapping, Sequence
+from concurrent.futures import wait as wait_for
+from types import TracebackType
+from typing import Any
+
+import globus_sdk
+import requests
+from globus_compute_common import messagepack
+from globus_compute_sdk import Client, Executor
+from globus_compute_sdk.sdk import executor as sdk_executor
+from globus_compute_sdk.sdk.utils.uuid_like import as_optional_uuid
+from pika import BasicProperties
+
+from gc_warm.testing.runners import EngineRunner, SpawnedRunner, SpawnedWorker
+from gc_warm.testing.service import Service, ServiceError, TaskRunner
+
+log = logging.getLogger("gc_warm")
+
+
+class MockClient(Client):
+    """A `globus_compute_sdk.Client` whose service, endpoint and workers are all on this machine.
+
+    Lives until `close`; usable with ``with``. Several executors can share one, and with it the workers and their state.
+
+    Args:
+        config: Start the endpoint's real engine from this configuration (see `EngineRunner`) in place of spawned workers;
+            the arguments below then have no meaning and are refused.
+        workers: How many workers; 2 unless said otherwise.
+        pythonpath: Folders with modules that the tasks import. Nothing of the client's own path is there.
+        env: Environment variables to add in the workers.
+        fresh_process_per_task: One process a task: everything is always cold, as under Work Queue.
+        **client_options: For the SDK's client, such as ``code_serialization_strategy``.
+
+    Raises:
+        TypeError: Both *config* and an argument of the spawned workers are given.
+
+    Example:
+        >>> from gc_warm import MockClient
+        >>> with MockClient(workers=1) as client:
+        ...     function_id = client.register_function(len)
+        ...     client.get_function(function_id)["function_name"]
+        'len'
+    """
+
+    def __init__(
+        self,
+        config: str | os.PathLike[str] | None = None,
+        *,
+        workers: int | None = None,
+        pythonpath: Sequence[str | os.PathLike[str]] = (),
+        env: Mapping[str, str] | None = None,
+        fresh_process_per_task: bool = False,
+        **client_options: Any,
+    ) -> None:
+        if config is not None and (workers is not None or pythonpath or env or fresh_process_per_task):
+            raise TypeError(
+                "workers, pythonpath, env and fresh_process_per_task are for spawned workers; with config= write them into the config"
+            )
+
+        def make_runner(user_endpoint_config: Mapping[str, Any]) -> TaskRunner:
+            if config is not None:
+                return EngineRunner(config)
+            number = 2 if workers is None else workers
+            return SpawnedRunner(workers=number, pythonpath=pythonpath, env=env, fresh_process_per_task=fresh_process_per_task)
+
+        self.service = Service(make_runner)
+        super().__init__(do_version_check=False, authorizer=globus_sdk.NullAuthorizer(), **client_options)
+        for api in (self._compute_web_client.v2, self._compute_web_client.v3):
+            api.transport.session.mount(api.base_url, _InProcess(self.service))
+
+    def close(self) -> None:
+        """End the workers. Idempotent."""
+        self.service.close()
+
+    def __enter__(self) -> MockClient:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+
+class MockExecutor(Executor):
+    """A `globus_compute_sdk.Executor` that needs no account, no network and no endpoint.
+
+    What it runs, it runs as an endpoint does: each task goes through the SDK's serialization to a worker process that shares
+    nothing with the client. What is warm here is warm there, and what is cold here is cold there.
+
+    Lives until `shutdown`; usable with ``with``. The workers are started by the constructor.
+
+    Args:
+        config: See `MockClient`, as for the next four.
+        workers: How many workers.
+        pythonpath: Folders with modules that the tasks import.
+        env: Environment variables to add in the workers.
+        fresh_process_per_task: One process a task.
+        client: Use this `MockClient`, which stays open, and not one of its own; then none of the arguments above can be given.
+        rate_limit: Keep the SDK's throttle, which delays more than 4 submissions in 16 s. Off by default: no service needs it here.
+        **executor_options: For the SDK's executor, such as ``serializer`` or ``user_endpoint_config``.
+
+    Raises:
+        ValueError, FileNotFoundError, WorkerStartError: The workers cannot be started as asked for.
+
+    Example:
+        >>> from gc_warm import MockExecutor
+        >>> from gc_warm.functions import count
+        >>> with MockExecutor(workers=1) as executor:
+        ...     [executor.submit(count).result() for _ in range(3)]
+        [1, 2, 3]
+    """
+
+    def __init__(
+        self,
+        config: str | os.PathLike[str] | None = None,
+        *,
+        client: MockClient | None = None,
+        rate_limit: bool = False,
+        endpoint_id: uuid.UUID | str | None = None,
+        user_endpoint_config: dict[str, Any] | None = None,
+        task_group_id: uuid.UUID | str | None = None,
+        **options: Any,
+    ) -> None:
+        client_options = {name: options.pop(name) for name in _CLIENT_OPTIONS if name in options}
+        if client is not None and (config is not None or client_options):
+            given = ["config"] * (config is not None) + sorted(client_options)
+            raise TypeError(f"{', '.join(given)}: the client that is passed already has its workers; give these to MockClient")
+        self._own_client = client is None
+        self._mock_client = client or MockClient(config, **client_options)
+        try:
+            self._mock_client.service.runner(user_endpoint_config)
+            super().__init__(
+                endpoint_id=endpoint_id or self._mock_client.service.endpoint_id,
+                client=self._mock_client,
+                task_group_id=task_group_id or uuid.uuid4(),
+                user_endpoint_config=user_endpoint_config,
+                **options,
+            )
+        except BaseException:
+            self._close_client()
+            raise
+        if not rate_limit:
+            self.api_burst_window_s = 0
+
+    @property
+    def task_group_id(self) -> uuid.UUID | None:
+        """Id of the group its tasks belong to: one of its own, where the SDK's executors share the first one's."""
+        return self._task_group_id
+
+    @task_group_id.setter
+    def task_group_id(self, task_group_id: uuid.UUID | str | None) -> None:
+        self._task_group_id = as_optional_uuid(task_group_id)
+
+    @property
+    def workers(self) -> tuple[SpawnedWorker, ...]:
+        """The workers: each has a ``rank``, a ``pid`` and ``kill()``.
+
+        Raises:
+            AttributeError: They belong to a real engine, which has no handles on them.
+        """
+        runner = self._mock_client.service.runner(self.user_endpoint_config)
+        if not isinstance(runner, SpawnedRunner):
+            raise AttributeError("workers: the real engine gives no access to its workers; it is there with spawned workers only")
+        return runner.workers
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        """End the executor and, unless a client was passed, its workers. Idempotent.
+
+        Args:
+            wait: Wait for the tasks that have been submitted; otherwise those that have not ended fail.
+            cancel_futures: Cancel what has not been sent to the service yet.
+        """
+        if threading.current_thread() is self._task_submitter:  # after an error, the SDK's own doing: what runs may still end
+            super().shutdown(wait=wait, cancel_futures=cancel_futures)  # type: ignore[no-untyped-call]
+            return
+        watcher = None
+        try:
+            super().shutdown(wait=wait, cancel_futures=cancel_futures)  # type: ignore[no-untyped-call]
+            self._task_submitter.join()
+            watcher = sdk_executor._RESULT_WATCHERS.get(self._group)
+            if wait and watcher is not None:  # the SDK does not wait for what its submitter was about to send
+                wait_for(watcher.get_open_futures(self).values())
+        finally:
+            self._close_client()  # whatever still runs fails, so that every future ends
+            if watcher is not None:
+                watcher.shutdown(wait=wait or self._own_client)
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> bool | None:
+        if kind is not None and not issubclass(kind, Exception):  # Ctrl-C means now, not after the tasks
+            self.shutdown(wait=False, cancel_futures=True)
+            return None
+        return super().__exit__(kind, error, trace)
+
+    @property
+    def _group(self) -> uuid.UUID:
+        assert self._task_group_id is not None
+        return self._task_group_id
+
+    def _close_client(self) -> None:
+        if self._own_client:
+            self._mock_client.close()
+
+    def _get_result_watcher(self) -> sdk_executor._ResultWatcher:
+        watcher = sdk_executor._RESULT_WATCHERS.get(self._group)
+        if watcher is None or not watcher.is_alive():
+            watcher = _Watcher(self._group, self._mock_client)
+            watcher.start()
+        return watcher
+
+
+_CLIENT_OPTIONS = ("workers", "pythonpath", "env", "fresh_process_per_task")
+
+
+class _Watcher(sdk_executor._ResultWatcher):
+    """The SDK's result watcher, fed by the service in this process and not by AMQP."""
+
+    def __init__(self, task_group_id: uuid.UUID, client: MockClient) -> None:
+        super().__init__(task_group_id, client)
+        self.daemon = True
+        self._service = client.service
+        self._inbox: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
+
+    def watch_for_task_results(self, executor: Executor, futures: list[Any]) -> int:
+        """Also look again at results that came before their futures."""
+        watched: int = super().watch_for_task_results(executor, futures)
+        self._inbox.put(None)
+        return watched
+
+    def run(self) -> None:
+        """Match results to futures until told to stop."""
+        self._thread_id = threading.get_ident()
+        unsubscribe = self._service.subscribe(str(self.task_group_id), self._inbox.put)
+        try:
+            while not self._time_to_stop:
+                try:
+                    self._take_in()
+                    self._match_results_to_futures()  # type: ignore[no-untyped-call]
+                except Exception:  # a future that its owner cancelled, say: the others still want their results
+                    log.exception("a result could not be delivered")
+        finally:
+            unsubscribe()
+
+    def _take_in(self) -> None:
+        try:
+            packed = self._inbox.get(timeout=_STOP_DELAY)
+        except queue.Empty:
+            return
+        if packed is not None:
+            result: Any = messagepack.unpack(packed)
+            self._received_results[str(result.task_id)] = (BasicProperties(headers={}), result)
+
+    def _stop_ioloop(self) -> None:
+        self._time_to_stop = True
+
+
+_STOP_DELAY = 0.05  # seconds between looks at whether to stop
+
+
+class _InProcess(requests.adapters.BaseAdapter):
+    """Hands the requests of a `requests` session to the service."""
+
+    def __init__(self, service: Service) -> None:
+        super().__init__()
+        self._service = service
+
+    def send(self, request: requests.PreparedRequest, *_args: Any, **_options: Any) -> requests.Response:
+        """Answer as an HTTP server would."""
+        path, _, query = str(request.path_url).partition("?")
+        sent: Any = request.body
+        body: Any
+        try:
+            status, body = 200, self._service.handle(str(request.method), path, query, json.loads(sent) if sent else None)
+        except ServiceError as error:
+            status, body = error.status, error.body()
+        response = requests.Response()
+        response.status_code, response.request = status, request
+        response.url = str(request.url)
+        response.headers["Content-Type"] = "application/json"
+        response.encoding = "utf-8"
+        response._content = json.dumps(body).encode()
+        return response
+
+    def close(self) -> None:
+        """Nothing is open."""

@@ -1,0 +1,386 @@
+"""What stands behind an endpoint: freshly spawned worker processes, or the endpoint's real engine.
+
+Both are a `gc_warm.testing.service.TaskRunner`, and both run a task through the endpoint's own ``execute_task`` in a process
+that has nothing of the client's memory. Threads or forked children would be falsely warm.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import pickle
+import platform
+import queue
+import shlex
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import uuid
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from gc_warm.testing import worker_main
+
+log = logging.getLogger("gc_warm")
+
+_GRACE = 1.0  # seconds between SIGTERM and SIGKILL: what a manager grants its workers
+_LOOK = 0.2  # seconds between looks at a busy worker, for the rare death that leaves its pipe open in a grandchild
+
+
+class WorkerStartError(RuntimeError):
+    """A worker ended before it was ready to take a task."""
+
+
+class SpawnedWorker:
+    """One worker of a `SpawnedRunner`: a rank with a process that is replaced when it has died.
+
+    Attributes:
+        rank: Its number, from 0; a restarted worker keeps it.
+    """
+
+    def __init__(self, rank: int, environment: dict[str, str], run_dir: str) -> None:
+        self.rank = rank
+        self._environment = {**environment, "PARSL_WORKER_RANK": str(rank)}
+        self._run_dir = run_dir
+        self._process: subprocess.Popen[bytes] | None = None
+        self._connection: Connection | None = None
+        self._ready = False
+        self._lock = threading.Lock()
+        self._closed = False
+
+    @property
+    def pid(self) -> int | None:
+        """Process id; None while there is no process (before a restart, or between tasks with one process a task)."""
+        process = self._process
+        return process.pid if process is not None and process.poll() is None else None
+
+    def kill(self) -> None:
+        """End the process with SIGKILL, as the out-of-memory killer does. Its state is lost; the next task starts another."""
+        process = self._process
+        if process is not None:
+            process.kill()
+            process.wait()
+
+    def start(self) -> None:
+        """Have a living process, without waiting until it is ready."""
+        with self._lock:
+            if self._closed:
+                raise RuntimeError("the workers have been shut down")
+            if self.pid is not None:
+                return
+            self._discard()
+            ours, theirs = socket.socketpair()
+            try:
+                self._process = subprocess.Popen(
+                    [sys.executable, worker_main.__file__, str(theirs.fileno()), self._run_dir],
+                    env=self._environment,
+                    cwd=self._run_dir,
+                    stdin=subprocess.DEVNULL,
+                    stdout=2,  # what tasks print should neither be lost nor mix with the client's output
+                    pass_fds=[theirs.fileno()],
+                    start_new_session=True,  # Ctrl-C is for the client, which then ends its workers
+                )
+                self._connection = Connection(ours.detach())
+                self._ready = False
+            finally:
+                ours.close()
+                theirs.close()
+
+    def wait_ready(self) -> None:
+        """Wait until the process can take a task.
+
+        Raises:
+            WorkerStartError: It ended instead.
+        """
+        if not self._ready:
+            try:
+                self._receive()
+            except (EOFError, OSError):
+                process = self._process
+                status = None if process is None else process.wait()
+                raise WorkerStartError(
+                    f"worker {self.rank} ended with exit status {status} before it could take a task; "
+                    f"what it said is on stderr. It ran {sys.executable} with PYTHONPATH={self._environment['PYTHONPATH']!r}"
+                ) from None
+            self._ready = True
+
+    def run(self, task_id: uuid.UUID, packed: bytes, serializers: Sequence[str]) -> bytes:
+        """Run one task; the packed Result says so if the worker was lost."""
+        try:
+            self.start()
+            self.wait_ready()
+        except (RuntimeError, OSError) as error:
+            return worker_main.pack_failure(task_id, error)
+        try:
+            assert self._connection is not None
+            self._connection.send_bytes(pickle.dumps((task_id, packed, list(serializers) or None)))
+            return self._receive()
+        except (EOFError, OSError):
+            from parsl.executors.high_throughput.errors import WorkerLost
+
+            return worker_main.pack_failure(task_id, WorkerLost(self.rank, platform.node()))
+
+    def _receive(self) -> bytes:
+        connection, process = self._connection, self._process
+        assert connection is not None
+        assert process is not None
+        while not connection.poll(_LOOK):
+            if process.poll() is not None and not connection.poll(0):
+                raise EOFError
+        return connection.recv_bytes()
+
+    def stop(self) -> None:
+        """End the process in the manager's way: SIGTERM, a second for its teardowns, SIGKILL."""
+        process = self._process
+        if process is None:
+            return
+        process.terminate()
+        try:
+            process.wait(_GRACE)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+    def close(self) -> None:
+        """Stop for good; idempotent."""
+        with self._lock:
+            self._closed = True
+        self.stop()
+
+    def _discard(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
+        self._connection = self._process = None
+
+    def __repr__(self) -> str:
+        return f"<worker {self.rank}: pid {self.pid}>"
+
+
+class SpawnedRunner:
+    """Tasks in spawned worker processes, given to the least recently used worker as a manager does.
+
+    A worker's import path is what is installed, plus *pythonpath*: not the client's ``sys.path``, not its directory. Ready
+    when the constructor returns.
+
+    Args:
+        workers: How many, 1 or more.
+        pythonpath: Folders of modules that tasks may import.
+        env: Environment variables to add to the client's.
+        fresh_process_per_task: One process a task (as Work Queue does it), in which nothing is ever warm.
+
+    Raises:
+        ValueError: *workers* is below 1.
+        FileNotFoundError: A folder of *pythonpath* is not there.
+        WorkerStartError: The workers cannot start.
+    """
+
+    def __init__(
+        self,
+        *,
+        workers: int = 2,
+        pythonpath: Sequence[str | os.PathLike[str]] = (),
+        env: Mapping[str, str] | None = None,
+        fresh_process_per_task: bool = False,
+    ) -> None:
+        if workers < 1:
+            raise ValueError(f"workers must be at least 1, not {workers}")
+        path = _folders(pythonpath)
+        self._fresh = fresh_process_per_task
+        self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        self._lock = threading.Lock()
+        self._closed = False
+        self._folder = tempfile.TemporaryDirectory(prefix="gc_warm-", ignore_cleanup_errors=True)
+        environment = {
+            **os.environ,
+            **(env or {}),
+            "PYTHONPATH": path,
+            "PARSL_WORKER_COUNT": str(workers),
+            "PARSL_WORKER_POOL_ID": uuid.uuid4().hex[:12],
+            "PARSL_WORKER_BLOCK_ID": "0",
+        }
+        self.workers = tuple(SpawnedWorker(rank, environment, self._folder.name) for rank in range(workers))
+        self._threads = [  # daemons: a client that forgets shutdown() still ends, and the workers with it
+            threading.Thread(target=self._serve, args=(worker,), name=f"gc_warm-worker-{worker.rank}", daemon=True)
+            for worker in self.workers
+        ]
+        try:
+            for worker in self.workers:
+                worker.start()
+            for worker in self.workers:
+                worker.wait_ready()
+        except BaseException:
+            self.shutdown()
+            raise
+        for thread in self._threads:
+            thread.start()
+
+    def submit(self, task_id: uuid.UUID, packed: bytes, *, resources: Mapping[str, Any], serializers: Sequence[str]) -> Future[bytes]:
+        """See `gc_warm.testing.service.TaskRunner`; *resources* mean nothing here."""
+        job = _Job(task_id, packed, serializers)
+        with self._lock:
+            if not self._closed:
+                self._jobs.put(job)
+                return job.future
+        job.fail("the workers have been shut down")
+        return job.future
+
+    def _serve(self, worker: SpawnedWorker) -> None:
+        while (job := self._jobs.get()) is not None:
+            if self._closed:
+                job.fail("the workers were shut down before the task began")
+                continue
+            result = worker.run(job.task_id, job.packed, job.serializers)
+            if self._fresh:
+                worker.stop()
+            job.future.set_result(result)
+
+    def shutdown(self) -> None:
+        """End the workers with SIGTERM and, a second later, SIGKILL. Tasks that have not ended fail. Idempotent."""
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+            for _ in self._threads:
+                self._jobs.put(None)
+        closing = [threading.Thread(target=worker.close) for worker in self.workers]  # their seconds of grace run side by side
+        for thread in closing:
+            thread.start()
+        for thread in [*closing, *self._threads]:
+            if thread.ident is not None:
+                thread.join()
+        for worker in self.workers:
+            worker._discard()
+        _remove(self._folder)
+
+
+class EngineRunner:
+    """Tasks in the endpoint's own engine, started from a configuration as an endpoint starts it.
+
+    Its processes begin in a directory of their own, so that what happens to lie in the client's is not importable. Tasks wait
+    until the first worker is there.
+
+    Args:
+        config: What a user endpoint's ``config.yaml`` holds: the path of such a file, or its text (several lines).
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: The endpoint's loader refuses it, or it has no engine.
+    """
+
+    def __init__(self, config: str | os.PathLike[str]) -> None:
+        from globus_compute_endpoint.engines.base import GlobusComputeEngineBase
+
+        self._engine: GlobusComputeEngineBase = _load_engine(config)
+        self._lock = threading.Lock()
+        self._closed = False
+        self._open: set[Future[bytes]] = set()
+        self._folder = tempfile.TemporaryDirectory(prefix="gc_warm-", ignore_cleanup_errors=True)
+        try:
+            _settle(self._engine, self._folder.name)
+            self._engine.start(endpoint_id=uuid.uuid4(), run_dir=self._folder.name)
+        except BaseException:
+            self.shutdown()
+            raise
+
+    def submit(self, task_id: uuid.UUID, packed: bytes, *, resources: Mapping[str, Any], serializers: Sequence[str]) -> Future[bytes]:
+        """See `gc_warm.testing.service.TaskRunner`."""
+        from globus_compute_endpoint.engines.base import GCFuture
+
+        future: Future[bytes] = GCFuture(task_id)
+        with self._lock:
+            if self._closed:
+                future.set_result(worker_main.pack_failure(task_id, RuntimeError("the engine has been shut down")))
+                return future
+            self._open.add(future)
+        future.add_done_callback(self._open.discard)
+        self._engine.submit(future, packed, dict(resources), result_serializers=list(serializers) or None)
+        return future
+
+    def shutdown(self) -> None:
+        """End the engine with all its processes. Tasks that have not ended fail. Idempotent."""
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+        processes = _processes_of(self._engine)
+        self._engine.shutdown()
+        _, alive = psutil.wait_procs(processes, timeout=_GRACE)
+        for process in alive:
+            process.kill()
+        psutil.wait_procs(alive, timeout=_GRACE)
+        for future in list(self._open):
+            future.set_result(worker_main.pack_failure(future.gc_task_id, RuntimeError("the engine was shut down")))  # type: ignore[attr-defined]
+        _remove(self._folder)
+
+
+def _load_engine(config: str | os.PathLike[str]) -> Any:
+    from click import ClickException
+    from globus_compute_endpoint.endpoint.config.utils import load_config_yaml
+
+    is_text = isinstance(config, str) and "\n" in config
+    text = str(config) if is_text else Path(config).read_text()
+    source = "the config given as text" if is_text else os.fspath(config)
+    try:
+        engine = getattr(load_config_yaml(text), "engine", None)
+    except ClickException as error:
+        raise ValueError(f"{source}: {error.message}") from error
+    if engine is None:
+        raise ValueError(f"{source} has no 'engine:' section, so it is not the configuration of a user endpoint")
+    return engine
+
+
+def _settle(engine: Any, folder: str) -> None:
+    """Let a block start in *folder* and find the endpoint's command, also where the environment is not activated."""
+    provider = getattr(getattr(engine, "executor", None), "provider", None)
+    if provider is None:  # engines without blocks
+        return
+    scripts = os.path.dirname(sys.executable)
+    provider.worker_init = f'cd {shlex.quote(folder)}\nexport PATH="$PATH":{shlex.quote(scripts)}\n{provider.worker_init}'
+    command, *arguments = engine.executor.interchange_launch_cmd
+    engine.executor.interchange_launch_cmd = [shutil.which(command) or os.path.join(scripts, command), *arguments]
+
+
+def _processes_of(engine: Any) -> list[psutil.Process]:
+    """The blocks that run on this machine, with all their descendants."""
+    provider = getattr(getattr(engine, "executor", None), "provider", None)
+    found: list[psutil.Process] = []
+    for job in list(getattr(provider, "resources", {}).values()):
+        with contextlib.suppress(psutil.NoSuchProcess):  # it has ended already, or runs elsewhere and has no such number here
+            leader = psutil.Process(int(job.get("remote_pid") or -1))
+            found += [leader, *leader.children(recursive=True)]
+    return found
+
+
+class _Job:
+    """A task on its way to a worker."""
+
+    def __init__(self, task_id: uuid.UUID, packed: bytes, serializers: Sequence[str]) -> None:
+        self.task_id, self.packed, self.serializers = task_id, packed, serializers
+        self.future: Future[bytes] = Future()
+
+    def fail(self, reason: str) -> None:
+        self.future.set_result(worker_main.pack_failure(self.task_id, RuntimeError(reason)))
+
+
+def _remove(folder: tempfile.TemporaryDirectory[str]) -> None:
+    folder.cleanup()
+    if os.path.exists(folder.name):
+        log.warning("could not remove %s: something still writes there", folder.name)
+
+
+def _folders(paths: Sequence[str | os.PathLike[str]]) -> str:
+    if isinstance(paths, (str, os.PathLike)):
+        raise TypeError(f"pythonpath takes a list of folders: write [{str(paths)!r}]")
+    for folder in paths:
+        if not os.path.isdir(folder):
+            raise FileNotFoundError(f"pythonpath: there is no folder {os.fspath(folder)!r}")
+    return os.pathsep.join(os.path.abspath(folder) for folder in paths)

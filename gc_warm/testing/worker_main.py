@@ -1,0 +1,74 @@
+"""The program a spawned worker runs: the endpoint's own `execute_task`, one task after the other, in a fresh interpreter.
+
+Run by path, not as part of gc_warm: a worker has its own import path, and gc_warm need not be on it.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import select
+import signal
+import sys
+import threading
+import time
+import traceback
+import types
+import uuid
+from multiprocessing.connection import Connection
+
+READY = b"ready"
+
+
+def pack_failure(task_id: uuid.UUID, error: BaseException) -> bytes:
+    """A packed Result that says that a task was lost to *error*, in the text the real engine uses."""
+    from globus_compute_common import messagepack
+    from globus_compute_common.messagepack.message_types import Result, ResultErrorDetails
+    from globus_compute_endpoint.exception_handling import get_result_error_details
+
+    code, message = get_result_error_details(error)
+    text = "+" * 68 + "\n" + "".join(traceback.format_exception(error)) + "-" * 68
+    return bytes(messagepack.pack(Result(task_id=task_id, data=text, error_details=ResultErrorDetails(code=code, user_message=message))))
+
+
+def _end_with_client(connection: Connection) -> None:
+    """A client that was killed takes its workers along: SIGTERM, so that teardowns run, and SIGKILL after a manager's second."""
+    watch = select.poll()
+    watch.register(connection.fileno(), 0)  # nothing but the hang-up
+    watch.poll()
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(1)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def main(descriptor: int, run_dir: str) -> None:
+    """Serve tasks that come as pickled (task id, packed Task, result serializers) until the client closes its end."""
+    os.set_inheritable(descriptor, False)
+    connection = Connection(descriptor)
+    threading.Thread(target=_end_with_client, args=(connection,), name="end-with-client", daemon=True).start()
+
+    import logging
+
+    from globus_compute_endpoint.engines.helper import execute_task
+
+    # It logs the traceback of each failed task, which travels to the client anyway, where logging is not set up.
+    logging.getLogger("globus_compute_endpoint").addHandler(logging.NullHandler())
+    logging.getLogger("globus_compute_endpoint").propagate = False
+    connection.send_bytes(READY)
+    while True:
+        try:
+            task_id, packed, serializers = pickle.loads(connection.recv_bytes())
+        except EOFError:
+            return
+        try:
+            reply = execute_task(packed, task_id, run_dir=run_dir, result_serializers=serializers)
+        except Exception as error:
+            reply = pack_failure(task_id, error)
+        connection.send_bytes(reply)
+
+
+if __name__ == "__main__":
+    if sys.path and sys.path[0] == os.path.dirname(os.path.abspath(__file__)):
+        del sys.path[0]
+    sys.modules["__main__"] = types.ModuleType("__main__")  # dill puts what a client defined in its __main__ here: keep it clean
+    main(int(sys.argv[1]), sys.argv[2])
