@@ -17,14 +17,15 @@ from tests.support import wait_until
 
 
 def _processes() -> set[tuple[int, float]]:
-    """This process's descendants; a block of the engine has left them, but keeps the marker in its environment."""
+    """This process's descendants, and the blocks of an engine: these have left the family, but carry the marker."""
     found = set()
+    family = psutil.Process().children(recursive=True)
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):
-            if process.pid != os.getpid() and process.status() != psutil.STATUS_ZOMBIE:
-                marked = process.environ().get("GC_WARM_TEST_RUN") == os.environ["GC_WARM_TEST_RUN"]
-                if marked and not any("resource_tracker" in word for word in process.cmdline()):
-                    found.add((process.pid, process.create_time()))
+            ours = process in family or process.environ().get("GC_WARM_TEST_RUN") == os.environ["GC_WARM_TEST_RUN"]
+            alive = process.pid != os.getpid() and process.status() != psutil.STATUS_ZOMBIE
+            if ours and alive and not any("resource_tracker" in word for word in process.cmdline()):
+                found.add((process.pid, process.create_time()))
     return found
 
 

@@ -28,11 +28,10 @@ from typing import Any
 
 import psutil
 
-from gc_warm.testing import worker_main
+from gc_warm.testing import guard, worker_main
 
 log = logging.getLogger("gc_warm")
 
-_GRACE = 1.0  # seconds between SIGTERM and SIGKILL: what a manager grants its workers
 _LOOK = 0.2  # seconds between looks at a busy worker, for the rare death that leaves its pipe open in a grandchild
 
 
@@ -145,7 +144,7 @@ class SpawnedWorker:
             return
         process.terminate()
         try:
-            process.wait(_GRACE)
+            process.wait(guard.GRACE)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
@@ -284,12 +283,22 @@ class EngineRunner:
         self._closed = False
         self._open: set[Future[bytes]] = set()
         self._folder = tempfile.TemporaryDirectory(prefix="gc_warm-", ignore_cleanup_errors=True)
+        self._mark = uuid.uuid4().hex
+        self._guard: subprocess.Popen[bytes] | None = None
         try:
-            _settle(self._engine, self._folder.name)
+            _settle(self._engine, self._folder.name, self._mark)
             self._engine.start(endpoint_id=uuid.uuid4(), run_dir=self._folder.name)
+            self._guard = self._start_guard()
         except BaseException:
             self.shutdown()
             raise
+
+    def _start_guard(self) -> subprocess.Popen[bytes] | None:
+        interchange = _interchange(self._engine)
+        if interchange is None:
+            return None
+        command = [sys.executable, guard.__file__, self._mark, str(interchange.pid), self._folder.name]
+        return subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
 
     def submit(self, task_id: uuid.UUID, packed: bytes, *, resources: Mapping[str, Any], serializers: Sequence[str]) -> Future[bytes]:
         """See `gc_warm.testing.service.TaskRunner`."""
@@ -311,12 +320,11 @@ class EngineRunner:
             if self._closed:
                 return
             self._closed = True
-        processes = _processes_of(self._engine)
+        interchange = _interchange(self._engine)
         self._engine.shutdown()
-        _, alive = psutil.wait_procs(processes, timeout=_GRACE)
-        for process in alive:
-            process.kill()
-        psutil.wait_procs(alive, timeout=_GRACE)
+        guard.end_all(self._mark, interchange)
+        if self._guard is not None:
+            self._guard.communicate(b"all of it has ended")
         for future in list(self._open):
             future.set_result(worker_main.pack_failure(future.gc_task_id, RuntimeError("the engine was shut down")))  # type: ignore[attr-defined]
         _remove(self._folder)
@@ -338,26 +346,23 @@ def _load_engine(config: str | os.PathLike[str]) -> Any:
     return engine
 
 
-def _settle(engine: Any, folder: str) -> None:
-    """Let a block start in *folder* and find the endpoint's command, also where the environment is not activated."""
+def _settle(engine: Any, folder: str, mark: str) -> None:
+    """Let a block start in *folder*, carry *mark*, and find the endpoint's command also where the environment is not activated."""
     provider = getattr(getattr(engine, "executor", None), "provider", None)
     if provider is None:  # engines without blocks
         return
     scripts = os.path.dirname(sys.executable)
-    provider.worker_init = f'cd {shlex.quote(folder)}\nexport PATH="$PATH":{shlex.quote(scripts)}\n{provider.worker_init}'
+    before = f'cd {shlex.quote(folder)}\nexport {guard.MARK}={mark}\nexport PATH="$PATH":{shlex.quote(scripts)}\n'
+    provider.worker_init = before + provider.worker_init
     command, *arguments = engine.executor.interchange_launch_cmd
     engine.executor.interchange_launch_cmd = [shutil.which(command) or os.path.join(scripts, command), *arguments]
 
 
-def _processes_of(engine: Any) -> list[psutil.Process]:
-    """The blocks that run on this machine, with all their descendants."""
-    provider = getattr(getattr(engine, "executor", None), "provider", None)
-    found: list[psutil.Process] = []
-    for job in list(getattr(provider, "resources", {}).values()):
-        with contextlib.suppress(psutil.NoSuchProcess):  # it has ended already, or runs elsewhere and has no such number here
-            leader = psutil.Process(int(job.get("remote_pid") or -1))
-            found += [leader, *leader.children(recursive=True)]
-    return found
+def _interchange(engine: Any) -> psutil.Process | None:
+    process = getattr(getattr(engine, "executor", None), "interchange_proc", None)
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return None if process is None else psutil.Process(process.pid)
+    return None
 
 
 class _Job:

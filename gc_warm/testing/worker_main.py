@@ -5,9 +5,11 @@ Run by path, not as part of gc_warm: a worker has its own import path, and gc_wa
 
 from __future__ import annotations
 
+import atexit
 import os
 import pickle
 import select
+import shutil
 import signal
 import sys
 import threading
@@ -31,21 +33,35 @@ def pack_failure(task_id: uuid.UUID, error: BaseException) -> bytes:
     return bytes(messagepack.pack(Result(task_id=task_id, data=text, error_details=ResultErrorDetails(code=code, user_message=message))))
 
 
-def _end_with_client(connection: Connection) -> None:
-    """A client that was killed takes its workers along: SIGTERM, so that teardowns run, and SIGKILL after a manager's second."""
+def _client_is_gone(connection: Connection, timeout: int | None) -> bool:
+    """Whether the client's end is closed; waits for that up to *timeout* milliseconds, for ever if None."""
     watch = select.poll()
     watch.register(connection.fileno(), 0)  # nothing but the hang-up
-    watch.poll()
-    os.kill(os.getpid(), signal.SIGTERM)
-    time.sleep(1)
+    return bool(watch.poll(timeout))
+
+
+def _end_with_client(connection: Connection, run_dir: str) -> None:
+    """A client that was killed takes its workers along: SIGTERM if there are teardowns, and SIGKILL after a manager's second."""
+    _client_is_gone(connection, None)
+    if signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(1)
+    shutil.rmtree(run_dir, ignore_errors=True)
     os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _remove_if_orphaned(connection: Connection, run_dir: str) -> None:
+    """The folder is the client's to remove, unless it was killed."""
+    if _client_is_gone(connection, 0):
+        shutil.rmtree(run_dir, ignore_errors=True)
 
 
 def main(descriptor: int, run_dir: str) -> None:
     """Serve tasks that come as pickled (task id, packed Task, result serializers) until the client closes its end."""
     os.set_inheritable(descriptor, False)
     connection = Connection(descriptor)
-    threading.Thread(target=_end_with_client, args=(connection,), name="end-with-client", daemon=True).start()
+    atexit.register(_remove_if_orphaned, connection, run_dir)  # first registered, last to run: after the teardowns
+    threading.Thread(target=_end_with_client, args=(connection, run_dir), name="end-with-client", daemon=True).start()
 
     import logging
 

@@ -1,0 +1,41 @@
+"""The README's examples do what it says."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+README = Path(__file__).parents[1] / "README.md"
+
+# As a user's script or session would: the examples' functions belong to the real __main__, where a doctest has a copy of it.
+RUN_EXAMPLES = """
+import doctest, sys, __main__
+text = open(sys.argv[1]).read()
+test = doctest.DocTestParser().get_doctest(text, {}, "README", sys.argv[1], 0)
+test.globs = vars(__main__)
+runner = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS | doctest.IGNORE_EXCEPTION_DETAIL)
+runner.run(test, clear_globs=False)
+print(runner.summarize(verbose=False))
+sys.exit(runner.failures != 0 or runner.tries < 12)
+"""
+
+
+def test_examples(tmp_path: Path) -> None:
+    module = re.search(r"This is `modules/my_model\.py`:\n\n```python\n(.*?)```", README.read_text(), re.DOTALL)
+    assert module is not None
+    (tmp_path / "modules").mkdir()
+    (tmp_path / "modules" / "my_model.py").write_text(module[1])
+    done = subprocess.run([sys.executable, "-c", RUN_EXAMPLES, str(README)], cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("path", ["functions.py", "warmables/counter.py"])
+def test_shown_source_is_the_source(path: str) -> None:
+    source = (README.parent / "gc_warm" / path).read_text()
+    bare = re.sub(r'^ *""".*?"""\n', "", source, flags=re.DOTALL | re.MULTILINE).replace(" -> int", "")
+    shown = [block for block in re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL) if ">>>" not in block]
+    assert any(block.strip() in bare for block in shown)
