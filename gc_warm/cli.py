@@ -7,6 +7,7 @@ import json
 import sys
 
 import click
+from globus_compute_sdk.errors import TaskExecutionFailed
 from rich import box
 from rich.console import Console
 from rich.markup import escape
@@ -15,6 +16,7 @@ from rich.table import Table
 
 import gc_warm
 from gc_warm import demo
+from gc_warm.testing.runners import WorkerStartError
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -35,11 +37,14 @@ def demo_command(workers: int, engine: bool, as_json: bool) -> None:
     parts: list[demo.Part] = []
     console, error_console = Console(highlight=False), Console(stderr=True, highlight=False)
     begun = "starting the engine" if engine else f"starting {workers} worker{'s' * (workers > 1)}"
-    with error_console.status(begun) as status:
-        for part in demo.run(workers, engine, lambda part: _tell(status, part)):
-            parts.append(part)
-            if not as_json:
-                _show(console, part)
+    try:
+        with error_console.status(begun) as status:
+            for part in demo.run(workers, engine, lambda part: _tell(status, part)):
+                parts.append(part)
+                if not as_json:
+                    _show(console, part)
+    except (TaskExecutionFailed, WorkerStartError) as error:
+        raise click.ClickException(str(error)) from error
     right = all(row.right for part in parts for row in part.rows)
     if as_json:
         click.echo(json.dumps({"right": right, "parts": [dataclasses.asdict(part) for part in parts]}, indent=2))

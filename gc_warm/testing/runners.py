@@ -352,10 +352,15 @@ def _settle(engine: Any, folder: str, mark: str) -> None:
     if provider is None:  # engines without blocks
         return
     scripts = os.path.dirname(sys.executable)
-    before = f'cd {shlex.quote(folder)}\nexport {guard.MARK}={mark}\nexport PATH="$PATH":{shlex.quote(scripts)}\n'
-    provider.worker_init = before + provider.worker_init
+    exports = [f"GLOBUS_COMPUTE_USER_DIR={folder}", f"{guard.MARK}={mark}"]  # the first is made in the home directory otherwise
+    before = [
+        f"cd {shlex.quote(folder)}",
+        *(f"export {shlex.quote(export)}" for export in exports),
+        f'export PATH="$PATH":{shlex.quote(scripts)}',
+    ]
+    provider.worker_init = "\n".join([*before, provider.worker_init])
     command, *arguments = engine.executor.interchange_launch_cmd
-    engine.executor.interchange_launch_cmd = [shutil.which(command) or os.path.join(scripts, command), *arguments]
+    engine.executor.interchange_launch_cmd = ["env", *exports, shutil.which(command) or os.path.join(scripts, command), *arguments]
 
 
 def _interchange(engine: Any) -> psutil.Process | None:
