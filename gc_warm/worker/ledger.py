@@ -19,12 +19,17 @@ import itertools
 import reprlib
 import time
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from operator import attrgetter
+from typing import Literal, Protocol
 
 Kind = Literal["loaded", "failed", "evicted", "cleared"]
 
 _EVENTS_KEPT = 1000  # a worker can live for weeks; its memory should not grow with its age
+_TEXT_KEPT = 300
+_brief = reprlib.Repr()  # looks at no more of a large tuple or string than it shows
+_brief.maxstring = _brief.maxother = _TEXT_KEPT
 
 
 @dataclass(frozen=True)
@@ -61,7 +66,13 @@ class Loaded:
 
 
 class Holding(Protocol):
-    """Something alive in this process that has to be torn down before the process ends."""
+    """Something alive in this process that has to be torn down before the process ends.
+
+    Attributes:
+        order: Number of the event of its being loaded; infinity before that.
+    """
+
+    order: float
 
     def loaded(self) -> Loaded | None:
         """The record of it, or None while it is still being loaded."""
@@ -75,22 +86,28 @@ class Holding(Protocol):
 
 _events: deque[Event] = deque(maxlen=_EVENTS_KEPT)
 _numbers = itertools.count(1)
-_held: dict[int, Holding] = {}  # by id(), in the order of loading; plain dict operations, so no lock and no deadlock
-
-_short = reprlib.Repr()
-_short.maxstring = _short.maxother = 200
-_short.maxtuple = _short.maxdict = 20
+_held: dict[int, Holding] = {}  # by id(); plain dict operations, so no lock and no deadlock
 
 
 def describe(value: object) -> str:
     """*value* as text of bounded length; a broken ``__repr__`` does not raise."""
-    return _short.repr(value)
+    return _text(_brief.repr, value)
 
 
-def record(kind: Kind, name: str, key: object, *, seconds: float = 0.0, error: BaseException | None = None) -> None:
-    """Add an event to the history."""
-    reason = None if error is None else f"{type(error).__name__}: {error}"
-    _events.append(Event(next(_numbers), kind, name, describe(key), time.time(), seconds, reason))
+def record(kind: Kind, name: str, key: object, *, seconds: float = 0.0, error: BaseException | None = None) -> int:
+    """Add an event to the history; returns its number."""
+    reason = None if error is None else f"{type(error).__name__}: {_text(str, error)}"
+    event = Event(next(_numbers), kind, name, describe(key), time.time(), seconds, reason)
+    _events.append(event)
+    return event.number
+
+
+def _text(convert: Callable[[object], str], value: object) -> str:
+    try:
+        text = convert(value)
+    except Exception as error:
+        text = f"<{type(value).__name__} whose text cannot be had: {type(error).__name__}>"
+    return text if len(text) <= _TEXT_KEPT else text[:_TEXT_KEPT] + "..."
 
 
 def mark() -> int:
@@ -119,6 +136,6 @@ def release(holding: Holding) -> None:
     _held.pop(id(holding), None)
 
 
-def held() -> list[Any]:
-    """Everything that is held, in the order of loading."""
-    return list(_held.values())
+def held() -> list[Holding]:
+    """Everything that is held, in the order of loading: what a loader needed itself comes before what it loads."""
+    return sorted(_held.values(), key=attrgetter("order"))

@@ -22,6 +22,8 @@ from gc_warm.worker import ledger
 
 log = logging.getLogger("gc_warm")
 
+_ROUNDS = 3  # a teardown may load something for its own use, which then has to be torn down too
+
 _armed = False  # tear_down() is registered to run at the end of this process
 _ending = False  # it runs: a second SIGTERM must not interrupt it
 
@@ -59,11 +61,12 @@ def worker() -> Worker:
 
 def tear_down() -> None:
     """End everything this process holds, latest first. Errors are logged, never raised; harmless to call again."""
-    for holding in reversed(ledger.held()):
-        try:
-            holding.close()
-        except BaseException:  # the others must still be ended, whatever this one raised
-            log.exception("teardown of %r was cut short", holding)
+    for _ in range(_ROUNDS):
+        for holding in reversed(ledger.held()):
+            try:
+                holding.close()
+            except BaseException:  # the others must still be ended, whatever this one raised
+                log.exception("teardown of %r was cut short", holding)
 
 
 def arm() -> None:
@@ -71,6 +74,7 @@ def arm() -> None:
     global _armed
     if not _armed:
         atexit.register(_end)
+        atexit.register(_end)  # SIGTERM just before the first of them would end it before its first statement
         _register_with_multiprocessing()
         _armed = True
     if threading.current_thread() is threading.main_thread():  # Python allows it nowhere else
@@ -117,8 +121,8 @@ def _catch_sigterm() -> None:
 
 
 def _after_fork() -> None:
-    global _armed
-    _armed = False  # multiprocessing has emptied its list of finalizers; atexit callbacks are inherited and harmless twice
+    global _armed, _ending
+    _armed = _ending = False  # multiprocessing has emptied its list of finalizers; atexit callbacks are harmless more than once
     for holding in ledger.held():
         holding.disown()
 

@@ -26,10 +26,12 @@ that leaves is flagged first and removed last, so that an interrupted eviction i
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import inspect
 import itertools
 import logging
+import math
 import os
 import pickle
 import threading
@@ -37,7 +39,6 @@ import time
 from collections.abc import Callable, Generator, Hashable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from operator import attrgetter
 from types import GeneratorType
 from typing import Any, Generic, ParamSpec, TypeVar, cast, overload
 from weakref import WeakSet, WeakValueDictionary
@@ -51,7 +52,9 @@ T = TypeVar("T")
 
 _OVER: Any = object()  # what an exhausted generator gives instead of a value
 
-_mutex = threading.Lock()  # counters, leases and the choice of what to evict; no foreign code ever runs under it
+# Counters, leases and the choice of what to evict; no foreign code ever runs under it. Reentrant, because the garbage collector may
+# end an abandoned lease anywhere.
+_mutex = threading.RLock()
 _tables: WeakSet[Warm[Any, Any]] = WeakSet()
 _by_name: WeakValueDictionary[str, Warm[Any, Any]] = WeakValueDictionary()
 
@@ -82,7 +85,7 @@ class Info:
 class _Value:
     """One loaded state with what its teardown needs."""
 
-    __slots__ = ("at", "key", "leases", "leaving", "owner", "seconds", "state", "steps", "used")
+    __slots__ = ("at", "key", "leases", "leaving", "order", "owner", "seconds", "state", "steps", "used")
 
     def __init__(self, owner: Warm[Any, Any], key: Hashable) -> None:
         self.owner = owner
@@ -90,9 +93,10 @@ class _Value:
         self.state: Any = None
         self.steps: Generator[Any, Any, Any] | None = None  # the loader's frame, when it is a generator
         self.used = 0  # the owner's clock at the latest use
-        self.leases: set[object] = set()
+        self.leases: dict[object, int] = {}  # each with the thread that has it
         self.leaving = False  # its teardown has begun: no longer to be handed out
         self.at = self.seconds = 0.0
+        self.order = math.inf
 
     def loaded(self) -> ledger.Loaded | None:
         return ledger.Loaded(self.owner._name, ledger.describe(self.key), self.at, self.seconds) if self.at else None
@@ -113,8 +117,6 @@ class _Value:
     def disown(self) -> None:
         """Make sure that this process never resumes the generator, not even when the interpreter ends."""
         if self.steps is not None:
-            import ctypes
-
             # A suspended generator runs its ``finally`` when it is freed: one reference too many keeps it for ever.
             ctypes.pythonapi.Py_IncRef(ctypes.py_object(self.steps))
             self.steps = None
@@ -202,13 +204,13 @@ class Warm(Generic[P, T]):
             try:
                 with _mutex:
                     if not value.leaving:
-                        value.leases.add(lease)
+                        value.leases[lease] = threading.get_ident()
                         held = True
                 if held:
                     yield cast(T, value.state)
             finally:
                 with _mutex:
-                    value.leases.discard(lease)
+                    value.leases.pop(lease, None)
 
     def clear(self) -> None:
         """Tear down everything that is loaded, latest first, and forget it; values on lease stay. Teardown errors are logged."""
@@ -255,19 +257,19 @@ class Warm(Generic[P, T]):
                 if value.state is _OVER:
                     raise TypeError(f"{self!r} never yielded: a generator loader yields its state once")
             value.seconds, value.at = time.perf_counter() - start, time.time()
-            self._count_load(value)
             self._values[key] = value
+            self._count_load(value)
             return value
         except BaseException as error:
             self._undo(value, error)
             raise
 
     def _count_load(self, value: _Value) -> None:
+        value.order = ledger.record("loaded", self._name, value.key, seconds=value.seconds)
         with _mutex:
             value.used = self._tick()
             self._loads += 1
             self._load_seconds += value.seconds
-        ledger.record("loaded", self._name, value.key, seconds=value.seconds)
 
     def _undo(self, value: _Value, error: BaseException) -> None:
         """A failed load leaves nothing behind: what it had opened is torn down."""
@@ -290,14 +292,15 @@ class Warm(Generic[P, T]):
         """The least recently used of *values* that nobody leases, from now on not to be handed out; None if all are leased."""
         with _mutex:
             idle = [value for value in values if value.leaving or not value.leases]
-            victim = min(idle, key=attrgetter("used"), default=None)
+            victim = min(idle, key=lambda value: (not value.leaving, value.used), default=None)
             if victim is not None:
                 victim.leaving = True
             return victim
 
     def _drop(self, value: _Value, kind: ledger.Kind) -> None:
         value.close()
-        self._values.pop(value.key, None)
+        if self._values.get(value.key) is value:  # unless its own teardown has loaded it anew
+            del self._values[value.key]
         if kind == "evicted":
             with _mutex:
                 self._evictions += 1
@@ -321,9 +324,12 @@ class Warm(Generic[P, T]):
                 )
         return error
 
-    def _renew_locks(self) -> None:
+    def _renew(self) -> None:
+        """In a forked child: only the thread that forked is left, with its leases."""
         self._locks.clear()
         self._loading.clear()
+        for value in self._values.values():
+            value.leases = {lease: thread for lease, thread in value.leases.items() if thread == threading.get_ident()}
 
     def __reduce__(self) -> str:
         if self.__module__ == "__main__" or "<" in self.__qualname__:
@@ -463,9 +469,9 @@ def _binder(loader: Callable[..., Any]) -> Callable[..., tuple[Any, ...]]:
 def _after_fork() -> None:
     """In a forked child: the locks are new, since their owners may not exist here. Values stay; `lifecycle` disowns them."""
     global _mutex
-    _mutex = threading.Lock()
+    _mutex = threading.RLock()
     for table in _tables:
-        table._renew_locks()
+        table._renew()
 
 
 os.register_at_fork(after_in_child=_after_fork)

@@ -1,0 +1,320 @@
+"""An exception injected at every point where CPython may deliver an asynchronous one wedges nothing, loses nothing, doubles nothing.
+
+Task time-outs and SIGTERM arrive as exceptions in the middle of any code. CPython delivers them where a function starts, where a
+call has returned and where a loop jumps back; `Injector` finds these points with the profiling and tracing hooks.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import dis
+import functools
+import gc
+import inspect
+import itertools
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Generator, Iterator
+from pathlib import Path
+from types import CodeType, FrameType
+from typing import Any, NoReturn, TypeAlias
+
+import pytest
+
+from gc_warm.worker import lifecycle
+from gc_warm.worker.state import Warm
+
+Table: TypeAlias = "Warm[[int], State]"
+Operation: TypeAlias = Callable[[Table], None]
+
+ROOT = Path(__file__).parents[2]
+BROKEN = 13  # the key that cannot be loaded
+
+
+class TaskTimeout(Exception):
+    """What a time-out injects: unlike `SystemExit`, code that catches `Exception` catches it."""
+
+
+@functools.cache
+def backward_jumps(code: CodeType) -> frozenset[int]:
+    """Where *code* jumps back and looks for interruptions; Python 3.10 has other names for them, and there the set is empty."""
+    return frozenset(
+        step.offset for step in dis.get_instructions(code) if "JUMP_BACKWARD" in step.opname and not step.opname.endswith("NO_INTERRUPT")
+    )
+
+
+class Injector:
+    """Acts at the point with the given number in the code under test: all code but this file, which holds the loaders."""
+
+    def __init__(self, number: int, action: Callable[[], object]) -> None:
+        self._left = number
+        self._action = action
+        self.where: str | None = None
+
+    def run(self, operation: Callable[[], object]) -> None:
+        tracing = sys.gettrace()
+        sys.settrace(self._trace)
+        sys.setprofile(self._profile)
+        try:
+            operation()
+        except (TaskTimeout, SystemExit):
+            assert self.where, "it was not this injector that raised"
+        finally:
+            sys.setprofile(None)
+            sys.settrace(tracing)
+
+    def _point(self, frame: FrameType, event: str) -> None:
+        self._left -= 1
+        if self._left == 0:
+            sys.setprofile(None)
+            sys.settrace(None)
+            self.where = f"{frame.f_code.co_filename}:{frame.f_lineno} in {frame.f_code.co_name}, {event}"
+            self._action()
+
+    def _profile(self, frame: FrameType, event: str, arg: Any) -> None:
+        if event == "return":
+            # Whether a Python call that has returned is such a point depends on the opcode and the Python version. What a
+            # generator's step returns is a point in the frame that asked for it: there it is a ``c_return``.
+            caller = frame.f_back
+            if caller and caller.f_code.co_filename != __file__ and not frame.f_code.co_flags & inspect.CO_GENERATOR:
+                self._point(frame, event)
+        elif frame.f_code.co_filename != __file__ and (event == "call" or (event == "c_return" and arg.__name__ != "__enter__")):
+            self._point(frame, f"{event} {getattr(arg, '__name__', '')}")  # entering a C lock by ``with`` is not interruptible
+
+    def _trace(self, frame: FrameType, event: str, arg: Any) -> Any:
+        if frame.f_code.co_filename == __file__:
+            return None
+        frame.f_trace_opcodes = True
+        frame.f_trace_lines = False
+        if event == "opcode" and frame.f_lasti in backward_jumps(frame.f_code):
+            self._point(frame, "backward jump")
+        return self._trace
+
+
+class State:
+    """What is loaded for a key, and how often it was torn down."""
+
+    def __init__(self, key: int) -> None:
+        self.key = key
+        self.teardowns = 0
+
+
+class Resource:
+    """What the loaders open and close."""
+
+    def __init__(self) -> None:
+        self.states: list[State] = []
+        self.most_open = 0
+
+    def open(self, key: int) -> State:
+        if key == BROKEN:
+            raise OSError("no such device")
+        self.states.append(State(key))
+        self.most_open = max(self.most_open, sum(not state.teardowns for state in self.states))
+        return self.states[-1]
+
+    def finally_loader(self) -> Callable[[int], Any]:
+        def state(key: int) -> Generator[State, None, None]:
+            opened = self.open(key)
+            try:
+                yield opened
+            finally:
+                opened.teardowns += 1
+
+        return state
+
+    def yield_loader(self) -> Callable[[int], Any]:
+        def state(key: int) -> Generator[State, None, None]:
+            opened = self.open(key)
+            yield opened
+            opened.teardowns += 1
+
+        return state
+
+
+def function_loader(resource: Resource) -> Callable[[int], Any]:
+    def state(key: int) -> State:
+        if key == BROKEN:
+            raise OSError("no such device")
+        return State(key)  # nothing to tear down
+
+    return state
+
+
+LOADERS = {"finally": Resource.finally_loader, "yield": Resource.yield_loader, "function": function_loader}
+
+
+def nothing(table: Table) -> None:
+    pass
+
+
+def loaded(table: Table) -> None:
+    table(1)
+
+
+def other_loaded(table: Table) -> None:
+    table(2)
+
+
+def call(table: Table) -> None:
+    table(1)
+
+
+def clear(table: Table) -> None:
+    table.clear()
+
+
+def lease(table: Table) -> None:
+    with table.lease(1):
+        pass
+
+
+def failing_load(table: Table) -> None:
+    with contextlib.suppress(OSError):
+        table(BROKEN)
+
+
+def tear_down(table: Table) -> None:
+    lifecycle.tear_down()
+
+
+OPERATIONS: dict[str, tuple[Operation, Operation, int]] = {
+    # name: what precedes it, the operation, the least number of points it has
+    "load": (nothing, call, 20),
+    "hit": (loaded, call, 3),
+    "evict and load": (other_loaded, call, 30),
+    "failing load": (nothing, failing_load, 15),
+    "clear": (loaded, clear, 10),
+    "lease of loaded": (loaded, lease, 10),
+    "lease that loads": (nothing, lease, 30),
+    "tear down": (loaded, tear_down, 5),
+}
+
+
+@pytest.fixture(autouse=True)
+def cheap_garbage_collection() -> Iterator[None]:
+    """Each point needs one collection, to drop tracebacks that keep a lease; what was there before need not be looked at."""
+    gc.collect()
+    gc.freeze()
+    gc.disable()
+    yield
+    gc.enable()
+    gc.unfreeze()
+
+
+@pytest.fixture
+def disarm() -> Iterator[Callable[[], None]]:
+    """A function that makes the next load the first one of the process, as far as signals and ``atexit`` are concerned."""
+    handler, armed = signal.getsignal(signal.SIGTERM), lifecycle._armed
+
+    def again() -> None:
+        atexit.unregister(lifecycle._end)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        lifecycle._armed = False
+
+    yield again
+    again()
+    signal.signal(signal.SIGTERM, handler)
+    lifecycle._armed = armed
+    if armed:
+        atexit.register(lifecycle._end)
+
+
+def use_and_end(table: Table, problems: list[str]) -> None:
+    """What the next tasks do, and the end of the worker."""
+    for key in (1, 2, 1):
+        try:
+            state = table(key)
+            if (state.key, state.teardowns) != (key, 0):
+                problems.append(f"for {key} it gives {vars(state)}")
+        except Exception as error:
+            problems.append(f"cannot load {key}: {error!r}")
+    table.clear()
+    lifecycle.tear_down()
+
+
+def problems_after(table: Table, resource: Resource) -> list[str]:
+    problems: list[str] = []
+    thread = threading.Thread(target=use_and_end, args=(table, problems), daemon=True)
+    thread.start()
+    thread.join(5)
+    if thread.is_alive():
+        return [*problems, "wedged"]
+    problems += [f"torn down {state.teardowns} times: {state.key}" for state in resource.states if state.teardowns != 1]
+    if resource.most_open > 1:
+        problems.append(f"{resource.most_open} were open at a time, where maxsize is 1")
+    return problems
+
+
+def interrupt_everywhere(operation: str, loader: str, error: type[BaseException], disarm: Callable[[], None]) -> dict[str, list[str]]:
+    """Every point of the operation, with the problems that an interruption there causes."""
+    prepare, operate, _ = OPERATIONS[operation]
+    found: dict[str, list[str]] = {}
+
+    def interrupt() -> NoReturn:
+        raise error("injected")
+
+    for number in itertools.count(1):
+        resource = Resource()
+        table: Table = Warm(LOADERS[loader](resource), maxsize=1)
+        prepare(table)
+        disarm()
+        injector = Injector(number, interrupt)
+        injector.run(functools.partial(operate, table))
+        gc.collect()
+        problems = problems_after(table, resource)
+        found[f"{number}: {injector.where}"] = problems
+        if injector.where is None or "wedged" in problems:
+            break
+    return found
+
+
+@pytest.mark.parametrize("loader", LOADERS)
+@pytest.mark.parametrize("operation", OPERATIONS)
+def test_exception_at_every_point(operation: str, loader: str, disarm: Callable[[], None]) -> None:
+    for error in (TaskTimeout, SystemExit):
+        found = interrupt_everywhere(operation, loader, error, disarm)
+        assert {point: problems for point, problems in found.items() if problems} == {}
+        assert len(found) > OPERATIONS[operation][2], "this tried too few points to show anything"
+
+
+def abandon_lease(table: Table) -> None:
+    """Leave a lease in a cycle of garbage, where the traceback of an interrupted task leaves it."""
+    lease = table.lease(1)
+    lease.__enter__()
+    cycle: list[object] = [lease]
+    cycle.append(cycle)
+
+
+def collect_garbage_at_every_point(operation: str) -> int:
+    """The number of points tried; a collection ends the abandoned lease there."""
+    prepare, operate, _ = OPERATIONS[operation]
+    gc.freeze()
+    gc.disable()
+    for number in itertools.count(1):
+        table: Table = Warm(Resource().finally_loader(), maxsize=1)
+        leased: Table = Warm(Resource().finally_loader())
+        prepare(table)
+        abandon_lease(leased)
+        injector = Injector(number, gc.collect)
+        injector.run(functools.partial(operate, table))
+        if injector.where is None:
+            return number - 1
+        leased.clear()
+        assert leased.info().size == 0, f"a lease stays after {injector.where}"
+    raise AssertionError("not reached")
+
+
+@pytest.mark.parametrize("operation", ["evict and load", "lease of loaded", "clear"])
+def test_garbage_collected_at_every_point(operation: str) -> None:
+    script = (
+        "import faulthandler; faulthandler.dump_traceback_later(20, exit=True)\n"
+        f"from {__name__} import collect_garbage_at_every_point\n"
+        f"print(collect_garbage_at_every_point({operation!r}))"
+    )
+    ended = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
+    assert ended.returncode == 0, f"it hangs or fails:\n{ended.stderr}"
+    assert int(ended.stdout) >= 20
