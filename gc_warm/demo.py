@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from globus_compute_sdk import Executor
 from globus_compute_sdk.errors import TaskExecutionFailed
 
 from gc_warm import functions
@@ -94,7 +93,7 @@ def engine_config(workers: int) -> str:
     return str(yaml.safe_dump(config))
 
 
-def _counted(executor: Executor, workers: int, progress: Callable[[Part], None]) -> Part:
+def _counted(executor: MockExecutor, workers: int, progress: Callable[[Part], None]) -> Part:
     part = Part("a module global: gc_warm.warmables.counter", 3 * workers)
     seen: dict[int, int] = {}
     for call in _calls(executor, part, progress, functions.count):
@@ -103,7 +102,7 @@ def _counted(executor: Executor, workers: int, progress: Callable[[Part], None])
     return part
 
 
-def _tabulated(executor: Executor, workers: int, progress: Callable[[Part], None]) -> Part:
+def _tabulated(executor: MockExecutor, workers: int, progress: Callable[[Part], None]) -> Part:
     part = Part("@warm: gc_warm.warmables.potential, energy of 13 Lennard-Jones atoms", 3 * workers)
     known: set[int] = set()
     for call in _calls(executor, part, progress, functions.cluster_energy, None, _ERROR):
@@ -113,7 +112,7 @@ def _tabulated(executor: Executor, workers: int, progress: Callable[[Part], None
     return part
 
 
-def _killed(executor: Executor, progress: Callable[[Part], None]) -> Part:
+def _killed(executor: MockExecutor, progress: Callable[[Part], None]) -> Part:
     part = Part("a limit: a killed worker is cold again, the others stay warm", 3)
     progress(part)
     try:
@@ -137,14 +136,14 @@ def _killed(executor: Executor, progress: Callable[[Part], None]) -> Part:
     raise AssertionError("the count has no end")
 
 
-def _fresh_processes(executor: Executor, progress: Callable[[Part], None]) -> Part:
+def _fresh_processes(executor: MockExecutor, progress: Callable[[Part], None]) -> Part:
     part = Part("a limit: with one process a task, every call is cold", 3)
     for call in _calls(executor, part, progress, functions.cluster_energy, None, _ERROR):
         _add_energy(part, call, cold=True)
     return part
 
 
-def _calls(executor: Executor, part: Part, progress: Callable[[Part], None], *call: Any) -> Iterator[Call]:
+def _calls(executor: MockExecutor, part: Part, progress: Callable[[Part], None], *call: Any) -> Iterator[Call]:
     """As many calls as the part expects, one after the other."""
     for _ in range(part.expected):
         progress(part)

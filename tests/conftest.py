@@ -42,14 +42,19 @@ def _descriptors() -> set[tuple[str, str]]:
 
 
 def _files() -> set[str]:
-    return {name for name in os.listdir(tempfile.gettempdir()) if name.startswith("gc_warm")}
+    return set(os.listdir(tempfile.gettempdir()))
 
 
 @pytest.fixture(scope="session", autouse=True)
-def run_marker() -> Iterator[None]:
-    """Every process that the tests start, however far removed, inherits this variable."""
+def run_marker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Every process that the tests start, however far removed, inherits this variable, and a folder for its temporary files."""
+    tmp_path_factory.getbasetemp()  # pytest's own folder stays where it always is
     os.environ["GC_WARM_TEST_RUN"] = f"{os.getpid()}-{time.time_ns()}"
-    yield
+    with tempfile.TemporaryDirectory(prefix="t-") as folder:
+        tempfile.tempdir = os.environ["TMPDIR"] = folder
+        yield
+        tempfile.tempdir = None
+        del os.environ["TMPDIR"]
     left = {pid: " ".join(psutil.Process(pid).cmdline()) for pid, _ in _processes()}
     assert not left, f"the session leaves processes behind: {left}"
 

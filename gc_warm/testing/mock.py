@@ -12,10 +12,11 @@ import os
 import queue
 import threading
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
 from concurrent.futures import wait as wait_for
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 import globus_sdk
 import requests
@@ -29,6 +30,16 @@ from gc_warm.testing.runners import EngineRunner, SpawnedRunner, SpawnedWorker
 from gc_warm.testing.service import Service, ServiceError, TaskRunner
 
 log = logging.getLogger("gc_warm")
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+if TYPE_CHECKING:
+
+    class _TaskFuture(Future[T]):
+        """The SDK's ComputeFuture, which is not generic."""
+
+        task_id: str | None
 
 
 class MockClient(Client):
@@ -153,6 +164,10 @@ class MockExecutor(Executor):
             raise
         if not rate_limit:
             self.api_burst_window_s = 0
+
+    if TYPE_CHECKING:  # the SDK's submit has no annotations
+
+        def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> _TaskFuture[T]: ...  # type: ignore[override]
 
     @property
     def task_group_id(self) -> uuid.UUID | None:

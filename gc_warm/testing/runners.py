@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
 import pickle
 import platform
@@ -19,7 +20,9 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 import uuid
+from collections import deque
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from multiprocessing.connection import Connection
@@ -32,6 +35,8 @@ from gc_warm.testing import guard, worker_main
 
 log = logging.getLogger("gc_warm")
 
+_STARTS = 3
+_START_SECONDS = 60
 _LOOK = 0.2  # seconds between looks at a busy worker, for the rare death that leaves its pipe open in a grandchild
 
 
@@ -98,25 +103,26 @@ class SpawnedWorker:
         """Wait until the process can take a task.
 
         Raises:
-            WorkerStartError: It ended instead.
+            WorkerStartError: It ended instead, or it is not ready after a minute.
         """
-        if not self._ready:
-            try:
-                self._receive()
-            except (EOFError, OSError):
-                process = self._process
-                status = None if process is None else process.wait()
-                raise WorkerStartError(
-                    f"worker {self.rank} ended with exit status {status} before it could take a task; "
-                    f"what it said is on stderr. It ran {sys.executable} with PYTHONPATH={self._environment['PYTHONPATH']!r}"
-                ) from None
-            self._ready = True
+        if self._ready:
+            return
+        try:
+            self._receive(time.monotonic() + _START_SECONDS)
+        except (EOFError, OSError) as error:
+            self._see_off()
+            status = None if self._process is None else self._process.returncode
+            what = f"was not ready after {_START_SECONDS} s" if isinstance(error, TimeoutError) else f"ended with exit status {status}"
+            raise WorkerStartError(
+                f"worker {self.rank} {what} before it could take a task; what it said is on stderr. "
+                f"It ran {sys.executable} with PYTHONPATH={self._environment['PYTHONPATH']!r}"
+            ) from None
+        self._ready = True
 
     def run(self, task_id: uuid.UUID, packed: bytes, serializers: Sequence[str]) -> bytes:
         """Run one task; the packed Result says so if the worker was lost."""
         try:
-            self.start()
-            self.wait_ready()
+            self._get_ready()
         except (RuntimeError, OSError) as error:
             return worker_main.pack_failure(task_id, error)
         try:
@@ -126,23 +132,41 @@ class SpawnedWorker:
         except (EOFError, OSError):
             from parsl.executors.high_throughput.errors import WorkerLost
 
+            self._see_off()
             return worker_main.pack_failure(task_id, WorkerLost(self.rank, platform.node()))
 
-    def _receive(self) -> bytes:
+    def _get_ready(self) -> None:
+        for attempts_left in reversed(range(_STARTS)):
+            self.start()
+            try:
+                return self.wait_ready()
+            except WorkerStartError:  # killed while it started: a manager would start another, and the task has not been given out
+                if not attempts_left:
+                    raise
+        return None
+
+    def _receive(self, deadline: float = math.inf) -> bytes:
         connection, process = self._connection, self._process
         assert connection is not None
         assert process is not None
         while not connection.poll(_LOOK):
             if process.poll() is not None and not connection.poll(0):
                 raise EOFError
+            if time.monotonic() > deadline:
+                raise TimeoutError
         return connection.recv_bytes()
 
     def stop(self) -> None:
         """End the process in the manager's way: SIGTERM, a second for its teardowns, SIGKILL."""
+        if self._process is not None:
+            self._process.terminate()
+            self._see_off()
+
+    def _see_off(self) -> None:
+        """Wait for the end of a process that is ending."""
         process = self._process
         if process is None:
             return
-        process.terminate()
         try:
             process.wait(guard.GRACE)
         except subprocess.TimeoutExpired:
@@ -177,7 +201,7 @@ class SpawnedRunner:
         fresh_process_per_task: One process a task (as Work Queue does it), in which nothing is ever warm.
 
     Raises:
-        ValueError: *workers* is below 1.
+        ValueError: *workers* is below 1, or *env* has a PYTHONPATH.
         FileNotFoundError: A folder of *pythonpath* is not there.
         WorkerStartError: The workers cannot start.
     """
@@ -190,13 +214,19 @@ class SpawnedRunner:
         env: Mapping[str, str] | None = None,
         fresh_process_per_task: bool = False,
     ) -> None:
+        if not isinstance(workers, int) or isinstance(workers, bool):
+            raise TypeError(f"workers must be a whole number, not {workers!r}")
         if workers < 1:
             raise ValueError(f"workers must be at least 1, not {workers}")
+        if env and "PYTHONPATH" in env:
+            raise ValueError(
+                f"env: PYTHONPATH={env['PYTHONPATH']!r} would replace the workers' import path; give its folders as pythonpath=[...]"
+            )
         path = _folders(pythonpath)
         self._fresh = fresh_process_per_task
-        self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._closed = False
+        self._waiting: deque[_Job] = deque()
         self._folder = tempfile.TemporaryDirectory(prefix="gc_warm-", ignore_cleanup_errors=True)
         environment = {
             **os.environ,
@@ -207,6 +237,8 @@ class SpawnedRunner:
             "PARSL_WORKER_BLOCK_ID": "0",
         }
         self.workers = tuple(SpawnedWorker(rank, environment, self._folder.name) for rank in range(workers))
+        self._idle = deque(self.workers)  # the one that has waited longest comes first
+        self._inboxes: dict[SpawnedWorker, queue.SimpleQueue[_Job | None]] = {worker: queue.SimpleQueue() for worker in self.workers}
         self._threads = [  # daemons: a client that forgets shutdown() still ends, and the workers with it
             threading.Thread(target=self._serve, args=(worker,), name=f"gc_warm-worker-{worker.rank}", daemon=True)
             for worker in self.workers
@@ -226,20 +258,28 @@ class SpawnedRunner:
         """See `gc_warm.testing.service.TaskRunner`; *resources* mean nothing here."""
         job = _Job(task_id, packed, serializers)
         with self._lock:
-            if not self._closed:
-                self._jobs.put(job)
-                return job.future
-        job.fail("the workers have been shut down")
+            if self._closed:
+                job.fail("the workers have been shut down")
+            elif self._idle:
+                self._inboxes[self._idle.popleft()].put(job)
+            else:
+                self._waiting.append(job)
         return job.future
 
     def _serve(self, worker: SpawnedWorker) -> None:
-        while (job := self._jobs.get()) is not None:
-            if self._closed:
-                job.fail("the workers were shut down before the task began")
-                continue
-            result = worker.run(job.task_id, job.packed, job.serializers)
+        inbox = self._inboxes[worker]
+        while (job := inbox.get()) is not None:
+            try:
+                result = worker.run(job.task_id, job.packed, job.serializers)
+            except Exception as error:  # whatever it is, the future has to end
+                result = worker_main.pack_failure(job.task_id, error)
             if self._fresh:
                 worker.stop()
+            with self._lock:  # before the result is out, so that a client's next task finds this worker at the end of the line
+                if self._waiting:
+                    inbox.put(self._waiting.popleft())
+                else:
+                    self._idle.append(worker)
             job.future.set_result(result)
 
     def shutdown(self) -> None:
@@ -248,11 +288,14 @@ class SpawnedRunner:
             if self._closed:
                 return
             self._closed = True
-            for _ in self._threads:
-                self._jobs.put(None)
+            waiting, self._waiting = self._waiting, deque()
+        for inbox in self._inboxes.values():
+            inbox.put(None)
         closing = [threading.Thread(target=worker.close) for worker in self.workers]  # their seconds of grace run side by side
         for thread in closing:
             thread.start()
+        for job in waiting:
+            job.fail("the workers were shut down before the task began")
         for thread in [*closing, *self._threads]:
             if thread.ident is not None:
                 thread.join()
@@ -321,13 +364,16 @@ class EngineRunner:
                 return
             self._closed = True
         interchange = _interchange(self._engine)
-        self._engine.shutdown()
-        guard.end_all(self._mark, interchange)
-        if self._guard is not None:
-            self._guard.communicate(b"all of it has ended")
-        for future in list(self._open):
-            future.set_result(worker_main.pack_failure(future.gc_task_id, RuntimeError("the engine was shut down")))  # type: ignore[attr-defined]
-        _remove(self._folder)
+        try:
+            self._engine.shutdown()
+        finally:
+            guard.end_all(self._mark, interchange)
+            if self._guard is not None:
+                self._guard.communicate(b"all of it has ended")
+            for future in list(self._open):
+                failure = worker_main.pack_failure(future.gc_task_id, RuntimeError("the engine was shut down"))  # type: ignore[attr-defined]
+                future.set_result(failure)
+            _remove(self._folder)
 
 
 def _load_engine(config: str | os.PathLike[str]) -> Any:
@@ -352,7 +398,8 @@ def _settle(engine: Any, folder: str, mark: str) -> None:
     if provider is None:  # engines without blocks
         return
     scripts = os.path.dirname(sys.executable)
-    exports = [f"GLOBUS_COMPUTE_USER_DIR={folder}", f"{guard.MARK}={mark}"]  # the first is made in the home directory otherwise
+    # Without these, the endpoint's command would make a folder in the home directory, and each manager one where temporary files are.
+    exports = [f"GLOBUS_COMPUTE_USER_DIR={folder}", f"TMPDIR={folder}", f"{guard.MARK}={mark}"]
     before = [
         f"cd {shlex.quote(folder)}",
         *(f"export {shlex.quote(export)}" for export in exports),

@@ -51,7 +51,7 @@ class ServiceError(Exception):
 
     def body(self) -> dict[str, Any]:
         """The answer as the SDK expects it."""
-        return {"status": "Failed", "code": self.code, "reason": self.reason, "http_status_code": self.status}
+        return {"status": "Failed", "code": self.code, "reason": self.reason, "message": self.reason, "http_status_code": self.status}
 
 
 @dataclass
@@ -59,7 +59,7 @@ class _TaskGroup:
     """Tasks submitted under one id, and the results nobody has taken yet."""
 
     task_ids: list[str] = field(default_factory=list)
-    deliver: Deliver | None = None
+    subscribers: list[Deliver] = field(default_factory=list)
     waiting: deque[bytes] = field(default_factory=deque)
 
 
@@ -102,7 +102,7 @@ class Service:
         raise ServiceError(404, "RESOURCE_NOT_FOUND", f"there is nothing at {method} {path}")
 
     def subscribe(self, task_group: str, deliver: Deliver) -> Callable[[], None]:
-        """Have the packed results of *task_group* delivered, those that have been waiting first.
+        """Have the packed results of *task_group* delivered, those that have been waiting first; to each subscriber, if several.
 
         Args:
             task_group: Its id.
@@ -113,15 +113,14 @@ class Service:
         """
         with self._lock:
             group = self._groups[task_group]
-            group.deliver = deliver
+            group.subscribers.append(deliver)
             while group.waiting:
                 deliver(group.waiting.popleft())
         return lambda: self._unsubscribe(group, deliver)
 
     def _unsubscribe(self, group: _TaskGroup, deliver: Deliver) -> None:
         with self._lock:
-            if group.deliver is deliver:
-                group.deliver = None
+            group.subscribers.remove(deliver)
 
     def runner(self, user_endpoint_config: Mapping[str, Any] | None = None) -> TaskRunner:
         """What runs the tasks submitted with this configuration; started if it is not there yet."""
@@ -210,10 +209,10 @@ class Service:
             if group_id is None:
                 return
             group = self._groups[group_id]
-            if group.deliver is None:
+            if not group.subscribers:
                 group.waiting.append(packed)
-            else:
-                group.deliver(packed)
+            for deliver in group.subscribers:
+                deliver(packed)
 
     def _get_task(self, task_id: str, body: Any) -> dict[str, Any]:
         with self._lock:

@@ -1,0 +1,79 @@
+"""What the tests of the stand-ins run: plain functions, one thing each."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NoReturn
+
+
+def same(value: Any) -> Any:
+    return value
+
+
+def invert(number: float) -> float:
+    return 1 / number
+
+
+def zeros(size: int) -> bytes:
+    return bytes(size)
+
+
+def _wait_until(condition: Callable[[], bool]) -> None:
+    end = time.monotonic() + 30
+    while not condition():
+        if time.monotonic() > end:
+            raise TimeoutError("waited for 30 s")
+        time.sleep(0.005)
+
+
+def wait_for_file(path: str) -> str:
+    _wait_until(lambda: os.path.exists(path))
+    return path
+
+
+def for_ever(started: str) -> NoReturn:
+    """Never ends, and leaves its process id in the file *started* when it has begun."""
+    Path(started).with_suffix(".part").write_text(str(os.getpid()))
+    Path(started).with_suffix(".part").rename(started)
+    while True:
+        threading.Event().wait()
+
+
+def meet(folder: str, number: int) -> tuple[int, int, int]:
+    """Waits in *folder* for the others, which takes a worker for each of them; returns the worker's rank and process id, and a count."""
+    import shapes
+
+    Path(folder, os.environ["GC_TASK_UUID"]).touch()
+    _wait_until(lambda: len(os.listdir(folder)) >= number)
+    return rank(), os.getpid(), shapes.import_in_body()
+
+
+def end(how: str) -> None:
+    """Ends its worker."""
+    if how == "sys.exit":
+        sys.exit(3)
+    if how == "os._exit":
+        os._exit(3)
+    if how == "KeyboardInterrupt":
+        raise KeyboardInterrupt
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def environment(name: str) -> str | None:
+    return os.environ.get(name)
+
+
+def rank() -> int:
+    return int(os.environ["PARSL_WORKER_RANK"])
+
+
+def pid_and_count() -> tuple[int, int]:
+    import shapes
+
+    return os.getpid(), shapes.import_in_body()

@@ -1,0 +1,38 @@
+"""The backends that the conformance tests run on: spawned workers, and the endpoint's real engine."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tests.support import MODULES
+
+BACKENDS = ["spawned", pytest.param("engine", marks=pytest.mark.engine)]
+
+
+def workers(backend: str, number: int = 1) -> dict[str, Any]:
+    """What to give to `MockClient` for so many workers of that backend, with the tests' modules on their import path."""
+    return {"config": engine_config(number)} if backend == "engine" else {"workers": number, "pythonpath": [MODULES]}
+
+
+def engine_config(number: int) -> str:
+    """A user endpoint on this machine with so many workers, which may be more than there are cores."""
+    return f"""
+engine:
+  type: GlobusComputeEngine
+  max_workers_per_node: {number}
+  cores_per_worker: 0.01
+  address: 127.0.0.1
+  heartbeat_period: 1
+  heartbeat_threshold: 5
+  job_status_kwargs:
+    strategy_period: 0.2
+    max_idletime: 600
+  provider:
+    type: LocalProvider
+    init_blocks: 1
+    min_blocks: 0
+    max_blocks: 1
+    worker_init: export PYTHONPATH={MODULES}
+"""

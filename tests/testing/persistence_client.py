@@ -1,0 +1,106 @@
+"""A client's script: submits callables of every shape three times with every strategy, and prints what came back, as JSON.
+
+A script of its own, since only then ``__main__`` is what it is for a user. Usage: python persistence_client.py BACKEND
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import re
+import sys
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import Any
+
+import shapes
+from globus_compute_sdk.errors import TaskExecutionFailed
+from globus_compute_sdk.serialize import AllCodeStrategies, ComputeSerializer, DillCode, PureSourceDill, PureSourceTextInspect
+
+from gc_warm import MockClient, MockExecutor, functions
+from tests.testing.backends import workers
+
+count = 0
+
+
+def main_global() -> int:
+    global count
+    count += 1
+    return count
+
+
+def main_globals() -> int:
+    space = globals()
+    space["hits"] = space.get("hits", 0) + 1
+    return int(space["hits"])
+
+
+def callables() -> dict[str, Callable[..., Any]]:
+    client_only = importlib.import_module("client_only")  # by the name that lies beside this script
+    return {
+        "import in the body": shapes.import_in_body,
+        "gc_warm.functions.count": functions.count,
+        "import of a @warm function in the body": shapes.import_of_warm_in_body,
+        "module function with a global": shapes.module_global,
+        "module function wrapped by a closure": shapes.wrapped_by_closure,
+        "decorator class with __reduce__": shapes.decorated_by_reference,
+        "@warm function itself": shapes.warm_itself,
+        "lru_cache function itself": shapes.lru_cached,
+        "module function that calls an lru_cache loader": shapes.calls_lru_cached,
+        "bound method": shapes.Counter().increase,
+        "callable instance": shapes.Counter(),
+        "callable instance with a __name__": shapes.NamedCounter(),
+        "helper nested in the function": shapes.nested_helper,
+        "function attribute": shapes.function_attribute,
+        "mutable default": shapes.mutable_default,
+        "__main__ function with a global": main_global,
+        "__main__ function with globals()": main_globals,
+        "client-only function, self-contained": client_only.self_contained,
+        "client-only function with a global": client_only.uses_global,
+        "client-only closure": client_only.closure,
+        "client-only closure, self-contained": client_only.self_contained_closure,
+        "client-only lambda, self-contained": client_only.self_contained_lambda,
+    }
+
+
+def forget() -> None:
+    """On the worker: the next callable finds its modules as in a fresh process."""
+    import sys
+
+    for name in [name for name in sys.modules if name.partition(".")[0] in ("shapes", "gc_warm")]:
+        del sys.modules[name]
+    for name in ("count", "hits"):
+        vars(sys.modules["__main__"]).pop(name, None)
+
+
+def outcome(future: Future[Any]) -> Any:
+    error = future.exception()
+    if error is None:
+        return future.result()
+    assert isinstance(error, TaskExecutionFailed), error
+    return "worker: " + str(re.findall(r"^(?:\w+\.)*(\w+Error)\b", error.remote_data, re.MULTILINE)[-1])
+
+
+def three_calls(client: MockClient, executor: MockExecutor, function: Callable[..., Any]) -> Any:
+    try:
+        function_id = client.register_function(function)
+    except Exception as error:
+        return f"client: {type(error).__name__}"
+    futures = [executor.submit_to_registered_function(function_id) for _ in range(3)]
+    first, *others = outcomes = [outcome(future) for future in futures]
+    return first if isinstance(first, str) and others == [first, first] else outcomes
+
+
+def main(backend: str) -> None:
+    table: dict[str, dict[str, Any]] = {name: {} for name in callables()}
+    with MockClient(**workers(backend)) as client, MockExecutor(client=client) as executor:
+        for strategy in (DillCode, AllCodeStrategies, PureSourceTextInspect, PureSourceDill):
+            client.fx_serializer = ComputeSerializer(strategy_code=strategy())
+            for name, function in callables().items():
+                executor.submit(forget).result()
+                table[name][strategy.__name__] = three_calls(client, executor, function)
+    print(json.dumps(table))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

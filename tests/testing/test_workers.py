@@ -1,0 +1,270 @@
+"""The workers behind the stand-ins: nothing of the client is in them, what is in them stays, and they come and go as a manager's do."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import signal
+import subprocess
+import sys
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any
+
+import logbook
+import psutil
+import pytest
+import shapes
+import tasks
+from globus_compute_sdk.errors import TaskExecutionFailed
+
+from gc_warm import MockExecutor, functions
+from gc_warm.testing.runners import WorkerStartError
+from tests.support import MODULES, wait_until
+from tests.testing.backends import BACKENDS, workers
+
+ROOT = Path(__file__).parents[2]
+
+
+def ask_each(executor: MockExecutor, number: int, folder: Path) -> dict[int, tuple[int, int]]:
+    """Process id and count of each worker, by rank: tasks that wait for each other reach all of them."""
+    folder.mkdir()
+    futures = [executor.submit(tasks.meet, str(folder), number) for _ in range(number)]
+    return {rank: (pid, count) for rank, pid, count in (future.result(60) for future in futures)}
+
+
+def started(future: Future[Any], path: Path) -> int:
+    """Wait until `tasks.for_ever` runs; its worker's process id."""
+    wait_until(lambda: path.exists() or future.done(), "the task has begun", 60)
+    return int(path.read_text())
+
+
+def remote_text(future: Future[Any]) -> str:
+    error = future.exception(60)
+    assert isinstance(error, TaskExecutionFailed), error
+    return str(error.remote_data)
+
+
+def lost_rank(future: Future[Any]) -> int:
+    """Which worker was lost. The text has to be the real engine's, but for the frames of its traceback."""
+    first, *_, message, last = remote_text(future).splitlines()
+    lost = re.fullmatch(
+        r"parsl\.executors\.high_throughput\.errors\.WorkerLost: Task failure due to loss of worker (\d+) on host (.+)", message
+    )
+    assert lost, message
+    assert (first, lost[2], last) == ("+" * 68, platform.node(), "-" * 68)
+    return int(lost[1])
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_four_workers_take_turns_and_share_nothing(backend: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(shapes, "count", 100)
+    with MockExecutor(**workers(backend, 4)) as executor:
+        first = ask_each(executor, 4, tmp_path / "first")
+        ranks = [executor.submit(tasks.rank).result() for _ in range(100)]
+        second = ask_each(executor, 4, tmp_path / "second")
+    assert shapes.count == 100
+    assert [count for _, count in first.values()] == [1] * 4
+    assert second == {rank: (pid, 2) for rank, (pid, _) in first.items()}
+    assert sorted(ranks[:4]) == [0, 1, 2, 3]
+    assert ranks == ranks[:4] * 25, "the least recently used worker is next"
+
+
+def test_import_path_of_the_client_is_not_the_workers(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in ("by_path", "by_directory", "by_variable"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / f"{name}.py").touch()
+    monkeypatch.syspath_prepend(tmp_path / "by_path")
+    monkeypatch.chdir(tmp_path / "by_directory")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "by_variable"))
+    with MockExecutor(workers=1) as executor:
+        before = executor.submit(os.getpid).result()
+        for name in ("by_path", "by_directory", "by_variable", "worker_main"):  # the last lies beside the worker's own script
+            source = executor.register_source_code(f"def load():\n    import {name}\n", "load")
+            text = remote_text(executor.submit_to_registered_function(source))
+            assert text.endswith(f"ModuleNotFoundError: No module named '{name}'\n")
+        assert remote_text(executor.submit(tasks.same, 1)).endswith("ModuleNotFoundError: No module named 'tasks'\n")
+        assert executor.submit(os.getpid).result() == before
+
+
+def test_pythonpath_and_environment_arrive(tmp_path: Path) -> None:
+    (tmp_path / "extra.py").write_text("VALUE = 42\n")
+    with MockExecutor(workers=1, pythonpath=[str(MODULES), tmp_path], env={"GREETING": "hello"}) as executor:
+        assert executor.submit(tasks.environment, "GREETING").result() == "hello"
+        source = executor.register_source_code("def load():\n    import extra\n    return extra.VALUE\n", "load")
+        assert executor.submit_to_registered_function(source).result() == 42
+
+
+def test_worker_without_gc_warm_runs_ordinary_functions(tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text(
+        "import sys\n"
+        "class Refuse:\n"
+        "    @staticmethod\n"
+        "    def find_spec(name, path=None, target=None):\n"
+        "        if name.partition('.')[0] == 'gc_warm':\n"
+        "            raise ModuleNotFoundError(f'No module named {name!r}', name=name)\n"
+        "sys.meta_path.insert(0, Refuse)\n"
+    )
+    with MockExecutor(workers=1, pythonpath=[tmp_path, MODULES]) as executor:
+        assert executor.submit(tasks.same, 1).result() == 1
+        assert remote_text(executor.submit(functions.count)).endswith("ModuleNotFoundError: No module named 'gc_warm'\n")
+        assert executor.submit(tasks.same, 2).result() == 2
+
+
+def test_one_process_a_task_is_always_cold() -> None:
+    with MockExecutor(workers=1, pythonpath=[MODULES], fresh_process_per_task=True) as executor:
+        pids, counts = zip(*[executor.submit(tasks.pid_and_count).result() for _ in range(2)], strict=True)
+        assert executor.workers[0].pid is None, "no process between tasks"
+    assert counts == (1, 1)
+    assert pids[0] != pids[1]
+
+
+BAD_ARGUMENTS: list[tuple[dict[str, Any], type[Exception], str]] = [
+    ({"workers": 0}, ValueError, "workers must be at least 1, not 0"),
+    ({"workers": "2"}, TypeError, "workers must be a whole number, not '2'"),
+    ({"pythonpath": ["/not/there"]}, FileNotFoundError, "there is no folder '/not/there'"),
+    ({"pythonpath": str(MODULES)}, TypeError, "takes a list of folders"),
+    (
+        {"env": {"PYTHONPATH": "/mine"}},
+        ValueError,
+        "PYTHONPATH='/mine' would replace the workers' import path; give its folders as pythonpath=",
+    ),
+    ({"workers": 1, "batchsize": 3}, TypeError, "'batchsize' is an invalid argument for MockExecutor"),
+    ({"config": "engine:\n", "workers": 1}, TypeError, "for spawned workers; with config= write them into the config"),
+    ({"config": "display_name: none\n"}, ValueError, "no 'engine:' section"),
+    ({"config": "engine:\n  type: Warp\n"}, ValueError, "the config given as text"),
+    ({"config": "/not/there.yaml"}, FileNotFoundError, "/not/there.yaml"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "error", "message"), BAD_ARGUMENTS, ids=lambda value: str(value)[:40])
+def test_arguments_that_cannot_be_right(arguments: dict[str, Any], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        MockExecutor(**arguments)
+
+
+def test_worker_that_cannot_start(tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text("import os\nos._exit(3)\n")
+    with pytest.raises(WorkerStartError, match=f"exit status 3 before it could take a task.*{tmp_path}"):
+        MockExecutor(workers=2, pythonpath=[tmp_path])
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_worker_that_ends_is_lost_and_replaced_cold_while_the_other_stays_warm(backend: str, tmp_path: Path) -> None:
+    with MockExecutor(**workers(backend, 2)) as executor:
+        before = ask_each(executor, 2, tmp_path / "before")
+        for how in ("sys.exit", "os._exit", "SIGKILL", "KeyboardInterrupt"):
+            ended = executor.submit(tasks.end, how)
+            after = ask_each(executor, 2, tmp_path / how)  # the second of these tasks waits behind the one that ends its worker
+            lost = lost_rank(ended)
+            assert after[lost][0] != before[lost][0]
+            assert after[lost][1] == 1
+            assert after[1 - lost] == (before[1 - lost][0], before[1 - lost][1] + 1)
+            before = after
+
+
+def test_busy_worker_that_is_killed(tmp_path: Path) -> None:
+    with MockExecutor(workers=2, pythonpath=[MODULES]) as executor:
+        before = ask_each(executor, 2, tmp_path / "before")
+        running = executor.submit(tasks.for_ever, str(tmp_path / "started"))
+        pid = started(running, tmp_path / "started")
+        victim = next(worker for worker in executor.workers if worker.pid == pid)
+        victim.kill()
+        assert lost_rank(running) == victim.rank
+        after = ask_each(executor, 2, tmp_path / "after")
+        assert after[victim.rank] == (victim.pid, 1), "cold, and of the same rank"
+        assert victim.pid != pid
+        other = 1 - victim.rank
+        assert after[other] == (before[other][0], before[other][1] + 1)
+
+
+def test_idle_worker_that_is_killed_costs_no_task() -> None:
+    with MockExecutor(workers=1, pythonpath=[MODULES]) as executor:
+        (worker,) = executor.workers
+        pids = set()
+        for _ in range(2):
+            assert [executor.submit(tasks.pid_and_count).result() for _ in range(2)] == [(worker.pid, 1), (worker.pid, 2)]
+            pids.add(worker.pid)
+            worker.kill()
+            assert worker.pid is None
+        assert len(pids) == 2
+
+
+def test_a_kill_costs_one_task_at_most() -> None:
+    with MockExecutor(workers=2, pythonpath=[MODULES]) as executor:
+        futures = [executor.submit(tasks.same, number) for number in range(300)]
+        for worker in executor.workers * 2:
+            worker.kill()
+        lost = {number for number, future in enumerate(futures) if future.exception(60) is not None}
+        assert len(lost) <= 4
+        assert all(future.result() == number for number, future in enumerate(futures) if number not in lost)
+
+
+def test_shutdown_without_waiting_ends_every_future_and_runs_teardowns(tmp_path: Path) -> None:
+    path = tmp_path / "logbook"
+    executor = MockExecutor(workers=1, pythonpath=[MODULES])
+    assert executor.submit(logbook.note, str(path)).result() == 1
+    running = executor.submit(tasks.for_ever, str(tmp_path / "started"))
+    started(running, tmp_path / "started")
+    queued = executor.submit(tasks.same, 1)
+    executor.shutdown(wait=False)
+    assert lost_rank(running) == 0
+    assert "the workers were shut down before the task began" in remote_text(queued)
+    assert path.read_text() == "loaded\ntorn down after 1\n"
+    executor.shutdown()
+    executor.shutdown(wait=False)
+
+
+def test_error_in_the_with_block_waits_for_its_tasks_and_runs_teardowns(tmp_path: Path) -> None:
+    def fail_in_block() -> None:
+        with MockExecutor(workers=1, pythonpath=[MODULES]) as executor:
+            futures.extend(executor.submit(logbook.note, str(tmp_path / "logbook")) for _ in range(2))
+            raise LookupError("mine")
+
+    futures: list[Future[int]] = []
+    with pytest.raises(LookupError, match="mine"):
+        fail_in_block()
+    assert [future.result() for future in futures] == [1, 2]
+    assert (tmp_path / "logbook").read_text() == "loaded\ntorn down after 2\n"
+
+
+def test_keyboard_interrupt_in_the_with_block_does_not_wait(tmp_path: Path) -> None:
+    def interrupted() -> None:
+        with MockExecutor(workers=1, pythonpath=[MODULES]) as executor:
+            futures.append(executor.submit(tasks.for_ever, str(tmp_path / "started")))
+            started(futures[0], tmp_path / "started")
+            raise KeyboardInterrupt
+
+    futures: list[Future[Any]] = []
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert futures[0].done()
+    assert lost_rank(futures[0]) == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_client_that_is_ended_by_a_signal_takes_its_workers_along(backend: str, number: signal.Signals, tmp_path: Path) -> None:
+    path, begun = tmp_path / "logbook", tmp_path / "started"
+    script = Path(__file__).with_name("busy_client.py")
+    arguments = [sys.executable, str(script), backend, str(path), str(begun)]
+    client = subprocess.Popen(arguments, env=client_environment(), stderr=subprocess.DEVNULL)
+    wait_until(lambda: begun.exists() or client.poll() is not None, "the task has begun", 60)
+    worker = psutil.Process(int(begun.read_text()))
+    client.send_signal(number)
+    client.wait(20)
+    wait_until(lambda: not worker.is_running() or worker.status() == psutil.STATUS_ZOMBIE, "its worker has ended")
+    assert path.read_text() == "loaded\ntorn down after 1\n"
+
+
+def test_client_that_forgets_to_shut_down_ends() -> None:
+    script = "import gc_warm, gc_warm.functions as f; print(gc_warm.MockExecutor(workers=1).submit(f.count).result())"
+    run = subprocess.run(
+        [sys.executable, "-c", script], env=client_environment(), stdout=subprocess.PIPE, text=True, timeout=60, check=True
+    )
+    assert run.stdout == "1\n"
+
+
+def client_environment() -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(MODULES)])}
