@@ -75,6 +75,8 @@ class Injector:
             self._action()
 
     def _profile(self, frame: FrameType, event: str, arg: Any) -> None:
+        if event == "call" and frame.f_lasti > 0 and sys.version_info < (3, 11):
+            return  # a generator is resumed: there, raising from the hook leaves its frame without running its ``finally``
         if event == "return":
             # Whether a Python call that has returned is such a point depends on the opcode and the Python version. What a
             # generator's step returns is a point in the frame that asked for it: there it is a ``c_return``.
