@@ -38,12 +38,13 @@ def demo_command(workers: int, engine: bool, as_json: bool) -> None:
     console, error_console = Console(highlight=False), Console(stderr=True, highlight=False)
     begun = "starting the engine" if engine else f"starting {workers} worker{'s' * (workers > 1)}"
     try:
-        with error_console.status(begun) as status:
+        # A terminal shows both, so that one console has to know of both; tables in a file leave the progress to stderr.
+        with (console if console.is_terminal else error_console).status(begun) as status:
             for part in demo.run(workers, engine, lambda part: _tell(status, part)):
                 parts.append(part)
                 if not as_json:
                     _show(console, part)
-    except (TaskExecutionFailed, WorkerStartError) as error:
+    except (TaskExecutionFailed, WorkerStartError, OSError) as error:
         raise click.ClickException(str(error)) from error
     right = all(row.right for part in parts for row in part.rows)
     if as_json:
@@ -56,7 +57,7 @@ def demo_command(workers: int, engine: bool, as_json: bool) -> None:
 
 
 def _tell(status: Status, part: demo.Part) -> None:
-    status.update(f"{escape(part.title)}: call {min(len(part.rows) + 1, part.expected)} of {part.expected}")
+    status.update(f"{escape(part.title.split(':')[0])}: call {min(len(part.rows) + 1, part.expected)} of {part.expected}")
 
 
 def _show(console: Console, part: demo.Part) -> None:
@@ -65,7 +66,7 @@ def _show(console: Console, part: demo.Part) -> None:
         console.print(escape(part.note), soft_wrap=True)
     table = Table(box=box.SIMPLE_HEAD if console.is_terminal else box.ASCII)
     for heading in ("call", "", "worker", "seconds", "result"):
-        table.add_column(heading, justify="right" if heading in ("call", "seconds", "result") else "left")
+        table.add_column(heading, justify="right" if heading in ("call", "seconds", "result") else "left", overflow="fold")
     for row in part.rows:
         state = "[green]warm[/]" if row.warm else "[blue]cold[/]"
         shown = f"{row.result:.6f}" if isinstance(row.result, float) else str(row.result)

@@ -76,7 +76,7 @@ def run(workers: int, engine: bool, progress: Callable[[Part], None]) -> Iterato
     Yields:
         Each part when it is complete.
     """
-    with MockExecutor(engine_config(workers)) if engine else MockExecutor(workers=workers) as executor:
+    with MockExecutor(config=engine_config(workers)) if engine else MockExecutor(workers=workers) as executor:
         yield _counted(executor, workers, progress)
         yield _tabulated(executor, workers, progress)
         yield _killed(executor, progress)
@@ -113,12 +113,13 @@ def _tabulated(executor: MockExecutor, workers: int, progress: Callable[[Part], 
 
 
 def _killed(executor: MockExecutor, progress: Callable[[Part], None]) -> Part:
-    part = Part("a limit: a killed worker is cold again, the others stay warm", 3)
+    part = Part("a limit: a killed worker is cold again", 3)
     progress(part)
     try:
         executor.submit(_die).result()
     except TaskExecutionFailed as error:
-        part.note = "A task ended its own worker. " + next(line.strip() for line in error.remote_data.splitlines() if "WorkerLost:" in line)
+        lost = next(line.strip() for line in error.remote_data.splitlines() if "WorkerLost:" in line)
+        part.note = f"A task ended its own worker. {lost}\nCalls that the other workers answer meanwhile are not shown."
     replaced: int | None = None  # the process that took the place of the killed one
     give_up = time.monotonic() + _PATIENCE
     for number in itertools.count(1):
@@ -137,7 +138,7 @@ def _killed(executor: MockExecutor, progress: Callable[[Part], None]) -> Part:
 
 
 def _fresh_processes(executor: MockExecutor, progress: Callable[[Part], None]) -> Part:
-    part = Part("a limit: with one process a task, every call is cold", 3)
+    part = Part("a limit: with one process a task, every call is cold", 2)
     for call in _calls(executor, part, progress, functions.cluster_energy, None, _ERROR):
         _add_energy(part, call, cold=True)
     return part

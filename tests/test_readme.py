@@ -24,12 +24,24 @@ sys.exit(runner.failures != 0 or runner.tries < 12)
 """
 
 
-def test_examples(tmp_path: Path) -> None:
-    module = re.search(r"This is `modules/my_model\.py`:\n\n```python\n(.*?)```", README.read_text(), re.DOTALL)
-    assert module is not None
+def block(marker: str, number: int = 0) -> str:
+    """The code block that follows *marker*, or a later one."""
+    return str(re.findall(r"```python\n(.*?)```", README.read_text().partition(marker)[2], re.DOTALL)[number])
+
+
+@pytest.fixture
+def user_folder(tmp_path: Path) -> Path:
+    """What a user has who followed the README."""
     (tmp_path / "modules").mkdir()
-    (tmp_path / "modules" / "my_model.py").write_text(module[1])
-    done = subprocess.run([sys.executable, "-c", RUN_EXAMPLES, str(README)], cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    (tmp_path / "modules" / "my_model.py").write_text(block("This is `modules/my_model.py`"))
+    (tmp_path / "modules" / "my_functions.py").write_text(block("`modules/my_functions.py` say"))
+    (tmp_path / "test_mine.py").write_text(block("`modules/my_functions.py` say", 1))
+    return tmp_path
+
+
+@pytest.mark.parametrize("command", [["-c", RUN_EXAMPLES, str(README)], ["-m", "pytest", "-q", "test_mine.py"]], ids=["examples", "test"])
+def test_examples(command: list[str], user_folder: Path) -> None:
+    done = subprocess.run([sys.executable, *command], cwd=user_folder, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stdout + done.stderr
 
 

@@ -22,12 +22,14 @@ import globus_sdk
 import requests
 from globus_compute_common import messagepack
 from globus_compute_sdk import Client, Executor
+from globus_compute_sdk.errors import SerializationError
 from globus_compute_sdk.sdk import executor as sdk_executor
 from globus_compute_sdk.sdk.utils.uuid_like import as_optional_uuid
 from pika import BasicProperties
 
 from gc_warm.testing.runners import EngineRunner, SpawnedRunner, SpawnedWorker
 from gc_warm.testing.service import Service, ServiceError, TaskRunner
+from gc_warm.worker.ledger import describe
 
 log = logging.getLogger("gc_warm")
 
@@ -54,6 +56,7 @@ class MockClient(Client):
         pythonpath: Folders with modules that the tasks import. Nothing of the client's own path is there.
         env: Environment variables to add in the workers.
         fresh_process_per_task: One process a task: everything is always cold, as under Work Queue.
+        endpoint_id: Id of its one endpoint; a new one if None.
         **client_options: For the SDK's client, such as ``code_serialization_strategy``.
 
     Raises:
@@ -75,6 +78,7 @@ class MockClient(Client):
         pythonpath: Sequence[str | os.PathLike[str]] = (),
         env: Mapping[str, str] | None = None,
         fresh_process_per_task: bool = False,
+        endpoint_id: uuid.UUID | str | None = None,
         **client_options: Any,
     ) -> None:
         if config is not None and (workers is not None or pythonpath or env or fresh_process_per_task):
@@ -88,7 +92,7 @@ class MockClient(Client):
             number = 2 if workers is None else workers
             return SpawnedRunner(workers=number, pythonpath=pythonpath, env=env, fresh_process_per_task=fresh_process_per_task)
 
-        self.service = Service(make_runner)
+        self.service = Service(make_runner, endpoint_id)
         super().__init__(do_version_check=False, authorizer=globus_sdk.NullAuthorizer(), **client_options)
         for api in (self._compute_web_client.v2, self._compute_web_client.v3):
             api.transport.session.mount(api.base_url, _InProcess(self.service))
@@ -113,14 +117,15 @@ class MockExecutor(Executor):
     Lives until `shutdown`; usable with ``with``. The workers are started by the constructor.
 
     Args:
-        config: See `MockClient`, as for the next four.
-        workers: How many workers.
+        endpoint_id: Any id; whatever it is, the endpoint is this stand-in. So ``Executor(endpoint_id)`` need only change its name.
+        client: Use this `MockClient`, which stays open, and not one of its own; the next five arguments are then its business.
+        config: Start the endpoint's real engine from this user endpoint configuration: a file, or its text.
+        workers: How many spawned workers, 2 unless said otherwise.
         pythonpath: Folders with modules that the tasks import.
         env: Environment variables to add in the workers.
-        fresh_process_per_task: One process a task.
-        client: Use this `MockClient`, which stays open, and not one of its own; then none of the arguments above can be given.
+        fresh_process_per_task: One process a task: everything is always cold.
         rate_limit: Keep the SDK's throttle, which delays more than 4 submissions in 16 s. Off by default: no service needs it here.
-        **executor_options: For the SDK's executor, such as ``serializer`` or ``user_endpoint_config``.
+        **options: For the SDK's executor, such as ``serializer`` or ``user_endpoint_config``.
 
     Raises:
         ValueError, FileNotFoundError, WorkerStartError: The workers cannot be started as asked for.
@@ -135,21 +140,20 @@ class MockExecutor(Executor):
 
     def __init__(
         self,
-        config: str | os.PathLike[str] | None = None,
-        *,
-        client: MockClient | None = None,
-        rate_limit: bool = False,
         endpoint_id: uuid.UUID | str | None = None,
+        client: MockClient | None = None,
+        *,
+        rate_limit: bool = False,
         user_endpoint_config: dict[str, Any] | None = None,
         task_group_id: uuid.UUID | str | None = None,
         **options: Any,
     ) -> None:
         client_options = {name: options.pop(name) for name in _CLIENT_OPTIONS if name in options}
-        if client is not None and (config is not None or client_options):
-            given = ["config"] * (config is not None) + sorted(client_options)
-            raise TypeError(f"{', '.join(given)}: the client that is passed already has its workers; give these to MockClient")
+        if client is not None and client_options:
+            given = ", ".join(sorted(client_options))
+            raise TypeError(f"{given}: the client that is passed already has its workers; give this to MockClient")
         self._own_client = client is None
-        self._mock_client = client or MockClient(config, **client_options)
+        self._mock_client = client or MockClient(endpoint_id=endpoint_id, **client_options)
         try:
             self._mock_client.service.runner(user_endpoint_config)
             super().__init__(
@@ -227,6 +231,31 @@ class MockExecutor(Executor):
         if self._own_client:
             self._mock_client.close()
 
+    def _submit_tasks(self, *batch: Any) -> None:
+        try:
+            super()._submit_tasks(*batch)  # type: ignore[no-untyped-call, unused-ignore]
+        except Exception as error:
+            self._submitter_thread_exception_captured = True  # the futures tell; the thread need not
+            futures, tasks = batch[-2:]
+            for future, task in zip(futures, tasks, strict=True):
+                if not future.done():  # the SDK leaves it pending for ever
+                    future.set_exception(self._explain(task, error))
+            raise
+
+    def _explain(self, task: Any, error: Exception) -> Exception:
+        named = {**{f"argument {number}": value for number, value in enumerate(task.args, start=1)}, **task.kwargs}
+        for name, value in named.items():
+            try:
+                self.serializer.serialize(value)
+            except Exception as cause:
+                explained = SerializationError(
+                    f"{name}={describe(value)} of the task cannot be sent ({cause.__cause__ or cause}): send plain data or the path of a "
+                    "file. The executor is no longer usable; a real one would not be either, and this future would never end"
+                )
+                explained.__cause__ = cause
+                return explained
+        return error
+
     def _get_result_watcher(self) -> sdk_executor._ResultWatcher:
         watcher = sdk_executor._RESULT_WATCHERS.get(self._group)
         if watcher is None or not watcher.is_alive():
@@ -235,7 +264,7 @@ class MockExecutor(Executor):
         return watcher
 
 
-_CLIENT_OPTIONS = ("workers", "pythonpath", "env", "fresh_process_per_task")
+_CLIENT_OPTIONS = ("config", "workers", "pythonpath", "env", "fresh_process_per_task")
 
 
 class _Watcher(sdk_executor._ResultWatcher):

@@ -222,6 +222,9 @@ class SpawnedRunner:
             raise ValueError(
                 f"env: PYTHONPATH={env['PYTHONPATH']!r} would replace the workers' import path; give its folders as pythonpath=[...]"
             )
+        for name, value in (env or {}).items():
+            if not isinstance(value, str):
+                raise TypeError(f"env: {name} must be text, not {value!r}")
         path = _folders(pythonpath)
         self._fresh = fresh_process_per_task
         self._lock = threading.Lock()
@@ -381,6 +384,8 @@ def _load_engine(config: str | os.PathLike[str]) -> Any:
     from globus_compute_endpoint.endpoint.config.utils import load_config_yaml
 
     is_text = isinstance(config, str) and "\n" in config
+    if not is_text and not os.path.isfile(config):
+        raise FileNotFoundError(f"config: there is no file {os.fspath(config)!r}, and text would have several lines")
     text = str(config) if is_text else Path(config).read_text()
     source = "the config given as text" if is_text else os.fspath(config)
     try:

@@ -20,6 +20,7 @@ from typing import Any, Protocol
 
 from globus_compute_common import messagepack
 from globus_compute_common.messagepack.message_types import Task
+from globus_compute_sdk.sdk.utils.uuid_like import as_uuid
 
 SUBMISSION_LIMIT = 10 * 1024 * 1024  # serialized arguments of one task, in characters (the documented 10 MB)
 
@@ -68,10 +69,14 @@ class Service:
 
     Args:
         make_runner: Called once for each distinct user endpoint configuration, with that configuration.
+        endpoint_id: Id of the endpoint; a new one if None.
+
+    Raises:
+        ValueError: *endpoint_id* is not a UUID.
     """
 
-    def __init__(self, make_runner: Callable[[Mapping[str, Any]], TaskRunner]) -> None:
-        self.endpoint_id = str(uuid.uuid4())
+    def __init__(self, make_runner: Callable[[Mapping[str, Any]], TaskRunner], endpoint_id: uuid.UUID | str | None = None) -> None:
+        self.endpoint_id = str(as_uuid(endpoint_id or uuid.uuid4()))
         self._make_runner = make_runner
         self._functions: dict[str, dict[str, Any]] = {}
         self._tasks: dict[str, dict[str, Any]] = {}

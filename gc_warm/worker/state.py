@@ -320,7 +320,7 @@ class Warm(Generic[P, T]):
             except TypeError:
                 return TypeError(
                     f"{self!r}: argument {name}={ledger.describe(value)} is not hashable, so it cannot be part of a key; "
-                    "pass a frozen dataclass or a tuple"
+                    "pass a frozen dataclass, or a tuple with nothing in it that can be changed"
                 )
         return error
 

@@ -19,7 +19,7 @@ from gc_warm.functions import count
 WAYS: dict[str, Callable[[], Executor]] = {
     "ProcessPoolExecutor (spawn)": lambda: ProcessPoolExecutor(1, multiprocessing.get_context("spawn")),
     "MockExecutor, spawned worker": lambda: MockExecutor(workers=1),
-    "MockExecutor, real engine": lambda: MockExecutor(engine_config(1)),
+    "MockExecutor, real engine": lambda: MockExecutor(config=engine_config(1)),
 }
 
 

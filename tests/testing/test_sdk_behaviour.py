@@ -16,7 +16,7 @@ import globus_sdk
 import pytest
 import tasks
 from globus_compute_sdk import Executor
-from globus_compute_sdk.errors import TaskExecutionFailed, TaskPending
+from globus_compute_sdk.errors import SerializationError, TaskExecutionFailed, TaskPending
 from globus_compute_sdk.serialize import ComputeSerializer, DillDataBase64, JSONData
 
 from gc_warm import MockClient, MockExecutor, functions
@@ -83,7 +83,7 @@ def test_argument_that_changes_after_submit_may_be_sent_changed(executor: MockEx
 
 @spawned_only
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # so it is: the submitter thread dies
-def test_unserializable_argument_kills_the_executor_and_leaves_its_future_pending(client: MockClient, gate: Path) -> None:
+def test_unserializable_argument_kills_the_executor_and_its_future_says_why(client: MockClient, gate: Path) -> None:
     executor = MockExecutor(client=client)
     running = executor.submit(tasks.wait_for_file, str(gate))
     wait_until(lambda: running.task_id is not None, "the first task is submitted")
@@ -97,7 +97,26 @@ def test_unserializable_argument_kills_the_executor_and_leaves_its_future_pendin
     ending.start()
     ending.join(20)
     assert not ending.is_alive(), "shutdown hangs"
+    message = r"argument 1=<generator .*> of the task cannot be sent \(.*cannot pickle.*\): send plain data or the path of a file"
+    with pytest.raises(SerializationError, match=message):
+        lost.result(0)
+
+
+@spawned_only
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_the_sdk_itself_would_leave_that_future_pending(client: MockClient) -> None:
+    executor = Executor(client.service.endpoint_id, client=client)
+    lost = executor.submit(tasks.same, (text for text in "abc"))
+    wait_until(lambda: not executor._task_submitter.is_alive(), "the submitter thread has failed")
     assert not lost.done()
+    executor.shutdown()
+
+
+def test_the_id_of_a_real_endpoint_will_do() -> None:
+    endpoint_id = str(uuid.uuid4())
+    with MockExecutor(endpoint_id, workers=1) as executor:
+        assert executor.submit(functions.count).result() == 1
+        assert str(executor.endpoint_id) == endpoint_id
 
 
 def test_result_serializers_are_tried_in_order(client: MockClient) -> None:

@@ -134,7 +134,9 @@ BAD_ARGUMENTS: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"config": "engine:\n", "workers": 1}, TypeError, "for spawned workers; with config= write them into the config"),
     ({"config": "display_name: none\n"}, ValueError, "no 'engine:' section"),
     ({"config": "engine:\n  type: Warp\n"}, ValueError, "the config given as text"),
-    ({"config": "/not/there.yaml"}, FileNotFoundError, "/not/there.yaml"),
+    ({"config": "/not/there.yaml"}, FileNotFoundError, "config: there is no file '/not/there.yaml', and text would have several lines"),
+    ({"endpoint_id": "mine", "workers": 1}, ValueError, "badly formed hexadecimal UUID string"),
+    ({"env": {"SIZE": 1}}, TypeError, "env: SIZE must be text, not 1"),
 ]
 
 
