@@ -40,7 +40,9 @@ def end_all(mark: str, interchange: psutil.Process | None) -> None:
 
 def main(mark: str, interchange_pid: int, folder: str) -> None:
     """Wait for the client's end of the pipe to close; a client that has cleaned up itself has said so before."""
-    interchange = psutil.Process(interchange_pid)
+    interchange = None
+    with contextlib.suppress(psutil.NoSuchProcess):  # gone before this began
+        interchange = psutil.Process(interchange_pid)
     if not sys.stdin.read():
         end_all(mark, interchange)
         shutil.rmtree(folder, ignore_errors=True)

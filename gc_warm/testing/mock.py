@@ -11,6 +11,7 @@ import logging
 import os
 import queue
 import threading
+import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
@@ -152,6 +153,8 @@ class MockExecutor(Executor):
         if client is not None and client_options:
             given = ", ".join(sorted(client_options))
             raise TypeError(f"{given}: the client that is passed already has its workers; give this to MockClient")
+        self._gate = threading.Lock()  # of submissions against shutdown
+        self._closing = False
         self._own_client = client is None
         self._mock_client = client or MockClient(endpoint_id=endpoint_id, **client_options)
         try:
@@ -204,8 +207,11 @@ class MockExecutor(Executor):
         if threading.current_thread() is self._task_submitter:  # after an error, the SDK's own doing: what runs may still end
             super().shutdown(wait=wait, cancel_futures=cancel_futures)  # type: ignore[no-untyped-call]
             return
+        if wait and threading.current_thread() is sdk_executor._RESULT_WATCHERS.get(self._group):
+            raise RuntimeError("shutdown() in a callback of a future would wait for itself: call shutdown(wait=False) there")
         watcher = None
         try:
+            self._send_all(cancel_futures)
             super().shutdown(wait=wait, cancel_futures=cancel_futures)  # type: ignore[no-untyped-call]
             self._task_submitter.join()
             watcher = sdk_executor._RESULT_WATCHERS.get(self._group)
@@ -215,6 +221,22 @@ class MockExecutor(Executor):
             self._close_client()  # whatever still runs fails, so that every future ends
             if watcher is not None:
                 watcher.shutdown(wait=wait or self._own_client)
+
+    def submit_to_registered_function(
+        self, function_id: str, args: tuple[Any, ...] | None = None, kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """As the SDK's; see there."""
+        with self._gate:
+            if self._closing:
+                raise RuntimeError(f"{self!r} is shutdown; no new functions may be executed")
+            return super().submit_to_registered_function(function_id, args, kwargs)
+
+    def _send_all(self, cancel_futures: bool) -> None:
+        """Let the submitter empty its queue first: the SDK waits for that with a lock held that its submitter needs, for ever."""
+        with self._gate:
+            self._closing = True
+        while not cancel_futures and self._task_submitter.is_alive() and not self._tasks_to_send.empty():
+            time.sleep(0.001)
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> bool | None:
         if kind is not None and not issubclass(kind, Exception):  # Ctrl-C means now, not after the tasks

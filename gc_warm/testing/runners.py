@@ -327,7 +327,7 @@ class EngineRunner:
         self._engine: GlobusComputeEngineBase = _load_engine(config)
         self._lock = threading.Lock()
         self._closed = False
-        self._open: set[Future[bytes]] = set()
+        self._open: dict[uuid.UUID, Future[bytes]] = {}
         self._folder = tempfile.TemporaryDirectory(prefix="gc_warm-", ignore_cleanup_errors=True)
         self._mark = uuid.uuid4().hex
         self._guard: subprocess.Popen[bytes] | None = None
@@ -350,15 +350,23 @@ class EngineRunner:
         """See `gc_warm.testing.service.TaskRunner`."""
         from globus_compute_endpoint.engines.base import GCFuture
 
-        future: Future[bytes] = GCFuture(task_id)
+        future: Future[bytes] = Future()
         with self._lock:
             if self._closed:
                 future.set_result(worker_main.pack_failure(task_id, RuntimeError("the engine has been shut down")))
                 return future
-            self._open.add(future)
-        future.add_done_callback(self._open.discard)
-        self._engine.submit(future, packed, dict(resources), result_serializers=list(serializers) or None)
+            self._open[task_id] = future
+        inner = GCFuture(task_id)
+        inner.add_done_callback(lambda done: self._finish(task_id, done.result()))
+        self._engine.submit(inner, packed, dict(resources), result_serializers=list(serializers) or None)
         return future
+
+    def _finish(self, task_id: uuid.UUID, result: bytes) -> None:
+        """The engine's result, or the failure that `shutdown` has for it: whichever comes first."""
+        with self._lock:
+            future = self._open.pop(task_id, None)
+        if future is not None:
+            future.set_result(result)
 
     def shutdown(self) -> None:
         """End the engine with all its processes. Tasks that have not ended fail. Idempotent."""
@@ -373,9 +381,8 @@ class EngineRunner:
             guard.end_all(self._mark, interchange)
             if self._guard is not None:
                 self._guard.communicate(b"all of it has ended")
-            for future in list(self._open):
-                failure = worker_main.pack_failure(future.gc_task_id, RuntimeError("the engine was shut down"))  # type: ignore[attr-defined]
-                future.set_result(failure)
+            for task_id in list(self._open):
+                self._finish(task_id, worker_main.pack_failure(task_id, RuntimeError("the engine was shut down")))
             _remove(self._folder)
 
 

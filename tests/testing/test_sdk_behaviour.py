@@ -112,6 +112,55 @@ def test_the_sdk_itself_would_leave_that_future_pending(client: MockClient) -> N
     executor.shutdown()
 
 
+@spawned_only
+def test_more_tasks_than_a_batch_at_the_end_of_the_block(client: MockClient) -> None:
+    """The SDK's own executor can wait for ever here: for its queue to empty, with a lock held that its submitter needs."""
+    for _ in range(3):
+        with MockExecutor(client=client) as executor:
+            futures = [executor.submit(tasks.same, number) for number in range(300)]
+        assert [future.result(0) for future in futures] == list(range(300))
+
+
+@spawned_only
+def test_shutdown_while_others_submit(client: MockClient) -> None:
+    futures: list[Future[int]] = []
+    executor = MockExecutor(client=client)
+
+    def submit_for_ever() -> None:
+        while True:
+            futures.append(executor.submit(tasks.same, 1))
+
+    def submit_until_refused() -> None:
+        with pytest.raises(RuntimeError, match="is shutdown; no new functions may be executed"):
+            submit_for_ever()
+
+    threads = [threading.Thread(target=submit_until_refused, daemon=True) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    wait_until(lambda: len(futures) > 200, "there is a crowd")
+    executor.shutdown()
+    for thread in threads:
+        thread.join(20)
+    assert {future.result(20) for future in futures} == {1}
+
+
+@spawned_only
+def test_shutdown_in_a_callback_is_refused_not_wedged(client: MockClient, gate: Path) -> None:
+    refused: list[str] = []
+
+    def shut_down(_: Future[int]) -> None:
+        try:
+            executor.shutdown()
+        except RuntimeError as error:
+            refused.append(str(error))
+
+    with MockExecutor(client=client) as executor:
+        executor.submit(tasks.wait_for_file, str(gate)).add_done_callback(shut_down)  # type: ignore[arg-type]
+        gate.touch()
+        wait_until(lambda: bool(refused), "the callback has run")
+    assert "call shutdown(wait=False) there" in refused[0]
+
+
 def test_the_id_of_a_real_endpoint_will_do() -> None:
     endpoint_id = str(uuid.uuid4())
     with MockExecutor(endpoint_id, workers=1) as executor:
