@@ -118,7 +118,7 @@ def _killed(executor: MockExecutor, progress: Callable[[Part], None]) -> Part:
     try:
         executor.submit(_die).result()
     except TaskExecutionFailed as error:
-        lost = next(line.strip() for line in error.remote_data.splitlines() if "WorkerLost:" in line)
+        lost = next((line.strip() for line in error.remote_data.splitlines() if "WorkerLost:" in line), "")
         part.note = f"A task ended its own worker. {lost}\nCalls that the other workers answer meanwhile are not shown."
     replaced: int | None = None  # the process that took the place of the killed one
     give_up = time.monotonic() + _PATIENCE

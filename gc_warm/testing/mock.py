@@ -280,6 +280,8 @@ class MockExecutor(Executor):
 
     def _get_result_watcher(self) -> sdk_executor._ResultWatcher:
         watcher = sdk_executor._RESULT_WATCHERS.get(self._group)
+        if watcher is not None and watcher.is_alive() and watcher.client is not self._mock_client:
+            raise ValueError(f"task group {self._group} belongs to another client: pass that client, or another task group")
         if watcher is None or not watcher.is_alive():
             watcher = _Watcher(self._group, self._mock_client)
             watcher.start()

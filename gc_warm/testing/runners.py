@@ -14,7 +14,7 @@ import pickle
 import platform
 import queue
 import shlex
-import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -37,6 +37,7 @@ log = logging.getLogger("gc_warm")
 
 _STARTS = 3
 _START_SECONDS = 60
+_ENGINE_SECONDS = 20  # it grants its interchange ten
 _LOOK = 0.2  # seconds between looks at a busy worker, for the rare death that leaves its pipe open in a grandchild
 
 
@@ -82,6 +83,7 @@ class SpawnedWorker:
             if self.pid is not None:
                 return
             self._discard()
+            os.makedirs(self._run_dir, exist_ok=True)
             ours, theirs = socket.socketpair()
             try:
                 self._process = subprocess.Popen(
@@ -172,6 +174,8 @@ class SpawnedWorker:
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
+        with contextlib.suppress(ProcessLookupError):  # plain children of its tasks: a block takes them along too
+            os.killpg(process.pid, signal.SIGKILL)
 
     def close(self) -> None:
         """Stop for good; idempotent."""
@@ -322,9 +326,7 @@ class EngineRunner:
     """
 
     def __init__(self, config: str | os.PathLike[str]) -> None:
-        from globus_compute_endpoint.engines.base import GlobusComputeEngineBase
-
-        self._engine: GlobusComputeEngineBase = _load_engine(config)
+        self._engine: Any = _load_engine(config)
         self._lock = threading.Lock()
         self._closed = False
         self._open: dict[uuid.UUID, Future[bytes]] = {}
@@ -361,6 +363,16 @@ class EngineRunner:
         self._engine.submit(inner, packed, dict(resources), result_serializers=list(serializers) or None)
         return future
 
+    def _shut_down_engine(self) -> None:
+        """The engine's own shutdown, which waits for ever where the interchange has died; its thread is then left to itself."""
+        interchange = self._engine.executor.interchange_proc
+        alive = interchange is not None and interchange.poll() is None
+        shutdown = threading.Thread(target=self._engine.shutdown, name="engine-shutdown", daemon=True)
+        shutdown.start()
+        shutdown.join(_ENGINE_SECONDS if alive else guard.GRACE)
+        if shutdown.is_alive():
+            log.warning("the engine does not shut down by itself; its processes are ended")
+
     def _finish(self, task_id: uuid.UUID, result: bytes) -> None:
         """The engine's result, or the failure that `shutdown` has for it: whichever comes first."""
         with self._lock:
@@ -376,7 +388,7 @@ class EngineRunner:
             self._closed = True
         interchange = _interchange(self._engine)
         try:
-            self._engine.shutdown()
+            self._shut_down_engine()
         finally:
             guard.end_all(self._mark, interchange)
             if self._guard is not None:
@@ -401,25 +413,36 @@ def _load_engine(config: str | os.PathLike[str]) -> Any:
         raise ValueError(f"{source}: {error.message}") from error
     if engine is None:
         raise ValueError(f"{source} has no 'engine:' section, so it is not the configuration of a user endpoint")
+    if getattr(getattr(engine, "executor", None), "provider", None) is None:
+        engine.shutdown()
+        raise ValueError(
+            f"{source}: with {type(engine).__name__}, tasks would see the client's memory and be falsely warm; use GlobusComputeEngine"
+        )
     return engine
 
 
 def _settle(engine: Any, folder: str, mark: str) -> None:
     """Let a block start in *folder*, carry *mark*, and find the endpoint's command also where the environment is not activated."""
-    provider = getattr(getattr(engine, "executor", None), "provider", None)
-    if provider is None:  # engines without blocks
-        return
+    provider = engine.executor.provider
+    if shlex.quote(folder) != folder:
+        raise ValueError(
+            f"Parsl cannot work in a folder whose name a shell would split: set TMPDIR to another than {os.path.dirname(folder)!r}"
+        )
     scripts = os.path.dirname(sys.executable)
     # Without these, the endpoint's command would make a folder in the home directory, and each manager one where temporary files are.
     exports = [f"GLOBUS_COMPUTE_USER_DIR={folder}", f"TMPDIR={folder}", f"{guard.MARK}={mark}"]
     before = [
         f"cd {shlex.quote(folder)}",
         *(f"export {shlex.quote(export)}" for export in exports),
-        f'export PATH="$PATH":{shlex.quote(scripts)}',
+        f'export PATH={shlex.quote(scripts)}:"$PATH"',
     ]
     provider.worker_init = "\n".join([*before, provider.worker_init])
     command, *arguments = engine.executor.interchange_launch_cmd
-    engine.executor.interchange_launch_cmd = ["env", *exports, shutil.which(command) or os.path.join(scripts, command), *arguments]
+    beside_python = os.path.join(scripts, command)  # and not that of another environment which happens to be active
+    if os.path.exists(beside_python):
+        command = beside_python
+    # In a session of its own: Ctrl-C is for the client, and an interchange that is gone makes the engine's shutdown wait for ever.
+    engine.executor.interchange_launch_cmd = ["setsid", "env", *exports, command, *arguments]
 
 
 def _interchange(engine: Any) -> psutil.Process | None:
@@ -450,6 +473,8 @@ def _folders(paths: Sequence[str | os.PathLike[str]]) -> str:
     if isinstance(paths, (str, os.PathLike)):
         raise TypeError(f"pythonpath takes a list of folders: write [{str(paths)!r}]")
     for folder in paths:
+        if os.pathsep in os.fspath(folder):
+            raise ValueError(f"pythonpath: a folder with {os.pathsep!r} in its name, {os.fspath(folder)!r}, cannot be on an import path")
         if not os.path.isdir(folder):
             raise FileNotFoundError(f"pythonpath: there is no folder {os.fspath(folder)!r}")
     return os.pathsep.join(os.path.abspath(folder) for folder in paths)

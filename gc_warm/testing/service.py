@@ -132,7 +132,7 @@ class Service:
         key = json.dumps(user_endpoint_config or {}, sort_keys=True)
         with self._lock:
             if self._closed:
-                raise ServiceError(503, "SERVICE_UNAVAILABLE", "the stand-in for the service has been closed")
+                raise ServiceError(410, "SERVICE_CLOSED", "the stand-in for the service has been closed")
             if key not in self._runners:
                 self._runners[key] = self._make_runner(user_endpoint_config or {})
             return self._runners[key]

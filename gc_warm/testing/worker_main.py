@@ -35,9 +35,11 @@ def pack_failure(task_id: uuid.UUID, error: BaseException) -> bytes:
 
 def _client_is_gone(connection: Connection, timeout: int | None) -> bool:
     """Whether the client's end is closed; waits for that up to *timeout* milliseconds, for ever if None."""
+    if connection.closed:  # this is a forked child
+        return False
     watch = select.poll()
     watch.register(connection.fileno(), 0)  # nothing but the hang-up
-    return bool(watch.poll(timeout))
+    return any(event & select.POLLHUP for _, event in watch.poll(timeout))  # not where a task has closed our end
 
 
 def _end_with_client(connection: Connection, run_dir: str) -> None:
@@ -60,6 +62,8 @@ def main(descriptor: int, run_dir: str) -> None:
     """Serve tasks that come as pickled (task id, packed Task, result serializers) until the client closes its end."""
     os.set_inheritable(descriptor, False)
     connection = Connection(descriptor)
+    worker = os.getpid()
+    os.register_at_fork(after_in_child=connection.close)  # a child of a task must neither answer nor keep the client waiting
     atexit.register(_remove_if_orphaned, connection, run_dir)  # first registered, last to run: after the teardowns
     threading.Thread(target=_end_with_client, args=(connection, run_dir), name="end-with-client", daemon=True).start()
 
@@ -80,6 +84,8 @@ def main(descriptor: int, run_dir: str) -> None:
             reply = execute_task(packed, task_id, run_dir=run_dir, result_serializers=serializers)
         except Exception as error:
             reply = pack_failure(task_id, error)
+        if os.getpid() != worker:  # the task forked, and its child has come back too
+            os._exit(0)
         connection.send_bytes(reply)
 
 

@@ -134,7 +134,7 @@ class Warm(Generic[P, T]):
 
     def __init__(self, loader: Callable[P, Any], maxsize: int | None = None) -> None:
         _check(loader, maxsize)
-        functools.update_wrapper(self, loader)
+        functools.update_wrapper(self, loader, updated=())  # its attributes must not hide our methods
         del self.__wrapped__  # with it, source strategies would ship the bare loader: silently cold
         self.__signature__ = inspect.signature(loader)
         self._loader = loader
@@ -149,7 +149,7 @@ class Warm(Generic[P, T]):
         _tables.add(self)
         _replace(self)
 
-    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> T:
+    def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> T:
         key = self._key(*args, **kwargs)
         try:
             value = self._values[key]
@@ -164,7 +164,7 @@ class Warm(Generic[P, T]):
         state: T = value.state
         return state
 
-    def load(self, *args: P.args, **kwargs: P.kwargs) -> None:
+    def load(self, /, *args: P.args, **kwargs: P.kwargs) -> None:
         """Load, and return None: for warming up, when the state itself should not travel back to the client.
 
         Args:
@@ -174,7 +174,7 @@ class Warm(Generic[P, T]):
         self(*args, **kwargs)
 
     @contextmanager
-    def lease(self, *args: P.args, **kwargs: P.kwargs) -> Iterator[T]:
+    def lease(self, /, *args: P.args, **kwargs: P.kwargs) -> Iterator[T]:
         """The state, protected from eviction and `clear` for the length of a ``with`` block.
 
         The end of the worker process ignores leases.
@@ -378,7 +378,8 @@ def warm(loader: Callable[..., Any] | None = None, /, *, maxsize: int | None = N
         loader: A plain function or generator function, defined at the top level of a module. Its arguments must be hashable:
             strings, numbers, tuples, frozen dataclasses.
         maxsize: The most values that may be loaded at a time in this process, 1 or more. The least recently used one is torn
-            down *before* the load that needs its room. None, the default, keeps everything.
+            down *before* the load that needs its room. None, the default, keeps everything. Such loads run one at a time, so
+            two limited functions must not load each other in different threads: they would wait for each other.
 
     Returns:
         A `Warm`, called like the loader.
@@ -436,7 +437,7 @@ def _replace(table: Warm[Any, Any]) -> None:
         return
     previous = _by_name.get(name)
     _by_name[name] = table
-    if previous is not None:
+    if previous is not None and previous._loader is not table._loader:
         previous.clear()
 
 

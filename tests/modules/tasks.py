@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -77,3 +78,16 @@ def pid_and_count() -> tuple[int, int]:
     import shapes
 
     return os.getpid(), shapes.import_in_body()
+
+
+def fork_and_return() -> str:
+    """Comes back twice, as a task does that forks and forgets to end the child."""
+    return "parent" if os.fork() else "child"
+
+
+def close_descriptors() -> None:
+    os.closerange(3, 1024)
+
+
+def start_child() -> int:
+    return subprocess.Popen(["sleep", "1000"]).pid

@@ -133,6 +133,8 @@ BAD_ARGUMENTS: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"workers": 1, "batchsize": 3}, TypeError, "'batchsize' is an invalid argument for MockExecutor"),
     ({"config": "engine:\n", "workers": 1}, TypeError, "for spawned workers; with config= write them into the config"),
     ({"config": "display_name: none\n"}, ValueError, "no 'engine:' section"),
+    ({"config": "engine:\n  type: ThreadPoolEngine\n"}, ValueError, "with ThreadPoolEngine, tasks would see the client's memory"),
+    ({"pythonpath": ["/a:b"]}, ValueError, "a folder with ':' in its name"),
     ({"config": "engine:\n  type: Warp\n"}, ValueError, "the config given as text"),
     ({"config": "/not/there.yaml"}, FileNotFoundError, "config: there is no file '/not/there.yaml', and text would have several lines"),
     ({"endpoint_id": "mine", "workers": 1}, ValueError, "badly formed hexadecimal UUID string"),
@@ -164,6 +166,24 @@ def test_worker_that_ends_is_lost_and_replaced_cold_while_the_other_stays_warm(b
             assert after[lost][1] == 1
             assert after[1 - lost] == (before[1 - lost][0], before[1 - lost][1] + 1)
             before = after
+
+
+def test_task_that_forks_or_closes_every_descriptor_does_no_harm_to_others() -> None:
+    with MockExecutor(workers=1, pythonpath=[MODULES]) as executor:
+        assert executor.submit(tasks.fork_and_return).result() == "parent"
+        assert [executor.submit(tasks.same, number).result(30) for number in range(3)] == [0, 1, 2]
+        assert lost_rank(executor.submit(tasks.close_descriptors)) == 0
+        assert [executor.submit(tasks.same, number).result(30) for number in range(3)] == [0, 1, 2]
+        child = psutil.Process(executor.submit(tasks.start_child).result())
+    wait_until(lambda: not child.is_running() or child.status() == psutil.STATUS_ZOMBIE, "the task's child has ended too")
+
+
+@pytest.mark.engine
+def test_client_with_an_engine_whose_interchange_has_died_ends(tmp_path: Path) -> None:
+    script = Path(__file__).with_name("bereft_client.py")
+    run = subprocess.run([sys.executable, str(script)], env=client_environment(), capture_output=True, text=True, timeout=60)
+    assert run.returncode == 0, run.stderr
+    assert run.stdout == "every future has ended\n"
 
 
 def test_busy_worker_that_is_killed(tmp_path: Path) -> None:

@@ -1,0 +1,18 @@
+"""A client whose interchange dies: its own process, since a thread of the engine's then waits for ever."""
+
+from __future__ import annotations
+
+import psutil
+import tasks
+
+from gc_warm import MockExecutor
+from tests.testing.backends import workers
+
+executor = MockExecutor(**workers("engine"))
+assert executor.submit(tasks.same, 1).result() == 1
+(interchange,) = [child for child in psutil.Process().children() if "interchange" in " ".join(child.cmdline())]
+interchange.kill()
+waiting = executor.submit(tasks.same, 2)
+executor.shutdown(wait=False)
+assert waiting.exception(20) is not None
+print("every future has ended")
