@@ -354,8 +354,9 @@ class EngineRunner:
 
         future: Future[bytes] = Future()
         with self._lock:
-            if self._closed:
-                future.set_result(worker_main.pack_failure(task_id, RuntimeError("the engine has been shut down")))
+            gone = "has been shut down" if self._closed else None if self._interchange_lives() else "is of no use: its interchange has died"
+            if gone:
+                future.set_result(worker_main.pack_failure(task_id, RuntimeError(f"the engine {gone}")))
                 return future
             self._open[task_id] = future
         inner = GCFuture(task_id)
@@ -365,13 +366,17 @@ class EngineRunner:
 
     def _shut_down_engine(self) -> None:
         """The engine's own shutdown, which waits for ever where the interchange has died; its thread is then left to itself."""
-        interchange = self._engine.executor.interchange_proc
-        alive = interchange is not None and interchange.poll() is None
         shutdown = threading.Thread(target=self._engine.shutdown, name="engine-shutdown", daemon=True)
+        lives = self._interchange_lives()
         shutdown.start()
-        shutdown.join(_ENGINE_SECONDS if alive else guard.GRACE)
+        shutdown.join(_ENGINE_SECONDS if lives else guard.GRACE)
         if shutdown.is_alive():
             log.warning("the engine does not shut down by itself; its processes are ended")
+
+    def _interchange_lives(self) -> bool:
+        """Without it, the engine waits for ever in whatever it is asked for."""
+        process = self._engine.executor.interchange_proc
+        return process is not None and process.poll() is None
 
     def _finish(self, task_id: uuid.UUID, result: bytes) -> None:
         """The engine's result, or the failure that `shutdown` has for it: whichever comes first."""

@@ -12,6 +12,7 @@ executor = MockExecutor(**workers("engine"))
 assert executor.submit(tasks.same, 1).result() == 1
 (interchange,) = [child for child in psutil.Process().children() if "interchange" in " ".join(child.cmdline())]
 interchange.kill()
+interchange.wait()
 waiting = executor.submit(tasks.same, 2)
 executor.shutdown(wait=False)
 assert waiting.exception(20) is not None
