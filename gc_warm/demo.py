@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 import signal
 import statistics
@@ -122,7 +121,9 @@ def _killed(executor: MockExecutor, progress: Callable[[Part], None]) -> Part:
         part.note = f"A task ended its own worker. {lost}\nCalls that the other workers answer meanwhile are not shown."
     replaced: int | None = None  # the process that took the place of the killed one
     give_up = time.monotonic() + _PATIENCE
-    for number in itertools.count(1):
+    number = 0
+    while time.monotonic() < give_up:
+        number += 1
         call = executor.submit(observe, functions.cluster_energy, None, _ERROR).result()
         if call.loads or number == 1 or call.worker.pid == replaced:
             _add_energy(part, call, cold=bool(call.loads) and replaced is None, number=number)
@@ -130,11 +131,9 @@ def _killed(executor: MockExecutor, progress: Callable[[Part], None]) -> Part:
         if call.worker.pid == replaced:
             return part
         replaced = call.worker.pid if call.loads else replaced
-        if time.monotonic() > give_up:
-            part.rows[-1] = replace(part.rows[-1], right=False)
-            part.note += f" In {_PATIENCE} s no worker took its place."
-            return part
-    raise AssertionError("the count has no end")
+    part.rows[-1] = replace(part.rows[-1], right=False)
+    part.note += f" In {_PATIENCE} s no worker took its place."
+    return part
 
 
 def _fresh_processes(executor: MockExecutor, progress: Callable[[Part], None]) -> Part:

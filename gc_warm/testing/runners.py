@@ -451,7 +451,7 @@ def _settle(engine: Any, folder: str, mark: str) -> None:
 
 
 def _interchange(engine: Any) -> psutil.Process | None:
-    process = getattr(getattr(engine, "executor", None), "interchange_proc", None)
+    process = engine.executor.interchange_proc
     with contextlib.suppress(psutil.NoSuchProcess):
         return None if process is None else psutil.Process(process.pid)
     return None

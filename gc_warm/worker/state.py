@@ -314,7 +314,7 @@ class Warm(Generic[P, T]):
         return f"{self.__module__}.{self.__qualname__}"
 
     def _bad_key(self, key: tuple[Any, ...], error: TypeError) -> TypeError:
-        for name, value in zip(inspect.signature(self._loader).parameters, key, strict=True):
+        for name, value in zip(self.__signature__.parameters, key, strict=True):
             try:
                 hash(value)
             except TypeError:
