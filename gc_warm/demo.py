@@ -8,10 +8,8 @@ import statistics
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
-import yaml
 from globus_compute_sdk.errors import TaskExecutionFailed
 
 from gc_warm import functions
@@ -75,21 +73,13 @@ def run(workers: int, engine: bool, progress: Callable[[Part], None]) -> Iterato
     Yields:
         Each part when it is complete.
     """
-    with MockExecutor(config=engine_config(workers)) if engine else MockExecutor(workers=workers) as executor:
+    options = {"workers_per_node": workers}
+    with MockExecutor(config="local", user_endpoint_config=options) if engine else MockExecutor(workers=workers) as executor:
         yield _counted(executor, workers, progress)
         yield _tabulated(executor, workers, progress)
         yield _killed(executor, progress)
     with MockExecutor(workers=1, fresh_process_per_task=True) as executor:
         yield _fresh_processes(executor, progress)
-
-
-def engine_config(workers: int) -> str:
-    """The configuration for one machine that comes with gc_warm, as text, for this many workers."""
-    here = Path(__file__).parent
-    folders = [here / "endpoint_configs", here.parent / "endpoint_configs"]  # in the wheel; in a checkout
-    config = yaml.safe_load(next(folder for folder in folders if folder.is_dir()).joinpath("local.yaml").read_text())
-    config["engine"].update(max_workers_per_node=workers, heartbeat_period=1)  # a killed worker should be replaced while you watch
-    return str(yaml.safe_dump(config))
 
 
 def _counted(executor: MockExecutor, workers: int, progress: Callable[[Part], None]) -> Part:

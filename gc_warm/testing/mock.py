@@ -28,7 +28,8 @@ from globus_compute_sdk.sdk import executor as sdk_executor
 from globus_compute_sdk.sdk.utils.uuid_like import as_optional_uuid
 from pika import BasicProperties
 
-from gc_warm.testing.runners import EngineRunner, SpawnedRunner, SpawnedWorker
+from gc_warm.testing.engine import EngineRunner
+from gc_warm.testing.runners import SpawnedRunner, SpawnedWorker
 from gc_warm.testing.service import Service, ServiceError, TaskRunner
 from gc_warm.worker.ledger import describe
 
@@ -51,8 +52,9 @@ class MockClient(Client):
     Lives until `close`; usable with ``with``. Several executors can share one, and with it the workers and their state.
 
     Args:
-        config: Start the endpoint's real engine from this configuration (see `EngineRunner`) in place of spawned workers;
-            the arguments below then have no meaning and are refused.
+        config: Start the endpoint's real engine from this config (see `EngineRunner`) in place of spawned workers. An executor's
+            ``user_endpoint_config`` holds the options of a config folder. The arguments of spawned workers are then refused.
+        on: "local" to run a cluster's config on this machine.
         workers: How many workers; 2 unless said otherwise.
         pythonpath: Folders with modules that the tasks import. Nothing of the client's own path is there.
         env: Environment variables to add in the workers.
@@ -75,6 +77,7 @@ class MockClient(Client):
         self,
         config: str | os.PathLike[str] | None = None,
         *,
+        on: str | None = None,
         workers: int | None = None,
         pythonpath: Sequence[str | os.PathLike[str]] = (),
         env: Mapping[str, str] | None = None,
@@ -86,10 +89,12 @@ class MockClient(Client):
             raise TypeError(
                 "workers, pythonpath, env and fresh_process_per_task are for spawned workers; with config= write them into the config"
             )
+        if on is not None and config is None:
+            raise TypeError(f"on={on!r} says where to run a config: give config=, too")
 
         def make_runner(user_endpoint_config: Mapping[str, Any]) -> TaskRunner:
             if config is not None:
-                return EngineRunner(config)
+                return EngineRunner(config, user_endpoint_config, on)
             number = 2 if workers is None else workers
             return SpawnedRunner(workers=number, pythonpath=pythonpath, env=env, fresh_process_per_task=fresh_process_per_task)
 
@@ -120,7 +125,9 @@ class MockExecutor(Executor):
     Args:
         endpoint_id: Any id; whatever it is, the endpoint is this stand-in. So ``Executor(endpoint_id)`` need only change its name.
         client: Use this `MockClient`, which stays open, and not one of its own; the next five arguments are then its business.
-        config: Start the endpoint's real engine from this user endpoint configuration: a file, or its text.
+        config: Start the endpoint's real engine from this config: a folder (or the name of one that comes with gc_warm), to which
+            *user_endpoint_config* gives the options; the YAML file of a user endpoint; or its text.
+        on: "local" to run a cluster's config as processes of this machine.
         workers: How many spawned workers, 2 unless said otherwise.
         pythonpath: Folders with modules that the tasks import.
         env: Environment variables to add in the workers.
@@ -288,7 +295,7 @@ class MockExecutor(Executor):
         return watcher
 
 
-_CLIENT_OPTIONS = ("config", "workers", "pythonpath", "env", "fresh_process_per_task")
+_CLIENT_OPTIONS = ("config", "on", "workers", "pythonpath", "env", "fresh_process_per_task")
 
 
 class _Watcher(sdk_executor._ResultWatcher):

@@ -1,7 +1,7 @@
-"""What stands behind an endpoint: freshly spawned worker processes, or the endpoint's real engine.
+"""What stands behind an endpoint, in its light form: freshly spawned worker processes.
 
-Both are a `gc_warm.testing.service.TaskRunner`, and both run a task through the endpoint's own ``execute_task`` in a process
-that has nothing of the client's memory. Threads or forked children would be falsely warm.
+Like the real engine (see `gc_warm.testing.engine`), they are a `gc_warm.testing.service.TaskRunner`, and run a task through the
+endpoint's own ``execute_task`` in a process that has nothing of the client's memory. Threads or forked children would be falsely warm.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import os
 import pickle
 import platform
 import queue
-import shlex
 import signal
 import socket
 import subprocess
@@ -26,10 +25,7 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from multiprocessing.connection import Connection
-from pathlib import Path
 from typing import Any
-
-import psutil
 
 from gc_warm.testing import guard, worker_main
 
@@ -37,7 +33,6 @@ log = logging.getLogger("gc_warm")
 
 _STARTS = 3
 _START_SECONDS = 60
-_ENGINE_SECONDS = 20  # it grants its interchange ten
 _LOOK = 0.2  # seconds between looks at a busy worker, for the rare death that leaves its pipe open in a grandchild
 
 
@@ -308,153 +303,7 @@ class SpawnedRunner:
                 thread.join()
         for worker in self.workers:
             worker._discard()
-        _remove(self._folder)
-
-
-class EngineRunner:
-    """Tasks in the endpoint's own engine, started from a configuration as an endpoint starts it.
-
-    Its processes begin in a directory of their own, so that what happens to lie in the client's is not importable. Tasks wait
-    until the first worker is there.
-
-    Args:
-        config: What a user endpoint's ``config.yaml`` holds: the path of such a file, or its text (several lines).
-
-    Raises:
-        FileNotFoundError: There is no such file.
-        ValueError: The endpoint's loader refuses it, or it has no engine.
-    """
-
-    def __init__(self, config: str | os.PathLike[str]) -> None:
-        self._engine: Any = _load_engine(config)
-        self._lock = threading.Lock()
-        self._closed = False
-        self._open: dict[uuid.UUID, Future[bytes]] = {}
-        self._folder = tempfile.TemporaryDirectory(prefix="gc_warm-", ignore_cleanup_errors=True)
-        self._mark = uuid.uuid4().hex
-        self._guard: subprocess.Popen[bytes] | None = None
-        try:
-            _settle(self._engine, self._folder.name, self._mark)
-            self._engine.start(endpoint_id=uuid.uuid4(), run_dir=self._folder.name)
-            self._guard = self._start_guard()
-        except BaseException:
-            self.shutdown()
-            raise
-
-    def _start_guard(self) -> subprocess.Popen[bytes] | None:
-        interchange = _interchange(self._engine)
-        if interchange is None:
-            return None
-        command = [sys.executable, guard.__file__, self._mark, str(interchange.pid), self._folder.name]
-        return subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
-
-    def submit(self, task_id: uuid.UUID, packed: bytes, *, resources: Mapping[str, Any], serializers: Sequence[str]) -> Future[bytes]:
-        """See `gc_warm.testing.service.TaskRunner`."""
-        from globus_compute_endpoint.engines.base import GCFuture
-
-        future: Future[bytes] = Future()
-        with self._lock:
-            gone = "has been shut down" if self._closed else None if self._interchange_lives() else "is of no use: its interchange has died"
-            if gone:
-                future.set_result(worker_main.pack_failure(task_id, RuntimeError(f"the engine {gone}")))
-                return future
-            self._open[task_id] = future
-        inner = GCFuture(task_id)
-        inner.add_done_callback(lambda done: self._finish(task_id, done.result()))
-        self._engine.submit(inner, packed, dict(resources), result_serializers=list(serializers) or None)
-        return future
-
-    def _shut_down_engine(self) -> None:
-        """The engine's own shutdown, which waits for ever where the interchange has died; its thread is then left to itself."""
-        shutdown = threading.Thread(target=self._engine.shutdown, name="engine-shutdown", daemon=True)
-        lives = self._interchange_lives()
-        shutdown.start()
-        shutdown.join(_ENGINE_SECONDS if lives else guard.GRACE)
-        if shutdown.is_alive():
-            log.warning("the engine does not shut down by itself; its processes are ended")
-
-    def _interchange_lives(self) -> bool:
-        """Without it, the engine waits for ever in whatever it is asked for."""
-        process = self._engine.executor.interchange_proc
-        return process is not None and process.poll() is None
-
-    def _finish(self, task_id: uuid.UUID, result: bytes) -> None:
-        """The engine's result, or the failure that `shutdown` has for it: whichever comes first."""
-        with self._lock:
-            future = self._open.pop(task_id, None)
-        if future is not None:
-            future.set_result(result)
-
-    def shutdown(self) -> None:
-        """End the engine with all its processes. Tasks that have not ended fail. Idempotent."""
-        with self._lock:
-            if self._closed:
-                return
-            self._closed = True
-        interchange = _interchange(self._engine)
-        try:
-            self._shut_down_engine()
-        finally:
-            guard.end_all(self._mark, interchange)
-            if self._guard is not None:
-                self._guard.communicate(b"all of it has ended")
-            for task_id in list(self._open):
-                self._finish(task_id, worker_main.pack_failure(task_id, RuntimeError("the engine was shut down")))
-            _remove(self._folder)
-
-
-def _load_engine(config: str | os.PathLike[str]) -> Any:
-    from click import ClickException
-    from globus_compute_endpoint.endpoint.config.utils import load_config_yaml
-
-    is_text = isinstance(config, str) and "\n" in config
-    if not is_text and not os.path.isfile(config):
-        raise FileNotFoundError(f"config: there is no file {os.fspath(config)!r}, and text would have several lines")
-    text = str(config) if is_text else Path(config).read_text()
-    source = "the config given as text" if is_text else os.fspath(config)
-    try:
-        engine = getattr(load_config_yaml(text), "engine", None)
-    except ClickException as error:
-        raise ValueError(f"{source}: {error.message}") from error
-    if engine is None:
-        raise ValueError(f"{source} has no 'engine:' section, so it is not the configuration of a user endpoint")
-    if getattr(getattr(engine, "executor", None), "provider", None) is None:
-        engine.shutdown()
-        raise ValueError(
-            f"{source}: with {type(engine).__name__}, tasks would see the client's memory and be falsely warm; use GlobusComputeEngine"
-        )
-    return engine
-
-
-def _settle(engine: Any, folder: str, mark: str) -> None:
-    """Let a block start in *folder*, carry *mark*, and find the endpoint's command also where the environment is not activated."""
-    provider = engine.executor.provider
-    if shlex.quote(folder) != folder:
-        raise ValueError(
-            f"Parsl cannot work in a folder whose name a shell would split: set TMPDIR to another than {os.path.dirname(folder)!r}"
-        )
-    scripts = os.path.dirname(sys.executable)
-    # Without these, the endpoint's command would make a folder in the home directory, and each manager one where temporary files are.
-    exports = [f"GLOBUS_COMPUTE_USER_DIR={folder}", f"TMPDIR={folder}", f"{guard.MARK}={mark}"]
-    before = [
-        f"cd {shlex.quote(folder)}",
-        *(f"export {shlex.quote(export)}" for export in exports),
-        f'export PATH={shlex.quote(scripts)}:"$PATH"',
-    ]
-    provider.worker_init = "\n".join([*before, provider.worker_init])
-    command, *arguments = engine.executor.interchange_launch_cmd
-    beside_python = os.path.join(scripts, command)  # and not that of another environment which happens to be active
-    if os.path.exists(beside_python):
-        command = beside_python
-    # In a session of its own: Ctrl-C is for the client, and an interchange that is gone makes the engine's shutdown wait for ever.
-    engine.executor.interchange_launch_cmd = ["setsid", "env", *exports, command, *arguments]
-
-
-def _interchange(engine: Any) -> psutil.Process | None:
-    process = engine.executor.interchange_proc
-    with contextlib.suppress(psutil.NoSuchProcess):
-        return None if process is None else psutil.Process(process.pid)
-    return None
+        remove(self._folder)
 
 
 class _Job:
@@ -468,7 +317,8 @@ class _Job:
         self.future.set_result(worker_main.pack_failure(self.task_id, RuntimeError(reason)))
 
 
-def _remove(folder: tempfile.TemporaryDirectory[str]) -> None:
+def remove(folder: tempfile.TemporaryDirectory[str]) -> None:
+    """Remove the folder of a runner whose processes have ended."""
     folder.cleanup()
     if os.path.exists(folder.name):
         log.warning("could not remove %s: something still writes there", folder.name)

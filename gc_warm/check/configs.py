@@ -1,0 +1,313 @@
+"""Endpoint configs: render and load them with the endpoint's own functions, and say what they mean for warm state.
+
+A config is a folder as ``globus-compute-endpoint configure`` takes it: a Jinja template that makes the YAML of a user endpoint
+from the options that come with a task, and a schema of these options. What the YAML means is read off the engine that the
+endpoint's loader makes of it, so that it holds for any config and not only for the ones that gc_warm brings.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import math
+import os
+import pwd
+import re
+import traceback
+import uuid
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import jsonschema
+import psutil
+import yaml
+from click import ClickException
+from globus_compute_endpoint.endpoint.config import CoreEndpointConfig, UserEndpointConfig
+from globus_compute_endpoint.endpoint.config.utils import (
+    get_config,
+    load_config_yaml,
+    load_user_config_schema,
+    load_user_config_template,
+    render_config_user_template,
+)
+from globus_compute_endpoint.endpoint.endpoint import Endpoint
+from globus_compute_endpoint.endpoint.identity_mapper import MappedPosixIdentity
+
+LOOPBACK = "127.0.0.1"
+Options = Mapping[str, Any]
+
+
+class ConfigError(ValueError):
+    """A config, or the options for it, cannot be right. The text names file, line and option."""
+
+
+def folders() -> dict[str, Path]:
+    """The configs that come with gc_warm, by name."""
+    here = Path(__file__).parents[1]
+    home = next(home for home in (here / "endpoint_configs", here.parent / "endpoint_configs") if home.is_dir())  # wheel, checkout
+    return {folder.name: folder for folder in sorted(home.iterdir()) if folder.is_dir()}
+
+
+def find_folder(config: str | os.PathLike[str]) -> Path:
+    """The folder of a config.
+
+    Args:
+        config: Its path, or the name of one that comes with gc_warm.
+
+    Raises:
+        FileNotFoundError: It is neither.
+    """
+    if os.path.isdir(config):
+        return Path(config).absolute()
+    shipped = folders()
+    if os.fspath(config) in shipped:
+        return shipped[os.fspath(config)]
+    raise FileNotFoundError(f"config: there is no folder {os.fspath(config)!r}, and gc_warm has only {', '.join(shipped)}")
+
+
+def render(folder: Path, options: Options, origin: Mapping[str, str] | None = None) -> str:
+    """The YAML that the endpoint makes of a config and options.
+
+    Args:
+        folder: The config's folder.
+        options: What a task's ``user_endpoint_config`` holds.
+        origin: Where each option comes from, for messages: ``{"walltime": "options.yaml:3"}``.
+
+    Raises:
+        ConfigError: The options do not fit the schema, or the template refuses them. All that do not fit are named.
+        FileNotFoundError: The folder has no template.
+    """
+    parent = _parent_config(folder)
+    template = Endpoint.user_config_template_path(folder, parent)
+    schema_path = Endpoint.user_config_schema_path(folder, parent)
+    try:
+        text, schema = load_user_config_template(template), load_user_config_schema(schema_path)
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{folder} is not the folder of a config: it has no {template.name}") from None
+    except json.JSONDecodeError as error:
+        raise ConfigError(f"{schema_path}:{error.lineno}: {error.msg}") from None
+    wrong = [f"{(origin or {}).get(name, 'options')}: {what}" for name, what in _misfits(options, schema or {}, schema_path)]
+    if wrong:
+        raise ConfigError("\n".join(wrong))
+    user = MappedPosixIdentity(pwd.getpwuid(os.getuid()), [], uuid.UUID(int=0))
+    try:
+        return str(render_config_user_template(parent, text, template, user, schema, dict(options), {}))
+    except jinja2.TemplateError as error:
+        raise ConfigError(f"{template}:{_template_line(error)}: {_refusal(error)}") from None
+    except (jsonschema.SchemaError, ValueError, TypeError) as error:  # a reserved name, a schema that is none, a filter that fails
+        raise ConfigError(f"{template}: {error}") from error
+
+
+def load(text: str, source: str | os.PathLike[str]) -> UserEndpointConfig:
+    """What the endpoint makes of the YAML of a user endpoint; nothing is started.
+
+    An address that only the login node knows is replaced by this machine's: what is loaded here is for reading.
+
+    Args:
+        text: The YAML.
+        source: Where it comes from, for messages: the file of the YAML, or of the template it was rendered from.
+
+    Raises:
+        ConfigError: The endpoint's loader refuses it, or it has no engine.
+    """
+    try:
+        config = load_config_yaml(_readable_here(text))
+    except ClickException as error:
+        raise ConfigError(f"{source}:{_line_of(error, text, source)}: {error.message}") from error
+    if not isinstance(config, UserEndpointConfig):
+        raise ConfigError(f"{source} has no 'engine:' section, so it is not the configuration of a user endpoint")
+    return config
+
+
+def localize(text: str) -> str:
+    """A cluster's YAML, changed so that its jobs run as processes of this machine: as many managers, with as many workers.
+
+    The provider is swapped, and with it goes the walltime; cores are not bound, since this machine may have fewer.
+    """
+    document = yaml.safe_load(text)
+    engine = document["engine"]
+    provider = engine.get("provider", {})
+    kept = ("init_blocks", "min_blocks", "max_blocks", "nodes_per_block", "worker_init")
+    cores = provider.get("cores_per_node")
+    engine["provider"] = {"type": "LocalProvider"} | {name: provider[name] for name in kept if name in provider}
+    if cores:  # the Slurm provider tells managers so, too
+        engine["provider"]["worker_init"] = f"export PARSL_CORES={cores}\n{provider.get('worker_init') or ''}"
+    engine.update(address=LOOPBACK, cpu_affinity="none")
+    engine.pop("worker_port", None)  # a port that the site lets through
+    return str(yaml.safe_dump(document))
+
+
+@dataclass(frozen=True)
+class Meaning:
+    """What a config means for warm state and for the bill.
+
+    Attributes:
+        copies_per_node: Workers on a node, each with its own copy of the state; None if that depends on the node's cores.
+        nodes_per_job: Nodes of one job.
+        max_jobs: Jobs at the same time, at most.
+        copies: Copies of the state in all, at most.
+        keep_warm: Seconds without tasks after which state is gone; infinite if that ends nothing.
+        endpoint_idle: Seconds without tasks after which the endpoint itself stops; infinite if never.
+        walltime: Seconds that a job lives at most; None where there is no such limit.
+        drain: Seconds after which a job takes no more tasks; None if it never drains.
+        task_timeout: Seconds that a task may take; None if there is no limit.
+        restart: Seconds after which a worker that died is back, at most.
+        idle_hour: Node-hours that an hour of idle, warm workers costs; None where nothing is billed.
+        idle_cost: Node-hours from the last task until state is gone, at most.
+        worst_case: Node-hours of all jobs that run to their walltime; None where nothing is billed.
+        devices: What each worker of a node is pinned to.
+    """
+
+    copies_per_node: int | None
+    nodes_per_job: int
+    max_jobs: int
+    copies: int | None
+    keep_warm: float
+    endpoint_idle: float
+    walltime: int | None
+    drain: int | None
+    task_timeout: float | None
+    restart: float
+    idle_hour: float | None
+    idle_cost: float | None
+    worst_case: float | None
+    devices: tuple[str, ...]
+
+
+def meaning(config: UserEndpointConfig) -> Meaning:
+    """What a loaded config means.
+
+    Raises:
+        ConfigError: Its engine has no workers that could be warm.
+    """
+    engine: Any = config.engine
+    provider = getattr(getattr(engine, "executor", None), "provider", None)
+    if provider is None:
+        raise ConfigError(f"{type(engine).__name__} starts no workers in jobs of their own; use GlobusComputeEngine")
+    soft = config.idle_heartbeats_soft * config.heartbeat_period or math.inf
+    idle = math.inf if provider.min_blocks else engine._job_status_kwargs["max_idletime"]
+    walltime = _seconds(provider.walltime) if hasattr(provider, "walltime") else None
+    keep_warm = min(idle, soft)
+    nodes, jobs = provider.nodes_per_block, provider.max_blocks
+    per_node = _workers(engine.executor)
+    longest_idle = keep_warm if walltime is None else min(keep_warm, walltime)
+    return Meaning(
+        copies_per_node=per_node,
+        nodes_per_job=nodes,
+        max_jobs=jobs,
+        copies=None if per_node is None else per_node * nodes * jobs,
+        keep_warm=keep_warm,
+        endpoint_idle=soft,
+        walltime=walltime,
+        drain=engine.executor.drain_period,
+        task_timeout=_exported(provider, "GC_TASK_TIMEOUT"),
+        restart=engine.executor.heartbeat_period,
+        idle_hour=None if walltime is None else float(nodes * jobs),
+        idle_cost=None if walltime is None else nodes * jobs * longest_idle / 3600,
+        worst_case=None if walltime is None else nodes * jobs * walltime / 3600,
+        devices=tuple(engine.executor.available_accelerators),
+    )
+
+
+def _workers(executor: Any) -> int | None:
+    """As many as a manager starts on a node, by the same rule."""
+    cores = getattr(executor.provider, "cores_per_node", None) or _exported(executor.provider, "PARSL_CORES")
+    if cores is None and not hasattr(executor.provider, "walltime"):
+        cores = os.cpu_count()
+    limits = [executor.max_workers_per_node]
+    if cores is not None:
+        limits.append(math.floor(cores / executor.cores_per_worker))
+    if executor.available_accelerators:
+        limits.append(len(executor.available_accelerators))
+    return None if math.isinf(min(limits)) else int(min(limits))
+
+
+def _exported(provider: Any, name: str) -> float | None:
+    found = re.findall(rf"^\s*export {name}=([0-9.]+)\s*$", provider.worker_init, re.MULTILINE)
+    return float(found[-1]) if found else None
+
+
+def _seconds(walltime: str) -> int:
+    hours, minutes, seconds = (int(part) for part in walltime.split(":"))
+    return 3600 * hours + 60 * minutes + seconds
+
+
+def _parent_config(folder: Path) -> CoreEndpointConfig:
+    try:
+        parent = get_config(folder)
+    except ClickException as error:
+        raise ConfigError(f"{folder / 'config.yaml'}: {error.message}") from error
+    if isinstance(parent, CoreEndpointConfig):
+        return parent
+    raise ConfigError(f"{folder / 'config.yaml'} has an 'engine:' section; in a config with a template, that belongs in the template")
+
+
+def _readable_here(text: str) -> str:
+    """Replace an address that cannot be found out here, or only by asking a service on the network."""
+    try:
+        document = yaml.safe_load(text)
+    except yaml.YAMLError:
+        return text  # the endpoint's loader is to say so
+    engine = document.get("engine") if isinstance(document, dict) else None
+    if not isinstance(engine, dict) or isinstance(engine.get("address"), str):
+        return text
+    address = engine.get("address")
+    if isinstance(address, dict) and (address.get("type") != "address_by_interface" or address.get("ifname") in psutil.net_if_addrs()):
+        return text
+    engine["address"] = LOOPBACK
+    return str(yaml.safe_dump(document))
+
+
+def _misfits(options: Options, schema: Mapping[str, Any], path: Path) -> Iterator[tuple[str, str]]:
+    """Each option that does not fit, and why."""
+    validator = jsonschema.validators.validator_for(schema)(schema)
+    known = schema.get("properties", {})
+    lines = path.read_text().splitlines() if schema else []
+    for error in sorted(validator.iter_errors(dict(options)), key=lambda error: [str(part) for part in error.path]):
+        if error.validator == "additionalProperties":
+            for name in options.keys() - known.keys():
+                near = difflib.get_close_matches(name, known, 1)
+                yield name, f"there is no option {name!r}" + (f"; did you mean {near[0]!r}?" if near else f"; there are {', '.join(known)}")
+            continue
+        name = str(error.path[0]) if error.path else ""
+        line = next((number for number, line in enumerate(lines, 1) if f'"{name}":' in line), 1)
+        about = known.get(name, {}).get("description", "")
+        yield name, f"{name + ': ' if name else ''}{_misfit(error)} {about} ({path}:{line})".replace("  ", " ")
+
+
+def _misfit(error: jsonschema.ValidationError) -> str:
+    value = error.instance
+    if error.validator == "pattern":
+        return f"{value!r} cannot be used."
+    if error.validator == "type" and error.validator_value == "string" and isinstance(value, int):
+        return f"{value!r} is a number and not text: write it in quotes."
+    if error.validator == "not":
+        return f"give only one of {' and '.join(error.validator_value.get('required', ()))}."
+    return f"{error.message}."
+
+
+def _template_line(error: jinja2.TemplateError) -> int:
+    if isinstance(error, jinja2.TemplateSyntaxError):
+        return error.lineno
+    return next((frame.lineno or 1 for frame in traceback.extract_tb(error.__traceback__) if frame.filename == "<template>"), 1)
+
+
+def _refusal(error: jinja2.TemplateError) -> str:
+    """The words of a template that refuses: it can only ask for a key that is missing."""
+    said = re.fullmatch(r"'dict object' has no attribute '(.+ .+)'", str(error.message))
+    return said[1] if said else str(error.message)
+
+
+def _line_of(error: ClickException, text: str, source: str | os.PathLike[str]) -> int:
+    """Where in the source the loader's complaint belongs: at the setting whose name it uses."""
+    mark = getattr(error.__cause__, "problem_mark", None)
+    lines = Path(source).read_text().splitlines() if os.path.isfile(source) else text.splitlines()
+    if mark is not None:
+        wanted = text.splitlines()[min(mark.line, text.count("\n"))].strip()
+        return next((number for number, line in enumerate(lines, 1) if line.strip() == wanted), mark.line + 1)
+    named = set(re.findall(r"\w+", error.message))
+    keys = [(key[1], number) for number, line in enumerate(lines, 1) if (key := re.match(r"\s*(?:- )?(\w+):", line)) and key[1] in named]
+    return max(keys, key=lambda key: (len(key[0]), -key[1]))[1] if keys else 1

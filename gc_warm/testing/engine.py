@@ -1,0 +1,275 @@
+"""What stands behind an endpoint, in its true form: the endpoint's own engine, started from a config.
+
+The engine is left as it is. What is added makes it fit for tests: its processes begin in a folder of their own, end with the client
+however that ends, and when none of its workers can start, that is noticed and explained, where the engine would wait for ever.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import re
+import shlex
+import subprocess
+import sys
+import tempfile
+import threading
+import uuid
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from gc_warm.check import configs
+from gc_warm.testing import guard, worker_main
+from gc_warm.testing.runners import WorkerStartError, remove
+
+log = logging.getLogger("gc_warm")
+
+_ENGINE_SECONDS = 20  # it grants its interchange ten
+_LOOK = 1.0  # seconds between looks at whether workers can start
+_TAIL = 20  # lines of a log that an error quotes
+_DEATHS = 3  # of the same idle worker, before its first task: it will not live
+
+
+class EngineRunner:
+    """Tasks in the endpoint's own engine, started from a config as an endpoint starts it.
+
+    Its processes begin in a directory of their own, so that what happens to lie in the client's is not importable. Tasks wait
+    until the first worker is there. When none can start, tasks fail with a `WorkerStartError` that quotes the log that knows why.
+
+    Args:
+        config: The folder of a config (or the name of one that comes with gc_warm), the YAML file of a user endpoint, or its text
+            (several lines).
+        options: What a folder's template is rendered with; the others have none.
+        on: "local" to run a cluster's config as processes of this machine; None for where it says.
+
+    Raises:
+        FileNotFoundError: There is no such folder or file.
+        ValueError: *on* is neither, the options do not fit, the endpoint's loader refuses the config, or it has no engine.
+    """
+
+    def __init__(self, config: str | os.PathLike[str], options: configs.Options | None = None, on: str | None = None) -> None:
+        self._engine: Any = _load_engine(config, options or {}, on)
+        self._lock = threading.Lock()
+        self._closed = False
+        self._failure: WorkerStartError | None = None
+        self._open: dict[uuid.UUID, Future[bytes]] = {}
+        self._folder = tempfile.TemporaryDirectory(prefix="gc_warm-", ignore_cleanup_errors=True)
+        self._mark = uuid.uuid4().hex
+        self._guard: subprocess.Popen[bytes] | None = None
+        self._settled = threading.Event()  # a worker has done a task, or there will be none
+        self._watch = threading.Thread(target=self._watch_start, name="gc_warm-engine-watch", daemon=True)
+        try:
+            _settle(self._engine, self._folder.name, self._mark)
+            self._engine.start(endpoint_id=uuid.uuid4(), run_dir=self._folder.name)
+            self._guard = self._start_guard()
+            self._watch.start()
+        except BaseException:
+            self.shutdown()
+            raise
+
+    def _start_guard(self) -> subprocess.Popen[bytes] | None:
+        interchange = _interchange(self._engine)
+        if interchange is None:
+            return None
+        command = [sys.executable, guard.__file__, self._mark, str(interchange.pid), self._folder.name]
+        return subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
+
+    def submit(self, task_id: uuid.UUID, packed: bytes, *, resources: Mapping[str, Any], serializers: Sequence[str]) -> Future[bytes]:
+        """See `gc_warm.testing.service.TaskRunner`."""
+        from globus_compute_endpoint.engines.base import GCFuture
+
+        future: Future[bytes] = Future()
+        with self._lock:
+            error = self._why_not()
+            if error is not None:
+                future.set_result(worker_main.pack_failure(task_id, error))
+                return future
+            self._open[task_id] = future
+        inner = GCFuture(task_id)
+        inner.add_done_callback(lambda done: self._finish(task_id, done.result()))
+        self._engine.submit(inner, packed, dict(resources), result_serializers=list(serializers) or None)
+        return future
+
+    def _why_not(self) -> Exception | None:
+        if self._failure is not None:
+            return self._failure
+        if self._closed:
+            return RuntimeError("the engine has been shut down")
+        return None if self._interchange_lives() else RuntimeError("the engine is of no use: its interchange has died")
+
+    def _interchange_lives(self) -> bool:
+        """Without it, the engine waits for ever in whatever it is asked for."""
+        process = self._engine.executor.interchange_proc
+        return process is not None and process.poll() is None
+
+    def _finish(self, task_id: uuid.UUID, result: bytes) -> None:
+        """The engine's result, or the failure that there is for it: whichever comes first."""
+        with self._lock:
+            future = self._open.pop(task_id, None)
+        if future is not None:
+            self._settled.set()
+            future.set_result(result)
+
+    def _watch_start(self) -> None:
+        while not self._settled.wait(_LOOK) and self._interchange_lives():
+            try:
+                reason = _why_no_worker(self._engine.executor, Path(self._folder.name))
+            except Exception:  # the engine is being shut down, or its logs are just being written
+                log.debug("could not look at the engine", exc_info=True)
+                continue
+            if reason and not self._settled.is_set():
+                self._fail(WorkerStartError(reason))
+
+    def _fail(self, error: WorkerStartError) -> None:
+        with self._lock:
+            self._failure = error
+        for task_id in list(self._open):
+            self._finish(task_id, worker_main.pack_failure(task_id, error))
+        self._settled.set()
+        self._shut_down_engine()  # else it would start one job after the other, for ever
+
+    def _shut_down_engine(self) -> None:
+        """The engine's own shutdown, which waits for ever where the interchange has died; its thread is then left to itself."""
+        shutdown = threading.Thread(target=self._engine.shutdown, name="engine-shutdown", daemon=True)
+        lives = self._interchange_lives()
+        shutdown.start()
+        shutdown.join(_ENGINE_SECONDS if lives else guard.GRACE)
+        if shutdown.is_alive():
+            log.warning("the engine does not shut down by itself; its processes are ended")
+
+    def shutdown(self) -> None:
+        """End the engine with all its processes. Tasks that have not ended fail. Idempotent."""
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+        self._settled.set()
+        interchange = _interchange(self._engine)
+        try:
+            if self._watch.ident is not None:
+                self._watch.join(_ENGINE_SECONDS)
+            if self._failure is None:
+                self._shut_down_engine()
+        finally:
+            guard.end_all(self._mark, interchange)
+            if self._guard is not None:
+                self._guard.communicate(b"all of it has ended")
+            for task_id in list(self._open):
+                self._finish(task_id, worker_main.pack_failure(task_id, RuntimeError("the engine was shut down")))
+            remove(self._folder)
+
+
+def _load_engine(config: str | os.PathLike[str], options: configs.Options, on: str | None) -> Any:
+    from click import ClickException
+    from globus_compute_endpoint.endpoint.config.utils import load_config_yaml
+
+    text, source = _read(config, options)
+    try:
+        engine = getattr(load_config_yaml(_placed(text, on)), "engine", None)
+    except ClickException as error:
+        raise ValueError(f"{source}: {error.message}") from error
+    if engine is None:
+        raise ValueError(f"{source} has no 'engine:' section, so it is not the configuration of a user endpoint")
+    if getattr(getattr(engine, "executor", None), "provider", None) is None:
+        engine.shutdown()
+        raise ValueError(
+            f"{source}: with {type(engine).__name__}, tasks would see the client's memory and be falsely warm; use GlobusComputeEngine"
+        )
+    return engine
+
+
+def _read(config: str | os.PathLike[str], options: configs.Options) -> tuple[str, str]:
+    """The YAML, and what to call it in messages."""
+    if isinstance(config, str) and "\n" in config:
+        return config, "the config given as text"
+    if os.path.isfile(config):
+        return Path(config).read_text(), os.fspath(config)
+    folder = configs.find_folder(config)
+    return configs.render(folder, options), os.fspath(folder)
+
+
+def _placed(text: str, on: str | None) -> str:
+    if on not in (None, "local"):
+        raise ValueError(f"on: {on!r} is no place to run a config; there is 'local', and None for where the config says")
+    return text if on is None else configs.localize(text)
+
+
+def _settle(engine: Any, folder: str, mark: str) -> None:
+    """Let a block start in *folder*, carry *mark*, and find the endpoint's command also where the environment is not activated."""
+    provider = engine.executor.provider
+    if shlex.quote(folder) != folder:
+        raise ValueError(
+            f"Parsl cannot work in a folder whose name a shell would split: set TMPDIR to another than {os.path.dirname(folder)!r}"
+        )
+    scripts = os.path.dirname(sys.executable)
+    # Without these, the endpoint's command would make a folder in the home directory, and each manager one where temporary files are.
+    exports = [f"GLOBUS_COMPUTE_USER_DIR={folder}", f"TMPDIR={folder}", f"{guard.MARK}={mark}"]
+    before = [
+        f"cd {shlex.quote(folder)}",
+        *(f"export {shlex.quote(export)}" for export in exports),
+        f'export PATH={shlex.quote(scripts)}:"$PATH"',
+    ]
+    provider.worker_init = "\n".join([*before, provider.worker_init])
+    command, *arguments = engine.executor.interchange_launch_cmd
+    beside_python = os.path.join(scripts, command)  # and not that of another environment which happens to be active
+    if os.path.exists(beside_python):
+        command = beside_python
+    # In a session of its own: Ctrl-C is for the client, and an interchange that is gone makes the engine's shutdown wait for ever.
+    engine.executor.interchange_launch_cmd = ["setsid", "env", *exports, command, *arguments]
+
+
+def _interchange(engine: Any) -> psutil.Process | None:
+    process = engine.executor.interchange_proc
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return None if process is None else psutil.Process(process.pid)
+    return None
+
+
+def _why_no_worker(executor: Any, folder: Path) -> str | None:
+    """Why no worker of this engine will ever take a task; None if one may."""
+    from parsl.jobs.states import JobState
+
+    managers = executor.connected_managers()
+    if any(manager["worker_count"] for manager in managers):
+        return _why_workers_die(folder)
+    if managers:
+        cores, memory = executor.cores_per_worker, executor.mem_per_worker
+        return _quote(
+            f"a node has room for 0 workers: with cores_per_worker {cores}"
+            + (f" and mem_per_worker {memory}" if memory else "")
+            + f" it gets none of the {executor.max_workers_per_node} that are asked for",
+            *folder.rglob("manager.log"),
+        )
+    for block, status in executor.status().items():
+        if status.state in (JobState.FAILED, JobState.MISSING):
+            ended = "ended before its workers were ready" + (f", with exit status {status.exit_code}" if status.exit_code else "")
+            why = (status.message if status.message and not status.stderr_path else ended).rstrip(". \n")
+            return _quote(f"no worker can start: block {block}: {why}", status.stderr_path, status.stdout_path)
+    return None
+
+
+def _why_workers_die(folder: Path) -> str | None:
+    for manager_log in folder.rglob("manager.log"):
+        ends = re.findall(r"Worker (\d+) was not busy when it died", manager_log.read_text())
+        for rank in set(ends):
+            if ends.count(rank) >= _DEATHS:
+                return _quote(
+                    f"worker {rank} has died {ends.count(rank)} times before its first task", manager_log.with_name(f"worker_{rank}.log")
+                )
+    return None
+
+
+def _quote(what: str, *logs: str | Path | None) -> str:
+    """What happened, with the end of the first of these logs that says anything."""
+    for path in logs:
+        if path is None or not os.path.isfile(path):
+            continue
+        lines = Path(path).read_text(errors="replace").rstrip().splitlines()
+        if lines:
+            return f"{what}. The end of {os.path.basename(path)}:\n" + "\n".join(lines[-_TAIL:])
+    return f"{what}. There is no more in its logs."

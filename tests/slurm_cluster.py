@@ -1,0 +1,314 @@
+"""A real Slurm on this machine, for tests: a controller and several virtual nodes, all of it inside one folder."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import shutil
+import socket
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+
+import psutil
+
+from tests.support import wait_until
+
+_DAEMONS = ("munged", "slurmctld", "slurmd")
+_CLIENTS = ("sbatch", "scancel", "scontrol", "sinfo", "squeue", "srun")
+_TASK_PLUGINS = ("task/affinity", "task/none")
+"""In the order of preference: the second one where slurmd cannot run with the first."""
+_LONGEST_SOCKET = 107
+"""Bytes in the path of a Unix socket; Linux has 108 with the zero at the end."""
+_ENDED = {"BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED", "TIMEOUT"}
+
+_CONFIGURATION = """\
+ClusterName=test{port}
+SlurmctldHost={host}(127.0.0.1)
+SlurmctldPort={port}
+SlurmUser={uid}
+SlurmdUser={uid}
+AuthType=auth/munge
+AuthInfo=socket={folder}/munge
+CredType=cred/munge
+StateSaveLocation={folder}/state
+SlurmctldPidFile={folder}/slurmctld.pid
+SlurmdPidFile={folder}/%n.pid
+SlurmdSpoolDir={folder}/%n
+# Everything is logged to the standard error too, which has a file of its own.
+SlurmctldLogFile=/dev/null
+SlurmdLogFile={folder}/%n.steps.log
+SlurmdParameters=config_overrides
+# No cgroups: containers seldom let us have any.
+ProctrackType=proctrack/linuxproc
+TaskPlugin={task_plugin}
+# A step that does not say how many cores it wants gets one: what a strict site does to it.
+TaskPluginParam=autobind=cores
+SelectType=select/cons_tres
+SelectTypeParameters=CR_Core
+SchedulerType=sched/backfill
+SchedulerParameters=batch_sched_delay=0,sched_min_interval=100000,bf_interval=1
+AccountingStorageType=accounting_storage/none
+JobAcctGatherType=jobacct_gather/none
+JobCompType=jobcomp/none
+SwitchType=switch/none
+MpiDefault=none
+ReturnToService=2
+KillWait=5
+OverTimeLimit=0
+InactiveLimit=0
+# An ended job can be asked about for as long as the tests may take.
+MinJobAge=86400
+GresTypes=gpu
+{nodes}
+PartitionName=debug Nodes=ALL Default=YES MaxTime=INFINITE State=UP OverSubscribe=NO
+"""
+_NODE = "NodeName={name} NodeHostname={host} NodeAddr=127.0.0.1 Port={port} CPUs={cpus} RealMemory=4096 {gres} State=UNKNOWN"
+
+
+@dataclass(frozen=True)
+class SlurmJob:
+    """One line of squeue.
+
+    Attributes:
+        id: the number that sbatch printed
+        name: the job's name
+        state: in capitals, as in ``PENDING``, ``RUNNING``, ``COMPLETING``, ``COMPLETED``, ``CANCELLED``, ``TIMEOUT``
+        nodes: the nodes it has or had, none while it waits
+    """
+
+    id: str
+    name: str
+    state: str
+    nodes: tuple[str, ...]
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing of it runs any more."""
+        return self.state in _ENDED
+
+
+class SlurmCluster:
+    """Virtual nodes on this machine, with a partition ``debug``, for as long as the ``with`` block lasts.
+
+    Any user can run one, and everything runs as that user: the daemons are children of this process, and know only
+    the files in their folder. Each cluster has ports of its own, so that there can be several at a time.
+    Each node has all cores of the machine.
+
+    There is no accounting, so ``sacct`` fails; ended jobs are seen with ``squeue -t all`` and ``scontrol show job``.
+    Slurm looks at time limits every 30 seconds, so a job may have up to that much more than its limit.
+    """
+
+    def __init__(self, folder: Path, *, nodes: int = 2, gpus_per_node: int = 0) -> None:
+        """Describe a cluster; ``with`` starts it.
+
+        Args:
+            folder: where everything is kept; created if need be, never removed
+            nodes: how many nodes, named ``n1`` and so on
+            gpus_per_node: pretended GPUs of each node, granted by Slurm and named in ``CUDA_VISIBLE_DEVICES``
+
+        Raises:
+            ValueError: the folder's path is too long for sockets in it, or cannot be written in slurm.conf
+        """
+        self.folder = folder.resolve()
+        self.nodes = tuple(f"n{number}" for number in range(1, nodes + 1))
+        longest = f"{self.folder}/{self.nodes[-1]}/{self.nodes[-1]}_9999.4294967291"
+        if excess := max(0, len(os.fsencode(longest)) - _LONGEST_SOCKET):
+            raise ValueError(f"the path {self.folder} is {excess} bytes too long for Slurm's sockets in it")
+        if odd := re.findall(r"[^\w./+@:-]", str(self.folder)):
+            raise ValueError(f"slurm.conf cannot name {self.folder}, because of {odd}")
+        self.gpus_per_node = gpus_per_node
+        self.binds_cores = False
+        """Whether job steps are bound to the cores they asked for; known once the cluster is up."""
+        self._daemons: list[subprocess.Popen[bytes]] = []
+        self._up = False
+
+    @staticmethod
+    def missing() -> str | None:
+        """Why there can be no cluster on this machine, or None if there can."""
+        missing = [name for name in (*_DAEMONS, *_CLIENTS) if _program(name) is None]
+        return f"programs of Slurm and munge are missing: {', '.join(missing)}" if missing else None
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What a program needs in its environment to reach this cluster."""
+        return {"SLURM_CONF": str(self.folder / "slurm.conf")}
+
+    def __enter__(self) -> SlurmCluster:
+        for task_plugin in _TASK_PLUGINS:
+            try:
+                self._start(task_plugin)
+            except BaseException as error:
+                logs = self._log_tails()
+                self._stop()
+                if f"cannot create task context for {task_plugin}" in logs and task_plugin != _TASK_PLUGINS[-1]:
+                    continue
+                if not isinstance(error, Exception):
+                    raise
+                raise RuntimeError(f"Slurm does not start: {error}\n{logs}") from error
+            self.binds_cores = task_plugin == "task/affinity"
+            break
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._stop()
+
+    def command(self, *words: str, text: str | None = None) -> str:
+        """What a client program of Slurm prints.
+
+        Args:
+            words: the program and its arguments
+            text: its standard input, such as a script for sbatch
+
+        Raises:
+            RuntimeError: the program failed
+        """
+        process = subprocess.run(words, input=text or "", capture_output=True, text=True, env=self._clean_environment(), timeout=30)
+        if process.returncode:
+            raise RuntimeError(f"{' '.join(words)} ended with {process.returncode}: {process.stderr}")
+        return process.stdout
+
+    def jobs(self) -> list[SlurmJob]:
+        """All jobs there have been, the ended ones too, the oldest first."""
+        lines = self.command("squeue", "--noheader", "--states=all", "--sort=i", "--format=%i|%T|%N|%j").splitlines()
+        fields = [line.split("|", maxsplit=3) for line in lines]
+        return [SlurmJob(job, name, state, _expanded(nodes)) for job, state, nodes, name in fields]
+
+    def job(self, job_id: str) -> SlurmJob:
+        """One of the jobs."""
+        return next(job for job in self.jobs() if job.id == job_id)
+
+    def cancel(self, *job_ids: str) -> None:
+        """Tell jobs to end; those that do not are killed 5 seconds later."""
+        self.command("scancel", *job_ids)
+
+    def wait_for_state(self, job_id: str, *states: str, seconds: float = 20.0) -> SlurmJob:
+        """Wait until a job is in one of these states."""
+        wait_until(lambda: self.job(job_id).state in states, f"job {job_id} is {' or '.join(states)}", seconds)
+        return self.job(job_id)
+
+    def _clean_environment(self) -> dict[str, str]:
+        """This process's environment, without a cluster that it may run on itself."""
+        foreign = ("SLURM", "SBATCH", "SRUN", "SQUEUE", "SINFO", "SCANCEL")
+        return {name: value for name, value in os.environ.items() if not name.startswith(foreign)} | self.environment
+
+    def _start(self, task_plugin: str) -> None:
+        self._write_files(task_plugin)
+        inside = [f"--{what}-file={self.folder}/munged.{what}" for what in ("log", "pid", "seed")]
+        # The folder is private, which munged would refuse without --force: it is made for clients that are other users.
+        self._run_daemon("munged", "--foreground", "--force", f"--key-file={self.folder}/key", f"--socket={self.folder}/munge", *inside)
+        wait_until((self.folder / "munge").is_socket, "munged listens")
+        self._run_daemon("slurmctld", "-D")
+        for node in self.nodes:
+            self._run_daemon("slurmd", "-D", "-N", node)
+        wait_until(self._nodes_are_idle, "all nodes are idle")
+        self._up = True
+
+    def _write_files(self, task_plugin: str) -> None:
+        for name in ("state", *self.nodes):
+            (self.folder / name).mkdir(parents=True, exist_ok=True)
+        (self.folder / "munge").unlink(missing_ok=True)  # only a socket that is new means that munged listens
+        (self.folder / "key").touch(mode=0o600)
+        (self.folder / "key").write_bytes(os.urandom(128))
+        host = socket.gethostname().partition(".")[0]
+        port, *ports = _free_ports(1 + len(self.nodes))
+        gres = f"Gres=gpu:{self.gpus_per_node}" if self.gpus_per_node else ""
+        nodes = [
+            _NODE.format(name=name, host=host, port=port, cpus=os.cpu_count(), gres=gres)
+            for name, port in zip(self.nodes, ports, strict=True)
+        ]
+        configuration = _CONFIGURATION.format(
+            port=port,
+            host=host,
+            uid=os.getuid(),
+            folder=self.folder,
+            task_plugin=task_plugin,
+            nodes="\n".join(nodes),
+        )
+        (self.folder / "slurm.conf").write_text(configuration)
+        for number in range(self.gpus_per_node):
+            with contextlib.suppress(FileExistsError):  # Slurm sets CUDA_VISIBLE_DEVICES only for devices, numbered by the names' ends
+                (self.folder / f"gpu{number}").symlink_to("/dev/null")
+        devices = [f"Name=gpu File={self.folder}/gpu{number}\n" for number in range(self.gpus_per_node)]
+        (self.folder / "gres.conf").write_text("".join(devices))
+
+    def _run_daemon(self, name: str, *arguments: str) -> None:
+        """Start a child in a session of its own, where a Ctrl-C for the tests does not end it before its jobs."""
+        program = _program(name)
+        assert program is not None, f"{name} is missing"
+        with open(self.folder / f"{name}{arguments[-1] if '-N' in arguments else ''}.log", "wb") as log:
+            self._daemons.append(
+                subprocess.Popen(
+                    [program, *arguments],
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                    cwd=self.folder,
+                    env=self._clean_environment(),
+                    start_new_session=True,
+                )
+            )
+
+    def _nodes_are_idle(self) -> bool:
+        ended = [Path(daemon.args[0]).name for daemon in self._daemons if daemon.poll() is not None]  # type: ignore[index,arg-type]
+        if ended:
+            raise RuntimeError(f"{', '.join(ended)} ended")
+        with contextlib.suppress(RuntimeError):  # the controller does not listen yet
+            return self.command("sinfo", "--noheader", "--Node", "--format=%T").split() == ["idle"] * len(self.nodes)
+        return False
+
+    def _log_tails(self) -> str:
+        logs = sorted(self.folder.glob("*.log"))
+        return "\n".join(f"{log.name}:\n" + "\n".join(log.read_text(errors="replace").splitlines()[-15:]) for log in logs)
+
+    def _stop(self) -> None:
+        """End the jobs, then the daemons, then what escaped both: a step's process may have left its family."""
+        if self._up:
+            with contextlib.suppress(Exception):  # jobs that do not end in time, or cannot be told to, are killed below
+                self.cancel(*[job.id for job in self.jobs() if not job.ended], "--quiet")
+                wait_until(lambda: all(job.ended for job in self.jobs()), "all jobs ended", 1.5)
+        self._up = False
+        for daemon in self._daemons:
+            daemon.kill()  # asked politely, the controller waits for jobs that are ending, and writes down a state nobody reads
+        for daemon in self._daemons:
+            daemon.wait()
+        self._daemons.clear()
+        wait_until(lambda: not self._kill_leftovers(), "all processes of the jobs ended")
+
+    def _kill_leftovers(self) -> list[psutil.Process]:
+        """Kill what is left of Slurm, known by its folder, and of the jobs, known by their environment: init is their parent."""
+        found = []
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.Error):
+                slurm = process.name().startswith("slurm") and process.cwd() == str(self.folder)
+                environment = {} if slurm else process.environ()  # a slurmstepd has none: it writes its title over it
+                # A test may have SLURM_CONF too, to use the cluster, but is in no job of it.
+                if slurm or (environment.get("SLURM_CONF") == self.environment["SLURM_CONF"] and "SLURM_JOB_ID" in environment):
+                    process.kill()
+                    found.append(process)
+        return found
+
+
+def _program(name: str) -> str | None:
+    """Where a program is; an ordinary user's PATH may lack the folders of the daemons."""
+    return shutil.which(name, path=os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/sbin"]))
+
+
+def _free_ports(count: int) -> list[int]:
+    """Ports that nobody has: held all at once, so that they differ, and given back."""
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for one in sockets:
+            one.bind(("", 0))
+        return [one.getsockname()[1] for one in sockets]
+
+
+def _expanded(nodes: str) -> tuple[str, ...]:
+    """The names in Slurm's short form, such as ``n[1-2,4]``."""
+    names: list[str] = []
+    for part in nodes.removeprefix("n").strip("[]").split(",") if nodes else ():
+        first, _, last = part.partition("-")
+        names += [f"n{number}" for number in range(int(first), int(last or first) + 1)]
+    return tuple(names)
