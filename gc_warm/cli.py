@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import sys
+from pathlib import Path
+from typing import Any
 
 import click
 from globus_compute_sdk.errors import TaskExecutionFailed
@@ -16,6 +19,7 @@ from rich.table import Table
 
 import gc_warm
 from gc_warm import demo
+from gc_warm.check import configs, environment, options
 from gc_warm.testing.runners import WorkerStartError
 
 
@@ -75,6 +79,70 @@ def _show(console: Console, part: demo.Part) -> None:
     if part.ratio is not None:
         console.print(f"A cold call took {part.ratio:,.0f} times as long as a warm one.", soft_wrap=True)
     console.print()
+
+
+@main.command("check")
+@click.argument("folder")
+@click.option("-o", "assignments", multiple=True, metavar="NAME=VALUE", help="An option of the config; can be repeated.")
+@click.option("--options", "options_file", type=click.Path(exists=True, dir_okay=False), help="YAML or JSON file of options.")
+@click.option("--yaml", "as_yaml", is_flag=True, help="Print what the endpoint makes of it, and nothing else.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON on standard output.")
+@click.option("--here", is_flag=True, help="Also look whether this machine has what the config needs. Runs its `environment`.")
+@click.option("--module", "modules", multiple=True, help="Warmable module that workers have to import; implies --here.")
+def check_command(
+    folder: str, assignments: tuple[str, ...], options_file: str | None, as_yaml: bool, as_json: bool, here: bool, modules: tuple[str, ...]
+) -> None:
+    """What the config in FOLDER means for warm state, and what it costs.
+
+    FOLDER is that of a config, of an endpoint (~/.globus_compute/NAME), or the name of a config that comes with gc_warm: local, slurm,
+    slurm-gpu or pbs. Nothing is submitted. Exit status 1 means that something cannot work.
+    """
+    try:
+        found = configs.find_folder(folder)
+        text = configs.render(found, *_options(found, assignments, options_file))
+        config = configs.load(text, configs.template_path(found))
+        meaning = configs.meaning(config)
+    except (options.ConfigError, OSError) as error:
+        raise click.ClickException(str(error)) from error
+    if as_yaml:
+        click.echo(text)
+        return
+    findings = list(_look(config, modules)) if here or modules else []
+    if as_json:
+        figures = {name: None if value == math.inf else value for name, value in dataclasses.asdict(meaning).items()}
+        looked = [dataclasses.asdict(finding) for finding in findings]
+        click.echo(json.dumps({"folder": str(found), **figures, "findings": looked}, indent=2))
+    else:
+        _explain(found, meaning, findings)
+    sys.exit(1 if any(finding.level == "error" for finding in findings) else 0)
+
+
+def _options(folder: Path, assignments: tuple[str, ...], file: str | None) -> tuple[dict[str, Any], dict[str, str]]:
+    """All options, and where each comes from; the command line has the last word."""
+    given, origin = options.read(file) if file else ({}, {})
+    schema = options.schema_of(configs.schema_path(folder))
+    for name, value in (options.parse(assignment, schema) for assignment in assignments):
+        given[name], origin[name] = value, f"-o {name}"
+    return given, origin
+
+
+def _look(config: Any, modules: tuple[str, ...]) -> list[environment.Finding]:
+    with Console(stderr=True, highlight=False).status("looking at the worker's environment"):
+        return list(environment.look(config, modules))
+
+
+def _explain(folder: Path, meaning: configs.Meaning, findings: list[environment.Finding]) -> None:
+    console = Console(highlight=False)
+    rows = [("config", str(folder)), *configs.in_words(meaning)]
+    width = max(len(heading) for heading, _ in rows)
+    for heading, sentence in rows:
+        console.print(f"[bold]{escape(heading):{width}}[/]  {escape(sentence)}", soft_wrap=True)
+    colours = {"ok": "green", "warning": "yellow", "error": "red"}
+    for finding in findings:
+        indented = finding.text.replace("\n", "\n    ")
+        console.print(f"[{colours[finding.level]}]{finding.level:7}[/]  {escape(finding.about)}: {escape(indented)}", soft_wrap=True)
+    if findings:
+        console.print(f"[bold]logs in ~/.globus_compute/NAME[/]\n{escape(environment.LOGS)}", soft_wrap=True)
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ _LONGEST_SOCKET = 107
 _ENDED = {"BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED", "TIMEOUT"}
 
 _CONFIGURATION = """\
-ClusterName=test{port}
+ClusterName=test
 SlurmctldHost={host}(127.0.0.1)
 SlurmctldPort={port}
 SlurmUser={uid}
@@ -37,9 +37,9 @@ StateSaveLocation={folder}/state
 SlurmctldPidFile={folder}/slurmctld.pid
 SlurmdPidFile={folder}/%n.pid
 SlurmdSpoolDir={folder}/%n
-# Everything is logged to the standard error too, which has a file of its own.
+# The daemons log to their standard errors, which are files here; only job steps have no other place.
 SlurmctldLogFile=/dev/null
-SlurmdLogFile={folder}/%n.steps.log
+SlurmdLogFile={folder}/%n.steps
 SlurmdParameters=config_overrides
 # No cgroups: containers seldom let us have any.
 ProctrackType=proctrack/linuxproc
@@ -98,14 +98,14 @@ class SlurmCluster:
     Each node has all cores of the machine.
 
     There is no accounting, so ``sacct`` fails; ended jobs are seen with ``squeue -t all`` and ``scontrol show job``.
-    Slurm looks at time limits every 30 seconds, so a job may have up to that much more than its limit.
+    Slurm looks at time limits every 30 seconds, counted from the controller's start, so a job may have up to that much more than its limit.
     """
 
     def __init__(self, folder: Path, *, nodes: int = 2, gpus_per_node: int = 0) -> None:
         """Describe a cluster; ``with`` starts it.
 
         Args:
-            folder: where everything is kept; created if need be, never removed
+            folder: where everything is kept; created if need be, never removed, but jobs of an earlier start there are forgotten
             nodes: how many nodes, named ``n1`` and so on
             gpus_per_node: pretended GPUs of each node, granted by Slurm and named in ``CUDA_VISIBLE_DEVICES``
 
@@ -155,17 +155,19 @@ class SlurmCluster:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._stop()
 
-    def command(self, *words: str, text: str | None = None) -> str:
+    def command(self, *words: str, text: str = "", seconds: float = 30.0) -> str:
         """What a client program of Slurm prints.
 
         Args:
             words: the program and its arguments
             text: its standard input, such as a script for sbatch
+            seconds: how long it may take
 
         Raises:
             RuntimeError: the program failed
+            subprocess.TimeoutExpired: it took too long, and was killed
         """
-        process = subprocess.run(words, input=text or "", capture_output=True, text=True, env=self._clean_environment(), timeout=30)
+        process = subprocess.run(words, input=text, capture_output=True, text=True, env=self._clean_environment(), timeout=seconds)
         if process.returncode:
             raise RuntimeError(f"{' '.join(words)} ended with {process.returncode}: {process.stderr}")
         return process.stdout
@@ -201,6 +203,7 @@ class SlurmCluster:
         self._run_daemon("munged", "--foreground", "--force", f"--key-file={self.folder}/key", f"--socket={self.folder}/munge", *inside)
         wait_until((self.folder / "munge").is_socket, "munged listens")
         self._run_daemon("slurmctld", "-D")
+        wait_until(self._controller_listens, "the controller listens")  # who comes earlier tries again only a second later
         for node in self.nodes:
             self._run_daemon("slurmd", "-D", "-N", node)
         wait_until(self._nodes_are_idle, "all nodes are idle")
@@ -208,7 +211,8 @@ class SlurmCluster:
 
     def _write_files(self, task_plugin: str) -> None:
         for name in ("state", *self.nodes):
-            (self.folder / name).mkdir(parents=True, exist_ok=True)
+            shutil.rmtree(self.folder / name, ignore_errors=True)  # what an earlier start knew about its jobs
+            (self.folder / name).mkdir(parents=True)
         (self.folder / "munge").unlink(missing_ok=True)  # only a socket that is new means that munged listens
         (self.folder / "key").touch(mode=0o600)
         (self.folder / "key").write_bytes(os.urandom(128))
@@ -238,7 +242,7 @@ class SlurmCluster:
         """Start a child in a session of its own, where a Ctrl-C for the tests does not end it before its jobs."""
         program = _program(name)
         assert program is not None, f"{name} is missing"
-        with open(self.folder / f"{name}{arguments[-1] if '-N' in arguments else ''}.log", "wb") as log:
+        with open(self.folder / f"{name}{'.' + arguments[-1] if '-N' in arguments else ''}.log", "wb") as log:
             self._daemons.append(
                 subprocess.Popen(
                     [program, *arguments],
@@ -251,13 +255,18 @@ class SlurmCluster:
                 )
             )
 
+    def _controller_listens(self) -> bool:
+        self._check_daemons()
+        return "Running as primary controller" in (self.folder / "slurmctld.log").read_text(errors="replace")
+
     def _nodes_are_idle(self) -> bool:
+        self._check_daemons()
+        return self.command("sinfo", "--noheader", "--Node", "--format=%T").split() == ["idle"] * len(self.nodes)
+
+    def _check_daemons(self) -> None:
         ended = [Path(daemon.args[0]).name for daemon in self._daemons if daemon.poll() is not None]  # type: ignore[index,arg-type]
         if ended:
             raise RuntimeError(f"{', '.join(ended)} ended")
-        with contextlib.suppress(RuntimeError):  # the controller does not listen yet
-            return self.command("sinfo", "--noheader", "--Node", "--format=%T").split() == ["idle"] * len(self.nodes)
-        return False
 
     def _log_tails(self) -> str:
         logs = sorted(self.folder.glob("*.log"))
@@ -265,10 +274,10 @@ class SlurmCluster:
 
     def _stop(self) -> None:
         """End the jobs, then the daemons, then what escaped both: a step's process may have left its family."""
-        if self._up:
+        if self._up and all(daemon.poll() is None for daemon in self._daemons):
             with contextlib.suppress(Exception):  # jobs that do not end in time, or cannot be told to, are killed below
-                self.cancel(*[job.id for job in self.jobs() if not job.ended], "--quiet")
-                wait_until(lambda: all(job.ended for job in self.jobs()), "all jobs ended", 1.5)
+                self.command("scancel", "--quiet", f"--user={os.getuid()}", seconds=1)
+                wait_until(lambda: not self.command("squeue", "--noheader", seconds=1), "all jobs ended", 1)
         self._up = False
         for daemon in self._daemons:
             daemon.kill()  # asked politely, the controller waits for jobs that are ending, and writes down a state nobody reads
@@ -282,7 +291,7 @@ class SlurmCluster:
         found = []
         for process in psutil.process_iter():
             with contextlib.suppress(psutil.Error):
-                slurm = process.name().startswith("slurm") and process.cwd() == str(self.folder)
+                slurm = process.name().startswith(("munge", "slurm")) and process.cwd() == str(self.folder)
                 environment = {} if slurm else process.environ()  # a slurmstepd has none: it writes its title over it
                 # A test may have SLURM_CONF too, to use the cluster, but is in no job of it.
                 if slurm or (environment.get("SLURM_CONF") == self.environment["SLURM_CONF"] and "SLURM_JOB_ID" in environment):

@@ -7,21 +7,18 @@ endpoint's loader makes of it, so that it holds for any config and not only for 
 
 from __future__ import annotations
 
-import difflib
-import json
 import math
 import os
 import pwd
 import re
 import traceback
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import jinja2
-import jsonschema
 import psutil
 import yaml
 from click import ClickException
@@ -29,19 +26,15 @@ from globus_compute_endpoint.endpoint.config import CoreEndpointConfig, UserEndp
 from globus_compute_endpoint.endpoint.config.utils import (
     get_config,
     load_config_yaml,
-    load_user_config_schema,
     load_user_config_template,
     render_config_user_template,
 )
 from globus_compute_endpoint.endpoint.endpoint import Endpoint
 from globus_compute_endpoint.endpoint.identity_mapper import MappedPosixIdentity
 
+from gc_warm.check.options import ConfigError, Options, misfits, schema_of
+
 LOOPBACK = "127.0.0.1"
-Options = Mapping[str, Any]
-
-
-class ConfigError(ValueError):
-    """A config, or the options for it, cannot be right. The text names file, line and option."""
 
 
 def folders() -> dict[str, Path]:
@@ -80,16 +73,13 @@ def render(folder: Path, options: Options, origin: Mapping[str, str] | None = No
         ConfigError: The options do not fit the schema, or the template refuses them. All that do not fit are named.
         FileNotFoundError: The folder has no template.
     """
-    parent = _parent_config(folder)
-    template = Endpoint.user_config_template_path(folder, parent)
-    schema_path = Endpoint.user_config_schema_path(folder, parent)
+    parent, template = _parent_config(folder), template_path(folder)
     try:
-        text, schema = load_user_config_template(template), load_user_config_schema(schema_path)
+        text = load_user_config_template(template)
     except FileNotFoundError:
         raise FileNotFoundError(f"{folder} is not the folder of a config: it has no {template.name}") from None
-    except json.JSONDecodeError as error:
-        raise ConfigError(f"{schema_path}:{error.lineno}: {error.msg}") from None
-    wrong = [f"{(origin or {}).get(name, 'options')}: {what}" for name, what in _misfits(options, schema or {}, schema_path)]
+    schema = schema_of(schema_path(folder))
+    wrong = [f"{(origin or {}).get(name, 'options')}: {what}" for name, what in misfits(options, schema, schema_path(folder))]
     if wrong:
         raise ConfigError("\n".join(wrong))
     user = MappedPosixIdentity(pwd.getpwuid(os.getuid()), [], uuid.UUID(int=0))
@@ -97,8 +87,18 @@ def render(folder: Path, options: Options, origin: Mapping[str, str] | None = No
         return str(render_config_user_template(parent, text, template, user, schema, dict(options), {}))
     except jinja2.TemplateError as error:
         raise ConfigError(f"{template}:{_template_line(error)}: {_refusal(error)}") from None
-    except (jsonschema.SchemaError, ValueError, TypeError) as error:  # a reserved name, a schema that is none, a filter that fails
+    except (ValueError, TypeError) as error:  # a reserved name, a filter that fails
         raise ConfigError(f"{template}: {error}") from error
+
+
+def template_path(folder: Path) -> Path:
+    """Where the template of a config is."""
+    return Path(Endpoint.user_config_template_path(folder, _parent_config(folder)))
+
+
+def schema_path(folder: Path) -> Path:
+    """Where the schema of a config is, or would be."""
+    return Path(Endpoint.user_config_schema_path(folder, _parent_config(folder)))
 
 
 def load(text: str, source: str | os.PathLike[str]) -> UserEndpointConfig:
@@ -119,6 +119,7 @@ def load(text: str, source: str | os.PathLike[str]) -> UserEndpointConfig:
         raise ConfigError(f"{source}:{_line_of(error, text, source)}: {error.message}") from error
     if not isinstance(config, UserEndpointConfig):
         raise ConfigError(f"{source} has no 'engine:' section, so it is not the configuration of a user endpoint")
+    config.source_content = text
     return config
 
 
@@ -208,8 +209,50 @@ def meaning(config: UserEndpointConfig) -> Meaning:
         idle_hour=None if walltime is None else float(nodes * jobs),
         idle_cost=None if walltime is None else nodes * jobs * longest_idle / 3600,
         worst_case=None if walltime is None else nodes * jobs * walltime / 3600,
-        devices=tuple(engine.executor.available_accelerators),
+        devices=_devices(engine.executor),
     )
+
+
+def in_words(meaning: Meaning) -> list[tuple[str, str]]:
+    """What a config means, as pairs of a heading and a sentence."""
+    workers = "one for each core of a node"
+    if meaning.copies_per_node is not None:
+        workers = f"{meaning.copies_per_node} on each node, {meaning.copies} in all"
+    jobs = f"{_count(meaning.nodes_per_job, 'node')} a job, {_count(meaning.max_jobs, 'job')} at most"
+    stays = "however long there is no task"
+    if math.isfinite(meaning.keep_warm):
+        stays = f"for {_time(meaning.keep_warm)} without any task"
+    if math.isfinite(meaning.endpoint_idle):
+        stays += f"; the endpoint stops after {_time(meaning.endpoint_idle)}, and starts again for the next task"
+    said = [("copies of the state", f"{workers} ({jobs})"), ("stays warm", stays)]
+    if meaning.devices:
+        said.insert(1, ("devices of a node's workers", ", ".join(meaning.devices)))
+    if meaning.walltime is not None:
+        drain = "tasks that still run then are lost" if meaning.drain is None else f"it takes no new tasks after {_time(meaning.drain)}"
+        said.append(("a job ends", f"after {_time(meaning.walltime)} at the latest; {drain}"))
+    said.append(("a worker that dies", f"is replaced, cold, within {_time(meaning.restart)}; its task fails"))
+    said.append(("a task", f"may take {_time(meaning.task_timeout)}" if meaning.task_timeout else "may take any time"))
+    return said + _costs(meaning)
+
+
+def _costs(meaning: Meaning) -> list[tuple[str, str]]:
+    if meaning.worst_case is None or meaning.idle_hour is None or meaning.idle_cost is None:
+        return []
+    worst = f"{_count(meaning.worst_case, 'node-hour')}, if every job runs to its walltime; jobs that follow cost as much again"
+    idle = f"{_count(meaning.idle_hour, 'node-hour')}; from the last task until cold, {_count(meaning.idle_cost, 'node-hour')} at most"
+    return [("an idle hour costs", idle), ("the worst case costs", worst)]
+
+
+def _count(number: float, what: str) -> str:
+    return f"{number:,.3g} {what}{'s' * (number != 1)}"
+
+
+def _time(seconds: float) -> str:
+    """Seconds as people say them: 90 s, 10 min, 1 h 30 min."""
+    if seconds < 120:
+        return f"{seconds:g} s"
+    hours, minutes, rest = int(seconds // 3600), int(seconds % 3600 // 60), seconds % 60
+    return " ".join([f"{hours} h"] * bool(hours) + [f"{minutes} min"] * bool(minutes) + [f"{rest:g} s"] * bool(rest))
 
 
 def _workers(executor: Any) -> int | None:
@@ -223,6 +266,14 @@ def _workers(executor: Any) -> int | None:
     if executor.available_accelerators:
         limits.append(len(executor.available_accelerators))
     return None if math.isinf(min(limits)) else int(min(limits))
+
+
+def _devices(executor: Any) -> tuple[str, ...]:
+    names = tuple(executor.available_accelerators)
+    gpus = getattr(executor.provider, "gpus_per_node", None)
+    if gpus and len(names) > gpus and names == tuple(str(number) for number in range(len(names))):
+        return tuple(str(number * gpus // len(names)) for number in range(len(names)))  # as Parsl does where there is nvidia-smi
+    return names
 
 
 def _exported(provider: Any, name: str) -> float | None:
@@ -259,34 +310,6 @@ def _readable_here(text: str) -> str:
         return text
     engine["address"] = LOOPBACK
     return str(yaml.safe_dump(document))
-
-
-def _misfits(options: Options, schema: Mapping[str, Any], path: Path) -> Iterator[tuple[str, str]]:
-    """Each option that does not fit, and why."""
-    validator = jsonschema.validators.validator_for(schema)(schema)
-    known = schema.get("properties", {})
-    lines = path.read_text().splitlines() if schema else []
-    for error in sorted(validator.iter_errors(dict(options)), key=lambda error: [str(part) for part in error.path]):
-        if error.validator == "additionalProperties":
-            for name in options.keys() - known.keys():
-                near = difflib.get_close_matches(name, known, 1)
-                yield name, f"there is no option {name!r}" + (f"; did you mean {near[0]!r}?" if near else f"; there are {', '.join(known)}")
-            continue
-        name = str(error.path[0]) if error.path else ""
-        line = next((number for number, line in enumerate(lines, 1) if f'"{name}":' in line), 1)
-        about = known.get(name, {}).get("description", "")
-        yield name, f"{name + ': ' if name else ''}{_misfit(error)} {about} ({path}:{line})".replace("  ", " ")
-
-
-def _misfit(error: jsonschema.ValidationError) -> str:
-    value = error.instance
-    if error.validator == "pattern":
-        return f"{value!r} cannot be used."
-    if error.validator == "type" and error.validator_value == "string" and isinstance(value, int):
-        return f"{value!r} is a number and not text: write it in quotes."
-    if error.validator == "not":
-        return f"give only one of {' and '.join(error.validator_value.get('required', ()))}."
-    return f"{error.message}."
 
 
 def _template_line(error: jinja2.TemplateError) -> int:

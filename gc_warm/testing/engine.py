@@ -24,6 +24,7 @@ from typing import Any
 import psutil
 
 from gc_warm.check import configs
+from gc_warm.check.options import Options
 from gc_warm.testing import guard, worker_main
 from gc_warm.testing.runners import WorkerStartError, remove
 
@@ -41,6 +42,8 @@ class EngineRunner:
     Its processes begin in a directory of their own, so that what happens to lie in the client's is not importable. Tasks wait
     until the first worker is there. When none can start, tasks fail with a `WorkerStartError` that quotes the log that knows why.
 
+    Like an endpoint, it stops its engine when it has been idle for long enough, and starts another for the next task.
+
     Args:
         config: The folder of a config (or the name of one that comes with gc_warm), the YAML file of a user endpoint, or its text
             (several lines).
@@ -52,8 +55,70 @@ class EngineRunner:
         ValueError: *on* is neither, the options do not fit, the endpoint's loader refuses the config, or it has no engine.
     """
 
-    def __init__(self, config: str | os.PathLike[str], options: configs.Options | None = None, on: str | None = None) -> None:
-        self._engine: Any = _load_engine(config, options or {}, on)
+    def __init__(self, config: str | os.PathLike[str], options: Options | None = None, on: str | None = None) -> None:
+        text, self._source = _read(config, options or {})
+        self._text = _placed(text, on)
+        self._lock = threading.Lock()
+        self._engine: _Engine | None = None
+        self._closed = threading.Event()
+        self._used = False
+        self._moved = threading.Event()  # a task or a result, since the last heartbeat
+        loaded = _load(self._text, self._source)
+        self._engine = _Engine(loaded.engine)
+        self._idle = threading.Thread(
+            target=self._stop_when_idle,
+            args=(loaded.heartbeat_period, loaded.idle_heartbeats_soft),
+            name="gc_warm-engine-idle",
+            daemon=True,
+        )
+        self._idle.start()
+
+    def submit(self, task_id: uuid.UUID, packed: bytes, *, resources: Mapping[str, Any], serializers: Sequence[str]) -> Future[bytes]:
+        """See `gc_warm.testing.service.TaskRunner`."""
+        with self._lock:
+            if self._closed.is_set():
+                failed: Future[bytes] = Future()
+                failed.set_result(worker_main.pack_failure(task_id, RuntimeError("the engine has been shut down")))
+                return failed
+            if self._engine is None:
+                self._engine = _Engine(_load(self._text, self._source).engine)
+            self._used = True
+            self._moved.set()
+            future = self._engine.submit(task_id, packed, dict(resources), list(serializers) or None)
+        future.add_done_callback(lambda _: self._moved.set())
+        return future
+
+    def _stop_when_idle(self, heartbeat_period: float, limit: int) -> None:
+        """The endpoint's own rule: so many heartbeats without any movement, and nothing under way. With 0 it never stops."""
+        idle = 0
+        while not self._closed.wait(heartbeat_period):
+            with self._lock:
+                engine = self._engine
+                moved = self._moved.is_set()
+                self._moved.clear()
+                if engine is None or engine.busy or moved or not self._used:
+                    idle = 0
+                    continue
+                idle += 1
+                if limit and idle >= limit:
+                    self._engine = None
+                    engine.shutdown()
+
+    def shutdown(self) -> None:
+        """End the engine with all its processes. Tasks that have not ended fail. Idempotent."""
+        self._closed.set()
+        with self._lock:
+            engine, self._engine = self._engine, None
+        if engine is not None:
+            engine.shutdown()
+        self._idle.join()
+
+
+class _Engine:
+    """One life of an engine, from its start to the end of its last process."""
+
+    def __init__(self, engine: Any) -> None:
+        self._engine = engine
         self._lock = threading.Lock()
         self._closed = False
         self._failure: WorkerStartError | None = None
@@ -72,6 +137,11 @@ class EngineRunner:
             self.shutdown()
             raise
 
+    @property
+    def busy(self) -> bool:
+        """Whether a task has been submitted and has not ended."""
+        return bool(self._open)
+
     def _start_guard(self) -> subprocess.Popen[bytes] | None:
         interchange = _interchange(self._engine)
         if interchange is None:
@@ -79,8 +149,8 @@ class EngineRunner:
         command = [sys.executable, guard.__file__, self._mark, str(interchange.pid), self._folder.name]
         return subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
 
-    def submit(self, task_id: uuid.UUID, packed: bytes, *, resources: Mapping[str, Any], serializers: Sequence[str]) -> Future[bytes]:
-        """See `gc_warm.testing.service.TaskRunner`."""
+    def submit(self, task_id: uuid.UUID, packed: bytes, resources: dict[str, Any], serializers: list[str] | None) -> Future[bytes]:
+        """Give the engine a task; the future always ends, with a packed Result."""
         from globus_compute_endpoint.engines.base import GCFuture
 
         future: Future[bytes] = Future()
@@ -92,7 +162,7 @@ class EngineRunner:
             self._open[task_id] = future
         inner = GCFuture(task_id)
         inner.add_done_callback(lambda done: self._finish(task_id, done.result()))
-        self._engine.submit(inner, packed, dict(resources), result_serializers=list(serializers) or None)
+        self._engine.submit(inner, packed, resources, result_serializers=serializers)
         return future
 
     def _why_not(self) -> Exception | None:
@@ -164,15 +234,16 @@ class EngineRunner:
             remove(self._folder)
 
 
-def _load_engine(config: str | os.PathLike[str], options: configs.Options, on: str | None) -> Any:
+def _load(text: str, source: str) -> Any:
+    """A user endpoint's configuration, with an engine that has not been started."""
     from click import ClickException
     from globus_compute_endpoint.endpoint.config.utils import load_config_yaml
 
-    text, source = _read(config, options)
     try:
-        engine = getattr(load_config_yaml(_placed(text, on)), "engine", None)
+        config = load_config_yaml(text)
     except ClickException as error:
         raise ValueError(f"{source}: {error.message}") from error
+    engine = getattr(config, "engine", None)
     if engine is None:
         raise ValueError(f"{source} has no 'engine:' section, so it is not the configuration of a user endpoint")
     if getattr(getattr(engine, "executor", None), "provider", None) is None:
@@ -180,10 +251,10 @@ def _load_engine(config: str | os.PathLike[str], options: configs.Options, on: s
         raise ValueError(
             f"{source}: with {type(engine).__name__}, tasks would see the client's memory and be falsely warm; use GlobusComputeEngine"
         )
-    return engine
+    return config
 
 
-def _read(config: str | os.PathLike[str], options: configs.Options) -> tuple[str, str]:
+def _read(config: str | os.PathLike[str], options: Options) -> tuple[str, str]:
     """The YAML, and what to call it in messages."""
     if isinstance(config, str) and "\n" in config:
         return config, "the config given as text"

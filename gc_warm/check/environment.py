@@ -1,0 +1,210 @@
+"""The questions of the first hour on a login node: is everything there that a config relies on, and what was left behind.
+
+The worker's environment is made as a job makes it, by running the config's ``worker_init``, but on this machine; a compute node may
+differ. Nothing is submitted and nothing is changed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import getpass
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import psutil
+import yaml
+from globus_compute_endpoint.endpoint.config import UserEndpointConfig
+from globus_compute_sdk.sdk._environments import get_amqp_service_host
+
+from gc_warm.worker import probe
+
+_PATIENCE = 120  # seconds for an environment to be made, and for modules to be imported there
+_COMMANDS = {
+    "SlurmProvider": ("sbatch", "squeue", "scancel"),
+    "PBSProProvider": ("qsub", "qstat", "qdel"),
+}
+_INTERCHANGE = "parsl: HTEX interchange"
+LOGS = """\
+endpoint.log                             the endpoint: which user endpoints it starts, and with which options
+../uep.*/endpoint.log                    a user endpoint: tasks that come and go, jobs that are asked for
+../uep.*/submit_scripts/                 each job's script, and what it said: a bad environment shows here, and so does what tasks print
+../uep.*/Globus*/interchange.log         workers that report, and are lost
+../uep.*/Globus*/block-*/*/manager.log   how many workers a node has, and which of them died
+../uep.*/Globus*/block-*/*/worker_*.log  one worker: its tasks, and what gc_warm logs"""
+"""Which file in an endpoint's folder, ``~/.globus_compute/NAME``, knows what."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """An answer to one question.
+
+    Attributes:
+        level: Whether it is as it should be, worth a look, or cannot work.
+        about: What was asked.
+        text: The answer.
+    """
+
+    level: Literal["ok", "warning", "error"]
+    about: str
+    text: str
+
+
+def look(config: UserEndpointConfig, modules: Sequence[str] = ()) -> Iterator[Finding]:
+    """Look whether everything is there that a loaded config relies on.
+
+    Args:
+        config: What `gc_warm.check.configs.load` gives.
+        modules: Warmable modules that workers have to be able to import.
+    """
+    executor: Any = config.engine.executor
+    yield from _worker_environment(executor.provider.worker_init, modules)
+    yield from _scheduler(executor.provider)
+    yield from _ports(config, executor)
+    yield from _left_behind()
+
+
+def _worker_environment(worker_init: str, modules: Sequence[str]) -> Iterator[Finding]:
+    with tempfile.TemporaryDirectory(prefix="gc_warm-", ignore_cleanup_errors=True) as folder:
+        status, found, said = _probe(worker_init, modules, Path(folder))
+    if found is None:
+        ended = f"no workers could start in it: it ends with exit status {status}"
+        yield Finding("error", "environment", f"{ended}, and says:\n{said}" if said else ended)
+        return
+    yield Finding("ok", "environment", f"workers run {found['executable']}")
+    if said:
+        yield Finding("warning", "environment", f"it says:\n{said}")
+    here, there = probe.versions(), found["versions"]
+    for package, version in here.items():
+        yield _compared(package, version, there[package])
+    for name, result in found["imports"].items():
+        if isinstance(result, str):
+            yield Finding("error", f"module {name}", f"{result}; install it in that environment, or name its folder in python_path")
+        else:
+            yield Finding("ok", f"module {name}", f"imported in {result:.1f} s")
+
+
+def _probe(worker_init: str, modules: Sequence[str], folder: Path) -> tuple[int, dict[str, Any] | None, str]:
+    """Exit status; what the probe finds in a worker's environment, None if it could not be run; the end of what all of it says."""
+    script, answer = folder / "gc_warm_probe.py", folder / "answer"
+    shutil.copy(probe.__file__, script)
+    command = f"{worker_init}\nexport PYTHONPATH=\"${{PYTHONPATH:+$PYTHONPATH:}}{folder}\"\nexport GLOBUS_COMPUTE_USER_DIR='{folder}'\n"
+    command += 'exec globus-compute-endpoint python-exec gc_warm_probe "$@"'
+    shell = subprocess.Popen(
+        ["bash", "-c", command, "bash", str(answer), *modules],
+        cwd=folder,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+        start_new_session=True,
+    )
+    try:
+        said, _ = shell.communicate(timeout=_PATIENCE)
+    except subprocess.TimeoutExpired:
+        said = f"(nothing more after {_PATIENCE} s)"
+    finally:
+        with contextlib.suppress(ProcessLookupError):  # what the environment left running; also when this is interrupted
+            os.killpg(shell.pid, signal.SIGKILL)
+        shell.communicate()
+    found = json.loads(answer.read_text()) if answer.exists() else None
+    return shell.returncode, found, "\n".join(said.strip().splitlines()[-10:])
+
+
+def _compared(package: str, here: str | None, there: str | None) -> Finding:
+    if there is None:
+        if package == "gc-warm":
+            return Finding("warning", package, "not in the worker's environment: @warm cannot be used there; pip install it")
+        return Finding("error", package, "not in the worker's environment: pip install globus-compute-endpoint there")
+    if here == there:
+        return Finding("ok", package, there)
+    minors = [version.split(".")[:2] for version in (here or "", there)]
+    if package in ("python", "dill") and minors[0] != minors[1]:
+        return Finding("warning", package, f"{there} for workers, {here} here: functions that are sent whole may fail; use the same")
+    return Finding("ok", package, f"{there} for workers, {here} here")
+
+
+def _scheduler(provider: Any) -> Iterator[Finding]:
+    for command in _COMMANDS.get(type(provider).__name__, ()):
+        path = shutil.which(command)
+        yield Finding("ok", command, path) if path else Finding("error", command, "not found: this machine submits no jobs")
+    partition = getattr(provider, "partition", None)
+    if partition and shutil.which("sinfo"):
+        known = _said("sinfo", "--noheader", "--format=%R").split()
+        if not set(partition.split(",")) <= set(known):
+            yield Finding("error", f"partition {partition}", f"there are {', '.join(sorted(set(known))) or 'none'}")
+
+
+def _ports(config: UserEndpointConfig, executor: Any) -> Iterator[Finding]:
+    address = yaml.safe_load(config.source_content or "")["engine"].get("address")
+    interface = address.get("ifname") if isinstance(address, dict) else None
+    if interface and interface not in psutil.net_if_addrs():
+        yield Finding("error", f"interface {interface}", f"this machine has only {', '.join(psutil.net_if_addrs())}")
+    first, last = executor.worker_port_range
+    ports = [executor.worker_port] if executor.worker_port else range(first, last + 1)
+    if any(_free(port) for port in ports):
+        yield Finding("ok", "ports for workers", "one is free; that compute nodes can reach it shows only in a job")
+    else:
+        yield Finding("error", "ports for workers", f"{ports[0]} to {ports[-1]}: all are taken")
+    host, port = get_amqp_service_host(), config.amqp_port or 443
+    try:
+        socket.create_connection((host, port), timeout=5).close()
+    except OSError as error:
+        yield Finding("warning", "connection to Globus", f"{host}:{port}: {error}; `globus-compute-diagnostic` looks closer")
+    else:
+        yield Finding("ok", "connection to Globus", f"{host}:{port}")
+
+
+def _free(port: int) -> bool:
+    with socket.socket() as server:
+        try:
+            server.bind(("", port))
+        except OSError:
+            return False
+        return True
+
+
+def _left_behind() -> Iterator[Finding]:
+    """Processes and jobs of endpoints that are gone: they hold nodes, and nobody gives them tasks."""
+    mine = getpass.getuser()
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):  # ended meanwhile, or somebody else's
+            title = " ".join(process.cmdline()) or process.name()
+            if title.startswith(_INTERCHANGE) and process.username() == mine and _orphaned(process):
+                yield Finding("warning", "left behind", f"an interchange whose endpoint is gone: process {process.pid}; end it with kill")
+    for job, script in _jobs(mine):
+        endpoint = script.parent.parent
+        if script.parent.name == "submit_scripts" and not _lives(endpoint):
+            what = f"job {job}, of the endpoint in {endpoint}, which does not run on this machine"
+            yield Finding("warning", "left behind", f"{what}; if it runs on no other login node, cancel the job")
+
+
+def _orphaned(process: psutil.Process) -> bool:
+    parent = process.parent()
+    return parent is None or parent.pid == 1 or "systemd" in parent.name()
+
+
+def _jobs(user: str) -> Iterator[tuple[str, Path]]:
+    for line in _said("squeue", "--noheader", f"--user={user}", "--format=%i %o").splitlines() if shutil.which("squeue") else ():
+        job, _, script = line.strip().partition(" ")
+        yield job, Path(script)
+
+
+def _lives(endpoint: Path) -> bool:
+    try:
+        return psutil.pid_exists(int((endpoint / "daemon.pid").read_text()))
+    except (OSError, ValueError):
+        return False
+
+
+def _said(*command: str) -> str:
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, stdin=subprocess.DEVNULL).stdout
