@@ -73,22 +73,25 @@ def render(folder: Path, options: Options, origin: Mapping[str, str] | None = No
         ConfigError: The options do not fit the schema, or the template refuses them. All that do not fit are named.
         FileNotFoundError: The folder has no template.
     """
-    parent, template = _parent_config(folder), template_path(folder)
-    try:
-        text = load_user_config_template(template)
-    except FileNotFoundError:
-        raise FileNotFoundError(f"{folder} is not the folder of a config: it has no {template.name}") from None
-    schema = schema_of(schema_path(folder))
+    if not folder.is_dir() or not (template := template_path(folder)).is_file():
+        raise FileNotFoundError(f"{folder} is not the folder of a config: it has no user_config_template.yaml.j2")
+    parent, schema = _parent_config(folder), schema_of(schema_path(folder))
     wrong = [f"{(origin or {}).get(name, 'options')}: {what}" for name, what in misfits(options, schema, schema_path(folder))]
     if wrong:
         raise ConfigError("\n".join(wrong))
-    user = MappedPosixIdentity(pwd.getpwuid(os.getuid()), [], uuid.UUID(int=0))
+    user = MappedPosixIdentity(_user(), [], uuid.UUID(int=0))
     try:
+        text = load_user_config_template(template)
         return str(render_config_user_template(parent, text, template, user, schema, dict(options), {}))
-    except jinja2.TemplateError as error:
-        raise ConfigError(f"{template}:{_template_line(error)}: {_refusal(error)}") from None
-    except (ValueError, TypeError) as error:  # a reserved name, a filter that fails
-        raise ConfigError(f"{template}: {error}") from error
+    except Exception as error:  # a template can end in any
+        raise ConfigError(f"{template}:{_template_line(error)}: {_refusal(error)}") from error
+
+
+def _user() -> pwd.struct_passwd:
+    try:
+        return pwd.getpwuid(os.getuid())
+    except KeyError:  # in a container, say, that is run with some number
+        return pwd.struct_passwd((str(os.getuid()), "x", os.getuid(), os.getgid(), "", os.path.expanduser("~"), "/bin/sh"))
 
 
 def template_path(folder: Path) -> Path:
@@ -189,7 +192,8 @@ def meaning(config: UserEndpointConfig) -> Meaning:
     if provider is None:
         raise ConfigError(f"{type(engine).__name__} starts no workers in jobs of their own; use GlobusComputeEngine")
     soft = config.idle_heartbeats_soft * config.heartbeat_period or math.inf
-    idle = math.inf if provider.min_blocks else engine._job_status_kwargs["max_idletime"]
+    scaling = engine._job_status_kwargs
+    idle = math.inf if provider.min_blocks or scaling["strategy"] in ("none", None) else scaling["max_idletime"]
     walltime = _seconds(provider.walltime) if hasattr(provider, "walltime") else None
     keep_warm = min(idle, soft)
     nodes, jobs = provider.nodes_per_block, provider.max_blocks
@@ -244,7 +248,7 @@ def _costs(meaning: Meaning) -> list[tuple[str, str]]:
 
 
 def _count(number: float, what: str) -> str:
-    return f"{number:,.3g} {what}{'s' * (number != 1)}"
+    return f"{round(number, 2):,g} {what}{'s' * (number != 1)}"
 
 
 def _time(seconds: float) -> str:
@@ -263,6 +267,9 @@ def _workers(executor: Any) -> int | None:
     limits = [executor.max_workers_per_node]
     if cores is not None:
         limits.append(math.floor(cores / executor.cores_per_worker))
+    memory = getattr(executor.provider, "mem_per_node", None)
+    if memory and executor.mem_per_worker:
+        limits.append(math.floor(memory / executor.mem_per_worker))
     if executor.available_accelerators:
         limits.append(len(executor.available_accelerators))
     return None if math.isinf(min(limits)) else int(min(limits))
@@ -282,7 +289,10 @@ def _exported(provider: Any, name: str) -> float | None:
 
 
 def _seconds(walltime: str) -> int:
-    hours, minutes, seconds = (int(part) for part in walltime.split(":"))
+    found = re.fullmatch(r"(\d+):(\d+):(\d+)", str(walltime))
+    if found is None:
+        raise ConfigError(f"walltime {walltime!r} is not of the form HH:MM:SS")
+    hours, minutes, seconds = map(int, found.groups())
     return 3600 * hours + 60 * minutes + seconds
 
 
@@ -300,7 +310,7 @@ def _readable_here(text: str) -> str:
     """Replace an address that cannot be found out here, or only by asking a service on the network."""
     try:
         document = yaml.safe_load(text)
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError):
         return text  # the endpoint's loader is to say so
     engine = document.get("engine") if isinstance(document, dict) else None
     if not isinstance(engine, dict) or isinstance(engine.get("address"), str):
@@ -312,25 +322,26 @@ def _readable_here(text: str) -> str:
     return str(yaml.safe_dump(document))
 
 
-def _template_line(error: jinja2.TemplateError) -> int:
+def _template_line(error: Exception) -> int:
     if isinstance(error, jinja2.TemplateSyntaxError):
         return error.lineno
     return next((frame.lineno or 1 for frame in traceback.extract_tb(error.__traceback__) if frame.filename == "<template>"), 1)
 
 
-def _refusal(error: jinja2.TemplateError) -> str:
+def _refusal(error: Exception) -> str:
     """The words of a template that refuses: it can only ask for a key that is missing."""
-    said = re.fullmatch(r"'dict object' has no attribute '(.+ .+)'", str(error.message))
-    return said[1] if said else str(error.message)
+    said = re.fullmatch(r"'dict object' has no attribute '(.+ .+)'", str(error))
+    return said[1] if said else str(error) or type(error).__name__
 
 
 def _line_of(error: ClickException, text: str, source: str | os.PathLike[str]) -> int:
-    """Where in the source the loader's complaint belongs: at the setting whose name it uses."""
+    """Where in the source the loader's complaint belongs: at the setting whose name it uses, the innermost if there are several."""
     mark = getattr(error.__cause__, "problem_mark", None)
     lines = Path(source).read_text().splitlines() if os.path.isfile(source) else text.splitlines()
     if mark is not None:
-        wanted = text.splitlines()[min(mark.line, text.count("\n"))].strip()
+        rendered = text.splitlines()
+        wanted = rendered[min(mark.line, len(rendered) - 1)].strip()
         return next((number for number, line in enumerate(lines, 1) if line.strip() == wanted), mark.line + 1)
     named = set(re.findall(r"\w+", error.message))
-    keys = [(key[1], number) for number, line in enumerate(lines, 1) if (key := re.match(r"\s*(?:- )?(\w+):", line)) and key[1] in named]
-    return max(keys, key=lambda key: (len(key[0]), -key[1]))[1] if keys else 1
+    keys = [(key, number) for number, line in enumerate(lines, 1) if (key := re.match(r"(\s*)(?:- )?(\w+):", line)) and key[2] in named]
+    return max(keys, key=lambda found: (len(found[0][2]), len(found[0][1]), -found[1]))[1] if keys else 1

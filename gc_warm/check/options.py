@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import json
 import os
+import reprlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -68,7 +69,7 @@ def misfits(options: Options, schema: Mapping[str, Any], path: Path) -> Iterator
     lines = path.read_text().splitlines() if schema else []
     known = schema.get("properties", {})
     for error in _errors(options, schema, path):
-        if error.validator == "additionalProperties":
+        if error.validator == "additionalProperties" and not error.path:
             yield from ((name, _unknown(name, list(known))) for name in options if name not in known)
             continue
         name = str(error.path[0]) if error.path else ""
@@ -94,9 +95,12 @@ def _unknown(name: str, known: list[str]) -> str:
 def _misfit(error: jsonschema.ValidationError) -> str:
     value = error.instance
     if error.validator == "pattern":
-        return f"{value!r} cannot be used."
-    if error.validator == "type" and error.validator_value == "string" and isinstance(value, int):
-        return f"{value!r} is a number and not text: write it in quotes."
+        odd = next((character for character in value if not character.isprintable() and character not in "\n\t"), None)
+        return f"{reprlib.repr(value)} cannot be used" + (f", since it has the character {odd!r}." if odd else ".")
+    if error.validator == "maxLength":
+        return f"it has {len(value):,} characters, and may have {error.validator_value:,}."
+    if error.validator == "type" and error.validator_value == "string" and isinstance(value, (int, float)):
+        return f"{value!r} is not text: write it in quotes."
     if error.validator == "not":
         return f"give only one of {' and '.join(error.validator_value.get('required', ()))}."
     return f"{error.message}."
@@ -106,9 +110,12 @@ def schema_of(path: Path) -> dict[str, Any]:
     """The schema in a file; empty if there is none.
 
     Raises:
-        ConfigError: It is not valid JSON.
+        ConfigError: It is not a JSON object.
     """
     try:
-        return dict(json.loads(path.read_text())) if path.exists() else {}
+        schema = json.loads(path.read_text()) if path.exists() else {}
     except json.JSONDecodeError as error:
         raise ConfigError(f"{path}:{error.lineno}: {error.msg}") from None
+    if not isinstance(schema, dict):
+        raise ConfigError(f"{path} has to hold a JSON object, not {schema!r}")
+    return schema

@@ -26,10 +26,10 @@ def zeros(size: int) -> bytes:
 
 
 def _wait_until(condition: Callable[[], bool]) -> None:
-    end = time.monotonic() + 30
+    end = time.monotonic() + 120
     while not condition():
         if time.monotonic() > end:
-            raise TimeoutError("waited for 30 s")
+            raise TimeoutError("waited for two minutes")
         time.sleep(0.005)
 
 
@@ -53,6 +53,12 @@ def meet(folder: str, number: int) -> tuple[int, int, int]:
     Path(folder, os.environ["GC_TASK_UUID"]).touch()
     _wait_until(lambda: len(os.listdir(folder)) >= number)
     return rank(), os.getpid(), shapes.import_in_body()
+
+
+def meet_as(folder: str, number: int) -> tuple[str, int, int, str | None]:
+    """As `meet`, and says who it is: manager, rank, process id and device."""
+    _, pid, _ = meet(folder, number)
+    return os.environ["PARSL_WORKER_POOL_ID"], rank(), pid, os.environ.get("CUDA_VISIBLE_DEVICES")
 
 
 def end(how: str) -> None:
@@ -91,3 +97,16 @@ def close_descriptors() -> None:
 
 def start_child() -> int:
     return subprocess.Popen(["sleep", "1000"]).pid
+
+
+def meet_and_tell(folder: str, number: int, names: list[str]) -> tuple[int, int, list[int], dict[str, str]]:
+    """As `meet`, for workers on several nodes: process id, count, the cores it may use, and these variables of its environment."""
+    _, pid, count = meet(folder, number)
+    return pid, count, sorted(os.sched_getaffinity(0)), {name: os.environ[name] for name in names if name in os.environ}
+
+
+def work(seconds: float) -> tuple[str, float, float]:
+    """Takes so long; the batch job it runs in, and when it began and ended."""
+    begun = time.time()
+    threading.Event().wait(seconds)
+    return os.environ["SLURM_JOB_ID"], begun, time.time()

@@ -1,0 +1,263 @@
+"""What the configs promise, and what `check` says of them, seen on the real engine."""
+
+from __future__ import annotations
+
+import json
+import time
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import logbook
+import psutil
+import pytest
+import tasks
+from click.testing import CliRunner
+from globus_compute_sdk.errors import TaskExecutionFailed
+
+from gc_warm import MockExecutor, functions
+from gc_warm.check import configs, options
+from gc_warm.cli import main
+from tests.support import MODULES, wait_until
+
+pytestmark = pytest.mark.engine
+
+SITES = sorted(path for folder in configs.folders().values() for path in (folder / "sites").glob("*.yaml"))
+START = 150  # seconds that tasks may take with several engines on a busy machine
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A worker, as one of its tasks sees it."""
+
+    manager: str
+    rank: int
+    pid: int
+    device: str | None
+
+
+def meet_all(executor: MockExecutor, folder: Path, number: int) -> set[Seen]:
+    """Every worker there is: so many tasks wait for each other, which takes so many workers; and no further worker answers more."""
+    folder.mkdir()
+    futures = [executor.submit(tasks.meet_as, str(folder), number) for _ in range(number)]
+    seen = {Seen(*future.result(START)) for future in futures}
+    futures = [executor.submit(tasks.meet_as, str(folder), 1) for _ in range(3 * number)]
+    return seen | {Seen(*future.result(START)) for future in futures}
+
+
+def gone(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
+
+
+OPTION_SETS: list[tuple[str, dict[str, Any]]] = [
+    ("local", {"workers_per_node": 1}),
+    ("local", {"workers_per_node": 4, "keep_warm": 0.2}),
+    ("local", {"gpus_per_node": 2}),
+    ("slurm", {"workers_per_node": 2, "cores_per_worker": 3}),
+    ("slurm", {"workers_per_node": 2, "nodes": 2, "bind_cores": True}),
+    ("slurm", {"workers_per_node": 1, "max_jobs": 2}),
+    ("slurm-gpu", {"gpus_per_node": 3, "interface": "hsn0"}),
+    ("slurm-gpu", {"accelerators": ["0.0", "0.1"], "workers_per_node": 4}),
+    ("pbs", {"workers_per_node": 3, "cores_per_worker": 2, "worker_port_range": [57000, 57999]}),
+    ("pbs", {"gpus_per_node": 2, "nodes": 2}),
+]
+
+
+@dataclass(frozen=True)
+class Observation:
+    """What the engine did with an option set, and what check says of it."""
+
+    figures: dict[str, Any]
+    seen: set[Seen]
+    warm_for: float  # seconds from the last task until the first worker had ended
+    again: tuple[int, int]
+
+
+def observe(name: str, chosen: dict[str, Any], folder: Path) -> Observation:
+    given = {"keep_warm": 0.1, "python_path": [str(MODULES)], **chosen}
+    words = [word for key, value in given.items() for word in ("-o", f"{key}={value if isinstance(value, str) else json.dumps(value)}")]
+    figures = json.loads(CliRunner().invoke(main, ["check", name, "--json", *words], catch_exceptions=False).output)
+    with MockExecutor(config=name, user_endpoint_config=given, on="local") as executor:
+        seen = meet_all(executor, folder, figures["copies"])
+        last = time.monotonic()
+        wait_until(lambda: any(gone(worker.pid) for worker in seen), "a worker has ended", figures["keep_warm"] + 60)
+        warm_for = time.monotonic() - last
+        wait_until(lambda: all(gone(worker.pid) for worker in seen), "all workers have ended", 20)
+        return Observation(figures, seen, warm_for, executor.submit(tasks.pid_and_count).result(START))
+
+
+@pytest.fixture(scope="module")
+def observations(tmp_path_factory: pytest.TempPathFactory) -> list[Future[Observation]]:
+    """All of them side by side, since most of the time is waiting."""
+    with ThreadPoolExecutor(3) as pool:
+        futures = [pool.submit(observe, name, chosen, tmp_path_factory.mktemp("set") / "meeting") for name, chosen in OPTION_SETS]
+        wait(futures)
+    return futures
+
+
+@pytest.mark.parametrize("number", range(len(OPTION_SETS)), ids=lambda number: "-".join([OPTION_SETS[number][0], *OPTION_SETS[number][1]]))
+def test_figures_of_check_are_what_the_engine_does(observations: list[Future[Observation]], number: int) -> None:
+    observed = observations[number].result()
+    figures, seen = observed.figures, observed.seen
+    assert len(seen) == figures["copies"]
+    managers = {worker.manager for worker in seen}
+    assert len(managers) == figures["nodes_per_job"] * figures["max_jobs"]
+    assert all(sum(worker.manager == manager for worker in seen) == figures["copies_per_node"] for manager in managers)
+    if figures["devices"]:
+        assert {(worker.rank, worker.device) for worker in seen} == set(enumerate(figures["devices"]))
+    assert observed.warm_for >= figures["keep_warm"], "state was warm for as long as it was said to be"
+    pid, count = observed.again
+    assert count == 1, "the next task finds a new worker, which is cold"
+    assert pid not in {worker.pid for worker in seen}
+
+
+def test_task_timeout_is_the_one_that_was_asked_for(tmp_path: Path) -> None:
+    chosen = {"task_timeout": 1, "python_path": [str(MODULES)], "workers_per_node": 1}
+    with MockExecutor(config="slurm", user_endpoint_config=chosen, on="local") as executor:
+        before = executor.submit(tasks.pid_and_count).result(START)
+        with pytest.raises(TaskExecutionFailed, match="AppTimeout"):
+            executor.submit(tasks.wait_for_file, str(tmp_path / "never")).result(START)
+        assert executor.submit(tasks.pid_and_count).result(START) == (before[0], before[1] + 1), "the worker is still warm"
+
+
+def test_job_that_drains_ends_by_itself_and_loses_nothing() -> None:
+    """On this machine there is no walltime; what comes before it is the engine's own doing."""
+    chosen = {"walltime": "00:01:00", "task_timeout": 40, "python_path": [str(MODULES)]}
+    folder = configs.find_folder("slurm")
+    drain = configs.meaning(configs.load(configs.render(folder, chosen), folder)).drain
+    assert drain == 14
+    with MockExecutor(config="slurm", user_endpoint_config=chosen, on="local") as executor:
+        began = time.monotonic()
+        pids: list[int] = []
+        while len(set(pids)) < 2:
+            assert time.monotonic() < began + 60
+            pids.append(executor.submit(tasks.pid_and_count).result(START)[0])
+        assert time.monotonic() - began >= drain
+        wait_until(lambda: gone(pids[0]), "the drained job has ended")
+
+
+@pytest.mark.parametrize("site", SITES, ids=lambda path: path.stem)
+def test_options_of_each_site_give_workers(site: Path, tmp_path: Path) -> None:
+    chosen, _ = options.read(site)
+    folder = configs.find_folder(site.parent.parent)
+    figures = configs.meaning(configs.load(configs.render(folder, chosen), folder))
+    chosen |= {"python_path": [str(MODULES)], "environment": ""}
+    with MockExecutor(config=folder, user_endpoint_config=chosen, on="local") as executor:
+        assert figures.copies is not None
+        seen = meet_all(executor, tmp_path / "meeting", figures.copies)
+    assert len(seen) == figures.copies
+    assert {worker.device for worker in seen} == set(figures.devices or [None])
+
+
+LOCAL: dict[str, Any] = {"workers_per_node": 2, "python_path": [str(MODULES)]}
+
+
+def test_thousand_tasks_are_warm_but_for_the_first_of_each_worker() -> None:
+    with MockExecutor(config="local", user_endpoint_config=LOCAL) as executor:
+        counts = [future.result(START) for future in [executor.submit(functions.count) for _ in range(1000)]]
+    assert counts.count(1) == 2
+    assert sum(count > 1 for count in counts) == 998
+
+
+def test_busy_worker_that_is_killed_is_back_within_two_heartbeats_and_the_other_stays_warm(tmp_path: Path) -> None:
+    with MockExecutor(config="local", user_endpoint_config=LOCAL) as executor:
+        before = meet_all(executor, tmp_path / "before", 2)
+        running = executor.submit(tasks.for_ever, str(tmp_path / "started"))
+        wait_until((tmp_path / "started").exists, "the task has begun")
+        victim = psutil.Process(int((tmp_path / "started").read_text()))
+        manager = victim.parent()
+        assert manager is not None
+        victim.kill()
+        killed = time.monotonic()
+        wait_until(lambda: len(workers_of(manager) - {victim.pid}) == 2, "the worker has been replaced")
+        assert time.monotonic() - killed < 2 * 1 + 1, "two heartbeats of 1 s, and a second for this machine"
+        with pytest.raises(TaskExecutionFailed, match="WorkerLost"):
+            running.result(START)
+        counts = {pid: count for _, pid, count in meeting(executor, tmp_path / "after", 2)}
+    (other,) = {worker.pid for worker in before} - {victim.pid}
+    assert counts.pop(other) > 1
+    assert list(counts.values()) == [1]
+
+
+def meeting(executor: MockExecutor, folder: Path, number: int) -> list[tuple[int, int, int]]:
+    folder.mkdir()
+    return [future.result(START) for future in [executor.submit(tasks.meet, str(folder), number) for _ in range(number)]]
+
+
+def workers_of(manager: psutil.Process) -> set[int]:
+    return {child.pid for child in manager.children() if "--multiprocessing-fork" in child.cmdline() and not gone(child.pid)}
+
+
+def test_quick_tasks_keep_workers_warm_for_longer_than_keep_warm() -> None:
+    """The engine's own idle time would end them: it sees a task only if one runs at the moment when it looks."""
+    with MockExecutor(config="local", user_endpoint_config={"workers_per_node": 1, "keep_warm": 0.1}) as executor:
+        executor.submit(functions.count).result(START)
+        began, number = time.monotonic(), 1
+        while time.monotonic() < began + 20:
+            number += 1
+            assert executor.submit(functions.count).result(START) == number
+            time.sleep(0.2)  # the pace of a client
+
+
+@pytest.mark.parametrize("name", ["local", "slurm"])
+def test_teardowns_run_at_shutdown_and_when_keep_warm_is_over(name: str, tmp_path: Path) -> None:
+    path = tmp_path / "logbook"
+    chosen = {"workers_per_node": 1, "keep_warm": 0.1, "python_path": [str(MODULES)]}
+    with MockExecutor(config=name, user_endpoint_config=chosen, on="local") as executor:
+        assert [executor.submit(logbook.note, str(path)).result(START) for _ in range(2)] == [1, 2]
+        wait_until(lambda: "torn down after 2" in path.read_text(), "the state is torn down after keep_warm", 40)
+        assert executor.submit(logbook.note, str(path)).result(START) == 1
+    assert path.read_text() == "loaded\ntorn down after 2\nloaded\ntorn down after 1\n"
+
+
+ENGINE = """
+engine:
+  type: GlobusComputeEngine
+  max_workers_per_node: 2
+  address: 127.0.0.1
+  heartbeat_period: 1
+  {setting}
+  provider:
+    type: LocalProvider
+    worker_init: {worker_init}
+"""
+
+CANNOT_START = [
+    ("cores_per_worker: 640", "''", "a node has room for 0 workers: with cores_per_worker 640.*manager.log"),
+    ("mem_per_worker: 1000000", "''", "a node has room for 0 workers.*mem_per_worker 1000000"),
+    ("cpu_affinity: blocks", "''", "cpu-affinity must be one of"),
+    ("cpu_affinity: list:0:1:0", "''", "worker . has died 3 times before its first task.*wrong number of thread ranks"),
+    ("prefetch_capacity: 0", "exit 3", "block 0: ended before its workers were ready, with exit status 3"),
+    ("prefetch_capacity: 0", "PATH=/usr/bin:/bin", "globus-compute-endpoint: command not found"),
+    ("prefetch_capacity: 0", "export PYTHONHOME=/nowhere", "No module named 'encodings'"),
+    ("launch_cmd: /no/such/program", "''", "/no/such/program"),
+]
+
+
+@pytest.mark.parametrize(("setting", "worker_init", "reason"), CANNOT_START)
+def test_engine_whose_workers_cannot_start_says_why(setting: str, worker_init: str, reason: str) -> None:
+    with MockExecutor(config=ENGINE.format(setting=setting, worker_init=worker_init)) as executor:
+        futures = [executor.submit(functions.count) for _ in range(3)]
+        for future in futures:
+            with pytest.raises(TaskExecutionFailed, match=f"(?s)WorkerStartError: .*{reason}"):
+                future.result(30)
+        with pytest.raises(TaskExecutionFailed, match=f"(?s)WorkerStartError: .*{reason}"):
+            executor.submit(functions.count).result(5)
+
+
+def test_job_that_cannot_be_submitted_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    with MockExecutor(config="pbs", user_endpoint_config={"address": "127.0.0.1"}) as executor:
+        monkeypatch.setenv("PATH", "/nowhere")
+        with pytest.raises(TaskExecutionFailed, match=r"(?s)WorkerStartError: .*qsub: .*not found"):
+            executor.submit(functions.count).result(30)
+
+
+def test_module_that_workers_lack_is_an_error_of_the_task_and_not_of_the_engine() -> None:
+    with MockExecutor(config="local") as executor:
+        with pytest.raises(TaskExecutionFailed, match="No module named 'tasks'"):
+            executor.submit(tasks.same, 1).result(START)
+        assert executor.submit(functions.count).result(START) == 1
