@@ -134,6 +134,8 @@ def _look(config: Any, modules: tuple[str, ...]) -> list[environment.Finding]:
 def _explain(folder: Path, meaning: configs.Meaning, findings: list[environment.Finding]) -> None:
     console = Console(highlight=False)
     rows = [("config", str(folder)), *configs.in_words(meaning)]
+    if not (folder / "user_environment.yaml").exists():  # an endpoint has one
+        rows.append(("deploy it with", configs.deploy_command(folder)))
     width = max(len(heading) for heading, _ in rows)
     for heading, sentence in rows:
         console.print(f"[bold]{escape(heading):{width}}[/]  {escape(sentence)}", soft_wrap=True)

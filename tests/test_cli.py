@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -11,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from click.testing import CliRunner
+import yaml
+from click.testing import CliRunner, Result
 
 from gc_warm import cli, demo
 
@@ -79,3 +81,67 @@ def test_help_and_bad_options() -> None:
     refused = runner.invoke(cli.main, ["demo", "--workers", "0"])
     assert refused.exit_code == 2
     assert "0 is not in the range 1<=x<=64" in refused.stderr
+
+
+def checked(*arguments: str) -> Result:
+    return CliRunner().invoke(cli.main, ["check", *arguments])
+
+
+def test_check_says_what_a_config_means() -> None:
+    result = checked("slurm-gpu", "-o", "gpus_per_node=2", "-o", "workers_per_node=4", "-o", "nodes=2", "-o", "walltime=10:00:00")
+    assert result.exit_code == 0
+    lines = dict(re.split("  +", line, maxsplit=1) for line in result.stdout.splitlines())
+    assert lines.pop("config").endswith("/slurm-gpu")
+    assert lines.pop("deploy it with").startswith("globus-compute-endpoint configure my-endpoint --multi-user false --core-config ")
+    assert lines == {
+        "copies of the state": "4 on each node, 8 in all (2 nodes a job, 1 job at most)",
+        "devices of a node's workers": "0, 0, 1, 1",
+        "stays warm": "for 10 min without any task; the endpoint stops after 10 min, and starts again for the next task",
+        "a job ends": "after 10 h at the latest; it takes no new tasks after 9 h 44 min",
+        "a worker that dies": "is replaced, cold, within 5 s; its task fails",
+        "a task": "may take any time",
+        "an idle hour costs": "2 node-hours; from the last task until cold, 0.33 node-hours at most",
+        "the worst case costs": "20 node-hours, if every job runs to its walltime; jobs that follow cost as much again",
+    }
+
+
+def test_check_prints_what_the_endpoint_makes_of_it_and_figures() -> None:
+    rendered = checked("slurm", "--yaml", "-o", "nodes=3")
+    assert yaml.safe_load(rendered.stdout)["engine"]["provider"]["nodes_per_block"] == 3
+    figures = json.loads(checked("slurm", "--json", "-o", "nodes=3", "-o", "max_jobs=2").stdout)
+    assert (figures["copies"], figures["idle_hour"], figures["worst_case"], figures["findings"]) == (6, 6, 6, [])
+
+
+def test_check_takes_options_from_a_file_and_the_command_line_has_the_last_word(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("workers_per_node: 2\nnodes: 2\nwalltime: 1:00\n")
+    result = checked("slurm", "--options", str(path), "-o", "workers_per_node=0")
+    assert result.exit_code == 1
+    assert f"{path}:3: walltime: 60 is not text: write it in quotes." in result.stderr
+    assert "-o workers_per_node: workers_per_node: 0 is less than the minimum of 1." in result.stderr
+    fine = checked("slurm", "--options", str(path), "-o", "walltime=01:00:00", "--json")
+    assert json.loads(fine.stdout)["copies"] == 4
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nowhere"], "there is no folder 'nowhere', and gc_warm has only local, pbs, slurm, slurm-gpu"),
+        (["local", "-o", "nodes=2"], "-o nodes: there is no option 'nodes'"),
+        (["slurm", "-o", "task_timeout=7200"], "task_timeout (7200 s) leaves no time before walltime (01:00:00)"),
+        (["/tmp"], "/tmp is not the folder of a config: it has no user_config_template.yaml.j2"),
+    ],
+)
+def test_check_of_what_cannot_be(arguments: list[str], message: str) -> None:
+    result = checked(*arguments)
+    assert result.exit_code == 1
+    assert message in result.stderr
+    assert result.stdout == ""
+
+
+def test_check_with_a_module_looks_at_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", os.path.dirname(sys.executable), prepend=os.pathsep)
+    result = checked("local", "--module", "no_such")
+    assert result.exit_code == 1
+    assert "error    module no_such: ModuleNotFoundError" in result.stdout
+    assert "endpoint.log" in result.stdout

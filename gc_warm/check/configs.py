@@ -11,6 +11,7 @@ import math
 import os
 import pwd
 import re
+import shlex
 import traceback
 import uuid
 from collections.abc import Mapping
@@ -92,6 +93,13 @@ def _user() -> pwd.struct_passwd:
         return pwd.getpwuid(os.getuid())
     except KeyError:  # in a container, say, that is run with some number
         return pwd.struct_passwd((str(os.getuid()), "x", os.getuid(), os.getgid(), "", os.path.expanduser("~"), "/bin/sh"))
+
+
+def deploy_command(folder: Path) -> str:
+    """The command that makes an endpoint of a config, for a user of a login node."""
+    files = {"core": folder / "config.yaml", "template": template_path(folder), "schema": schema_path(folder)}
+    given = [f"--{kind}-config {shlex.quote(str(path))}" for kind, path in files.items() if path.exists()]
+    return " ".join(["globus-compute-endpoint configure my-endpoint --multi-user false", *given])
 
 
 def template_path(folder: Path) -> Path:

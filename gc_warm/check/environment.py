@@ -98,26 +98,27 @@ def _probe(worker_init: str, modules: Sequence[str], folder: Path) -> tuple[int,
     shutil.copy(probe.__file__, script)
     command = f"{worker_init}\nexport PYTHONPATH=\"${{PYTHONPATH:+$PYTHONPATH:}}{folder}\"\nexport GLOBUS_COMPUTE_USER_DIR='{folder}'\n"
     command += 'exec globus-compute-endpoint python-exec gc_warm_probe "$@"'
-    shell = subprocess.Popen(
-        ["bash", "-c", command, "bash", str(answer), *modules],
-        cwd=folder,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        errors="replace",
-        start_new_session=True,
-    )
+    with (folder / "said").open("wb") as said:  # a file, since what the environment leaves running would hold a pipe open
+        shell = subprocess.Popen(
+            ["/bin/bash", "-c", command, "bash", str(answer), *modules],
+            cwd=folder,
+            stdin=subprocess.DEVNULL,
+            stdout=said,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    ending = ""
     try:
-        said, _ = shell.communicate(timeout=_PATIENCE)
+        shell.wait(_PATIENCE)
     except subprocess.TimeoutExpired:
-        said = f"(nothing more after {_PATIENCE} s)"
+        ending = f"\n(nothing more after {_PATIENCE} s)"
     finally:
-        with contextlib.suppress(ProcessLookupError):  # what the environment left running; also when this is interrupted
+        with contextlib.suppress(ProcessLookupError):  # also what the environment left running, and when this is interrupted
             os.killpg(shell.pid, signal.SIGKILL)
-        shell.communicate()
+        shell.wait()
+    lines = ((folder / "said").read_text(errors="replace").strip() + ending).splitlines()
     found = json.loads(answer.read_text()) if answer.exists() else None
-    return shell.returncode, found, "\n".join(said.strip().splitlines()[-10:])
+    return shell.returncode, found, "\n".join(lines[-10:])
 
 
 def _compared(package: str, here: str | None, there: str | None) -> Finding:

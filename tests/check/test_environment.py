@@ -1,0 +1,130 @@
+"""The questions of the first hour, answered by a real shell, a real probe and real processes."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+
+from gc_warm.check import configs, environment
+from gc_warm.check.environment import Finding
+from tests.support import MODULES, wait_until
+
+SCRIPTS = os.path.dirname(sys.executable)
+
+
+def findings(name: str, modules: list[str] | None = None, **options: object) -> dict[str, Finding]:
+    folder = configs.find_folder(name)
+    config = configs.load(configs.render(folder, options), configs.template_path(folder))
+    return {finding.about: finding for finding in environment.look(config, modules or [])}
+
+
+@pytest.fixture(autouse=True)
+def endpoint_on_the_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where the environment is activated, which it need not be for the tests."""
+    monkeypatch.setenv("PATH", SCRIPTS, prepend=os.pathsep)
+
+
+def test_environment_is_that_of_the_workers(tmp_path: Path) -> None:
+    (tmp_path / "exits.py").write_text("raise SystemExit(3)\n")
+    found = findings("local", ["shapes", "exits", "no_such", "json"], python_path=[str(MODULES), str(tmp_path)], environment="echo hello")
+    assert found["environment"].text == "it says:\nhello"
+    assert [(found[name].level, found[name].text) for name in ("python", "dill", "parsl")] == [
+        ("ok", version) for version in (sys.version.split()[0], *map(version_of, ("dill", "parsl")))
+    ]
+    assert found["module shapes"].level == found["module json"].level == "ok"
+    assert found["module exits"].text.startswith("SystemExit: 3; install it")
+    assert found["module no_such"].text.startswith("ModuleNotFoundError: No module named 'no_such'; install it")
+    assert not {"sbatch", "qsub", "left behind"} & set(found)
+
+
+def version_of(package: str) -> str:
+    import importlib.metadata
+
+    return importlib.metadata.version(package)
+
+
+def test_probe_is_no_module_of_the_workers_and_neither_are_its_neighbours() -> None:
+    found = findings("local", ["probe", "ledger", "gc_warm_probe"])
+    assert found["module probe"].level == found["module ledger"].level == "error"
+
+
+@pytest.mark.parametrize(
+    ("lines", "text"),
+    [
+        ("echo no such module; exit 3", "no workers could start in it: it ends with exit status 3, and says:\nno such module"),
+        ("PATH=/nowhere", "globus-compute-endpoint: not found"),
+        ("kill -9 $$", "no workers could start in it: it ends with exit status -9"),
+    ],
+)
+def test_environment_in_which_nothing_can_start(lines: str, text: str) -> None:
+    found = findings("local", environment=lines)["environment"]
+    assert found.level == "error"
+    assert text in found.text
+
+
+def test_what_an_environment_leaves_running_is_ended(tmp_path: Path) -> None:
+    findings("local", environment=f"sleep 1000 & echo $! > {tmp_path / 'pid'}")
+    pid = int((tmp_path / "pid").read_text())
+    wait_until(lambda: not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE, "it has ended")
+
+
+def test_other_python_and_missing_packages_are_named(tmp_path: Path) -> None:
+    other = tmp_path / "bin" / "globus-compute-endpoint"
+    other.parent.mkdir()
+    other.write_text(f'#!/bin/sh\nshift\nexec {sys.executable} -S -m "$@"\n')
+    other.chmod(0o755)
+    found = findings("local", environment=f"export PATH={other.parent}:$PATH")
+    assert found["globus-compute-endpoint"].level == found["dill"].level == "error"
+    assert found["gc-warm"] == Finding("warning", "gc-warm", "not in the worker's environment: @warm cannot be used there; pip install it")
+
+
+@pytest.mark.parametrize(
+    ("package", "here", "there", "level"),
+    [
+        ("python", "3.11.7", "3.11.9", "ok"),
+        ("python", "3.11.7", "3.12.1", "warning"),
+        ("dill", "0.3.9", "0.4.0", "warning"),
+        ("parsl", "2026.1", "2025.1", "ok"),
+    ],
+)
+def test_versions_that_differ(package: str, here: str, there: str, level: str) -> None:
+    found = environment._compared(package, here, there)
+    assert found.level == level
+    assert f"{there} for workers, {here} here" in found.text
+
+
+def test_interface_ports_and_scheduler_of_another_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", f"{SCRIPTS}:{os.path.dirname(shutil.which('bash') or '')}" if shutil.which("sbatch") is None else SCRIPTS)
+    with socket.socket() as taken:
+        taken.bind(("", 0))
+        port = taken.getsockname()[1]
+        found = findings("pbs", interface="hsn0", worker_port_range=[port, port])
+    assert found["interface hsn0"].text.startswith("this machine has only lo")
+    assert found["ports for workers"] == Finding("error", "ports for workers", f"{port} to {port}: all are taken")
+    assert found["qsub"] == Finding("error", "qsub", "not found: this machine submits no jobs")
+
+
+def test_interchange_whose_endpoint_is_gone_is_named() -> None:
+    script = "import setproctitle, sys, time; setproctitle.setproctitle('parsl: HTEX interchange'); print(flush=True); time.sleep(1000)"
+    parent = subprocess.Popen(
+        ["bash", "-c", f'{sys.executable} -c "{script}" & echo $!; read'], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    with parent:
+        assert parent.stdout is not None
+        pid = int(parent.stdout.readline())
+        parent.stdout.readline()
+        mine = f"process {pid};"
+        assert not [finding for finding in environment._left_behind() if mine in finding.text], "its parent lives"
+        parent.kill()
+        parent.wait()
+        try:
+            wait_until(lambda: any(mine in finding.text for finding in environment._left_behind()), "it is an orphan")
+        finally:
+            psutil.Process(pid).kill()
