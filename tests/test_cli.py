@@ -100,7 +100,7 @@ def test_check_says_what_a_config_means() -> None:
         "a job ends": "after 10 h at the latest; it takes no new tasks after 9 h 44 min",
         "a worker that dies": "is replaced, cold, within 5 s; its task fails",
         "a task": "may take any time",
-        "an idle hour costs": "2 node-hours; from the last task until cold, 0.33 node-hours at most",
+        "an idle hour costs": "2 node-hours; from the last task until cold, 0.35 node-hours at most",
         "the worst case costs": "20 node-hours, if every job runs to its walltime; jobs that follow cost as much again",
     }
 

@@ -139,9 +139,10 @@ def localize(text: str) -> str:
 
     The provider is swapped, and with it goes the walltime; cores are not bound, since this machine may have fewer.
     """
-    document = yaml.safe_load(text)
-    engine = document["engine"]
-    provider = engine.get("provider", {})
+    document, engine = _parsed(text)
+    if engine is None:
+        return text
+    provider = engine.get("provider") or {}
     kept = ("init_blocks", "min_blocks", "max_blocks", "nodes_per_block", "worker_init")
     cores = provider.get("cores_per_node")
     engine["provider"] = {"type": "LocalProvider"} | {name: provider[name] for name in kept if name in provider}
@@ -161,7 +162,7 @@ class Meaning:
         nodes_per_job: Nodes of one job.
         max_jobs: Jobs at the same time, at most.
         copies: Copies of the state in all, at most.
-        keep_warm: Seconds without tasks after which state is gone; infinite if that ends nothing.
+        keep_warm: Seconds without tasks that state is kept, at least; infinite if their lack ends nothing.
         endpoint_idle: Seconds without tasks after which the endpoint itself stops; infinite if never.
         walltime: Seconds that a job lives at most; None where there is no such limit.
         drain: Seconds after which a job takes no more tasks; None if it never drains.
@@ -206,7 +207,7 @@ def meaning(config: UserEndpointConfig) -> Meaning:
     keep_warm = min(idle, soft)
     nodes, jobs = provider.nodes_per_block, provider.max_blocks
     per_node = _workers(engine.executor)
-    longest_idle = keep_warm if walltime is None else min(keep_warm, walltime)
+    until_cold = keep_warm + (config.heartbeat_period if soft <= idle else scaling["strategy_period"])
     return Meaning(
         copies_per_node=per_node,
         nodes_per_job=nodes,
@@ -219,7 +220,7 @@ def meaning(config: UserEndpointConfig) -> Meaning:
         task_timeout=_exported(provider, "GC_TASK_TIMEOUT"),
         restart=engine.executor.heartbeat_period,
         idle_hour=None if walltime is None else float(nodes * jobs),
-        idle_cost=None if walltime is None else nodes * jobs * longest_idle / 3600,
+        idle_cost=None if walltime is None else nodes * jobs * min(until_cold, walltime) / 3600,
         worst_case=None if walltime is None else nodes * jobs * walltime / 3600,
         devices=_devices(engine.executor),
     )
@@ -314,14 +315,20 @@ def _parent_config(folder: Path) -> CoreEndpointConfig:
     raise ConfigError(f"{folder / 'config.yaml'} has an 'engine:' section; in a config with a template, that belongs in the template")
 
 
-def _readable_here(text: str) -> str:
-    """Replace an address that cannot be found out here, or only by asking a service on the network."""
+def _parsed(text: str) -> tuple[dict[str, Any], dict[str, Any] | None]:
+    """A document and its engine, None where there is none: the endpoint's loader is to say so."""
     try:
         document = yaml.safe_load(text)
     except (yaml.YAMLError, ValueError):
-        return text  # the endpoint's loader is to say so
+        return {}, None
     engine = document.get("engine") if isinstance(document, dict) else None
-    if not isinstance(engine, dict) or isinstance(engine.get("address"), str):
+    return document, engine if isinstance(engine, dict) else None
+
+
+def _readable_here(text: str) -> str:
+    """Replace an address that cannot be found out here, or only by asking a service on the network."""
+    document, engine = _parsed(text)
+    if engine is None or isinstance(engine.get("address"), str):
         return text
     address = engine.get("address")
     if isinstance(address, dict) and (address.get("type") != "address_by_interface" or address.get("ifname") in psutil.net_if_addrs()):

@@ -216,7 +216,7 @@ def means_what_is_said(name: str, options: Values, meaning: configs.Meaning) -> 
     else:
         assert meaning.drain is not None
         assert 0 < meaning.drain < wall - (meaning.task_timeout or 0)
-        costs = [nodes * jobs, nodes * jobs * min(meaning.keep_warm, wall) / 3600, nodes * jobs * wall / 3600]
+        costs = [nodes * jobs, nodes * jobs * min(meaning.keep_warm + (30 if asked >= 5 else 5), wall) / 3600, nodes * jobs * wall / 3600]
         assert [meaning.idle_hour, meaning.idle_cost, meaning.worst_case] == pytest.approx(costs)
 
 
@@ -1025,3 +1025,49 @@ def test_each_setting_has_a_comment_or_is_in_a_group_that_has_one(name: str, whe
         if setting and not commented and setting[1] not in ("engine", "type", "provider", "job_status_kwargs"):
             bare.append(setting[1])
     assert bare == []
+
+
+SITES: dict[str, tuple[str, set[str], str, Values]] = {
+    "perlmutter": (
+        "slurm-gpu",
+        {
+            *("#SBATCH --account=m0000", "#SBATCH --qos=regular", "#SBATCH --constraint=gpu", "#SBATCH --gpus-per-node=4"),
+            *("#SBATCH --nodes=1", "#SBATCH --ntasks-per-node=1", "#SBATCH --cpus-per-task=128", "#SBATCH --time=120"),
+        },
+        "srun --ntasks 1 -l -c 128 ",
+        {"address": {"type": "address_by_interface", "ifname": "hsn0"}, "available_accelerators": ["0", "1", "2", "3"]},
+    ),
+    "polaris": (
+        "pbs",
+        {"#PBS -l filesystems=home:grand:eagle", "#PBS -l select=1:ncpus=64:ngpus=4", "#PBS -l walltime=01:00:00"},
+        "mpiexec --cpu-bind none --ppn 1 --depth 64 ",
+        {"address": {"type": "address_by_interface", "ifname": "hsn0"}, "max_workers_per_node": 4},
+    ),
+    "delta": (
+        "slurm",
+        {"#SBATCH --partition=cpu", "#SBATCH --account=bbbb-delta-cpu", "#SBATCH --cpus-per-task=16", "#SBATCH --mem=32g"},
+        "srun --ntasks 1 -l -c 16 ",
+        {"address": {"type": "address_by_interface", "ifname": "eth6.560"}, "max_workers_per_node": 2},
+    ),
+}
+
+
+@pytest.mark.parametrize("site", SITES)
+def test_options_of_a_site_give_the_directives_that_the_site_documents(site: str, tmp_path: Path) -> None:
+    name, directives, launch, settings = SITES[site]
+    path = FOLDERS[name] / "sites" / f"{site}.yaml"
+    chosen, _ = read(path)
+    config = loaded(name, chosen)
+    _, script = job(config.engine.executor.provider, tmp_path)
+    assert directives <= set(script.splitlines())
+    assert any(line.startswith(launch) for line in script.splitlines())
+    rendered = yaml.safe_load(configs.render(FOLDERS[name], chosen))
+    assert {key: rendered["engine"][key] for key in settings} == settings
+    assert rendered.get("amqp_port") == (443 if site == "delta" else None)
+
+
+def test_options_of_sites_in_the_readme_are_those_of_the_files() -> None:
+    shown = re.findall(r"```yaml\n(.*?)```", (Path(__file__).parents[2] / "README.md").read_text(), re.DOTALL)
+    for site, (name, *_) in SITES.items():
+        text = (FOLDERS[name] / "sites" / f"{site}.yaml").read_text()
+        assert re.sub(r"^#.*\n", "", text, flags=re.MULTILINE) in shown, site
