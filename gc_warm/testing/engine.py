@@ -32,6 +32,7 @@ log = logging.getLogger("gc_warm")
 
 _ENGINE_SECONDS = 20  # it grants its interchange ten
 _LOOK = 1.0  # seconds between looks at whether workers can start
+_PATIENCE = 60  # looks
 _TAIL = 20  # lines of a log that an error quotes
 _DEATHS = 3  # of the same idle worker, before its first task: it will not live
 
@@ -186,7 +187,13 @@ class _Engine:
             future.set_result(result)
 
     def _watch_start(self) -> None:
+        looks = 0
         while not self._settled.wait(_LOOK) and self._interchange_lives():
+            looks += 1
+            if looks == _PATIENCE and self._open:  # a queue, or a request that can never be granted: only the scheduler knows
+                log.warning(
+                    "tasks have been waiting for a worker for %s s; blocks: %s", _PATIENCE * _LOOK, self._engine.executor.status_facade
+                )
             try:
                 reason = _why_no_worker(self._engine.executor, Path(self._folder.name))
             except Exception:  # the engine is being shut down, or its logs are just being written

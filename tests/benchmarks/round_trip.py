@@ -13,13 +13,12 @@ from collections.abc import Callable
 from concurrent.futures import Executor, ProcessPoolExecutor
 
 from gc_warm import MockExecutor
-from gc_warm.demo import engine_config
 from gc_warm.functions import count
 
 WAYS: dict[str, Callable[[], Executor]] = {
     "ProcessPoolExecutor (spawn)": lambda: ProcessPoolExecutor(1, multiprocessing.get_context("spawn")),
     "MockExecutor, spawned worker": lambda: MockExecutor(workers=1),
-    "MockExecutor, real engine": lambda: MockExecutor(config=engine_config(1)),
+    "MockExecutor, real engine": lambda: MockExecutor(config="local", user_endpoint_config={"workers_per_node": 1}),
 }
 
 

@@ -23,7 +23,7 @@ from hypothesis import HealthCheck, Phase, example, given, settings
 from hypothesis import strategies as st
 
 from gc_warm.check import configs
-from gc_warm.check.options import ConfigError
+from gc_warm.check.options import ConfigError, read
 
 Values = dict[str, Any]
 
@@ -280,7 +280,7 @@ def asks_for_what_is_said(name: str, options: Values, provider: Any, folder: Pat
     flags = [word for flag, key in [("-q", "queue"), ("-A", "account")] if key in options for word in (flag, options[key])]
     assert command.split() == (["sbatch", "SCRIPT"] if kind == "#SBATCH" else ["qsub", *flags, "SCRIPT"])
     launch = next(line for line in reversed(script.split("\n")) if line.startswith(("srun ", "mpiexec ")))
-    overrides = f"-c {cores} --kill-on-bad-exit=0 {options.get('launcher_overrides', '')}"
+    overrides = f"-c {cores} --kill-on-bad-exit=0 --wait=0 {options.get('launcher_overrides', '')}"
     if kind == "#SBATCH":
         assert launch.startswith(f"srun --ntasks {options.get('nodes', 1)} -l {overrides} bash ")
     else:

@@ -95,6 +95,12 @@ def close_descriptors() -> None:
     os.closerange(3, 1024)
 
 
+def run(*command: str) -> tuple[int, str]:
+    """Exit status of a program, and what it says."""
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    return done.returncode, done.stdout
+
+
 def start_child() -> int:
     return subprocess.Popen(["sleep", "1000"]).pid
 

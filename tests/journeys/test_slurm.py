@@ -1,0 +1,503 @@
+"""The configs for Slurm, given only options, on a real Slurm: what starts, what stays warm, what ends, and what a failure says."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import sys
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import logbook
+import psutil
+import pytest
+import tasks
+from click.testing import CliRunner
+from globus_compute_sdk.errors import TaskExecutionFailed
+
+from gc_warm import MockExecutor, functions
+from gc_warm.check import configs
+from gc_warm.check.options import ConfigError
+from gc_warm.cli import main
+from tests import slurm_cluster
+from tests.slurm_cluster import SlurmCluster
+from tests.support import MODULES, wait_until
+
+pytestmark = pytest.mark.slurm
+
+OPTIONS = {"address": "127.0.0.1", "partition": "debug", "python_path": [str(MODULES)]}
+NAMES = ["CUDA_VISIBLE_DEVICES", "PARSL_CORES", "PARSL_WORKER_POOL_ID", "PARSL_WORKER_RANK"]
+NAMES += ["SLURM_JOB_ID", "SLURM_NODEID", "SLURM_STEP_GPUS", "SLURMD_NODENAME"]
+STRICT = "KillOnBadExit=1\n"
+"""What a site may have set: without a word of the config against it, a node that is lost takes the others' workers along."""
+
+
+@pytest.fixture(scope="module")
+def real_cores(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SlurmCluster]:
+    """Two nodes with the cores of this machine."""
+    if reason := SlurmCluster.missing():
+        pytest.skip(reason)
+    with SlurmCluster(tmp_path_factory.mktemp("real")) as cluster:
+        yield cluster
+
+
+@pytest.fixture(scope="module")
+def roomy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SlurmCluster]:
+    """Two nodes with two pretended GPUs and as many pretended cores as all of the jobs here take, on a site that is strict."""
+    if reason := SlurmCluster.missing():
+        pytest.skip(reason)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(slurm_cluster, "_NODE", slurm_cluster._NODE.replace("{cpus}", "16"))
+        patch.setattr(slurm_cluster, "_TASK_PLUGINS", ("task/none",))  # there is no binding to cores that do not exist
+        patch.setattr(slurm_cluster, "_CONFIGURATION", STRICT + slurm_cluster._CONFIGURATION)
+        cluster = SlurmCluster(tmp_path_factory.mktemp("roomy"), gpus_per_node=2)
+        cluster.__enter__()
+    with contextlib.ExitStack() as stack:
+        stack.push(cluster)
+        yield cluster
+
+
+@contextlib.contextmanager
+def on(cluster: SlurmCluster, config: str = "slurm", **options: Any) -> Iterator[MockExecutor]:
+    """An executor on a config whose jobs go to this cluster."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SLURM_CONF", cluster.environment["SLURM_CONF"])
+        executor = MockExecutor(config=config, user_endpoint_config=OPTIONS | options)
+        try:
+            yield executor
+        finally:
+            executor.shutdown(wait=False)  # a task may wait for a job that never starts
+
+
+@dataclass(frozen=True)
+class Worker:
+    """What a task sees of its worker."""
+
+    pid: int
+    count: int
+    cores: list[int]
+    environment: dict[str, str]
+
+    @property
+    def node(self) -> str:
+        return self.environment["SLURMD_NODENAME"]
+
+    @property
+    def job(self) -> str:
+        return self.environment["SLURM_JOB_ID"]
+
+
+def meet(executor: MockExecutor, number: int, folder: Path) -> list[Worker]:
+    """All workers, in the order of nodes and ranks: tasks that wait for each other reach all of them."""
+    folder.mkdir()
+    futures = [executor.submit(tasks.meet_and_tell, str(folder), number, NAMES) for _ in range(number)]
+    workers = [Worker(*future.result(120)) for future in futures]
+    return sorted(workers, key=lambda worker: (worker.node, worker.environment["PARSL_WORKER_RANK"]))
+
+
+def processes_of(cluster: SlurmCluster, job: str) -> set[int]:
+    """All processes of a job: its own, and Slurm's for it."""
+    found = set()
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            step = " ".join(process.cmdline()).startswith(f"slurmstepd: [{job}.") and process.cwd() == str(cluster.folder)
+            environment = {} if step else process.environ()
+            own = environment.get("SLURM_JOB_ID") == job and environment.get("SLURM_CONF") == cluster.environment["SLURM_CONF"]
+            if (step or own) and process.status() != psutil.STATUS_ZOMBIE:
+                found.add(process.pid)
+    return found
+
+
+def all_have_ended(cluster: SlurmCluster, job: str, seconds: float) -> None:
+    wait_until(lambda: not processes_of(cluster, job), f"all processes of job {job} have ended", seconds)
+
+
+def jobs_of_the_engine_of(cluster: SlurmCluster, job: str) -> list[str]:
+    """This job and the others that its engine has submitted: their scripts lie side by side."""
+    lines = cluster.command("squeue", "--noheader", "--states=all", "--sort=i", "--format=%i %o").splitlines()
+    folders = {number: os.path.dirname(script) for number, script in (line.strip().split(maxsplit=1) for line in lines)}
+    return [number for number, folder in folders.items() if folder == folders[job]]
+
+
+def remote_text(future: Future[Any], seconds: float = 120) -> str:
+    error = future.exception(seconds)
+    assert isinstance(error, TaskExecutionFailed), error
+    return str(error.remote_data)
+
+
+def meaning_of(config: str, **options: Any) -> configs.Meaning:
+    folder = configs.find_folder(config)
+    return configs.meaning(configs.load(configs.render(folder, OPTIONS | options), configs.template_path(folder)))
+
+
+def run_seconds(cluster: SlurmCluster, job: str) -> int:
+    """How long a job that has ended has run."""
+    found = re.search(r"RunTime=(\d+):(\d+):(\d+)", cluster.command("scontrol", "show", "job", job))
+    assert found
+    return int(found[1]) * 3600 + int(found[2]) * 60 + int(found[3])
+
+
+@pytest.mark.skipif(os.cpu_count() == 1, reason="one core only")
+@pytest.mark.parametrize("bind_cores", [False, True])
+def test_each_node_has_its_workers_with_the_cores_asked_for_until_shutdown(
+    real_cores: SlurmCluster, bind_cores: bool, tmp_path: Path
+) -> None:
+    options: dict[str, Any] = {"nodes": 2, "workers_per_node": 2, "bind_cores": bind_cores}
+    meaning, path = meaning_of("slurm", **options), tmp_path / "logbook"
+    assert meaning.copies == 4
+    with on(real_cores, **options) as executor:
+        workers = meet(executor, meaning.copies, tmp_path / "all")
+        (job,) = {worker.job for worker in workers}
+        assert executor.submit(logbook.note, str(path)).result(60) == 1
+        assert len(processes_of(real_cores, job)) > meaning.copies
+    assert [worker.node for worker in workers] == ["n1", "n1", "n2", "n2"]
+    assert [worker.environment["SLURM_NODEID"] for worker in workers] == ["0", "0", "1", "1"]
+    assert [worker.environment["PARSL_WORKER_RANK"] for worker in workers] == ["0", "1", "0", "1"]
+    assert len({worker.environment["PARSL_WORKER_POOL_ID"] for worker in workers}) == 2, "one manager on each node"
+    assert {worker.environment["PARSL_CORES"] for worker in workers} == {"2"}
+    if bind_cores:
+        assert [len(worker.cores) for worker in workers] == [1] * 4
+        assert workers[0].cores != workers[1].cores
+        assert workers[2].cores != workers[3].cores
+    elif real_cores.binds_cores:
+        assert [len(worker.cores) for worker in workers] == [2] * 4
+        assert cores_of_a_step_that_does_not_ask(real_cores, tmp_path) == 1
+    all_have_ended(real_cores, job, 5)
+    assert real_cores.wait_for_state(job, "CANCELLED").ended
+    assert path.read_text() == "loaded\ntorn down after 1\n"
+
+
+def cores_of_a_step_that_does_not_ask(cluster: SlurmCluster, folder: Path) -> int:
+    """In a job of the same size on one node: what managers would have without -c."""
+    size = ("--nodes=1", "--ntasks-per-node=1", "--cpus-per-task=2")
+    cluster.command("sbatch", "--wait", f"--output={folder}/cores", *size, text="#!/bin/sh\nsrun nproc\n")
+    return int((folder / "cores").read_text())
+
+
+@dataclass(frozen=True)
+class Kept:
+    """A job that ends because there has been no task for long enough."""
+
+    counts: list[int]
+    first: Worker
+    state: str
+    seconds: float
+    notes: str
+    second: Worker
+
+
+def keeps_warm_and_ends(cluster: SlurmCluster, folder: Path) -> Kept:
+    path = folder / "logbook"
+    with on(cluster, keep_warm=0.1) as executor:
+        first = meet(executor, 1, folder / "first")[0]
+        counts = [executor.submit(functions.count).result(60) for _ in range(100)]
+        executor.submit(logbook.note, str(path)).result(60)
+        begun = time.monotonic()
+        wait_until(lambda: cluster.job(first.job).ended, "the job has ended", 60)
+        seconds = time.monotonic() - begun
+        all_have_ended(cluster, first.job, 5)
+        return Kept(counts, first, cluster.job(first.job).state, seconds, path.read_text(), meet(executor, 1, folder / "second")[0])
+
+
+@dataclass(frozen=True)
+class Drained:
+    """Tasks of a second each, which outlast their job; each with its job, its begin and its end."""
+
+    runs: list[tuple[str, float, float]]
+    states: dict[str, str]
+    seconds: int
+    notes: str
+
+
+def drains(cluster: SlurmCluster, folder: Path) -> Drained:
+    path = folder / "logbook"
+    with on(cluster, walltime="00:01:00") as executor:
+        executor.submit(logbook.note, str(path)).result(120)
+        futures = [executor.submit(tasks.work, 1.0) for _ in range(60)]
+        runs = [future.result(240) for future in futures]
+        jobs = jobs_of_the_engine_of(cluster, runs[0][0])
+        return Drained(runs, {job: cluster.job(job).state for job in jobs}, run_seconds(cluster, jobs[0]), path.read_text())
+
+
+@dataclass(frozen=True)
+class Ended:
+    """A job that ends under a task: how long it ran, and how long after the job's end the task has failed, with what text."""
+
+    job: str
+    state: str
+    run_seconds: int
+    seconds_until_failed: float
+    text: str
+    notes: str
+    next: Worker
+
+
+def is_ended(cluster: SlurmCluster, folder: Path, options: dict[str, Any], end: Callable[[str], None], patience: float) -> Ended:
+    path, begun = folder / "logbook", folder / "begun"
+    with on(cluster, **options) as executor:
+        executor.submit(logbook.note, str(path)).result(120)
+        future = executor.submit(tasks.for_ever, str(begun))
+        wait_until(lambda: begun.exists() or future.done(), "the task has begun", 60)
+        job = psutil.Process(int(begun.read_text())).environ()["SLURM_JOB_ID"]
+        end(job)
+        all_have_ended(cluster, job, patience)
+        gone = time.monotonic()
+        text = remote_text(future)
+        seconds = time.monotonic() - gone
+        state, ran = cluster.wait_for_state(job, "CANCELLED", "TIMEOUT").state, run_seconds(cluster, job)
+        return Ended(job, state, ran, seconds, text, path.read_text(), meet(executor, 1, folder / "next")[0])
+
+
+def is_cancelled(cluster: SlurmCluster, folder: Path) -> Ended:
+    return is_ended(cluster, folder, {}, cluster.cancel, 20)
+
+
+def reaches_its_walltime(cluster: SlurmCluster, folder: Path) -> Ended:
+    return is_ended(cluster, folder, {"walltime": "00:01:00"}, lambda job: None, 120)
+
+
+@dataclass(frozen=True)
+class Halved:
+    """A job of two nodes that loses all processes on the second, what tasks gave after that, and how long it took until all had ended."""
+
+    survivor: Worker
+    lost: Worker
+    answers: list[tuple[int, int]]
+    failures: list[str]
+    seconds: float
+
+
+def loses_a_node(cluster: SlurmCluster, folder: Path, **options: Any) -> Halved:
+    with on(cluster, nodes=2, **options) as executor:
+        survivor, lost = meet(executor, 2, folder / "before")
+        kill_manager_of(lost)
+        wait_until(lambda: "Exited with exit code 137" in errors_of(cluster, lost.job), "srun knows", 20)
+        begun = time.monotonic()
+        futures: list[Future[Any]] = [executor.submit(tasks.work, 5.0) for _ in range(2)]  # one each, as far as the engine knows
+        futures += [executor.submit(tasks.pid_and_count) for _ in range(10)]
+        failures = [remote_text(future) for future in futures if future.exception(150)]
+        answers = [future.result() for future in futures[2:] if not future.exception()]
+        return Halved(survivor, lost, answers, failures, time.monotonic() - begun)
+
+
+def kill_manager_of(worker: Worker) -> None:
+    """All of it, as a lack of memory would: while a child of it is left, srun is not told of its end."""
+    manager = psutil.Process(worker.pid).parent()
+    assert manager
+    for process in [manager, *manager.children(recursive=True)]:
+        process.kill()
+
+
+def errors_of(cluster: SlurmCluster, job: str) -> str:
+    found = re.search("StdErr=(.*)", cluster.command("scontrol", "show", "job", job))
+    assert found
+    return Path(found[1]).read_text()
+
+
+def loses_a_node_where_srun_does_not_wait(cluster: SlurmCluster, folder: Path) -> Halved:
+    return loses_a_node(cluster, folder, environment="export SLURM_WAIT=2")
+
+
+JOURNEYS = (drains, reaches_its_walltime, is_cancelled, loses_a_node, loses_a_node_where_srun_does_not_wait, keeps_warm_and_ends)
+
+
+@pytest.fixture(scope="module")
+def side_by_side(roomy: SlurmCluster, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Future[Any]]:
+    """All that takes minutes of waiting, at the same time."""
+    folders = {journey.__name__: tmp_path_factory.mktemp(journey.__name__) for journey in JOURNEYS}
+    with ThreadPoolExecutor(len(JOURNEYS)) as pool:
+        first = pool.submit(drains, roomy, folders["drains"])
+        # Its short job has to start in the time that the config grants a start, so the others leave it alone.
+        wait_until(lambda: (folders["drains"] / "logbook").exists() or first.done(), "the first of them runs", 120)
+        others: list[Callable[[SlurmCluster, Path], Any]] = list(JOURNEYS[1:])
+        return {"drains": first} | {journey.__name__: pool.submit(journey, roomy, folders[journey.__name__]) for journey in others}
+
+
+def test_a_worker_stays_warm_for_a_hundred_tasks_until_there_are_none(side_by_side: dict[str, Future[Any]]) -> None:
+    kept: Kept = side_by_side["keeps_warm_and_ends"].result()
+    assert kept.counts == list(range(1, 101))
+    assert (kept.state, kept.notes) == ("CANCELLED", "loaded\ntorn down after 1\n")
+    assert 6 <= kept.seconds < 30
+    assert kept.second.job != kept.first.job
+    assert kept.second.count == 1
+
+
+def test_a_job_that_drains_loses_no_task(side_by_side: dict[str, Future[Any]]) -> None:
+    drained: Drained = side_by_side["drains"].result()
+    first, second = drained.states
+    assert [job for job, _, _ in drained.runs] == sorted((job for job, _, _ in drained.runs), key=[first, second].index)
+    assert drained.states == {first: "COMPLETED", second: "RUNNING"}
+    assert drained.seconds < 60, "it ended by itself"
+    assert drained.notes == "loaded\ntorn down after 1\n"
+    begins = [begun for job, begun, _ in drained.runs if job == second]
+    ends = [ended for job, _, ended in drained.runs if job == first]
+    assert begins[0] - ends[-1] < 120, "the engine asks Slurm every 60 s what has become of a job"
+
+
+def test_a_cancelled_job_leaves_no_process_and_its_task_fails(side_by_side: dict[str, Future[Any]]) -> None:
+    ended: Ended = side_by_side["is_cancelled"].result()
+    assert ended.state == "CANCELLED"
+    assert "errors.ManagerLost: Task failure due to loss of manager" in ended.text
+    assert ended.seconds_until_failed < 75
+    assert ended.notes == "loaded\ntorn down after 1\n"
+    assert ended.next.job != ended.job
+    assert ended.next.count == 1
+
+
+def test_a_job_at_its_walltime_leaves_no_process_and_its_task_fails(side_by_side: dict[str, Future[Any]]) -> None:
+    ended: Ended = side_by_side["reaches_its_walltime"].result()
+    assert ended.state == "TIMEOUT"
+    assert 60 <= ended.run_seconds < 100, "Slurm looks every 30 s"
+    assert "errors.ManagerLost: Task failure due to loss of manager" in ended.text
+    assert ended.seconds_until_failed < 75
+    assert ended.notes == "loaded\ntorn down after 1\n"
+    assert ended.next.job != ended.job
+    assert ended.next.count == 1
+
+
+def check_that_the_other_node_stayed_warm(halved: Halved) -> None:
+    assert (halved.survivor.node, halved.lost.node) == ("n1", "n2")
+    assert halved.answers == [(halved.survivor.pid, count) for count in range(2, 2 + len(halved.answers))]
+    (failure,) = halved.failures  # the engine believes in the lost manager until it has missed it for long enough
+    assert "errors.ManagerLost: Task failure due to loss of manager" in failure
+    assert halved.seconds < 75
+
+
+def test_the_loss_of_one_node_leaves_the_workers_of_the_other_warm(side_by_side: dict[str, Future[Any]]) -> None:
+    check_that_the_other_node_stayed_warm(side_by_side["loses_a_node"].result())
+
+
+def test_the_loss_of_one_node_leaves_the_workers_of_the_other_warm_where_srun_does_not_wait(side_by_side: dict[str, Future[Any]]) -> None:
+    check_that_the_other_node_stayed_warm(side_by_side["loses_a_node_where_srun_does_not_wait"].result())
+
+
+CANNOT_START: list[tuple[dict[str, Any], str]] = [
+    ({"partition": "nowhere"}, "sbatch: error: invalid partition specified: nowhere"),
+    ({"memory": 90000}, "sbatch: error: Memory specification can not be satisfied"),
+    ({"environment": "exit 3"}, "block 0: ended before its workers were ready. There is no more in its logs"),
+    ({"environment": "module load nothing; exit 3"}, "module: command not found"),
+]
+
+
+def test_a_config_that_cannot_start_says_so_in_the_words_of_sbatch_or_of_the_job(roomy: SlurmCluster) -> None:
+    begun = time.monotonic()
+    with contextlib.ExitStack() as stack:
+        executors = [stack.enter_context(on(roomy, **options)) for options, _ in CANNOT_START]
+        futures = [executor.submit(tasks.rank) for executor in executors]
+        texts = [remote_text(future, 60) for future in futures]
+        assert time.monotonic() - begun < 60
+    for text, (_, words) in zip(texts, CANNOT_START, strict=True):
+        assert "WorkerStartError: no worker can start" in text
+        assert words in text
+
+
+def test_a_job_that_never_starts_is_waited_for_until_shutdown(roomy: SlurmCluster) -> None:
+    before = roomy.jobs()
+    with on(roomy, cores_per_worker=100) as executor:
+        future = executor.submit(tasks.rank)
+        wait_until(lambda: len(roomy.jobs()) > len(before), "there is a job", 30)
+        job = roomy.jobs()[-1]
+        assert not wait([future], 5).done, "Slurm says that it is pending, as for one that will start in an hour"
+        assert (job.state, job.nodes) == ("PENDING", ())
+    assert "the engine was shut down" in remote_text(future)
+    assert roomy.job(job.id).state == "CANCELLED"
+
+
+NVIDIA_SMI = """#!/bin/sh
+echo 'GPU 0: NVIDIA H100 80GB HBM3 (UUID: GPU-5c89852c-d268-c3f3-1b07-005d5ae1dc3f)'
+echo 'GPU 1: NVIDIA H100 80GB HBM3 (UUID: GPU-0f2d4b1e-7c1a-9e55-6a3f-8d1c2b7e4a90)'
+"""
+GPUS: list[tuple[dict[str, Any], bool, list[str]]] = [
+    ({}, False, ["0", "1"]),
+    ({"workers_per_node": 4, "accelerators": ["tile0", "tile1"]}, False, ["tile0", "tile0", "tile1", "tile1"]),
+    ({"workers_per_node": 4}, True, ["0", "0", "1", "1"]),
+]
+
+
+@pytest.mark.parametrize(("options", "nvidia_smi", "devices"), GPUS, ids=["one-each", "named", "shared"])
+def test_workers_share_the_gpus_of_a_job(
+    roomy: SlurmCluster, options: dict[str, Any], nvidia_smi: bool, devices: list[str], tmp_path: Path
+) -> None:
+    if nvidia_smi:
+        (tmp_path / "nvidia-smi").write_text(NVIDIA_SMI)
+        (tmp_path / "nvidia-smi").chmod(0o700)
+        options = options | {"environment": f"export PATH={tmp_path}:$PATH"}
+    assert list(meaning_of("slurm-gpu", gpus_per_node=2, **options).devices) == devices
+    with on(roomy, "slurm-gpu", gpus_per_node=2, **options) as executor:
+        workers = meet(executor, len(devices), tmp_path / "all")
+        asked = roomy.command("scontrol", "show", "job", workers[0].job)
+    assert [worker.environment["CUDA_VISIBLE_DEVICES"] for worker in workers] == devices
+    assert re.search(r"TresPerNode=gres[:/]gpu:2\b", asked), asked
+
+
+def test_devices_are_counted_from_the_first_so_that_a_site_has_to_hide_those_of_others(roomy: SlurmCluster, tmp_path: Path) -> None:
+    sleeper = "#!/bin/sh\nexec sleep 300\n"
+    other = roomy.command("sbatch", "--parsable", "--nodes=2", "--gpus-per-node=1", f"--output={tmp_path}/out", text=sleeper).strip()
+    roomy.wait_for_state(other, "RUNNING")
+    try:
+        with on(roomy, "slurm-gpu") as executor:
+            (worker,) = meet(executor, 1, tmp_path / "all")
+    finally:
+        roomy.cancel(other)
+        roomy.wait_for_state(other, "CANCELLED")
+    assert worker.environment["SLURM_STEP_GPUS"] == "1"
+    assert worker.environment["CUDA_VISIBLE_DEVICES"] == "0", "on a site with ConstrainDevices, that is the one it was granted"
+
+
+def test_a_program_in_a_job_step_of_its_own_has_to_share_the_workers_cores(real_cores: SlurmCluster) -> None:
+    """What an MPI program inside a warm worker needs."""
+    with on(real_cores) as executor:
+        shared = "env -u SLURM_LABELIO srun --overlap --ntasks=1 --cpus-per-task=1 echo ran"  # as the README has it
+        assert executor.submit(tasks.run, *shared.split()).result(120) == (0, "ran\n")
+        alone = "srun --immediate=2 --ntasks=1 --cpus-per-task=1 echo ran"
+        status, said = executor.submit(tasks.run, *alone.split()).result(120)
+    assert status != 0
+    assert "ran\n" not in said, said
+
+
+def test_workers_that_cannot_share_the_gpus_evenly_are_refused_before_anything_starts(roomy: SlurmCluster) -> None:
+    before = roomy.jobs()
+    refusal = r"workers_per_node \(3\) has to be a multiple of the number of devices \(2\)"
+    with pytest.raises(ConfigError, match=refusal), on(roomy, "slurm-gpu", gpus_per_node=2, workers_per_node=3):
+        pass
+    assert roomy.jobs() == before
+
+
+def findings(*words: str) -> tuple[int, list[dict[str, str]]]:
+    """Exit status of ``gc-warm check slurm --here``, and what it finds."""
+    result = CliRunner().invoke(main, ["check", "slurm", "--here", "--json", *words], catch_exceptions=False)
+    found: list[dict[str, str]] = json.loads(result.stdout)["findings"]
+    return result.exit_code, found
+
+
+def test_check_looks_at_the_scheduler_and_finds_the_jobs_of_endpoints_that_are_gone(
+    roomy: SlurmCluster, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("SLURM_CONF", roomy.environment["SLURM_CONF"])
+    monkeypatch.setenv("PATH", os.path.dirname(sys.executable), prepend=os.pathsep)
+    script = tmp_path / "endpoint" / "submit_scripts" / "script"
+    script.parent.mkdir(parents=True)
+    script.write_text("#!/bin/sh\nexec sleep 300\n")
+    job = roomy.command("sbatch", "--parsable", f"--output={tmp_path}/out", str(script)).strip()
+    roomy.wait_for_state(job, "RUNNING")
+    try:
+        status, found = findings("-o", "partition=debug")
+        there = {finding["about"]: finding["level"] for finding in found}
+        assert (status, [there[command] for command in ("sbatch", "squeue", "scancel")]) == (0, ["ok"] * 3)
+        assert "partition debug" not in there, "only one that is not there is worth a word"
+        left = [finding["text"] for finding in found if finding["about"] == "left behind"]
+        assert [text for text in left if text.startswith("job")] == [text for text in left if f"job {job}, of the endpoint in" in text]
+        assert any(f"of the endpoint in {tmp_path / 'endpoint'}, which does not run on this machine" in text for text in left)
+    finally:
+        roomy.cancel(job)
+        roomy.wait_for_state(job, "CANCELLED")
+    status, found = findings("-o", "partition=nowhere")
+    assert status == 1
+    assert [finding["text"] for finding in found if finding["about"] == "partition nowhere"] == ["there are debug"]
+    assert not [finding for finding in found if finding["text"].startswith("job")]
