@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -77,10 +77,13 @@ class Observation:
     again: tuple[int, int]
 
 
-def observe(name: str, chosen: dict[str, Any], folder: Path) -> Observation:
-    given = {"keep_warm": 0.1, "python_path": [str(MODULES)], **chosen}
+def figures_of(name: str, given: dict[str, Any]) -> dict[str, Any]:
     words = [word for key, value in given.items() for word in ("-o", f"{key}={value if isinstance(value, str) else json.dumps(value)}")]
-    figures = json.loads(CliRunner().invoke(main, ["check", name, "--json", *words], catch_exceptions=False).output)
+    figures: dict[str, Any] = json.loads(CliRunner().invoke(main, ["check", name, "--json", *words], catch_exceptions=False).output)
+    return figures
+
+
+def observe(name: str, given: dict[str, Any], figures: dict[str, Any], folder: Path) -> Observation:
     with MockExecutor(config=name, user_endpoint_config=given, on="local") as executor:
         seen = meet_all(executor, folder, figures["copies"])
         last = time.monotonic()
@@ -93,10 +96,10 @@ def observe(name: str, chosen: dict[str, Any], folder: Path) -> Observation:
 @pytest.fixture(scope="module")
 def observations(tmp_path_factory: pytest.TempPathFactory) -> list[Future[Observation]]:
     """All of them side by side, since most of the time is waiting."""
+    sets = [(name, {"keep_warm": 0.1, "python_path": [str(MODULES)], **chosen}) for name, chosen in OPTION_SETS]
+    calls = [(name, given, figures_of(name, given), tmp_path_factory.mktemp("set") / "meeting") for name, given in sets]
     with ThreadPoolExecutor(3) as pool:
-        futures = [pool.submit(observe, name, chosen, tmp_path_factory.mktemp("set") / "meeting") for name, chosen in OPTION_SETS]
-        wait(futures)
-    return futures
+        return [pool.submit(observe, *call) for call in calls]
 
 
 @pytest.mark.parametrize("number", range(len(OPTION_SETS)), ids=lambda number: "-".join([OPTION_SETS[number][0], *OPTION_SETS[number][1]]))
