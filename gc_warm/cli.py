@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -97,6 +98,8 @@ def check_command(
     FOLDER is that of a config, of an endpoint (~/.globus_compute/NAME), or the name of a config that comes with gc_warm: local, slurm,
     slurm-gpu or pbs. Nothing is submitted. Exit status 1 means that something cannot work.
     """
+    if as_yaml and (as_json or here or modules):
+        raise click.UsageError("--yaml prints the YAML and nothing else: leave the others away")
     try:
         found = configs.find_folder(folder)
         text = configs.render(found, *_options(found, assignments, options_file))
@@ -127,15 +130,17 @@ def _options(folder: Path, assignments: tuple[str, ...], file: str | None) -> tu
 
 
 def _look(config: Any, modules: tuple[str, ...]) -> list[environment.Finding]:
-    with Console(stderr=True, highlight=False).status("looking at the worker's environment"):
-        return list(environment.look(config, modules))
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that what was started is ended
+    try:
+        with Console(stderr=True, highlight=False).status("looking at the worker's environment"):
+            return list(environment.look(config, modules))
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _explain(folder: Path, meaning: configs.Meaning, findings: list[environment.Finding]) -> None:
     console = Console(highlight=False)
     rows = [("config", str(folder)), *configs.in_words(meaning)]
-    if not (folder / "user_environment.yaml").exists():  # an endpoint has one
-        rows.append(("deploy it with", configs.deploy_command(folder)))
     width = max(len(heading) for heading, _ in rows)
     for heading, sentence in rows:
         console.print(f"[bold]{escape(heading):{width}}[/]  {escape(sentence)}", soft_wrap=True)
@@ -143,8 +148,14 @@ def _explain(folder: Path, meaning: configs.Meaning, findings: list[environment.
     for finding in findings:
         indented = finding.text.replace("\n", "\n    ")
         console.print(f"[{colours[finding.level]}]{finding.level:7}[/]  {escape(finding.about)}: {escape(indented)}", soft_wrap=True)
+    installed = (folder / "user_environment.yaml").exists()
     if findings:
-        console.print(f"[bold]logs in ~/.globus_compute/NAME[/]\n{escape(environment.LOGS)}", soft_wrap=True)
+        home = folder if installed else "~/.globus_compute/my-endpoint"
+        console.print(f"\n[bold]what the logs in {escape(str(home))} know[/]\n{escape(environment.LOGS)}", soft_wrap=True)
+    if not installed:
+        console.print(
+            f"\n[bold]make an endpoint of it (options are not part of it) with[/]\n{configs.deploy_command(folder)}", soft_wrap=True
+        )
 
 
 if __name__ == "__main__":

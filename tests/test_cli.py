@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,6 +17,8 @@ import yaml
 from click.testing import CliRunner, Result
 
 from gc_warm import cli, demo
+from gc_warm.check import configs
+from tests.support import wait_until
 
 GC_WARM = [sys.executable, "-m", "gc_warm.cli"]
 
@@ -90,9 +93,10 @@ def checked(*arguments: str) -> Result:
 def test_check_says_what_a_config_means() -> None:
     result = checked("slurm-gpu", "-o", "gpus_per_node=2", "-o", "workers_per_node=4", "-o", "nodes=2", "-o", "walltime=10:00:00")
     assert result.exit_code == 0
-    lines = dict(re.split("  +", line, maxsplit=1) for line in result.stdout.splitlines())
+    said, _, last = result.stdout.rstrip("\n").partition("\n\n")
+    assert last.splitlines()[-1].startswith("globus-compute-endpoint configure my-endpoint --multi-user false --core-config ")
+    lines = dict(re.split("  +", line, maxsplit=1) for line in said.splitlines())
     assert lines.pop("config").endswith("/slurm-gpu")
-    assert lines.pop("deploy it with").startswith("globus-compute-endpoint configure my-endpoint --multi-user false --core-config ")
     assert lines == {
         "copies of the state": "4 on each node, 8 in all (2 nodes a job, 1 job at most)",
         "devices of a node's workers": "0, 0, 1, 1",
@@ -100,7 +104,7 @@ def test_check_says_what_a_config_means() -> None:
         "a job ends": "after 10 h at the latest; it takes no new tasks after 9 h 44 min",
         "a worker that dies": "is replaced, cold, within 5 s; its task fails",
         "a task": "may take any time",
-        "an idle hour costs": "2 node-hours; from the last task until cold, 0.35 node-hours at most",
+        "being idle costs": "2 node-hours an hour; from the last task until cold, 0.35 node-hours at most",
         "the worst case costs": "20 node-hours, if every job runs to its walltime; jobs that follow cost as much again",
     }
 
@@ -126,7 +130,7 @@ def test_check_takes_options_from_a_file_and_the_command_line_has_the_last_word(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["nowhere"], "there is no folder 'nowhere', and gc_warm has only local, pbs, slurm, slurm-gpu"),
+        (["nowhere"], "there is no folder 'nowhere', no endpoint of that name, and gc_warm has only local, pbs, slurm, slurm-gpu"),
         (["local", "-o", "nodes=2"], "-o nodes: there is no option 'nodes'"),
         (["slurm", "-o", "task_timeout=7200"], "task_timeout (7200 s) leaves no time before walltime (01:00:00)"),
         (["/tmp"], "/tmp is not the folder of a config: it has no user_config_template.yaml.j2"),
@@ -137,6 +141,31 @@ def test_check_of_what_cannot_be(arguments: list[str], message: str) -> None:
     assert result.exit_code == 1
     assert message in result.stderr
     assert result.stdout == ""
+
+
+def test_check_says_so_when_state_cannot_live_as_long_as_asked_for() -> None:
+    said = checked("slurm", "-o", "keep_warm=90", "-o", "walltime=00:30:00").stdout
+    assert re.search("stays warm +until its job ends after 30 min, which is sooner than keep_warm;", said)
+
+
+def test_check_of_an_endpoint_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GLOBUS_COMPUTE_USER_DIR", str(tmp_path))
+    shutil.copytree(configs.folders()["slurm"], tmp_path / "mine")
+    (tmp_path / "mine" / "user_environment.yaml").touch()
+    said = checked("mine", "-o", "nodes=2").stdout
+    assert str(tmp_path / "mine") in said
+    assert "configure" not in said
+
+
+def test_sigterm_ends_what_check_has_started(tmp_path: Path) -> None:
+    write = f"pathlib.Path({str(tmp_path / 'pid')!r}).write_text(str(os.getpid()))"
+    (tmp_path / "sleeps.py").write_text(f"import os, pathlib, time\n{write}\ntime.sleep(1000)\n")
+    environment = {**os.environ, "PATH": os.path.dirname(sys.executable) + os.pathsep + os.environ["PATH"]}
+    arguments = ["check", "local", "--module", "sleeps", "-o", f"python_path=[{tmp_path}]"]
+    process = subprocess.Popen([*GC_WARM, *arguments], env=environment, stderr=subprocess.DEVNULL)
+    wait_until(lambda: (tmp_path / "pid").exists() and (tmp_path / "pid").read_text() != "", "the module is being imported", 60)
+    process.terminate()
+    assert process.wait(20) == 143
 
 
 def test_check_with_a_module_looks_at_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:

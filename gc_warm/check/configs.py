@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
+import jinja2.sandbox
 import psutil
 import yaml
 from click import ClickException
@@ -36,6 +37,7 @@ from globus_compute_endpoint.endpoint.identity_mapper import MappedPosixIdentity
 from gc_warm.check.options import ConfigError, Options, misfits, schema_of
 
 LOOPBACK = "127.0.0.1"
+TEMPLATE = "user_config_template.yaml.j2"
 
 
 def folders() -> dict[str, Path]:
@@ -49,17 +51,21 @@ def find_folder(config: str | os.PathLike[str]) -> Path:
     """The folder of a config.
 
     Args:
-        config: Its path, or the name of one that comes with gc_warm.
+        config: Its path, or the name of one that comes with gc_warm, or of an endpoint of this user.
 
     Raises:
-        FileNotFoundError: It is neither.
+        FileNotFoundError: It is none of these.
     """
-    if os.path.isdir(config):
-        return Path(config).absolute()
-    shipped = folders()
-    if os.fspath(config) in shipped:
-        return shipped[os.fspath(config)]
-    raise FileNotFoundError(f"config: there is no folder {os.fspath(config)!r}, and gc_warm has only {', '.join(shipped)}")
+    given, name, shipped = Path(config), os.fspath(config), folders()
+    endpoints = Path(os.environ.get("GLOBUS_COMPUTE_USER_DIR", "~/.globus_compute")).expanduser()
+    for folder in (given.absolute(), *([shipped[name]] if name in shipped else []), endpoints / name):
+        if (folder / TEMPLATE).is_file():
+            return folder
+    if given.is_file():
+        raise FileNotFoundError(f"config: {name} is a file; give the folder that holds its {TEMPLATE}")
+    if given.is_dir():
+        raise FileNotFoundError(f"{name} is not the folder of a config: it has no {TEMPLATE}")
+    raise FileNotFoundError(f"config: there is no folder {name!r}, no endpoint of that name, and gc_warm has only {', '.join(shipped)}")
 
 
 def render(folder: Path, options: Options, origin: Mapping[str, str] | None = None) -> str:
@@ -75,17 +81,38 @@ def render(folder: Path, options: Options, origin: Mapping[str, str] | None = No
         FileNotFoundError: The folder has no template.
     """
     if not folder.is_dir() or not (template := template_path(folder)).is_file():
-        raise FileNotFoundError(f"{folder} is not the folder of a config: it has no user_config_template.yaml.j2")
+        raise FileNotFoundError(f"{folder} is not the folder of a config: it has no {TEMPLATE}")
     parent, schema = _parent_config(folder), schema_of(schema_path(folder))
     wrong = [f"{(origin or {}).get(name, 'options')}: {what}" for name, what in misfits(options, schema, schema_path(folder))]
-    if wrong:
-        raise ConfigError("\n".join(wrong))
     user = MappedPosixIdentity(_user(), [], uuid.UUID(int=0))
     try:
         text = load_user_config_template(template)
+        places, defaults = _defaults(text, schema)
+        wrong += [f"{template}:{places[name]}: default of {what}" for name, what in misfits(defaults, schema, schema_path(folder))]
+        if wrong:
+            raise ConfigError("\n".join(wrong))
         return str(render_config_user_template(parent, text, template, user, schema, dict(options), {}))
+    except ConfigError:
+        raise
     except Exception as error:  # a template can end in any
         raise ConfigError(f"{template}:{_template_line(error)}: {_refusal(error)}") from error
+
+
+def _defaults(text: str, schema: Mapping[str, Any]) -> tuple[dict[str, int], dict[str, Any]]:
+    """Lines and values of the defaults at the top of a template, where people edit them and no schema looks."""
+    lines: dict[str, int] = {}
+    values: dict[str, Any] = {}
+    for number, line in enumerate(text.splitlines(), 1):
+        found = re.fullmatch(r"\{%-? set (\w+) = \1 \| default\((.*)\)(?: \| int)? -?%\}", line.strip())
+        if found is None or found[1] not in schema.get("properties", {}):
+            continue
+        try:
+            value = jinja2.sandbox.SandboxedEnvironment().compile_expression(found[2])()
+        except jinja2.TemplateSyntaxError as error:
+            raise jinja2.TemplateSyntaxError(f"default of {found[1]}: {error.message}; text goes in quotes", number) from None
+        if value or (value is not None and "default" in schema["properties"][found[1]]):  # else it means: not given
+            lines[found[1]], values[found[1]] = number, value
+    return lines, values
 
 
 def _user() -> pwd.struct_passwd:
@@ -235,6 +262,8 @@ def in_words(meaning: Meaning) -> list[tuple[str, str]]:
     stays = "however long there is no task"
     if math.isfinite(meaning.keep_warm):
         stays = f"for {_time(meaning.keep_warm)} without any task"
+    if meaning.walltime is not None and meaning.walltime <= meaning.keep_warm:
+        stays = f"until its job ends after {_time(meaning.walltime)}, which is sooner than keep_warm"
     if math.isfinite(meaning.endpoint_idle):
         stays += f"; the endpoint stops after {_time(meaning.endpoint_idle)}, and starts again for the next task"
     said = [("copies of the state", f"{workers} ({jobs})"), ("stays warm", stays)]
@@ -252,8 +281,10 @@ def _costs(meaning: Meaning) -> list[tuple[str, str]]:
     if meaning.worst_case is None or meaning.idle_hour is None or meaning.idle_cost is None:
         return []
     worst = f"{_count(meaning.worst_case, 'node-hour')}, if every job runs to its walltime; jobs that follow cost as much again"
-    idle = f"{_count(meaning.idle_hour, 'node-hour')}; from the last task until cold, {_count(meaning.idle_cost, 'node-hour')} at most"
-    return [("an idle hour costs", idle), ("the worst case costs", worst)]
+    idle = (
+        f"{_count(meaning.idle_hour, 'node-hour')} an hour; from the last task until cold, {_count(meaning.idle_cost, 'node-hour')} at most"
+    )
+    return [("being idle costs", idle), ("the worst case costs", worst)]
 
 
 def _count(number: float, what: str) -> str:
@@ -352,7 +383,7 @@ def _refusal(error: Exception) -> str:
 def _line_of(error: ClickException, text: str, source: str | os.PathLike[str]) -> int:
     """Where in the source the loader's complaint belongs: at the setting whose name it uses, the innermost if there are several."""
     mark = getattr(error.__cause__, "problem_mark", None)
-    lines = Path(source).read_text().splitlines() if os.path.isfile(source) else text.splitlines()
+    lines = Path(source).read_text(encoding="utf-8").splitlines() if os.path.isfile(source) else text.splitlines()
     if mark is not None:
         rendered = text.splitlines()
         wanted = rendered[min(mark.line, len(rendered) - 1)].strip()

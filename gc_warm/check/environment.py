@@ -7,7 +7,6 @@ differ. Nothing is submitted and nothing is changed.
 from __future__ import annotations
 
 import contextlib
-import getpass
 import json
 import os
 import shutil
@@ -28,6 +27,7 @@ from globus_compute_sdk.sdk._environments import get_amqp_service_host
 from gc_warm.worker import probe
 
 _PATIENCE = 120  # seconds for an environment to be made, and for modules to be imported there
+_SCHEDULER_PATIENCE = 30  # seconds for a scheduler to answer
 _COMMANDS = {
     "SlurmProvider": ("sbatch", "squeue", "scancel"),
     "PBSProProvider": ("qsub", "qstat", "qdel"),
@@ -66,15 +66,15 @@ def look(config: UserEndpointConfig, modules: Sequence[str] = ()) -> Iterator[Fi
         modules: Warmable modules that workers have to be able to import.
     """
     executor: Any = config.engine.executor
-    yield from _worker_environment(executor.provider.worker_init, modules)
+    yield from _worker_environment(executor.provider, modules)
     yield from _scheduler(executor.provider)
     yield from _ports(config, executor)
     yield from _left_behind()
 
 
-def _worker_environment(worker_init: str, modules: Sequence[str]) -> Iterator[Finding]:
+def _worker_environment(provider: Any, modules: Sequence[str]) -> Iterator[Finding]:
     with tempfile.TemporaryDirectory(prefix="gc_warm-", ignore_cleanup_errors=True) as folder:
-        status, found, said = _probe(worker_init, modules, Path(folder))
+        status, found, said = _probe(provider, modules, Path(folder))
     if found is None:
         ended = f"no workers could start in it: it ends with exit status {status}"
         yield Finding("error", "environment", f"{ended}, and says:\n{said}" if said else ended)
@@ -86,22 +86,28 @@ def _worker_environment(worker_init: str, modules: Sequence[str]) -> Iterator[Fi
     for package, version in here.items():
         yield _compared(package, version, there[package])
     for name, result in found["imports"].items():
-        if isinstance(result, str):
-            yield Finding("error", f"module {name}", f"{result}; install it in that environment, or name its folder in python_path")
+        remedy = "; install it in that environment, or name its folder in python_path" if result.get("missing") else ""
+        if "error" in result:
+            yield Finding("error", f"module {name}", result["error"] + remedy)
         else:
-            yield Finding("ok", f"module {name}", f"imported in {result:.1f} s")
+            yield Finding("ok", f"module {name}", f"imported in {result['seconds']:.1f} s")
+    if found["importing"]:
+        yield Finding("error", f"module {found['importing']}", f"its import does not come back: the process ended with status {status}")
 
 
-def _probe(worker_init: str, modules: Sequence[str], folder: Path) -> tuple[int, dict[str, Any] | None, str]:
+def _probe(provider: Any, modules: Sequence[str], folder: Path) -> tuple[int, dict[str, Any] | None, str]:
     """Exit status; what the probe finds in a worker's environment, None if it could not be run; the end of what all of it says."""
     script, answer = folder / "gc_warm_probe.py", folder / "answer"
     shutil.copy(probe.__file__, script)
-    command = f"{worker_init}\nexport PYTHONPATH=\"${{PYTHONPATH:+$PYTHONPATH:}}{folder}\"\nexport GLOBUS_COMPUTE_USER_DIR='{folder}'\n"
+    command = (
+        f"{provider.worker_init}\nexport PYTHONPATH=\"${{PYTHONPATH:+$PYTHONPATH:}}{folder}\"\nexport GLOBUS_COMPUTE_USER_DIR='{folder}'\n"
+    )
     command += 'exec globus-compute-endpoint python-exec gc_warm_probe "$@"'
     with (folder / "said").open("wb") as said:  # a file, since what the environment leaves running would hold a pipe open
         shell = subprocess.Popen(
             ["/bin/bash", "-c", command, "bash", str(answer), *modules],
             cwd=folder,
+            env=_bare_environment() if type(provider).__name__ == "PBSProProvider" else None,
             stdin=subprocess.DEVNULL,
             stdout=said,
             stderr=subprocess.STDOUT,
@@ -121,6 +127,12 @@ def _probe(worker_init: str, modules: Sequence[str], folder: Path) -> tuple[int,
     return shell.returncode, found, "\n".join(lines[-10:])
 
 
+def _bare_environment() -> dict[str, str]:
+    """What a PBS job starts with, as far as it matters; Slurm hands on the submitter's."""
+    kept = {name: os.environ[name] for name in ("HOME", "USER", "LOGNAME", "LANG") if name in os.environ}
+    return {**kept, "PATH": "/usr/local/bin:/usr/bin:/bin"}
+
+
 def _compared(package: str, here: str | None, there: str | None) -> Finding:
     if there is None:
         if package == "gc-warm":
@@ -138,11 +150,15 @@ def _scheduler(provider: Any) -> Iterator[Finding]:
     for command in _COMMANDS.get(type(provider).__name__, ()):
         path = shutil.which(command)
         yield Finding("ok", command, path) if path else Finding("error", command, "not found: this machine submits no jobs")
-    partition = getattr(provider, "partition", None)
-    if partition and shutil.which("sinfo"):
-        known = _said("sinfo", "--noheader", "--format=%R").split()
-        if not set(partition.split(",")) <= set(known):
-            yield Finding("error", f"partition {partition}", f"there are {', '.join(sorted(set(known))) or 'none'}")
+    if type(provider).__name__ != "SlurmProvider" or not shutil.which("sinfo"):
+        return
+    asked = _said("sinfo", "--noheader", "--format=%R")
+    if asked.returncode:
+        yield Finding("error", "Slurm", f"sinfo does not get an answer: {asked.stderr.strip()}")
+        return
+    known = set(asked.stdout.split())
+    if provider.partition and not set(provider.partition.split(",")) <= known:
+        yield Finding("error", f"partition {provider.partition}", f"there are {', '.join(sorted(known))}")
 
 
 def _ports(config: UserEndpointConfig, executor: Any) -> Iterator[Finding]:
@@ -176,13 +192,12 @@ def _free(port: int) -> bool:
 
 def _left_behind() -> Iterator[Finding]:
     """Processes and jobs of endpoints that are gone: they hold nodes, and nobody gives them tasks."""
-    mine = getpass.getuser()
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):  # ended meanwhile, or somebody else's
             title = " ".join(process.cmdline()) or process.name()
-            if title.startswith(_INTERCHANGE) and process.username() == mine and _orphaned(process):
+            if title.startswith(_INTERCHANGE) and process.uids().real == os.getuid() and _orphaned(process):
                 yield Finding("warning", "left behind", f"an interchange whose endpoint is gone: process {process.pid}; end it with kill")
-    for job, script in _jobs(mine):
+    for job, script in _jobs():
         endpoint = script.parent.parent
         if script.parent.name == "submit_scripts" and not _lives(endpoint):
             what = f"job {job}, of the endpoint in {endpoint}, which does not run on this machine"
@@ -194,10 +209,11 @@ def _orphaned(process: psutil.Process) -> bool:
     return parent is None or parent.pid == 1 or "systemd" in parent.name()
 
 
-def _jobs(user: str) -> Iterator[tuple[str, Path]]:
-    for line in _said("squeue", "--noheader", f"--user={user}", "--format=%i %o").splitlines() if shutil.which("squeue") else ():
-        job, _, script = line.strip().partition(" ")
-        yield job, Path(script)
+def _jobs() -> Iterator[tuple[str, Path]]:
+    if shutil.which("squeue"):
+        for line in _said("squeue", "--noheader", f"--user={os.getuid()}", "--format=%i %o").stdout.splitlines():
+            job, _, script = line.strip().partition(" ")
+            yield job, Path(script)
 
 
 def _lives(endpoint: Path) -> bool:
@@ -207,5 +223,8 @@ def _lives(endpoint: Path) -> bool:
         return False
 
 
-def _said(*command: str) -> str:
-    return subprocess.run(command, capture_output=True, text=True, timeout=60, stdin=subprocess.DEVNULL).stdout
+def _said(*command: str) -> subprocess.CompletedProcess[str]:
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=_SCHEDULER_PATIENCE, stdin=subprocess.DEVNULL)
+    except subprocess.TimeoutExpired as error:
+        return subprocess.CompletedProcess(command, 1, "", str(error))

@@ -31,13 +31,16 @@ def read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, str]]:
         ConfigError: It is not a mapping, or names an option twice.
         OSError: The file cannot be read.
     """
-    text = Path(path).read_text()
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path} is not UTF-8 text: {error}") from None
     try:
         options, document = yaml.safe_load(text) or {}, yaml.compose(text, yaml.SafeLoader)
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         raise ConfigError(f"{path}:{line}: {error.problem}") from None
-    if not isinstance(options, dict):
+    if not isinstance(options, dict) or not all(isinstance(name, str) for name in options):
         raise ConfigError(f"{path} has to hold options, one to a line, such as `keep_warm: 30`")
     origin: dict[str, str] = {}
     for key, _ in document.value if isinstance(document, yaml.MappingNode) else ():
@@ -66,7 +69,7 @@ def parse(assignment: str, schema: Mapping[str, Any]) -> tuple[str, Any]:
 
 def misfits(options: Options, schema: Mapping[str, Any], path: Path) -> Iterator[tuple[str, str]]:
     """Each option that does not fit the schema in the file *path*, and why."""
-    lines = path.read_text().splitlines() if schema else []
+    lines = path.read_text(encoding="utf-8").splitlines() if schema else []
     known = schema.get("properties", {})
     for error in _errors(options, schema, path):
         if error.validator == "additionalProperties" and not error.path:
@@ -88,7 +91,7 @@ def _errors(options: Options, schema: Mapping[str, Any], path: Path) -> list[jso
 
 
 def _unknown(name: str, known: list[str]) -> str:
-    near = difflib.get_close_matches(name, known, 1)
+    near = difflib.get_close_matches(name, known, 1, cutoff=0.8)
     return f"there is no option {name!r}" + (f"; did you mean {near[0]!r}?" if near else f"; there are {', '.join(known)}")
 
 
@@ -113,7 +116,7 @@ def schema_of(path: Path) -> dict[str, Any]:
         ConfigError: It is not a JSON object.
     """
     try:
-        schema = json.loads(path.read_text()) if path.exists() else {}
+        schema = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     except json.JSONDecodeError as error:
         raise ConfigError(f"{path}:{error.lineno}: {error.msg}") from None
     if not isinstance(schema, dict):

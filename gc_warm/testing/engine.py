@@ -32,6 +32,7 @@ log = logging.getLogger("gc_warm")
 
 _ENGINE_SECONDS = 20  # it grants its interchange ten
 _LOOK = 1.0  # seconds between looks at whether workers can start
+_LONGEST_FOLDER = 75  # bytes: 107 for a socket, less /pymp-12345678/listener-12345678
 _PATIENCE = 60  # looks
 _TAIL = 20  # lines of a log that an error quotes
 _DEATHS = 3  # of the same idle worker, before its first task: it will not live
@@ -263,12 +264,16 @@ def _load(text: str, source: str) -> Any:
 
 def _read(config: str | os.PathLike[str], options: Options) -> tuple[str, str]:
     """The YAML, and what to call it in messages."""
-    if isinstance(config, str) and "\n" in config:
-        return config, "the config given as text"
-    if os.path.isfile(config):
-        return Path(config).read_text(), os.fspath(config)
-    folder = configs.find_folder(config)
-    return configs.render(folder, options), os.fspath(folder)
+    is_text = isinstance(config, str) and "\n" in config
+    if not is_text and not os.path.isfile(config):
+        folder = configs.find_folder(config)
+        return configs.render(folder, options), os.fspath(folder)
+    source = "the config given as text" if is_text else os.fspath(config)
+    if options:
+        raise ValueError(
+            f"{source} takes no options, so user_endpoint_config={dict(options)!r} would mean nothing; only a folder has a template"
+        )
+    return str(config) if is_text else Path(config).read_text(), source
 
 
 def _placed(text: str, on: str | None) -> str:
@@ -283,6 +288,10 @@ def _settle(engine: Any, folder: str, mark: str) -> None:
     if shlex.quote(folder) != folder:
         raise ValueError(
             f"Parsl cannot work in a folder whose name a shell would split: set TMPDIR to another than {os.path.dirname(folder)!r}"
+        )
+    if len(os.fsencode(folder)) > _LONGEST_FOLDER:
+        raise ValueError(
+            f"Parsl cannot make its sockets in a folder with so long a name: set TMPDIR to another than {os.path.dirname(folder)!r}"
         )
     scripts = os.path.dirname(sys.executable)
     # Without these, the endpoint's command would make a folder in the home directory, and each manager one where temporary files are.

@@ -9,7 +9,8 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Iterable
+import traceback
+from typing import Any
 
 PACKAGES = ("globus-compute-endpoint", "globus-compute-sdk", "parsl", "dill", "gc-warm")
 """Distributions whose versions matter to what is sent and how it is run."""
@@ -26,27 +27,30 @@ def versions() -> dict[str, str | None]:
     return found
 
 
-def imports(modules: Iterable[str]) -> dict[str, str | float]:
-    """For each module the seconds that its import takes, or the error that it ends with."""
-    found: dict[str, str | float] = {}
-    for name in modules:
-        begun = time.monotonic()
-        try:
-            importlib.import_module(name)
-        except BaseException as error:  # whatever an import does, also sys.exit, the others are still to be tried
-            found[name] = f"{type(error).__name__}: {error}"
-        else:
-            found[name] = time.monotonic() - begun
-    return found
+def imported(name: str) -> dict[str, str | float | bool]:
+    """What an import comes to: its seconds, or its error and whether a module is missing."""
+    begun = time.monotonic()
+    try:
+        importlib.import_module(name)
+    except BaseException as error:  # whatever an import does, also sys.exit, the others are still to be tried
+        frame = traceback.extract_tb(error.__traceback__)[-1]
+        place = f" ({frame.filename}:{frame.lineno})" if not isinstance(error, ModuleNotFoundError) else ""
+        return {"error": f"{type(error).__name__}: {error}{place}", "missing": isinstance(error, ModuleNotFoundError)}
+    return {"seconds": time.monotonic() - begun}
 
 
 def main(answer: str, *modules: str) -> None:
-    """Write what is found to the file *answer*."""
+    """Write what is found to the file *answer*, anew before each import: that can end this process, or never end."""
     here = os.path.dirname(os.path.abspath(__file__))
     sys.path[:] = [folder for folder in sys.path if folder and os.path.abspath(folder) not in (here, os.getcwd())]
-    found = {"executable": sys.executable, "versions": versions(), "imports": imports(modules)}
-    with open(answer, "w") as file:
-        json.dump(found, file)
+    found: dict[str, Any] = {"executable": sys.executable, "versions": versions(), "imports": {}}
+    for name in [*modules, None]:
+        found["importing"] = name
+        with open(answer + ".part", "w") as file:
+            json.dump(found, file)
+        os.replace(answer + ".part", answer)
+        if name is not None:
+            found["imports"][name] = imported(name)
 
 
 if __name__ == "__main__":

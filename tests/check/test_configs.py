@@ -7,6 +7,7 @@ import math
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -741,11 +742,15 @@ def test_folder_is_found_by_its_path_or_by_the_name_of_one_of_ours(tmp_path: Pat
     monkeypatch.chdir(tmp_path)
     assert configs.find_folder("slurm") == FOLDERS["slurm"]
     (tmp_path / "slurm").mkdir()
+    assert configs.find_folder("slurm") == FOLDERS["slurm"], "a folder that happens to have this name is no config"
+    shutil.copy(FOLDERS["slurm"] / TEMPLATE, tmp_path / "slurm")
     assert configs.find_folder("slurm") == tmp_path / "slurm"
-    for wrong in ("slurmy", str(make_folder(tmp_path / "mine") / TEMPLATE)):
-        with pytest.raises(
-            FileNotFoundError, match=re.escape(f"there is no folder {wrong!r}, and gc_warm has only local, pbs, slurm, slurm-gpu")
-        ):
+    for wrong, what in {
+        "slurmy": "there is no folder 'slurmy', no endpoint of that name, and gc_warm has only local, pbs, slurm, slurm-gpu",
+        f"slurm/{TEMPLATE}": f"slurm/{TEMPLATE} is a file; give the folder that holds its {TEMPLATE}",
+        str(tmp_path): f"{tmp_path} is not the folder of a config: it has no {TEMPLATE}",
+    }.items():
+        with pytest.raises(FileNotFoundError, match=re.escape(what)):
             configs.find_folder(wrong)
 
 
@@ -1071,3 +1076,46 @@ def test_options_of_sites_in_the_readme_are_those_of_the_files() -> None:
     for site, (name, *_) in SITES.items():
         text = (FOLDERS[name] / "sites" / f"{site}.yaml").read_text()
         assert re.sub(r"^#.*\n", "", text, flags=re.MULTILINE) in shown, site
+
+
+DEFAULTS: list[tuple[str, str, str]] = [
+    ("python_path", '"/tmp/x"', "python_path: '/tmp/x' is not of type 'array'."),
+    ("python_path", '["modules"]', "python_path: 'modules' cannot be used."),
+    ("workers_per_node", '"four"', "workers_per_node: 'four' is not of type 'integer'."),
+    ("max_jobs", "0", "max_jobs: 0 is less than the minimum of 1."),
+    ("keep_warm", "-3", "keep_warm: -3 is less than the minimum of 0."),
+    ("bind_cores", '"no"', "bind_cores: 'no' is not of type 'boolean'."),
+    ("account", '"m 1234"', "account: 'm 1234' cannot be used."),
+    ("walltime", '"1-00:00:00"', "walltime: '1-00:00:00' cannot be used."),
+    ("walltime", "3600", "walltime: 3600 is not text: write it in quotes."),
+    ("account", '"m1234', "account: unexpected char"),
+]
+
+
+def with_defaults(folder: Path, defaults: dict[str, str]) -> Path:
+    """A copy of the config for Slurm whose defaults somebody has edited."""
+    shutil.copytree(FOLDERS["slurm"], folder)
+    text = (folder / TEMPLATE).read_text()
+    for option, value in defaults.items():
+        text, changes = re.subn(rf"(set {option} = {option} \| default)\([^)]*\)", lambda found, value=value: f"{found[1]}({value})", text)  # type: ignore[misc]
+        assert changes == 1
+    (folder / TEMPLATE).write_text(text)
+    return folder
+
+
+@pytest.mark.parametrize(("option", "value", "what"), DEFAULTS)
+def test_default_that_was_edited_is_held_to_the_schema_as_an_option_is(option: str, value: str, what: str, tmp_path: Path) -> None:
+    folder = with_defaults(tmp_path / "mine", {option: value})
+    text = (folder / TEMPLATE).read_text()
+    line = 1 + text[: text.index(f"set {option} =")].count("\n")
+    with pytest.raises(ConfigError) as found:
+        configs.render(folder, {})
+    assert str(found.value).startswith(f"{folder / TEMPLATE}:{line}: default of {what}")
+
+
+def test_default_that_was_edited_is_used(tmp_path: Path) -> None:
+    edited = {"account": '"m1234"', "environment": r'"module load python\nsource activate mine"', "python_path": '["/a b", "/é"]'}
+    provider = yaml.safe_load(configs.render(with_defaults(tmp_path / "mine", edited), {}))["engine"]["provider"]
+    assert provider["account"] == "m1234"
+    assert "\nmodule load python\nsource activate mine\n" in provider["worker_init"]
+    assert f"PYTHONPATH={shlex.quote('/a b')}:{shlex.quote('/é')}" in provider["worker_init"]

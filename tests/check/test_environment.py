@@ -39,9 +39,36 @@ def test_environment_is_that_of_the_workers(tmp_path: Path) -> None:
         ("ok", version) for version in (sys.version.split()[0], *map(version_of, ("dill", "parsl")))
     ]
     assert found["module shapes"].level == found["module json"].level == "ok"
-    assert found["module exits"].text.startswith("SystemExit: 3; install it")
+    assert found["module exits"].text == f"SystemExit: 3 ({tmp_path / 'exits.py'}:1)"
     assert found["module no_such"].text.startswith("ModuleNotFoundError: No module named 'no_such'; install it")
     assert not {"sbatch", "qsub", "left behind"} & set(found)
+
+
+@pytest.mark.parametrize(("name", "line"), [("kills", "import os; os.kill(os.getpid(), 9)"), ("leaves", "import os; os._exit(0)")])
+def test_module_whose_import_does_not_come_back_is_named(name: str, line: str, tmp_path: Path) -> None:
+    (tmp_path / f"{name}.py").write_text(line)
+    found = findings("local", ["json", name, "shapes"], python_path=[str(tmp_path), str(MODULES)])
+    assert found["module json"].level == "ok"
+    assert "its import does not come back: the process ended with status" in found[f"module {name}"].text
+    assert "module shapes" not in found
+
+
+def test_job_of_pbs_has_nothing_of_this_shell(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MINE", "here")
+    assert findings("pbs", environment='echo "${MINE-nothing}"; exit 1')["environment"].text.endswith("says:\nnothing")
+    assert findings("slurm", environment='echo "${MINE-nothing}"; exit 1')["environment"].text.endswith("says:\nhere")
+
+
+@pytest.mark.parametrize("lines", ["echo nodes are away >&2; exit 1", "exec sleep 1000"])
+def test_slurm_that_does_not_answer(lines: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for command in ("sinfo", "squeue"):
+        (tmp_path / command).write_text(f"#!/bin/sh\n{lines}\n" if command == "sinfo" else "#!/bin/sh\n")
+        (tmp_path / command).chmod(0o755)
+    monkeypatch.setattr(environment, "_SCHEDULER_PATIENCE", 0.5)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    found = findings("slurm", partition="debug")["Slurm"]
+    assert found.level == "error"
+    assert found.text.startswith("sinfo does not get an answer: ")
 
 
 def version_of(package: str) -> str:
