@@ -130,12 +130,14 @@ def _options(folder: Path, assignments: tuple[str, ...], file: str | None) -> tu
 
 
 def _look(config: Any, modules: tuple[str, ...]) -> list[environment.Finding]:
-    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that what was started is ended
+    ends = (signal.SIGTERM, signal.SIGHUP)
+    before = {number: signal.signal(number, lambda number, _: sys.exit(128 + number)) for number in ends}  # what was started is ended, too
     try:
         with Console(stderr=True, highlight=False).status("looking at the worker's environment"):
             return list(environment.look(config, modules))
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _explain(folder: Path, meaning: configs.Meaning, findings: list[environment.Finding]) -> None:

@@ -9,11 +9,14 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
+import shlex
 import shutil
-import signal
 import socket
 import subprocess
 import tempfile
+import time
+import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,9 +27,12 @@ import yaml
 from globus_compute_endpoint.endpoint.config import UserEndpointConfig
 from globus_compute_sdk.sdk._environments import get_amqp_service_host
 
+from gc_warm.testing import guard
 from gc_warm.worker import probe
 
 _PATIENCE = 120  # seconds for an environment to be made, and for modules to be imported there
+_MOST_SAID = 10_000_000  # bytes: an environment that says more is out of hand
+_QUOTED = 10_000  # bytes of the end of that
 _SCHEDULER_PATIENCE = 30  # seconds for a scheduler to answer
 _COMMANDS = {
     "SlurmProvider": ("sbatch", "squeue", "scancel"),
@@ -99,32 +105,32 @@ def _probe(provider: Any, modules: Sequence[str], folder: Path) -> tuple[int, di
     """Exit status; what the probe finds in a worker's environment, None if it could not be run; the end of what all of it says."""
     script, answer = folder / "gc_warm_probe.py", folder / "answer"
     shutil.copy(probe.__file__, script)
-    command = (
-        f"{provider.worker_init}\nexport PYTHONPATH=\"${{PYTHONPATH:+$PYTHONPATH:}}{folder}\"\nexport GLOBUS_COMPUTE_USER_DIR='{folder}'\n"
-    )
+    place = shlex.quote(str(folder))
+    command = f'{provider.worker_init}\nexport PYTHONPATH="${{PYTHONPATH:+$PYTHONPATH:}}"{place} GLOBUS_COMPUTE_USER_DIR={place}\n'
     command += 'exec globus-compute-endpoint python-exec gc_warm_probe "$@"'
+    mark = uuid.uuid4().hex
+    surroundings = _bare_environment() if type(provider).__name__ == "PBSProProvider" else dict(os.environ)
     with (folder / "said").open("wb") as said:  # a file, since what the environment leaves running would hold a pipe open
         shell = subprocess.Popen(
-            ["/bin/bash", "-c", command, "bash", str(answer), *modules],
+            ["timeout", "--kill-after=1", str(_PATIENCE), "/bin/bash", "-c", command, "bash", str(answer), *modules],
             cwd=folder,
-            env=_bare_environment() if type(provider).__name__ == "PBSProProvider" else None,
+            env={**surroundings, guard.MARK: mark},
             stdin=subprocess.DEVNULL,
             stdout=said,
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
-    ending = ""
     try:
-        shell.wait(_PATIENCE)
-    except subprocess.TimeoutExpired:
-        ending = f"\n(nothing more after {_PATIENCE} s)"
+        while shell.poll() is None and (folder / "said").stat().st_size < _MOST_SAID:
+            time.sleep(0.02)
     finally:
-        with contextlib.suppress(ProcessLookupError):  # also what the environment left running, and when this is interrupted
-            os.killpg(shell.pid, signal.SIGKILL)
+        guard.end_all(mark)  # also what the environment left running, and when this is interrupted
         shell.wait()
-    lines = ((folder / "said").read_text(errors="replace").strip() + ending).splitlines()
+    with (folder / "said").open("rb") as said:
+        said.seek(max(0, os.path.getsize(said.name) - _QUOTED))
+        lines = said.read().decode(errors="replace").strip().splitlines()
     found = json.loads(answer.read_text()) if answer.exists() else None
-    return shell.returncode, found, "\n".join(lines[-10:])
+    return shell.returncode, found, "\n".join(re.sub(r"[^\t -~\u00a0-\uffff]", "?", line)[:200] for line in lines[-10:])
 
 
 def _bare_environment() -> dict[str, str]:
@@ -225,6 +231,8 @@ def _lives(endpoint: Path) -> bool:
 
 def _said(*command: str) -> subprocess.CompletedProcess[str]:
     try:
-        return subprocess.run(command, capture_output=True, text=True, timeout=_SCHEDULER_PATIENCE, stdin=subprocess.DEVNULL)
+        return subprocess.run(
+            command, capture_output=True, text=True, errors="replace", timeout=_SCHEDULER_PATIENCE, stdin=subprocess.DEVNULL
+        )
     except subprocess.TimeoutExpired as error:
         return subprocess.CompletedProcess(command, 1, "", str(error))

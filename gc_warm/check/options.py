@@ -40,6 +40,8 @@ def read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, str]]:
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         raise ConfigError(f"{path}:{line}: {error.problem}") from None
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # a control character, a date that is none, too deep a nest
+        raise ConfigError(f"{path} cannot be read: {error}") from None
     if not isinstance(options, dict) or not all(isinstance(name, str) for name in options):
         raise ConfigError(f"{path} has to hold options, one to a line, such as `keep_warm: 30`")
     origin: dict[str, str] = {}
@@ -63,7 +65,7 @@ def parse(assignment: str, schema: Mapping[str, Any]) -> tuple[str, Any]:
         return name, value
     try:
         return name, yaml.safe_load(value)
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError, RecursionError):
         raise ConfigError(f"-o {assignment}: the value cannot be read; a list is written [a, b]") from None
 
 

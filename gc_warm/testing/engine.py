@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import re
 import shlex
 import subprocess
 import sys
@@ -21,21 +20,17 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 from gc_warm.check import configs
 from gc_warm.check.options import Options
-from gc_warm.testing import guard, worker_main
+from gc_warm.testing import diagnosis, guard, worker_main
 from gc_warm.testing.runners import WorkerStartError, remove
 
 log = logging.getLogger("gc_warm")
 
 _ENGINE_SECONDS = 20  # it grants its interchange ten
-_LOOK = 1.0  # seconds between looks at whether workers can start
+_LOOK = 1.0  # seconds between looks at whether an engine is of use
 _LONGEST_FOLDER = 75  # bytes: 107 for a socket, less /pymp-12345678/listener-12345678
-_PATIENCE = 60  # looks
-_TAIL = 20  # lines of a log that an error quotes
-_DEATHS = 3  # of the same idle worker, before its first task: it will not live
+_PATIENCE = 60  # looks, after which a wait is worth a word
 
 
 class EngineRunner:
@@ -61,15 +56,14 @@ class EngineRunner:
         text, self._source = _read(config, options or {})
         self._text = _placed(text, on)
         self._lock = threading.Lock()
-        self._engine: _Engine | None = None
         self._closed = threading.Event()
         self._used = False
         self._moved = threading.Event()  # a task or a result, since the last heartbeat
         loaded = _load(self._text, self._source)
-        self._engine = _Engine(loaded.engine)
+        self._engine: _Engine | None = _Engine(loaded.engine)
         self._idle = threading.Thread(
             target=self._stop_when_idle,
-            args=(loaded.heartbeat_period, loaded.idle_heartbeats_soft),
+            args=(min(loaded.heartbeat_period, threading.TIMEOUT_MAX), loaded.idle_heartbeats_soft),
             name="gc_warm-engine-idle",
             daemon=True,
         )
@@ -78,17 +72,25 @@ class EngineRunner:
     def submit(self, task_id: uuid.UUID, packed: bytes, *, resources: Mapping[str, Any], serializers: Sequence[str]) -> Future[bytes]:
         """See `gc_warm.testing.service.TaskRunner`."""
         with self._lock:
-            if self._closed.is_set():
-                failed: Future[bytes] = Future()
-                failed.set_result(worker_main.pack_failure(task_id, RuntimeError("the engine has been shut down")))
-                return failed
-            if self._engine is None:
-                self._engine = _Engine(_load(self._text, self._source).engine)
             self._used = True
             self._moved.set()
-            future = self._engine.submit(task_id, packed, dict(resources), list(serializers) or None)
+            try:
+                future = self._usable_engine().submit(task_id, packed, dict(resources), list(serializers) or None)
+            except Exception as error:  # it could not be started once more
+                future = Future()
+                future.set_result(worker_main.pack_failure(task_id, error))
         future.add_done_callback(lambda _: self._moved.set())
         return future
+
+    def _usable_engine(self) -> _Engine:
+        if self._closed.is_set():
+            raise RuntimeError("the engine has been shut down")
+        if self._engine is not None and self._engine.lost:
+            self._engine.shutdown()
+            self._engine = None
+        if self._engine is None:
+            self._engine = _Engine(_load(self._text, self._source).engine)
+        return self._engine
 
     def _stop_when_idle(self, heartbeat_period: float, limit: int) -> None:
         """The endpoint's own rule: so many heartbeats without any movement, and nothing under way. With 0 it never stops."""
@@ -113,7 +115,7 @@ class EngineRunner:
             engine, self._engine = self._engine, None
         if engine is not None:
             engine.shutdown()
-        self._idle.join()
+        _join(self._idle)
 
 
 class _Engine:
@@ -123,17 +125,19 @@ class _Engine:
         self._engine = engine
         self._lock = threading.Lock()
         self._closed = False
-        self._failure: WorkerStartError | None = None
+        self._failure: Exception | None = None
         self._open: dict[uuid.UUID, Future[bytes]] = {}
+        self._proven = False  # a worker has done a task
         self._folder = tempfile.TemporaryDirectory(prefix="gc_warm-", ignore_cleanup_errors=True)
         self._mark = uuid.uuid4().hex
         self._guard: subprocess.Popen[bytes] | None = None
-        self._settled = threading.Event()  # a worker has done a task, or there will be none
-        self._watch = threading.Thread(target=self._watch_start, name="gc_warm-engine-watch", daemon=True)
+        self._ending = threading.Event()
+        self._watch = threading.Thread(target=self._watch_over, name="gc_warm-engine-watch", daemon=True)
         try:
             _settle(self._engine, self._folder.name, self._mark)
+            command = [sys.executable, guard.__file__, self._mark, self._folder.name]
+            self._guard = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
             self._engine.start(endpoint_id=uuid.uuid4(), run_dir=self._folder.name)
-            self._guard = self._start_guard()
             self._watch.start()
         except BaseException:
             self.shutdown()
@@ -144,12 +148,10 @@ class _Engine:
         """Whether a task has been submitted and has not ended."""
         return bool(self._open)
 
-    def _start_guard(self) -> subprocess.Popen[bytes] | None:
-        interchange = _interchange(self._engine)
-        if interchange is None:
-            return None
-        command = [sys.executable, guard.__file__, self._mark, str(interchange.pid), self._folder.name]
-        return subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
+    @property
+    def lost(self) -> bool:
+        """Whether it is of no use any more, and another one might be."""
+        return not isinstance(self._failure, WorkerStartError) and not self._interchange_lives()
 
     def submit(self, task_id: uuid.UUID, packed: bytes, resources: dict[str, Any], serializers: list[str] | None) -> Future[bytes]:
         """Give the engine a task; the future always ends, with a packed Result."""
@@ -157,22 +159,14 @@ class _Engine:
 
         future: Future[bytes] = Future()
         with self._lock:
-            error = self._why_not()
-            if error is not None:
-                future.set_result(worker_main.pack_failure(task_id, error))
+            if self._failure is not None:
+                future.set_result(worker_main.pack_failure(task_id, self._failure))
                 return future
             self._open[task_id] = future
         inner = GCFuture(task_id)
         inner.add_done_callback(lambda done: self._finish(task_id, done.result()))
         self._engine.submit(inner, packed, resources, result_serializers=serializers)
         return future
-
-    def _why_not(self) -> Exception | None:
-        if self._failure is not None:
-            return self._failure
-        if self._closed:
-            return RuntimeError("the engine has been shut down")
-        return None if self._interchange_lives() else RuntimeError("the engine is of no use: its interchange has died")
 
     def _interchange_lives(self) -> bool:
         """Without it, the engine waits for ever in whatever it is asked for."""
@@ -184,31 +178,35 @@ class _Engine:
         with self._lock:
             future = self._open.pop(task_id, None)
         if future is not None:
-            self._settled.set()
+            self._proven = self._proven or self._failure is None
             future.set_result(result)
 
-    def _watch_start(self) -> None:
-        looks = 0
-        while not self._settled.wait(_LOOK) and self._interchange_lives():
-            looks += 1
-            if looks == _PATIENCE and self._open:  # a queue, or a request that can never be granted: only the scheduler knows
-                log.warning(
-                    "tasks have been waiting for a worker for %s s; blocks: %s", _PATIENCE * _LOOK, self._engine.executor.status_facade
-                )
-            try:
-                reason = _why_no_worker(self._engine.executor, Path(self._folder.name))
-            except Exception:  # the engine is being shut down, or its logs are just being written
-                log.debug("could not look at the engine", exc_info=True)
-                continue
-            if reason and not self._settled.is_set():
-                self._fail(WorkerStartError(reason))
-
-    def _fail(self, error: WorkerStartError) -> None:
+    def _fail_open(self, error: Exception) -> None:
         with self._lock:
-            self._failure = error
+            self._failure = self._failure or error
         for task_id in list(self._open):
             self._finish(task_id, worker_main.pack_failure(task_id, error))
-        self._settled.set()
+
+    def _watch_over(self) -> None:
+        """Notice what an engine does not: that its interchange is gone, or that no worker will ever come."""
+        waited = 0
+        while not self._ending.wait(_LOOK):
+            if not self._interchange_lives():
+                return self._give_up(RuntimeError("the engine's interchange has died, and with it what its workers were doing"))
+            waited = waited + 1 if self._open and not self._proven else 0
+            try:
+                if waited == _PATIENCE:  # a queue, or a request that can never be granted: only the scheduler knows
+                    log.warning("no worker after %g s; blocks: %s", _PATIENCE * _LOOK, diagnosis.states(self._engine.executor))
+                reason = diagnosis.why_no_worker(self._engine.executor, Path(self._folder.name)) if self._open else None
+            except Exception:  # the engine is just changing, or its logs are just being written
+                log.debug("could not look at the engine", exc_info=True)
+                continue
+            if reason and not self._ending.is_set():
+                return self._give_up(WorkerStartError(reason))
+        return None
+
+    def _give_up(self, error: Exception) -> None:
+        self._fail_open(error)
         self._shut_down_engine()  # else it would start one job after the other, for ever
 
     def _shut_down_engine(self) -> None:
@@ -226,20 +224,25 @@ class _Engine:
             if self._closed:
                 return
             self._closed = True
-        self._settled.set()
-        interchange = _interchange(self._engine)
-        try:
-            if self._watch.ident is not None:
-                self._watch.join(_ENGINE_SECONDS)
+        self._ending.set()
+        with contextlib.ExitStack() as steps:  # from the last to the first, each whatever comes of the others
+            steps.callback(remove, self._folder)
+            steps.callback(self._fail_open, RuntimeError("the engine was shut down"))
+            steps.callback(self._dismiss_guard)
+            steps.callback(guard.end_all, self._mark, self._folder.name)
             if self._failure is None:
-                self._shut_down_engine()
-        finally:
-            guard.end_all(self._mark, interchange)
-            if self._guard is not None:
-                self._guard.communicate(b"all of it has ended")
-            for task_id in list(self._open):
-                self._finish(task_id, worker_main.pack_failure(task_id, RuntimeError("the engine was shut down")))
-            remove(self._folder)
+                steps.callback(self._shut_down_engine)
+            steps.callback(_join, self._watch)
+
+    def _dismiss_guard(self) -> None:
+        if self._guard is not None:
+            self._guard.communicate(b"all of it has ended")
+
+
+def _join(thread: threading.Thread) -> None:
+    """Wait for a thread's end, for a while; a thread that ends itself, in a future's callback, does not wait."""
+    if thread.ident is not None and thread is not threading.current_thread():
+        thread.join(_ENGINE_SECONDS)
 
 
 def _load(text: str, source: str) -> Any:
@@ -307,56 +310,5 @@ def _settle(engine: Any, folder: str, mark: str) -> None:
     if os.path.exists(beside_python):
         command = beside_python
     # In a session of its own: Ctrl-C is for the client, and an interchange that is gone makes the engine's shutdown wait for ever.
-    engine.executor.interchange_launch_cmd = ["setsid", "env", *exports, command, *arguments]
-
-
-def _interchange(engine: Any) -> psutil.Process | None:
-    process = engine.executor.interchange_proc
-    with contextlib.suppress(psutil.NoSuchProcess):
-        return None if process is None else psutil.Process(process.pid)
-    return None
-
-
-def _why_no_worker(executor: Any, folder: Path) -> str | None:
-    """Why no worker of this engine will ever take a task; None if one may."""
-    from parsl.jobs.states import JobState
-
-    managers = executor.connected_managers()
-    if any(manager["worker_count"] for manager in managers):
-        return _why_workers_die(folder)
-    if managers:
-        cores, memory = executor.cores_per_worker, executor.mem_per_worker
-        return _quote(
-            f"a node has room for 0 workers: with cores_per_worker {cores}"
-            + (f" and mem_per_worker {memory}" if memory else "")
-            + f" it gets none of the {executor.max_workers_per_node} that are asked for",
-            *folder.rglob("manager.log"),
-        )
-    for block, status in executor.status().items():
-        if status.state in (JobState.FAILED, JobState.MISSING):
-            ended = "ended before its workers were ready" + (f", with exit status {status.exit_code}" if status.exit_code else "")
-            why = (status.message if status.message and not status.stderr_path else ended).rstrip(". \n")
-            return _quote(f"no worker can start: block {block}: {why}", status.stderr_path, status.stdout_path)
-    return None
-
-
-def _why_workers_die(folder: Path) -> str | None:
-    for manager_log in folder.rglob("manager.log"):
-        ends = re.findall(r"Worker (\d+) was not busy when it died", manager_log.read_text())
-        for rank in set(ends):
-            if ends.count(rank) >= _DEATHS:
-                return _quote(
-                    f"worker {rank} has died {ends.count(rank)} times before its first task", manager_log.with_name(f"worker_{rank}.log")
-                )
-    return None
-
-
-def _quote(what: str, *logs: str | Path | None) -> str:
-    """What happened, with the end of the first of these logs that says anything."""
-    for path in logs:
-        if path is None or not os.path.isfile(path):
-            continue
-        lines = Path(path).read_text(errors="replace").rstrip().splitlines()
-        if lines:
-            return f"{what}. The end of {os.path.basename(path)}:\n" + "\n".join(lines[-_TAIL:])
-    return f"{what}. There is no more in its logs."
+    note = ["sh", "-c", 'echo $$ >"$0"; exec "$@"', os.path.join(folder, guard.INTERCHANGE)]
+    engine.executor.interchange_launch_cmd = ["setsid", "env", *exports, *note, command, *arguments]

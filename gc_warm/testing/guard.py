@@ -9,8 +9,10 @@ Run by path, as a small process that waits for its standard input to end.
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
 import sys
+from collections.abc import Iterator
 
 import psutil
 
@@ -21,32 +23,56 @@ GRACE = 1.0
 """Seconds between SIGTERM and SIGKILL: what a manager grants its workers."""
 
 
-def end_all(mark: str, interchange: psutil.Process | None) -> None:
-    """End every process that carries *mark*, and the interchange, which overwrites its environment with its title."""
-    found = [] if interchange is None else [interchange]
+SCRIPTS = "submit_scripts"
+"""Where, in its folder, an engine keeps the scripts of its blocks."""
+
+INTERCHANGE = "interchange.pid"
+"""File in an engine's folder with the process id of its interchange, which overwrites its environment with its title."""
+
+_ROUNDS = 10  # what is being ended may just have started something
+
+
+def end_all(mark: str, folder: str | None = None) -> None:
+    """End every process that carries *mark*, and what else belongs to the engine in *folder*."""
+    for _ in range(_ROUNDS):
+        found = list(_processes(mark, folder))
+        if not found:
+            return
+        for process in found:
+            with contextlib.suppress(psutil.Error):
+                process.terminate()
+        _, alive = psutil.wait_procs(found, timeout=GRACE)
+        for process in alive:
+            with contextlib.suppress(psutil.Error):
+                process.kill()
+        psutil.wait_procs(alive, timeout=GRACE)
+
+
+def _processes(mark: str, folder: str | None) -> Iterator[psutil.Process]:
+    interchange = _written(os.path.join(folder, INTERCHANGE)) if folder else None
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):  # it has ended meanwhile, or belongs to somebody else
-            if process.environ().get(MARK) == mark:
-                found.append(process)
-    for process in found:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            process.terminate()
-    _, alive = psutil.wait_procs(found, timeout=GRACE)
-    for process in alive:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            process.kill()
-    psutil.wait_procs(alive, timeout=GRACE)
+            words = process.cmdline()
+            is_script = folder and any(word.startswith(os.path.join(folder, SCRIPTS, "")) for word in words)
+            is_interchange = process.pid == interchange and any("interchange" in word for word in words)
+            if process.status() != psutil.STATUS_ZOMBIE and (is_script or is_interchange or process.environ().get(MARK) == mark):
+                yield process
 
 
-def main(mark: str, interchange_pid: int, folder: str) -> None:
+def _written(path: str) -> int | None:
+    try:
+        with open(path) as file:
+            return int(file.read())
+    except (OSError, ValueError):  # it was not started
+        return None
+
+
+def main(mark: str, folder: str) -> None:
     """Wait for the client's end of the pipe to close; a client that has cleaned up itself has said so before."""
-    interchange = None
-    with contextlib.suppress(psutil.NoSuchProcess):  # gone before this began
-        interchange = psutil.Process(interchange_pid)
     if not sys.stdin.read():
-        end_all(mark, interchange)
+        end_all(mark, folder)
         shutil.rmtree(folder, ignore_errors=True)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]), sys.argv[3])
+    main(sys.argv[1], sys.argv[2])

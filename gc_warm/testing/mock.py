@@ -318,7 +318,7 @@ class _Watcher(sdk_executor._ResultWatcher):
         self._thread_id = threading.get_ident()
         unsubscribe = self._service.subscribe(str(self.task_group_id), self._inbox.put)
         try:
-            while not self._time_to_stop:
+            while not (self._time_to_stop and self._inbox.empty()):  # what failed at the end has still to be told
                 try:
                     self._take_in()
                     self._match_results_to_futures()  # type: ignore[no-untyped-call]

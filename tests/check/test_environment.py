@@ -96,8 +96,9 @@ def test_environment_in_which_nothing_can_start(lines: str, text: str) -> None:
     assert text in found.text
 
 
-def test_what_an_environment_leaves_running_is_ended(tmp_path: Path) -> None:
-    findings("local", environment=f"sleep 1000 & echo $! > {tmp_path / 'pid'}")
+@pytest.mark.parametrize("how", ["", "setsid"])
+def test_what_an_environment_leaves_running_is_ended(how: str, tmp_path: Path) -> None:
+    findings("local", environment=f"{how} sleep 1000 & echo $! > {tmp_path / 'pid'}")
     pid = int((tmp_path / "pid").read_text())
     wait_until(lambda: not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE, "it has ended")
 
