@@ -9,18 +9,22 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from gc_warm.check.options import ConfigError as ConfigError
     from gc_warm.testing.mock import MockClient as MockClient
     from gc_warm.testing.mock import MockExecutor as MockExecutor
+    from gc_warm.testing.runners import WorkerStartError as WorkerStartError
     from gc_warm.worker.state import warm as warm
 
 __version__ = "0.1.0"
 
 _HOME = {
+    "ConfigError": "gc_warm.check.options",
     "warm": "gc_warm.worker.state",
     "MockClient": "gc_warm.testing.mock",
     "MockExecutor": "gc_warm.testing.mock",
+    "WorkerStartError": "gc_warm.testing.runners",
 }
-__all__ = ["MockClient", "MockExecutor", "warm"]
+__all__ = ["ConfigError", "MockClient", "MockExecutor", "WorkerStartError", "warm"]
 
 
 def __getattr__(name: str) -> Any:

@@ -8,6 +8,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator
+from pathlib import Path
 
 import psutil
 import pytest
@@ -17,14 +18,17 @@ from tests.support import wait_until
 
 
 def _processes() -> set[tuple[int, float]]:
-    """This process's descendants, and the blocks of an engine: these have left the family, but carry the marker."""
+    """This process's children, and the blocks of an engine: these have left the family, but carry the marker."""
+    marker = f"GC_WARM_TEST_RUN={os.environ['GC_WARM_TEST_RUN']}".encode()
+    children = {pid for path in Path("/proc/self/task").glob("*/children") for pid in path.read_text().split()}
     found = set()
-    family = psutil.Process().children(recursive=True)
-    for process in psutil.process_iter():
-        with contextlib.suppress(psutil.Error):
-            ours = process in family or process.environ().get("GC_WARM_TEST_RUN") == os.environ["GC_WARM_TEST_RUN"]
+    for pid in filter(str.isdecimal, os.listdir("/proc")):
+        with contextlib.suppress(psutil.Error, OSError):
+            if pid not in children and marker not in Path("/proc", pid, "environ").read_bytes():
+                continue
+            process = psutil.Process(int(pid))
             alive = process.pid != os.getpid() and process.status() != psutil.STATUS_ZOMBIE
-            if ours and alive and not any("resource_tracker" in word for word in process.cmdline()):
+            if alive and not any("resource_tracker" in word for word in process.cmdline()):
                 found.add((process.pid, process.create_time()))
     return found
 

@@ -48,22 +48,21 @@ def check(report: dict[str, Any], workers: int) -> None:
     assert energies == [pytest.approx(-44.326801, abs=2e-6)] * len(energies)
 
 
-def test_demo(tmp_path: Path) -> None:
-    check(shown(["--workers", "2"], tmp_path), 2)
-
-
 @pytest.mark.engine
-def test_demo_on_the_engine(tmp_path: Path) -> None:
-    check(shown(["--workers", "2", "--engine"], tmp_path), 2)
+@pytest.mark.parametrize("where", [[], ["--engine"]], ids=["spawned", "engine"])
+def test_demo(where: list[str], tmp_path: Path) -> None:
+    check(shown(["--workers", "2", *where], tmp_path), 2)
 
 
 def test_demo_without_terminal_is_plain_text_and_tells_a_wrong_result(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(demo, "LJ13_ENERGY", -44.0)
+    monkeypatch.setattr(demo, "_ERROR", 1e-6)  # for shorter loads
     result = CliRunner().invoke(cli.main, ["demo", "--workers", "1"])
     assert result.exit_code == 1
     assert "\x1b" not in result.output
     assert result.stdout.isascii()
-    assert "-44.326801 !" in result.stdout
+    assert "-44.3268" in result.stdout
+    assert " !" in result.stdout
     assert "marked with !" in result.stderr
 
 

@@ -12,6 +12,7 @@ import contextlib
 import os
 import shutil
 import sys
+import time
 from collections.abc import Iterator
 
 import psutil
@@ -38,14 +39,27 @@ def end_all(mark: str, folder: str | None = None) -> None:
         found = list(_processes(mark, folder))
         if not found:
             return
-        for process in found:
-            with contextlib.suppress(psutil.Error):
-                process.terminate()
-        _, alive = psutil.wait_procs(found, timeout=GRACE)
-        for process in alive:
-            with contextlib.suppress(psutil.Error):
-                process.kill()
-        psutil.wait_procs(alive, timeout=GRACE)
+        for end in (psutil.Process.terminate, psutil.Process.kill):
+            for process in found:
+                with contextlib.suppress(psutil.Error):
+                    end(process)
+            found = _alive_after(GRACE, found)
+
+
+def _alive_after(seconds: float, processes: list[psutil.Process]) -> list[psutil.Process]:
+    """Those of the processes that still run then; one that nobody has waited for does not."""
+    end = time.monotonic() + seconds
+    while processes and time.monotonic() < end:
+        time.sleep(0.01)
+        processes = [process for process in processes if _runs(process)]
+    return processes
+
+
+def _runs(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def _processes(mark: str, folder: str | None) -> Iterator[psutil.Process]:
@@ -55,7 +69,7 @@ def _processes(mark: str, folder: str | None) -> Iterator[psutil.Process]:
             words = process.cmdline()
             is_script = folder and any(word.startswith(os.path.join(folder, SCRIPTS, "")) for word in words)
             is_interchange = process.pid == interchange and any("interchange" in word for word in words)
-            if process.status() != psutil.STATUS_ZOMBIE and (is_script or is_interchange or process.environ().get(MARK) == mark):
+            if _runs(process) and (is_script or is_interchange or process.environ().get(MARK) == mark):
                 yield process
 
 

@@ -136,7 +136,11 @@ BAD_ARGUMENTS: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"config": "engine:\n  type: ThreadPoolEngine\n"}, ValueError, "with ThreadPoolEngine, tasks would see the client's memory"),
     ({"pythonpath": ["/a:b"]}, ValueError, "a folder with ':' in its name"),
     ({"config": "engine:\n  type: Warp\n"}, ValueError, "the config given as text"),
-    ({"config": "/not/there.yaml"}, FileNotFoundError, "config: there is no file '/not/there.yaml', and text would have several lines"),
+    (
+        {"config": "/not/there.yaml"},
+        FileNotFoundError,
+        "config: there is no folder '/not/there.yaml', no endpoint of that name, and",
+    ),
     ({"endpoint_id": "mine", "workers": 1}, ValueError, "badly formed hexadecimal UUID string"),
     ({"env": {"SIZE": 1}}, TypeError, "env: SIZE must be text, not 1"),
 ]
