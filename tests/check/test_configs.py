@@ -458,9 +458,6 @@ def test_every_option_of_text_is_among_those_that_are_tried(name: str) -> None:
         assert [place for place, value in found.items() if f"harmless-{option}"[:15] in str(value)] == [PLACES[option]]
 
 
-"""Every option of the other two is one of theirs, with the same schema and the same macro around it: other tests see to that."""
-
-
 @pytest.mark.parametrize(
     ("name", "texts"),
     [*((name, BREAKING_OUT) for name in FOLDERS), ("slurm-gpu", HOSTILE)],
