@@ -206,7 +206,7 @@ def test_job_script_asks_for_what_the_options_say(life: Life) -> None:
     shell, name, mail, walltime, select, stdout, stderr, *others = job["directives"]
     assert (shell, mail, walltime) == ("-S /bin/bash", "-m n", "-l walltime=02:30:00")
     assert select == f"-l select=2:ncpus={2 * CORES}:ngpus=2:mem=16gb"
-    assert others == ["-l filesystems=home:grand", "-W umask=027"]
+    assert others == ["-l filesystems=home:grand", "-W umask=027", "-l place=scatter"]
     assert [stdout.split("/")[0], stderr.split("/")[0]] == ["-o ", "-e "]
     assert name.startswith("-N parsl.GlobusComputeEngine-")
 
