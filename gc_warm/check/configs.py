@@ -80,15 +80,19 @@ def render(folder: Path, options: Options, origin: Mapping[str, str] | None = No
         ConfigError: The options do not fit the schema, or the template refuses them. All that do not fit are named.
         FileNotFoundError: The folder has no template.
     """
-    if not folder.is_dir() or not (template := template_path(folder)).is_file():
+    if not folder.is_dir():
         raise FileNotFoundError(f"{folder} is not the folder of a config: it has no {TEMPLATE}")
-    parent, schema = _parent_config(folder), schema_of(schema_path(folder))
-    wrong = [f"{(origin or {}).get(name, 'options')}: {what}" for name, what in misfits(options, schema, schema_path(folder))]
+    parent = _parent_config(folder)
+    template, rules = Path(Endpoint.user_config_template_path(folder, parent)), Path(Endpoint.user_config_schema_path(folder, parent))
+    if not template.is_file():
+        raise FileNotFoundError(f"{folder} is not the folder of a config: it has no {template.name}")
+    schema = schema_of(rules)
+    wrong = [f"{(origin or {}).get(name, 'options')}: {what}" for name, what in misfits(options, schema, rules)]
     user = MappedPosixIdentity(_user(), [], uuid.UUID(int=0))
     try:
         text = load_user_config_template(template)
         places, defaults = _defaults(text, schema)
-        wrong += [f"{template}:{places[name]}: default of {what}" for name, what in misfits(defaults, schema, schema_path(folder))]
+        wrong += [f"{template}:{places[name]}: default of {what}" for name, what in misfits(defaults, schema, rules)]
         if wrong:
             raise ConfigError("\n".join(wrong))
         return str(render_config_user_template(parent, text, template, user, schema, dict(options), {}))
@@ -151,13 +155,28 @@ def load(text: str, source: str | os.PathLike[str]) -> UserEndpointConfig:
     Raises:
         ConfigError: The endpoint's loader refuses it, or it has no engine.
     """
+    config = load_to_start(_readable_here(text), source, text)
+    config.source_content = text
+    return config
+
+
+def load_to_start(text: str, source: str | os.PathLike[str], written: str | None = None) -> UserEndpointConfig:
+    """What the endpoint makes of the YAML of a user endpoint as it stands; nothing is started yet.
+
+    Args:
+        text: The YAML.
+        source: Where it comes from, for messages.
+        written: The YAML as people know it, where *text* differs from that.
+
+    Raises:
+        ConfigError: The endpoint's loader refuses it, or it has no engine.
+    """
     try:
-        config = load_config_yaml(_readable_here(text))
+        config = load_config_yaml(text)
     except ClickException as error:
-        raise ConfigError(f"{source}:{_line_of(error, text, source)}: {error.message}") from error
+        raise ConfigError(f"{source}:{_line_of(error, written or text, source)}: {error.message}") from error
     if not isinstance(config, UserEndpointConfig):
         raise ConfigError(f"{source} has no 'engine:' section, so it is not the configuration of a user endpoint")
-    config.source_content = text
     return config
 
 

@@ -205,7 +205,7 @@ def _left_behind() -> Iterator[Finding]:
                 yield Finding("warning", "left behind", f"an interchange whose endpoint is gone: process {process.pid}; end it with kill")
     for job, script in _jobs():
         endpoint = script.parent.parent
-        if script.parent.name == "submit_scripts" and not _lives(endpoint):
+        if script.parent.name == guard.SCRIPTS and not _lives(endpoint):
             what = f"job {job}, of the endpoint in {endpoint}, which does not run on this machine"
             yield Finding("warning", "left behind", f"{what}; if it runs on no other login node, cancel the job")
 

@@ -247,16 +247,8 @@ def _join(thread: threading.Thread) -> None:
 
 def _load(text: str, source: str) -> Any:
     """A user endpoint's configuration, with an engine that has not been started."""
-    from click import ClickException
-    from globus_compute_endpoint.endpoint.config.utils import load_config_yaml
-
-    try:
-        config = load_config_yaml(text)
-    except ClickException as error:
-        raise ValueError(f"{source}: {error.message}") from error
-    engine = getattr(config, "engine", None)
-    if engine is None:
-        raise ValueError(f"{source} has no 'engine:' section, so it is not the configuration of a user endpoint")
+    config: Any = configs.load_to_start(text, source)
+    engine = config.engine
     if getattr(getattr(engine, "executor", None), "provider", None) is None:
         engine.shutdown()
         raise ValueError(
@@ -270,7 +262,7 @@ def _read(config: str | os.PathLike[str], options: Options) -> tuple[str, str]:
     is_text = isinstance(config, str) and "\n" in config
     if not is_text and not os.path.isfile(config):
         folder = configs.find_folder(config)
-        return configs.render(folder, options), os.fspath(folder)
+        return configs.render(folder, options), os.fspath(configs.template_path(folder))
     source = "the config given as text" if is_text else os.fspath(config)
     if options:
         raise ValueError(
