@@ -29,8 +29,9 @@ log = logging.getLogger("gc_warm")
 
 _ENGINE_SECONDS = 20  # it grants its interchange ten
 _LOOK = 1.0  # seconds between looks at whether an engine is of use
+_LOOK_AT_JOBS = 5.0  # where a look asks a scheduler, which others use, too
 _LONGEST_FOLDER = 75  # bytes: 107 for a socket, less /pymp-12345678/listener-12345678
-_PATIENCE = 60  # looks, after which a wait is worth a word
+_PATIENCE = 60  # seconds, after which a wait is worth a word
 
 
 class EngineRunner:
@@ -189,14 +190,15 @@ class _Engine:
 
     def _watch_over(self) -> None:
         """Notice what an engine does not: that its interchange is gone, or that no worker will ever come."""
-        waited = 0
-        while not self._ending.wait(_LOOK):
+        waited = 0.0
+        look = _LOOK if type(self._engine.executor.provider).__name__ == "LocalProvider" else _LOOK_AT_JOBS
+        while not self._ending.wait(look):
             if not self._interchange_lives():
                 return self._give_up(RuntimeError("the engine's interchange has died, and with it what its workers were doing"))
-            waited = waited + 1 if self._open and not self._proven else 0
+            waited = waited + look if self._open and not self._proven else 0.0
             try:
                 if waited == _PATIENCE:  # a queue, or a request that can never be granted: only the scheduler knows
-                    log.warning("no worker after %g s; blocks: %s", _PATIENCE * _LOOK, diagnosis.states(self._engine.executor))
+                    log.warning("no worker after %d s; blocks: %s", _PATIENCE, diagnosis.states(self._engine.executor))
                 reason = diagnosis.why_no_worker(self._engine.executor, Path(self._folder.name)) if self._open else None
             except Exception:  # the engine is just changing, or its logs are just being written
                 log.debug("could not look at the engine", exc_info=True)
