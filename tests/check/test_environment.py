@@ -14,7 +14,7 @@ import pytest
 
 from gc_warm.check import configs, environment
 from gc_warm.check.environment import Finding
-from tests.support import MODULES, wait_until
+from tests.support import MODULES, has_ended, wait_until
 
 SCRIPTS = os.path.dirname(sys.executable)
 
@@ -100,7 +100,7 @@ def test_environment_in_which_nothing_can_start(lines: str, text: str) -> None:
 def test_what_an_environment_leaves_running_is_ended(how: str, tmp_path: Path) -> None:
     findings("local", environment=f"{how} sleep 1000 & echo $! > {tmp_path / 'pid'}")
     pid = int((tmp_path / "pid").read_text())
-    wait_until(lambda: not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE, "it has ended")
+    wait_until(lambda: has_ended(pid), "it has ended")
 
 
 def test_other_python_and_missing_packages_are_named(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -19,7 +20,7 @@ from globus_compute_sdk.errors import TaskExecutionFailed
 from gc_warm import MockExecutor, functions
 from gc_warm.check import configs, options
 from gc_warm.cli import main
-from tests.support import MODULES, wait_until
+from tests.support import MODULES, has_ended, wait_until
 
 pytestmark = pytest.mark.engine
 
@@ -44,13 +45,6 @@ def meet_all(executor: MockExecutor, folder: Path, number: int) -> set[Seen]:
     seen = {Seen(*future.result(START)) for future in futures}
     futures = [executor.submit(tasks.meet_as, str(folder), 1) for _ in range(3 * number)]
     return seen | {Seen(*future.result(START)) for future in futures}
-
-
-def gone(pid: int) -> bool:
-    try:
-        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return True
 
 
 OPTION_SETS: list[tuple[str, dict[str, Any]]] = [
@@ -87,9 +81,9 @@ def observe(name: str, given: dict[str, Any], figures: dict[str, Any], folder: P
     with MockExecutor(config=name, user_endpoint_config=given, on="local") as executor:
         seen = meet_all(executor, folder, figures["copies"])
         last = time.monotonic()
-        wait_until(lambda: any(gone(worker.pid) for worker in seen), "a worker has ended", figures["keep_warm"] + 60)
+        wait_until(lambda: any(has_ended(worker.pid) for worker in seen), "a worker has ended", figures["keep_warm"] + 60)
         warm_for = time.monotonic() - last
-        wait_until(lambda: all(gone(worker.pid) for worker in seen), "all workers have ended", 20)
+        wait_until(lambda: all(has_ended(worker.pid) for worker in seen), "all workers have ended", 20)
         return Observation(figures, seen, warm_for, executor.submit(tasks.pid_and_count).result(START))
 
 
@@ -140,7 +134,7 @@ def test_job_that_drains_ends_by_itself_and_loses_nothing() -> None:
             assert time.monotonic() < began + 60
             pids.append(executor.submit(tasks.pid_and_count).result(START)[0])
         assert time.monotonic() - began >= drain
-        wait_until(lambda: gone(pids[0]), "the drained job has ended")
+        wait_until(lambda: has_ended(pids[0]), "the drained job has ended")
 
 
 @pytest.mark.parametrize("site", SITES, ids=lambda path: path.stem)
@@ -192,7 +186,12 @@ def meeting(executor: MockExecutor, folder: Path, number: int) -> list[tuple[int
 
 
 def workers_of(manager: psutil.Process) -> set[int]:
-    return {child.pid for child in manager.children() if "--multiprocessing-fork" in child.cmdline() and not gone(child.pid)}
+    found = set()
+    for child in manager.children():
+        with contextlib.suppress(psutil.NoSuchProcess):  # the one that was killed, while nobody has waited for it
+            if "--multiprocessing-fork" in child.cmdline() and not has_ended(child.pid):
+                found.add(child.pid)
+    return found
 
 
 def test_quick_tasks_keep_workers_warm_for_longer_than_keep_warm() -> None:

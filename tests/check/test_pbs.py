@@ -7,21 +7,19 @@ import json
 import os
 import sys
 from collections.abc import Iterator
-from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
-from globus_compute_sdk.errors import TaskExecutionFailed
 from globus_compute_sdk.serialize import AllCodeStrategies, ComputeSerializer
 from parsl.jobs.states import JobState
 from parsl.providers.errors import SubmitException
 
 from gc_warm import MockExecutor, functions
 from gc_warm.check import configs
-from tests.support import MODULES, wait_until
+from tests.support import MODULES, remote_text, wait_until
 
 pytestmark = pytest.mark.engine
 
@@ -299,12 +297,6 @@ def trouble(commands: Path) -> Iterator[Trouble]:
             waiting = not future.done()
             queued.shutdown(wait=False)
         yield Trouble(pbs, waiting, remote_text(future), *texts)
-
-
-def remote_text(future: Future[Any]) -> str:
-    error = future.exception(60)
-    assert isinstance(error, TaskExecutionFailed), error
-    return str(error.remote_data)
 
 
 def test_job_that_waits_in_the_queue_is_no_failure_and_is_deleted_at_shutdown(trouble: Trouble) -> None:

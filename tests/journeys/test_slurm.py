@@ -19,7 +19,6 @@ import psutil
 import pytest
 import tasks
 from click.testing import CliRunner
-from globus_compute_sdk.errors import TaskExecutionFailed
 
 from gc_warm import MockExecutor, functions
 from gc_warm.check import configs
@@ -27,7 +26,7 @@ from gc_warm.check.options import ConfigError
 from gc_warm.cli import main
 from tests import slurm_cluster
 from tests.slurm_cluster import SlurmCluster
-from tests.support import MODULES, wait_until
+from tests.support import MODULES, remote_text, wait_until
 
 pytestmark = pytest.mark.slurm
 
@@ -123,12 +122,6 @@ def jobs_of_the_engine_of(cluster: SlurmCluster, job: str) -> list[str]:
     lines = cluster.command("squeue", "--noheader", "--states=all", "--sort=i", "--format=%i %o").splitlines()
     folders = {number: os.path.dirname(script) for number, script in (line.strip().split(maxsplit=1) for line in lines)}
     return [number for number, folder in folders.items() if folder == folders[job]]
-
-
-def remote_text(future: Future[Any], seconds: float = 120) -> str:
-    error = future.exception(seconds)
-    assert isinstance(error, TaskExecutionFailed), error
-    return str(error.remote_data)
 
 
 def meaning_of(config: str, **options: Any) -> configs.Meaning:
@@ -248,7 +241,7 @@ def is_ended(cluster: SlurmCluster, folder: Path, options: dict[str, Any], end: 
         end(job)
         all_have_ended(cluster, job, patience)
         gone = time.monotonic()
-        text = remote_text(future)
+        text = remote_text(future, 120)
         seconds = time.monotonic() - gone
         state, ran = cluster.wait_for_state(job, "CANCELLED", "TIMEOUT").state, run_seconds(cluster, job)
         return Ended(job, state, ran, seconds, text, path.read_text(), meet(executor, 1, folder / "next")[0])
@@ -281,7 +274,7 @@ def loses_a_node(cluster: SlurmCluster, folder: Path, **options: Any) -> Halved:
         begun = time.monotonic()
         futures: list[Future[Any]] = [executor.submit(tasks.work, 5.0) for _ in range(2)]  # one each, as far as the engine knows
         futures += [executor.submit(tasks.pid_and_count) for _ in range(10)]
-        failures = [remote_text(future) for future in futures if future.exception(150)]
+        failures = [remote_text(future, 120) for future in futures if future.exception(150)]
         answers = [future.result() for future in futures[2:] if not future.exception()]
         return Halved(survivor, lost, answers, failures, time.monotonic() - begun)
 
@@ -405,7 +398,7 @@ def test_a_job_that_never_starts_is_waited_for_until_shutdown(roomy: SlurmCluste
         job = roomy.jobs()[-1]
         assert not wait([future], 5).done, "Slurm says that it is pending, as for one that will start in an hour"
         assert (job.state, job.nodes) == ("PENDING", ())
-    assert "the engine was shut down" in remote_text(future)
+    assert "the engine was shut down" in remote_text(future, 120)
     assert roomy.job(job.id).state == "CANCELLED"
 
 

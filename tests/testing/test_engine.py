@@ -8,17 +8,14 @@ import subprocess
 import sys
 import tempfile
 import time
-from concurrent.futures import Future
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
 import tasks
-from globus_compute_sdk.errors import TaskExecutionFailed
 
 from gc_warm import MockExecutor
-from tests.support import MODULES, wait_until
+from tests.support import MODULES, client_environment, remote_text, wait_until
 
 pytestmark = pytest.mark.engine
 
@@ -46,16 +43,6 @@ def engine(environment: str = "", *, workers: int = 1, blocks: int = 1) -> MockE
     return MockExecutor(config=CONFIG.format(workers=workers, blocks=blocks, environment=environment, modules=MODULES))
 
 
-def text(future: Future[Any], seconds: float = 60) -> str:
-    error = future.exception(seconds)
-    assert isinstance(error, TaskExecutionFailed), error
-    return str(error.remote_data)
-
-
-def surroundings() -> dict[str, str]:
-    return {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[2]), str(MODULES)])}
-
-
 def test_second_block_that_fails_is_no_verdict_on_a_first_that_is_slow(tmp_path: Path) -> None:
     """Both run the same lines: the first to make the folder sleeps, the other one ends."""
     lines = f"mkdir {tmp_path / 'first'} 2>/dev/null && sleep 8 || {{ [ -e {tmp_path / 'ready'} ] || exit 3; }}; touch {tmp_path / 'ready'}"
@@ -71,9 +58,9 @@ def test_environment_that_breaks_after_a_first_block_worked_is_named(tmp_path: P
         manager = worker.parent()
         assert manager is not None
         manager.kill()
-        told = text(executor.submit(tasks.same, 1), 90)
+        told = remote_text(executor.submit(tasks.same, 1), 90)
         if "ManagerLost" in told:  # it was given to the manager that is gone, before that was noticed
-            told = text(executor.submit(tasks.same, 1), 90)
+            told = remote_text(executor.submit(tasks.same, 1), 90)
         assert "it is broken now" in told
 
 
@@ -85,7 +72,7 @@ def test_manager_that_is_lost_before_its_first_task_is_replaced() -> None:
                 for child in [*process.children(recursive=True), process]:
                     child.kill()
         first = executor.submit(tasks.same, 1)
-        assert first.exception(90) is None or "ManagerLost" in text(first)
+        assert first.exception(90) is None or "ManagerLost" in remote_text(first)
         assert executor.submit(tasks.same, 2).result(90) == 2
 
 
@@ -115,7 +102,7 @@ def test_interchange_that_dies_ends_its_tasks_and_the_next_task_finds_another_en
 def test_client_that_is_killed_while_its_engine_starts_leaves_nothing(after: float, tmp_path: Path) -> None:
     """The suite's own checks look for processes and folders that are left."""
     script = "from tests.testing.test_engine import engine; print(flush=True); engine('sleep 300; while sleep 301; do :; done')"
-    client = subprocess.Popen([sys.executable, "-c", script], env=surroundings(), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    client = subprocess.Popen([sys.executable, "-c", script], env=client_environment(), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
     with client:
         assert client.stdout is not None
         client.stdout.readline()

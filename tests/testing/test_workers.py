@@ -17,11 +17,10 @@ import psutil
 import pytest
 import shapes
 import tasks
-from globus_compute_sdk.errors import TaskExecutionFailed
 
 from gc_warm import MockExecutor, functions
 from gc_warm.testing.runners import WorkerStartError
-from tests.support import MODULES, wait_until
+from tests.support import MODULES, client_environment, remote_text, wait_until
 from tests.testing.backends import BACKENDS, workers
 
 ROOT = Path(__file__).parents[2]
@@ -38,12 +37,6 @@ def started(future: Future[Any], path: Path) -> int:
     """Wait until `tasks.for_ever` runs; its worker's process id."""
     wait_until(lambda: path.exists() or future.done(), "the task has begun", 60)
     return int(path.read_text())
-
-
-def remote_text(future: Future[Any]) -> str:
-    error = future.exception(60)
-    assert isinstance(error, TaskExecutionFailed), error
-    return str(error.remote_data)
 
 
 def lost_rank(future: Future[Any]) -> int:
@@ -290,7 +283,3 @@ def test_client_that_forgets_to_shut_down_ends() -> None:
         [sys.executable, "-c", script], env=client_environment(), stdout=subprocess.PIPE, text=True, timeout=60, check=True
     )
     assert run.stdout == "1\n"
-
-
-def client_environment() -> dict[str, str]:
-    return {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(MODULES)])}
