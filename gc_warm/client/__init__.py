@@ -1,0 +1,1 @@
+"""What runs where tasks are submitted."""

@@ -1,0 +1,423 @@
+"""Function books: register functions once, keep their ids in a YAML file, and send again only what has changed.
+
+Globus Compute gives every registration a new id, and has no way to ask for one by name. A book remembers the ids, and with each a
+*fingerprint* of what was sent. By default a function of a module is sent by its name, so that its body may be edited at will: the
+fingerprint stays, and so does the id.
+
+How nothing is lost. The book is replaced after every function that the service has accepted, atomically and under a lock that is
+held from the comparison to the last replacement. Room for the new book is taken before a function is sent, so that a full disk is
+noticed in time. What can be lost is the one id that is on its way when the process is killed or interrupted, or its connection
+breaks: that function is sent again the next time, and the other id is known to nobody.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import importlib
+import inspect
+import ipaddress
+import os
+import platform
+import re
+import reprlib
+import sys
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from datetime import datetime, timezone
+from pathlib import Path
+from types import FunctionType
+from typing import Any
+from urllib.parse import urlsplit
+
+import globus_sdk
+from globus_compute_sdk import Client, Executor
+from globus_compute_sdk import __version__ as SDK_VERSION
+from globus_compute_sdk.errors import SerializationError
+from globus_compute_sdk.serialize import ComputeSerializer
+from globus_compute_sdk.serialize.concretes import SELECTABLE_CODE_STRATEGIES
+
+from gc_warm.client.bookfile import BookError, Entry, LockedFile, canonical_uuid, read, text_of
+from gc_warm.worker.state import Warm
+
+STRATEGIES = {strategy.__name__: strategy for strategy in SELECTABLE_CODE_STRATEGIES}
+"""The SDK's serialization strategies for code, by name."""
+
+
+@dataclass(frozen=True)
+class Terms:
+    """What, besides itself, makes one registration of a function differ from another.
+
+    Attributes:
+        serializer: The client's.
+        service: URL of the web service.
+        public: Anybody may call the functions.
+        group: Id of the Globus group whose members may.
+
+    Raises:
+        BookError: *public* and *group* contradict each other, or *group* is no id.
+    """
+
+    serializer: ComputeSerializer
+    service: str
+    public: bool = False
+    group: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.public and self.group:
+            raise BookError("public lets anybody call the functions, and group only its members: choose one")
+        try:
+            canonical_uuid(self.group or str(uuid.uuid4()))
+        except ValueError:
+            raise BookError(f"group: {self.group!r} is not the id of a Globus group") from None
+
+    def entry(self, function: FunctionType) -> Entry:
+        """What a book will hold of *function*, under an id that is not the service's yet."""
+        strategy = type(self.serializer.code_serializer).__name__
+        try:
+            fingerprint = _fingerprint(self.serializer.serialize(function))
+        except SerializationError as error:
+            raise BookError(f"{function.__name__} cannot be sent with the strategy {strategy}: {error.__cause__ or error}") from error
+        description = inspect.getdoc(function)
+        return Entry(
+            function_id=str(uuid.uuid4()),
+            module=function.__module__,
+            signature=_signature(function),
+            strategy=strategy,
+            fingerprint=fingerprint,
+            public=self.public,
+            group=self.group,
+            service=self.service,
+            sdk_version=SDK_VERSION,
+            python_version=platform.python_version(),
+            registered=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            description=description and description.encode(errors="replace").decode(),  # half a surrogate pair is no text
+        )
+
+
+@dataclass(frozen=True)
+class Step:
+    """One function on its way into a book.
+
+    Attributes:
+        name: Its name.
+        why: Why it has to be sent; empty if it need not be.
+        function_id: Its id in the book; None while it has none that holds.
+        function: Itself.
+        entry: What the book will hold of it when it has been sent.
+    """
+
+    name: str
+    why: str
+    function_id: str | None
+    function: FunctionType
+    entry: Entry
+
+
+class FunctionBook(Mapping[str, str]):
+    """Ids of registered functions, by name: ``book["energy"]`` is one. As it was when it was read; a book in use may be replaced.
+
+    Attributes:
+        path: Where it was read from.
+        entries: All that it knows, by name.
+
+    Example:
+        >>> import tempfile
+        >>> from gc_warm import FunctionBook, MockExecutor, MockClient
+        >>> from gc_warm.functions import count
+        >>> with tempfile.TemporaryDirectory() as folder, MockClient(workers=1) as client, MockExecutor(client=client) as executor:
+        ...     _ = FunctionBook.register(f"{folder}/functions.yaml", client, [count])   # or, once: gc-warm register gc_warm.functions
+        ...     book = FunctionBook.load(f"{folder}/functions.yaml")
+        ...     book.prime(executor)
+        ...     executor.submit(count).result()   # under the id in the book
+        1
+    """
+
+    def __init__(self, path: str | os.PathLike[str], entries: Mapping[str, Entry]) -> None:
+        self.path = os.fspath(path)
+        self.entries = dict(entries)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> FunctionBook:
+        """The book in a file.
+
+        Raises:
+            FileNotFoundError: There is none; `register` makes it.
+            BookError: It is not a function book. The text names the file and the entry.
+        """
+        if not os.path.exists(path):
+            raise FileNotFoundError(f"there is no function book {os.fspath(path)}: gc-warm register makes one")
+        return cls(path, read(path))
+
+    @classmethod
+    def register(
+        cls,
+        path: str | os.PathLike[str],
+        client: Client,
+        functions: Iterable[Callable[..., Any]],
+        *,
+        public: bool = False,
+        group: str | None = None,
+        report: Callable[[Step], None] | None = None,
+    ) -> FunctionBook:
+        """Send those of *functions* that are new or have changed, and write their ids into the book.
+
+        May be called again and again, also by several processes at once: the second waits, and finds all done. When it is
+        interrupted, what has been sent is in the book, but for the one that was on its way.
+
+        Args:
+            path: The book; made if there is none.
+            client: Its strategy for code is how the functions are sent.
+            functions: Defined with ``def``, at the top level of a module.
+            public: Let anybody call them.
+            group: Id of the Globus group whose members may call them.
+            report: Called with each function when it is in the book.
+
+        Returns:
+            The book as it is now.
+
+        Raises:
+            BookError: Nothing is sent, since the book cannot be read or written, or a function cannot be registered. Or one has
+                been sent and could not be written down after all; the text has its id.
+            globus_sdk.GlobusError: The service cannot be reached, or refuses.
+        """
+        terms = Terms(client.fx_serializer, client.web_service_address, public, group)
+        with LockedFile(path) as file:
+            entries = read(file.path)
+            for step in plan(entries, functions, terms):
+                if not step.why and is_local(step.entry.service) and _is_forgotten(client, step):
+                    step = replace(step, why="the service does not know this id any more")
+                if step.why:
+                    step = _send(file, entries, step, client)
+                if report is not None:
+                    report(step)
+        return cls(path, entries)
+
+    def prime(self, executor: Executor) -> None:
+        """Make ``executor.submit(function)`` use the ids of this book, for all functions in it: nothing is registered again.
+
+        Priming twice does no harm.
+
+        Raises:
+            BookError: Some of the functions are not what has been registered any more, or not with this executor's service, or the
+                executor has already registered them itself. The text names them all; the executor is left as it was.
+        """
+        functions, wrong = {}, []
+        for name in self.entries:
+            try:
+                functions[name] = self._function(name, executor)
+            except BookError as error:
+                wrong.append(f"{name}: {error}")
+        if wrong:
+            raise BookError(f"{self.path} does not fit, {'; '.join(wrong)}")
+        for name, function in functions.items():
+            if not _id_in(executor, function):  # else the SDK warns
+                executor.register_function(function, function_id=self[name])
+
+    def _function(self, name: str, executor: Executor) -> FunctionType:
+        entry = self.entries[name]
+        if entry.strategy not in STRATEGIES:
+            raise BookError(f"the SDK {SDK_VERSION} has no strategy {entry.strategy}: run gc-warm register again, with another")
+        function = _function_of(_import(entry.module), name)
+        serializer, service = ComputeSerializer(strategy_code=STRATEGIES[entry.strategy]), executor.client.web_service_address
+        why = _difference(entry, Terms(serializer, service, entry.public, entry.group).entry(function))
+        if why:
+            raise BookError(f"{why}: run gc-warm register again")
+        if _id_in(executor, function) not in (None, entry.function_id):
+            raise BookError("this executor has registered it itself: prime an executor before its first submit")
+        return function
+
+    def __getitem__(self, name: str) -> str:
+        if name not in self.entries:
+            raise KeyError(f"{name!r} is not in {self.path}{_near(name, self.entries)}")
+        return self.entries[name].function_id
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.entries)
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    def __repr__(self) -> str:
+        return f"FunctionBook({self.path!r}, {len(self)} functions)"
+
+
+def functions_of(module: str, names: Sequence[str] = ()) -> list[FunctionType]:
+    """The public functions of a module: those in its ``__all__``, else those defined in it whose name has no leading underscore.
+
+    Args:
+        module: Dotted name.
+        names: Only these; public or not.
+
+    Raises:
+        BookError: The module cannot be imported, has no such function, or something else under that name.
+    """
+    found = _import(module)
+    chosen = names or _public(found)
+    if not chosen:
+        raise BookError(f"{module} has no public functions: name those to register, or define them with def and no leading underscore")
+    return list(dict.fromkeys(_function_of(found, name) for name in chosen))
+
+
+def plan(entries: Mapping[str, Entry], functions: Iterable[Callable[..., Any]], terms: Terms) -> list[Step]:
+    """What has to be done so that *entries* fit *functions*; asks nobody.
+
+    Raises:
+        BookError: A function cannot be registered, or its name belongs to one of another module.
+    """
+    steps: dict[str, Step] = {}
+    for function in functions:
+        checked = _check(function, getattr(function, "__name__", str(function)))
+        name, entry, old = checked.__qualname__, terms.entry(checked), entries.get(checked.__qualname__)
+        namesake = steps[name].entry if name in steps else old
+        if namesake is not None and namesake.module != entry.module:
+            raise BookError(
+                f"{name} of {entry.module}: this book has a function of that name from {namesake.module}. Use another book, or, if it has "
+                "moved, remove that entry"
+            )
+        steps[name] = Step(name, _difference(old, entry), old.function_id if old else None, checked, entry)
+    return list(steps.values())
+
+
+def gone(entries: Mapping[str, Entry], module: str) -> list[str]:
+    """Names in a book that an imported module no longer has."""
+    return [name for name, entry in entries.items() if entry.module == module and not hasattr(sys.modules[module], name)]
+
+
+def is_local(service: str) -> bool:
+    """Whether a service is a stand-in on this machine, which forgets its functions when it ends."""
+    host = urlsplit(service).hostname or ""
+    with suppress(ValueError):
+        return ipaddress.ip_address(host).is_loopback
+    return host == "localhost"
+
+
+def _import(module: str) -> Any:
+    if module.endswith(".py") or os.sep in module:
+        dotted = ".".join(part for part in Path(module).with_suffix("").parts if part.strip("./"))
+        raise BookError(f"{module} is a path: give the module's dotted name, as workers import it, such as {dotted}")
+    try:
+        return importlib.import_module(module)
+    except (Exception, SystemExit) as error:  # a module can end in any
+        raise BookError(f"{module} cannot be imported: {type(error).__name__}: {error}") from error
+
+
+def _public(module: Any) -> list[str]:
+    names = {name: thing for name, thing in vars(module).items() if inspect.isfunction(thing)}
+    if hasattr(module, "__all__"):
+        return [name for name in module.__all__ if name in names]
+    return [name for name, thing in names.items() if not name.startswith("_") and thing.__module__ == module.__name__]
+
+
+def _function_of(module: Any, name: str) -> FunctionType:
+    if not hasattr(module, name):
+        raise BookError(f"{module.__name__} has no function {name!r}{_near(name, _public(module))}")
+    return _check(getattr(module, name), name)
+
+
+def _near(name: str, names: Iterable[str]) -> str:
+    near = difflib.get_close_matches(name, names, 1)
+    return f"; did you mean {near[0]!r}?" if near else f"; there are {', '.join(names) or 'none'}"
+
+
+def _check(thing: Any, name: str) -> FunctionType:
+    if not inspect.isfunction(thing):
+        kind = "a @warm function" if isinstance(thing, Warm) else "a class" if inspect.isclass(thing) else f"a {type(thing).__name__}"
+        raise BookError(
+            f"{name} is {kind}, and only plain functions are registered: write one that imports {name} in its body and calls it"
+        )
+    if thing.__module__ == "__main__":
+        raise BookError(f"{name} belongs to a script, whose name workers do not know: move it to a module, and import it from there")
+    found: object = getattr(sys.modules.get(thing.__module__), thing.__qualname__, None)
+    if found is not thing:
+        raise BookError(
+            f"{name} cannot be found as {thing.__module__}.{thing.__qualname__}: define it with def at the top level of a module, "
+            "under any decorator functools.wraps; or name the functions to register"
+        )
+    return thing
+
+
+def _signature(function: FunctionType) -> str:
+    """The same in every process: without addresses, and sets in order."""
+    signature = inspect.signature(function)
+    shown = [
+        each if each.default is each.empty else each.replace(default=_Shown(_SORTED.repr(each.default)))
+        for each in signature.parameters.values()
+    ]
+    return re.sub(r" at 0x[0-9a-fA-F]+", "", str(signature.replace(parameters=shown)))
+
+
+class _Shown(str):
+    """A default value as text; in a signature it stands without quotes."""
+
+    __repr__ = str.__str__
+
+
+_SORTED = reprlib.Repr()
+for _limit in [name for name in vars(_SORTED) if name.startswith("max")]:
+    setattr(_SORTED, _limit, 1000)
+
+
+def _fingerprint(sent: str) -> str:
+    return hashlib.sha256(sent.encode(errors="surrogatepass")).hexdigest()[:32]
+
+
+def _difference(old: Entry | None, new: Entry) -> str:
+    if old is None:
+        return "new"
+    if old.service != new.service:
+        return f"its id is one of {old.service}, and this is {new.service}"
+    reasons = [
+        f"{what} {before} -> {after}"
+        for what, before, after in (("strategy", old.strategy, new.strategy), ("signature", old.signature, new.signature))
+        if before != after
+    ]
+    if not reasons and old.fingerprint != new.fingerprint:
+        reasons.append(f"what is sent has changed{_versions(old, new)}")
+    if _audience(old) != _audience(new):
+        reasons.append(f"for {_audience(old)} -> for {_audience(new)}")
+    return ", ".join(reasons)
+
+
+def _versions(old: Entry, new: Entry) -> str:
+    pairs = (("Python", old.python_version, new.python_version), ("the SDK", old.sdk_version, new.sdk_version))
+    changes = [f"{what} {before} is now {after}" for what, before, after in pairs if before != after]
+    return f", probably since {' and '.join(changes)}" if changes else ""
+
+
+def _audience(entry: Entry) -> str:
+    return "everybody" if entry.public else f"group {entry.group}" if entry.group else "you"
+
+
+def _is_forgotten(client: Client, step: Step) -> bool:
+    try:
+        client.get_function(step.function_id)
+    except globus_sdk.GlobusAPIError as error:
+        if error.http_status != 404:
+            raise
+        return True
+    return False
+
+
+def _id_in(executor: Executor, function: FunctionType) -> str | None:
+    known: str | None = executor._function_registry.get(executor._fn_cache_key(function))
+    return known
+
+
+def _send(file: LockedFile, entries: dict[str, Entry], step: Step, client: Client) -> Step:
+    """Register one function and write it down, in *entries* and in the file."""
+    entry = step.entry.model_copy(update={"registered": datetime.now(timezone.utc).isoformat(timespec="seconds")})
+    text = text_of({**entries, step.name: entry})
+    with file.room_for(text) as put:
+        function_id = canonical_uuid(client.register_function(step.function, public=entry.public, group=entry.group))
+        try:
+            put(text.replace(entry.function_id, function_id))  # of the same length
+        except OSError as error:
+            raise BookError(
+                f"{step.name} is registered as {function_id}, but that cannot be written into {file.path} ({error.strerror}): keep this "
+                "id, or register again to get another"
+            ) from error
+    entries[step.name] = entry.model_copy(update={"function_id": function_id})
+    return replace(step, function_id=function_id, entry=entries[step.name])
