@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from gc_warm.check.options import ConfigError as ConfigError
+    from gc_warm.client.bookfile import BookError as BookError
+    from gc_warm.client.registry import FunctionBook as FunctionBook
     from gc_warm.testing.mock import MockClient as MockClient
     from gc_warm.testing.mock import MockExecutor as MockExecutor
     from gc_warm.testing.runners import WorkerStartError as WorkerStartError
@@ -18,13 +20,15 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOME = {
+    "BookError": "gc_warm.client.bookfile",
     "ConfigError": "gc_warm.check.options",
+    "FunctionBook": "gc_warm.client.registry",
     "warm": "gc_warm.worker.state",
     "MockClient": "gc_warm.testing.mock",
     "MockExecutor": "gc_warm.testing.mock",
     "WorkerStartError": "gc_warm.testing.runners",
 }
-__all__ = ["ConfigError", "MockClient", "MockExecutor", "WorkerStartError", "warm"]
+__all__ = ["BookError", "ConfigError", "FunctionBook", "MockClient", "MockExecutor", "WorkerStartError", "warm"]
 
 
 def __getattr__(name: str) -> Any:

@@ -2,25 +2,38 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
+import logging
 import math
+import os
+import shlex
 import signal
 import sys
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import click
-from globus_compute_sdk.errors import TaskExecutionFailed
+import globus_sdk
+from globus_compute_sdk import Client
+from globus_compute_sdk.errors import ComputeError, TaskExecutionFailed
+from globus_compute_sdk.sdk._environments import get_web_service_url
+from globus_compute_sdk.serialize import DEFAULT_STRATEGY_CODE, ComputeSerializer
 from rich import box
 from rich.console import Console
 from rich.markup import escape
+from rich.progress import Progress
 from rich.status import Status
 from rich.table import Table
 
 import gc_warm
 from gc_warm import demo
 from gc_warm.check import configs, environment, options
+from gc_warm.client import bookfile, registry
+from gc_warm.testing.cloud import LocalCloud
+from gc_warm.testing.daemon import EndpointDaemon, EndpointStartError
 from gc_warm.testing.runners import WorkerStartError
 
 
@@ -130,11 +143,17 @@ def _options(folder: Path, assignments: tuple[str, ...], file: str | None) -> tu
 
 
 def _look(config: Any, modules: tuple[str, ...]) -> list[environment.Finding]:
+    with _ended_in_order(), Console(stderr=True, highlight=False).status("looking at the worker's environment"):
+        return list(environment.look(config, modules))
+
+
+@contextlib.contextmanager
+def _ended_in_order() -> Iterator[None]:
+    """When this process is told to end, what it has started is ended, too."""
     ends = (signal.SIGTERM, signal.SIGHUP)
-    before = {number: signal.signal(number, lambda number, _: sys.exit(128 + number)) for number in ends}  # what was started is ended, too
+    before = {number: signal.signal(number, lambda number, _: sys.exit(128 + number)) for number in ends}
     try:
-        with Console(stderr=True, highlight=False).status("looking at the worker's environment"):
-            return list(environment.look(config, modules))
+        yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
@@ -158,6 +177,153 @@ def _explain(folder: Path, meaning: configs.Meaning, findings: list[environment.
         console.print(
             f"\n[bold]make an endpoint of it (options are not part of it) with[/]\n{configs.deploy_command(folder)}", soft_wrap=True
         )
+
+
+@main.command("register")
+@click.argument("module")
+@click.argument("names", metavar="[NAME]...", nargs=-1)
+@click.option("--book", default="functions.yaml", show_default=True, help="The function book; made if there is none.")
+@click.option(
+    "--strategy",
+    type=click.Choice(list(registry.STRATEGIES)),
+    default=type(DEFAULT_STRATEGY_CODE).__name__,
+    show_default=True,
+    help="How the functions travel.",
+)
+@click.option("--public", is_flag=True, help="Let anybody call them.")
+@click.option("--group", metavar="ID", help="Let the members of a Globus group call them.")
+@click.option("--dry-run", "look", flag_value="dry-run", help="Only say what would be sent, and why.")
+@click.option("--check", "look", flag_value="check", help="The same; exit status 1 means that the book is out of date.")
+def register_command(
+    module: str, names: tuple[str, ...], book: str, strategy: str, public: bool, group: str | None, look: str | None
+) -> None:
+    """Register the functions of MODULE, and keep their ids in a function book.
+
+    MODULE is a dotted name, as the workers import it; without any NAME, its public functions are meant. Only what is new or has changed is
+    sent. You are asked to log in if something has to be sent, and never with --dry-run and --check.
+    """
+    sys.path.insert(0, os.getcwd())  # so that modules are found which lie here
+    sent: list[registry.Step] = []
+    with _ended_in_order(), _registration_explained(book, sent):
+        serializer = ComputeSerializer(strategy_code=registry.STRATEGIES[strategy])
+        terms = registry.Terms(serializer, get_web_service_url(), public, group)
+        functions = registry.functions_of(module, names)
+        entries = bookfile.read(book)
+        steps = registry.plan(entries, functions, terms)
+        if look:
+            _foretell(steps, book)
+        elif any(step.why for step in steps) or registry.is_local(terms.service):
+            _register(steps, book, _client(strategy), terms, sent)
+        else:
+            _show_steps(steps, "registered")
+    for name in registry.gone(entries, module):
+        click.echo(f"{name} is no longer in {module}; its entry is kept: remove it from {book} if nobody uses it")
+    if look:
+        sys.exit(1 if look == "check" and any(step.why for step in steps) else 0)
+    click.echo(f"\n{book}: {len(sent)} registered, {len(steps) - len(sent)} unchanged. In Python:\n")
+    click.echo(
+        f"    book = gc_warm.FunctionBook.load({book!r})\n    book.prime(executor)    # then executor.submit({steps[0].name}) uses its id"
+    )
+
+
+def _client(strategy: str) -> Client:
+    try:
+        return Client(code_serialization_strategy=registry.STRATEGIES[strategy]())
+    except ValueError as error:  # half of the variables of a client identity, say
+        raise click.ClickException(str(error)) from error
+
+
+def _foretell(steps: list[registry.Step], book: str) -> None:
+    _show_steps(steps, "would be registered")
+    number = sum(bool(step.why) for step in steps)
+    click.echo(f"{book} is out of date: {number} of {len(steps)} would be sent" if number else f"{book} is up to date")
+
+
+def _register(steps: list[registry.Step], book: str, client: Client, terms: registry.Terms, sent: list[registry.Step]) -> None:
+    width = max(len(step.name) for step in steps)
+    console = Console(highlight=False)
+    shown = console if console.is_terminal else Console(stderr=True, highlight=False)
+    with Progress(console=shown, transient=True, redirect_stdout=False, disable=not shown.is_terminal or len(steps) < _MANY) as progress:
+        bar = progress.add_task("registering", total=len(steps))
+
+        def report(step: registry.Step) -> None:
+            if step.why:
+                sent.append(step)
+            console.print(_line(step, width, "registered"), markup=False, soft_wrap=True)
+            progress.advance(bar)
+
+        functions = [step.function for step in steps]
+        registry.FunctionBook.register(book, client, functions, public=terms.public, group=terms.group, report=report)
+
+
+_MANY = 10  # functions that are worth a progress bar
+
+
+def _show_steps(steps: list[registry.Step], word: str) -> None:
+    for step in steps:
+        click.echo(_line(step, max(len(step.name) for step in steps), word))
+
+
+def _line(step: registry.Step, width: int, word: str) -> str:
+    return f"{step.name:{width}}  {step.function_id or '':36}  {f'{word}: {step.why}' if step.why else 'unchanged'}"
+
+
+@contextlib.contextmanager
+def _registration_explained(book: str, sent: list[registry.Step]) -> Iterator[None]:
+    def so_far() -> str:
+        names = ", ".join(step.name for step in sent)
+        return f"\nRegistered before that, and in {book}: {names}. Run the command again for the others." if sent else ""
+
+    try:
+        yield
+    except KeyboardInterrupt:
+        click.echo(f"Interrupted; one function may have been on its way.{so_far()}", err=True)
+        sys.exit(130)
+    except globus_sdk.GlobusAPIError as error:
+        raise click.ClickException(f"the service answered {error.http_status} {error.code}: {error.message}{so_far()}") from error
+    except globus_sdk.NetworkError as error:
+        raise click.ClickException(f"the service cannot be reached: {error.underlying_exception or error}{so_far()}") from error
+    except (bookfile.BookError, globus_sdk.GlobusError, ComputeError, OSError) as error:
+        raise click.ClickException(f"{error}{so_far()}") from error
+
+
+@main.command("up")
+@click.argument("folder")
+def up_command(folder: str) -> None:
+    """A service of your own and a real endpoint, on this machine: no account, no network.
+
+    FOLDER is that of a config or of an endpoint, or the name of a config that comes with gc_warm. Prints the lines that let any script
+    use the endpoint, to be copied to where the script runs, and then, on stderr, a line for each task. Ctrl-C ends all of it.
+    """
+    console = Console(stderr=True, highlight=False)
+    logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    logging.getLogger("gc_warm").setLevel(logging.INFO)
+    with _ended_in_order():
+        try:
+            with LocalCloud() as cloud, contextlib.ExitStack() as stack:
+                with console.status("starting the endpoint"):
+                    endpoint = stack.enter_context(EndpointDaemon(cloud, folder))
+                stack.callback(console.print, "ending the endpoint and its workers")
+                _say_how_to_use(cloud, endpoint)
+                console.print("\nCopy these lines to where your script runs. Ctrl-C ends all of it. Tasks:")
+                _keep_up(endpoint)
+        except (OSError, ValueError, EndpointStartError) as error:
+            raise click.ClickException(str(error)) from error
+        except KeyboardInterrupt:
+            sys.exit(130)
+
+
+def _say_how_to_use(cloud: LocalCloud, endpoint: EndpointDaemon) -> None:
+    click.echo(f"# endpoint {endpoint.name}: {endpoint.endpoint_id}\n# its logs: {cloud.folder}/*/endpoint.log")
+    for name, value in cloud.environment.items():
+        click.echo(f"export {name}={shlex.quote(value)}")
+
+
+def _keep_up(endpoint: EndpointDaemon) -> NoReturn:
+    while True:
+        status = endpoint.wait()
+        logging.getLogger("gc_warm").warning("the endpoint's daemon has ended with status %d and is started again", status)
+        endpoint.start()
 
 
 if __name__ == "__main__":

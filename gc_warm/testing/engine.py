@@ -23,14 +23,13 @@ from typing import Any
 from gc_warm.check import configs
 from gc_warm.check.options import Options
 from gc_warm.testing import diagnosis, guard, worker_main
-from gc_warm.testing.runners import WorkerStartError, remove
+from gc_warm.testing.runners import WorkerStartError, remove, usable_folder
 
 log = logging.getLogger("gc_warm")
 
 _ENGINE_SECONDS = 20  # it grants its interchange ten
 _LOOK = 1.0  # seconds between looks at whether an engine is of use
 _LOOK_AT_JOBS = 5.0  # where a look asks a scheduler, which others use, too
-_LONGEST_FOLDER = 75  # bytes: 107 for a socket, less /pymp-12345678/listener-12345678
 _PATIENCE = 60  # seconds, after which a wait is worth a word
 
 
@@ -70,8 +69,10 @@ class EngineRunner:
         )
         self._idle.start()
 
-    def submit(self, task_id: uuid.UUID, packed: bytes, *, resources: Mapping[str, Any], serializers: Sequence[str]) -> Future[bytes]:
-        """See `gc_warm.testing.service.TaskRunner`."""
+    def submit(
+        self, task_id: uuid.UUID, packed: bytes, *, function_id: str, resources: Mapping[str, Any], serializers: Sequence[str]
+    ) -> Future[bytes]:
+        """See `gc_warm.testing.service.TaskRunner`; *function_id* means nothing here."""
         with self._lock:
             self._used = True
             self._moved.set()
@@ -135,9 +136,8 @@ class _Engine:
         self._ending = threading.Event()
         self._watch = threading.Thread(target=self._watch_over, name="gc_warm-engine-watch", daemon=True)
         try:
-            _settle(self._engine, self._folder.name, self._mark)
-            command = [sys.executable, guard.__file__, self._mark, self._folder.name]
-            self._guard = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
+            _settle(self._engine, usable_folder(self._folder.name), self._mark)
+            self._guard = guard.start(self._mark, self._folder.name)
             self._engine.start(endpoint_id=uuid.uuid4(), run_dir=self._folder.name)
             self._watch.start()
         except BaseException:
@@ -238,7 +238,7 @@ class _Engine:
 
     def _dismiss_guard(self) -> None:
         if self._guard is not None:
-            self._guard.communicate(b"all of it has ended")
+            guard.dismiss(self._guard)
 
 
 def _join(thread: threading.Thread) -> None:
@@ -282,17 +282,9 @@ def _placed(text: str, on: str | None) -> str:
 def _settle(engine: Any, folder: str, mark: str) -> None:
     """Let a block start in *folder*, carry *mark*, and find the endpoint's command also where the environment is not activated."""
     provider = engine.executor.provider
-    if shlex.quote(folder) != folder:
-        raise ValueError(
-            f"Parsl cannot work in a folder whose name a shell would split: set TMPDIR to another than {os.path.dirname(folder)!r}"
-        )
-    if len(os.fsencode(folder)) > _LONGEST_FOLDER:
-        raise ValueError(
-            f"Parsl cannot make its sockets in a folder with so long a name: set TMPDIR to another than {os.path.dirname(folder)!r}"
-        )
     scripts = os.path.dirname(sys.executable)
     # Without these, the endpoint's command would make a folder in the home directory, and each manager one where temporary files are.
-    exports = [f"GLOBUS_COMPUTE_USER_DIR={folder}", f"TMPDIR={folder}", f"{guard.MARK}={mark}"]
+    exports = [f"GLOBUS_COMPUTE_USER_DIR={folder}", f"TMPDIR={folder}", f"{guard.MARK}={mark}", guard.KEEP_ENVIRONMENT]
     before = [
         f"cd {shlex.quote(folder)}",
         *(f"export {shlex.quote(export)}" for export in exports),
@@ -304,5 +296,4 @@ def _settle(engine: Any, folder: str, mark: str) -> None:
     if os.path.exists(beside_python):
         command = beside_python
     # In a session of its own: Ctrl-C is for the client, and an interchange that is gone makes the engine's shutdown wait for ever.
-    note = ["sh", "-c", 'echo $$ >"$0"; exec "$@"', os.path.join(folder, guard.INTERCHANGE)]
-    engine.executor.interchange_launch_cmd = ["setsid", "env", *exports, *note, command, *arguments]
+    engine.executor.interchange_launch_cmd = ["setsid", "env", *exports, command, *arguments]

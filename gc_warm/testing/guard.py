@@ -1,4 +1,4 @@
-"""Ends the processes of an engine whose client is gone: killed, crashed, or out of memory.
+"""Ends the processes of an engine or an endpoint whose client is gone: killed, crashed, or out of memory.
 
 An engine puts each block into a process group of its own, and neither blocks nor interchange notice that the client has died; on
 an endpoint that is right, since a restarted endpoint can do without them. A stand-in should leave nothing behind.
@@ -11,14 +11,19 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import psutil
 
 MARK = "GC_WARM_ENGINE"
-"""Environment variable that the blocks of one engine, and whatever they start, have in common."""
+"""Environment variable that all processes of one engine or endpoint, and whatever they start, have in common."""
+
+KEEP_ENVIRONMENT = "SPT_NOENV=1"
+"""Has endpoints and interchanges, which give themselves a title, put it elsewhere than over their environment with the mark."""
 
 GRACE = 1.0
 """Seconds between SIGTERM and SIGKILL: what a manager grants its workers."""
@@ -27,14 +32,44 @@ GRACE = 1.0
 SCRIPTS = "submit_scripts"
 """Where, in its folder, an engine keeps the scripts of its blocks."""
 
-INTERCHANGE = "interchange.pid"
-"""File in an engine's folder with the process id of its interchange, which overwrites its environment with its title."""
-
 _ROUNDS = 10  # what is being ended may just have started something
+_ENDPOINT_SECONDS = 20  # for an endpoint's own end: five to say goodbye, ten for its engine
+
+
+def start(mark: str, folder: str) -> subprocess.Popen[bytes]:
+    """Start the process that calls `end_all` and removes *folder* when this one has died."""
+    return subprocess.Popen([sys.executable, __file__, mark, folder], stdin=subprocess.PIPE, start_new_session=True)
+
+
+def dismiss(guard: subprocess.Popen[bytes]) -> None:
+    """Send it home: all of it has been ended."""
+    guard.communicate(b"all of it has ended")
+
+
+def endpoints(mark: str, folder: str, names: str = "*") -> list[psutil.Process]:
+    """The daemons and user endpoints that run in *folder*, of those that carry *mark*; *names* is a pattern of their names there."""
+    pids = {int(text) for text in map(_text, Path(folder).glob(f"{names}/daemon.pid")) if text.isdecimal()}
+    return [process for process in _processes(mark, None) if process.pid in pids]
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text().strip()
+    except FileNotFoundError:  # it has just been removed
+        return ""
+
+
+def end_endpoints(mark: str, folder: str) -> None:
+    """Let the endpoints in *folder* end by themselves, for a while: so they also end the jobs that they have at a scheduler."""
+    found = endpoints(mark, folder)
+    for process in found:
+        with contextlib.suppress(psutil.Error):
+            process.terminate()
+    _alive_after(_ENDPOINT_SECONDS, found)
 
 
 def end_all(mark: str, folder: str | None = None) -> None:
-    """End every process that carries *mark*, and what else belongs to the engine in *folder*."""
+    """End every process that carries *mark*, and the scripts of blocks in *folder*."""
     for _ in range(_ROUNDS):
         found = list(_processes(mark, folder))
         if not found:
@@ -63,27 +98,17 @@ def _runs(process: psutil.Process) -> bool:
 
 
 def _processes(mark: str, folder: str | None) -> Iterator[psutil.Process]:
-    interchange = _written(os.path.join(folder, INTERCHANGE)) if folder else None
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):  # it has ended meanwhile, or belongs to somebody else
-            words = process.cmdline()
-            is_script = folder and any(word.startswith(os.path.join(folder, SCRIPTS, "")) for word in words)
-            is_interchange = process.pid == interchange and any("interchange" in word for word in words)
-            if _runs(process) and (is_script or is_interchange or process.environ().get(MARK) == mark):
+            is_script = folder and any(word.startswith(os.path.join(folder, SCRIPTS, "")) for word in process.cmdline())
+            if _runs(process) and (is_script or process.environ().get(MARK) == mark):
                 yield process
-
-
-def _written(path: str) -> int | None:
-    try:
-        with open(path) as file:
-            return int(file.read())
-    except (OSError, ValueError):  # it was not started
-        return None
 
 
 def main(mark: str, folder: str) -> None:
     """Wait for the client's end of the pipe to close; a client that has cleaned up itself has said so before."""
     if not sys.stdin.read():
+        end_endpoints(mark, folder)
         end_all(mark, folder)
         shutil.rmtree(folder, ignore_errors=True)
 

@@ -16,6 +16,7 @@ import uuid
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from concurrent.futures import wait as wait_for
+from dataclasses import asdict
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
@@ -25,6 +26,7 @@ from globus_compute_common import messagepack
 from globus_compute_sdk import Client, Executor
 from globus_compute_sdk.errors import SerializationError
 from globus_compute_sdk.sdk import executor as sdk_executor
+from globus_compute_sdk.sdk.batch import create_user_runtime
 from globus_compute_sdk.sdk.utils.uuid_like import as_optional_uuid
 from pika import BasicProperties
 
@@ -92,16 +94,21 @@ class MockClient(Client):
         if on is not None and config is None:
             raise TypeError(f"on={on!r} says where to run a config: give config=, too")
 
-        def make_runner(user_endpoint_config: Mapping[str, Any]) -> TaskRunner:
+        def make_runner(user_endpoint_config: Mapping[str, Any], _runtime: Mapping[str, Any]) -> TaskRunner:
             if config is not None:
                 return EngineRunner(config, user_endpoint_config, on)
             number = 2 if workers is None else workers
             return SpawnedRunner(workers=number, pythonpath=pythonpath, env=env, fresh_process_per_task=fresh_process_per_task)
 
-        self.service = Service(make_runner, endpoint_id)
-        super().__init__(do_version_check=False, authorizer=globus_sdk.NullAuthorizer(), **client_options)
+        self.service = Service()
+        self.endpoint_id = self.service.add_endpoint(make_runner, endpoint_id)
+        super().__init__(do_version_check=False, authorizer=globus_sdk.NullAuthorizer(), **{"environment": "local", **client_options})
         for api in (self._compute_web_client.v2, self._compute_web_client.v3):
             api.transport.session.mount(api.base_url, _InProcess(self.service))
+
+    def runner(self, user_endpoint_config: Mapping[str, Any] | None = None) -> TaskRunner:
+        """What runs the tasks that this process submits with a ``user_endpoint_config``; started if it is not there yet."""
+        return self.service.runner(self.endpoint_id, user_endpoint_config, asdict(create_user_runtime()))
 
     def close(self) -> None:
         """End the workers. Idempotent."""
@@ -165,9 +172,9 @@ class MockExecutor(Executor):
         self._own_client = client is None
         self._mock_client = client or MockClient(endpoint_id=endpoint_id, **client_options)
         try:
-            self._mock_client.service.runner(user_endpoint_config)
+            self._mock_client.runner(user_endpoint_config)
             super().__init__(
-                endpoint_id=endpoint_id or self._mock_client.service.endpoint_id,
+                endpoint_id=endpoint_id or self._mock_client.endpoint_id,
                 client=self._mock_client,
                 task_group_id=task_group_id or uuid.uuid4(),
                 user_endpoint_config=user_endpoint_config,
@@ -199,7 +206,7 @@ class MockExecutor(Executor):
         Raises:
             AttributeError: They belong to a real engine, which has no handles on them.
         """
-        runner = self._mock_client.service.runner(self.user_endpoint_config)
+        runner = self._mock_client.runner(self.user_endpoint_config)
         if not isinstance(runner, SpawnedRunner):
             raise AttributeError("workers: the real engine gives no access to its workers; it is there with spawned workers only")
         return runner.workers

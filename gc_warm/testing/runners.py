@@ -13,6 +13,7 @@ import os
 import pickle
 import platform
 import queue
+import shlex
 import signal
 import socket
 import subprocess
@@ -33,6 +34,7 @@ log = logging.getLogger("gc_warm")
 
 _STARTS = 3
 _START_SECONDS = 60
+_LONGEST_FOLDER = 75  # bytes: 107 for a socket, less /pymp-12345678/listener-12345678
 _LOOK = 0.2  # seconds between looks at a busy worker, for the rare death that leaves its pipe open in a grandchild
 
 
@@ -256,8 +258,10 @@ class SpawnedRunner:
         for thread in self._threads:
             thread.start()
 
-    def submit(self, task_id: uuid.UUID, packed: bytes, *, resources: Mapping[str, Any], serializers: Sequence[str]) -> Future[bytes]:
-        """See `gc_warm.testing.service.TaskRunner`; *resources* mean nothing here."""
+    def submit(
+        self, task_id: uuid.UUID, packed: bytes, *, function_id: str, resources: Mapping[str, Any], serializers: Sequence[str]
+    ) -> Future[bytes]:
+        """See `gc_warm.testing.service.TaskRunner`; *function_id* and *resources* mean nothing here."""
         job = _Job(task_id, packed, serializers)
         with self._lock:
             if self._closed:
@@ -322,6 +326,20 @@ def remove(folder: tempfile.TemporaryDirectory[str]) -> None:
     folder.cleanup()
     if os.path.exists(folder.name):
         log.warning("could not remove %s: something still writes there", folder.name)
+
+
+def usable_folder(folder: str) -> str:
+    """The same, if an engine can work there.
+
+    Raises:
+        ValueError: Its name holds what a shell would split, or is too long.
+    """
+    advice = f"set TMPDIR to another than {os.path.dirname(folder)!r}"
+    if shlex.quote(folder) != folder:
+        raise ValueError(f"Parsl cannot work in a folder whose name a shell would split: {advice}")
+    if len(os.fsencode(folder)) > _LONGEST_FOLDER:
+        raise ValueError(f"Parsl cannot make its sockets in a folder with so long a name: {advice}")
+    return folder
 
 
 def _folders(paths: Sequence[str | os.PathLike[str]]) -> str:

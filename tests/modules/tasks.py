@@ -116,3 +116,17 @@ def work(seconds: float) -> tuple[str, float, float]:
     begun = time.time()
     threading.Event().wait(seconds)
     return os.environ["SLURM_JOB_ID"], begun, time.time()
+
+
+def note(record: str, number: int) -> int:
+    """Writes its number to a file, so that running twice is seen."""
+    descriptor = os.open(record, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+    os.write(descriptor, f"{number}\n".encode())
+    os.close(descriptor)
+    return number
+
+
+def begin_and_wait(begun: str, gate: str) -> str:
+    """Says that it has begun, by a file, and waits for another."""
+    Path(begun).touch()
+    return wait_for_file(gate)

@@ -105,7 +105,7 @@ def test_unserializable_argument_kills_the_executor_and_its_future_says_why(clie
 @spawned_only
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_the_sdk_itself_would_leave_that_future_pending(client: MockClient) -> None:
-    executor = Executor(client.service.endpoint_id, client=client)
+    executor = Executor(client.endpoint_id, client=client)
     lost = executor.submit(tasks.same, (text for text in "abc"))
     wait_until(lambda: not executor._task_submitter.is_alive(), "the submitter thread has failed")
     assert not lost.done()
@@ -293,7 +293,7 @@ def submitted(client: MockClient, task_group_id: uuid.UUID, path: Path) -> list[
     batch = client.create_batch(task_group_id=task_group_id, create_websocket_queue=True)
     batch.add(function_ids[0], (str(path),))
     batch.add(function_ids[1], (0,))
-    task_ids: Any = client.batch_run(client.service.endpoint_id, batch)["tasks"]
+    task_ids: Any = client.batch_run(client.endpoint_id, batch)["tasks"]
     return [task_ids[function_id][0] for function_id in function_ids]
 
 
@@ -345,7 +345,7 @@ def test_reload_does_not_know_an_unknown_group(client: MockClient) -> None:
 
 @spawned_only
 def test_client_runs_and_asks_for_results(client: MockClient, gate: Path) -> None:
-    endpoint = client.service.endpoint_id
+    endpoint = client.endpoint_id
     task = client.run(str(gate), endpoint_id=endpoint, function_id=client.register_function(tasks.wait_for_file))
     with pytest.raises(TaskPending):
         client.get_result(task)
@@ -364,7 +364,7 @@ def test_results_of_a_batch_are_asked_for_together(client: MockClient) -> None:
     batch = client.create_batch()
     for number in range(5):
         batch.add(function_id, (number,))
-    task_ids: Any = client.batch_run(client.service.endpoint_id, batch)["tasks"][function_id]
+    task_ids: Any = client.batch_run(client.endpoint_id, batch)["tasks"][function_id]
     wait_until(lambda: not any(found["pending"] for found in client.get_batch_result(task_ids).values()), "all have ended")
     found = client.get_batch_result([*task_ids, str(uuid.uuid4())])
     assert [found[task_id]["result"] for task_id in task_ids] == list(range(5))

@@ -1,0 +1,71 @@
+"""What a user's scripts do, one step each: nothing but the SDK and what is sent. Run as a program; prints one line of JSON."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from typing import Any
+
+import tasks
+from globus_compute_sdk import Client, Executor
+from globus_compute_sdk.errors import TaskExecutionFailed
+
+from gc_warm import functions
+
+
+def by_function_and_by_id(endpoint: str) -> Any:
+    """Counts of three calls by function and of two by id, and what an error is."""
+    client = Client()
+    function_id = client.register_function(functions.count)
+    with Executor(endpoint, client=client) as executor:
+        executor.user_endpoint_config = CONFIG
+        counts = [executor.submit(functions.count).result(100) for _ in range(3)]
+        counts += [executor.submit_to_registered_function(function_id).result(100) for _ in range(2)]
+        error = executor.submit(tasks.invert, 0).exception(100)
+    return counts, isinstance(error, TaskExecutionFailed) and "ZeroDivisionError" in str(error)
+
+
+def leave(endpoint: str) -> Any:
+    """Submits, says under which task group, and is gone."""
+    executor = Executor(endpoint, user_endpoint_config=CONFIG)
+    futures = [executor.submit(tasks.same, number) for number in range(5)]
+    while not all(future.task_id for future in futures):
+        pass
+    print(json.dumps(str(executor.task_group_id)), flush=True)
+    os._exit(0)
+
+
+def come_back(endpoint: str, group: str) -> Any:
+    """Finds what another process has submitted."""
+    with Executor(endpoint, task_group_id=group) as executor:
+        return sorted(future.result(100) for future in executor.reload_tasks())
+
+
+def two_configs(endpoint: str) -> Any:
+    """Counts under two user endpoint configs, in turns."""
+    with Executor(endpoint) as first, Executor(endpoint) as second:
+        first.user_endpoint_config = CONFIG
+        second.user_endpoint_config = {**CONFIG, "task_timeout": 100}
+        futures = [[executor.submit(functions.count) for executor in (first, second)] for _ in range(3)]
+        return [[future.result(100) for future in pair] for pair in futures]
+
+
+def submit_many(endpoint: str, number: str, record: str) -> Any:
+    """So many tasks, each of which notes in a file that it has run; what came back, and what went wrong."""
+    with Executor(endpoint, user_endpoint_config=CONFIG) as executor:
+        futures = [executor.submit(tasks.note, record, each) for each in range(int(number))]
+        ends = [future.exception(280) or future.result() for future in futures]
+    return [end if isinstance(end, int) else str(end)[-300:] for end in ends]
+
+
+def wait_for(endpoint: str, gate: str, begun: str) -> Any:
+    """What becomes of a task that says that it has begun, and waits."""
+    with Executor(endpoint, user_endpoint_config=CONFIG) as executor:
+        return str(executor.submit(tasks.begin_and_wait, begun, gate).exception(280))
+
+
+CONFIG: dict[str, Any] = json.loads(os.environ.get("CONFIG", "{}"))
+
+if __name__ == "__main__":
+    print(json.dumps(globals()[sys.argv[1]](*sys.argv[2:])))

@@ -1,0 +1,175 @@
+"""The whole stack with nothing of ours between: `gc-warm up`, the unmodified daemon and SDK, and what happens when parts of it fail."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import requests
+
+from gc_warm.testing import guard
+from tests.support import MODULES, client_environment, has_ended, wait_until
+
+SCRIPT = Path(__file__).with_name("script.py")
+OPTIONS = {"workers_per_node": 1, "python_path": [str(MODULES)]}
+SLURM = {"address": "127.0.0.1", "partition": "debug", "cores_per_worker": 1}
+
+
+class Up:
+    """A `gc-warm up` that runs, and the environment it has printed."""
+
+    def __init__(self, config: str, log: Path) -> None:
+        self.log = log
+        command = [os.path.join(os.path.dirname(sys.executable), "gc-warm"), "up", config]
+        # Without the tests' marker, since one serves several tests; `up` sees to it that all of it has ended.
+        environment = {name: value for name, value in os.environ.items() if name != "GC_WARM_TEST_RUN"}
+        with log.open("wb") as stderr:
+            self.process = subprocess.Popen(
+                command, env=environment, stdout=subprocess.PIPE, stderr=stderr, stdin=subprocess.DEVNULL, text=True
+            )
+        assert self.process.stdout is not None
+        first = self.process.stdout.readline()
+        found = re.fullmatch(r"# endpoint \S+: (\S+)\n", first)
+        assert found, first + log.read_text()
+        self.endpoint = found[1]
+        self.folder = self.process.stdout.readline().partition("its logs: ")[2].partition("/*/")[0]
+        lines = [self.process.stdout.readline() for _ in range(5)]
+        self.environment = dict(shlex.split(line.removeprefix("export "))[0].split("=", 1) for line in lines)
+
+    def run(self, step: str, *arguments: str, **options: Any) -> Any:
+        """One step of the script, in a process of its own, which knows nothing but the printed lines."""
+        with self.start(step, *arguments, **options) as process:
+            return self.answer(process)
+
+    def start(self, step: str, *arguments: str, **options: Any) -> subprocess.Popen[str]:
+        """The same, without waiting for it."""
+        environment = {**client_environment(), **self.environment, "CONFIG": json.dumps(OPTIONS | options)}
+        return subprocess.Popen(
+            [sys.executable, SCRIPT, step, self.endpoint, *arguments], env=environment, stdout=subprocess.PIPE, text=True
+        )
+
+    @staticmethod
+    def answer(process: subprocess.Popen[str]) -> Any:
+        """What a step has printed."""
+        output, _ = process.communicate(timeout=300)
+        assert process.returncode == 0
+        return json.loads(output)
+
+    def processes(self) -> set[psutil.Process]:
+        """Those of the endpoint, however far removed."""
+        marks = set()
+        for path in Path(self.folder).glob("*/user_environment.yaml"):
+            marks.add(re.findall(rf"^{guard.MARK}: (\w+)$", path.read_text(), re.MULTILINE)[0])
+        return {process for mark in marks for process in guard._processes(mark, self.folder)}
+
+    @property
+    def daemon(self) -> psutil.Process:
+        """The endpoint's daemon."""
+        found = [path.read_text() for path in Path(self.folder).glob("*/daemon.pid") if not path.parent.name.startswith("uep.")]
+        return psutil.Process(int(found[0]))
+
+
+@contextlib.contextmanager
+def up(config: str, log: Path) -> Iterator[Up]:
+    """Ended with Ctrl-C, after which nothing of it is there."""
+    running = Up(config, log)
+    try:
+        yield running
+    finally:
+        left = running.processes()
+        if running.process.poll() is None:
+            running.process.send_signal(signal.SIGINT)
+        running.process.communicate(timeout=60)
+        wait_until(lambda: all(has_ended(process.pid) for process in left), "all of it has ended", 40)
+        assert not os.path.exists(running.folder)
+
+
+@pytest.mark.engine
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGKILL])
+def test_it_ends_all_of_it_however_it_ends(number: signal.Signals, tmp_path: Path) -> None:
+    with up("local", tmp_path / "log") as running:
+        assert running.run("by_function_and_by_id")[1]
+        assert len(running.processes()) > 5  # daemon, user endpoint, interchange, block, manager, worker
+        running.process.send_signal(number)
+        assert running.process.wait(60) == (-9 if number == signal.SIGKILL else 128 + number)
+
+
+@pytest.fixture(scope="module")
+def local(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
+    with up("local", tmp_path_factory.mktemp("up") / "log") as running:
+        yield running
+    assert running.process.returncode == 130
+
+
+@pytest.mark.engine
+def test_a_users_day(local: Up) -> None:
+    counts, error_came_back = local.run("by_function_and_by_id")
+    assert counts == [1, 2, 3, 4, 5]
+    assert error_came_back
+    group = local.run("leave")
+    assert local.run("come_back", group) == [0, 1, 2, 3, 4]
+    assert local.run("two_configs") == [[6, 1], [7, 2], [8, 3]]
+    said = local.log.read_text()
+    assert said.count("count: success") == 11
+    assert said.count("invert: failed") == 1
+
+
+@pytest.mark.engine
+def test_secrets_are_in_no_process_list_log_or_error(local: Up) -> None:
+    local.run("by_function_and_by_id")
+    secret = local.environment["GLOBUS_COMPUTE_CLIENT_SECRET"]
+    commands = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            commands.append(" ".join(process.cmdline()))
+    logs = [path.read_text(errors="replace") for path in Path(local.folder).rglob("*.log")]
+    assert any("Core Endpoint begins" in text for text in logs)
+    assert any("Starting EndpointInterchange" in text for text in logs)
+    for text in [*commands, *logs, local.log.read_text()]:
+        assert secret not in text
+        assert not re.search(r"amqps?://[^:\s*]+:[^@\s*]+@", text), "a connection's password"
+
+
+@pytest.mark.engine
+def test_another_process_without_the_secrets_is_refused(local: Up) -> None:
+    assert requests.get("http://localhost:5000/v2/version", timeout=10).status_code == 401
+    environment = {**client_environment(), **local.environment, "GLOBUS_COMPUTE_CLIENT_SECRET": "guessed"}
+    environment["GLOBUS_COMPUTE_USER_DIR"] = local.folder + "/t"
+    done = subprocess.run([sys.executable, SCRIPT, "leave", local.endpoint], env=environment, capture_output=True, text=True, timeout=60)
+    assert done.returncode != 0
+    assert "401" in done.stderr
+    assert local.environment["GLOBUS_COMPUTE_CLIENT_SECRET"] not in done.stderr
+
+
+@pytest.mark.engine
+def test_a_second_one_refuses_to_start(local: Up) -> None:
+    done = subprocess.run([sys.executable, "-m", "gc_warm.cli", "up", "local"], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1
+    assert "port 5000 on 127.0.0.1 cannot be had (Address already in use): end what uses it" in done.stderr
+
+
+@pytest.mark.engine
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL], ids=["stopped", "killed"])
+def test_a_daemon_that_ends_is_started_again_and_its_tasks_are_delivered(local: Up, number: signal.Signals, tmp_path: Path) -> None:
+    assert local.run("by_function_and_by_id")[1]
+    before = local.daemon
+    before.suspend()  # so that it is there, and takes no tasks
+    with local.start("submit_many", "20", str(tmp_path / "record"), task_timeout=200 + number) as process:
+        wait_until(lambda: f'"task_timeout": {200 + number}' in local.log.read_text(), "the tasks have been submitted", 60)
+        before.send_signal(number)
+        before.resume()
+        assert local.answer(process) == list(range(20))
+    assert local.daemon.pid != before.pid
+    assert "is started again" in local.log.read_text()
+    assert sorted(map(int, (tmp_path / "record").read_text().split())) == list(range(20))

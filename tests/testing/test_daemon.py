@@ -1,0 +1,153 @@
+"""The real daemon on the service on sockets, and what happens when connections, user endpoints and results are lost."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from gc_warm import ConfigError
+from gc_warm.testing import cloud as cloud_module
+from gc_warm.testing.cloud import LocalCloud
+from gc_warm.testing.daemon import EndpointDaemon, EndpointStartError
+from tests.support import MODULES, client_environment, wait_until
+
+pytestmark = pytest.mark.engine
+
+SCRIPT = Path(__file__).parents[1] / "journeys" / "script.py"
+OPTIONS = {"workers_per_node": 2, "python_path": [str(MODULES)], "keep_warm": 1}  # with so little, heartbeats come every five seconds
+
+
+@pytest.fixture
+def cloud() -> Iterator[LocalCloud]:
+    with LocalCloud() as cloud:
+        yield cloud
+
+
+@pytest.fixture
+def endpoint(cloud: LocalCloud) -> Iterator[EndpointDaemon]:
+    with EndpointDaemon(cloud, "local") as endpoint:
+        yield endpoint
+
+
+class Script:
+    """A step of the journeys' script in a process of its own."""
+
+    def __init__(self, cloud: LocalCloud, endpoint: EndpointDaemon, step: str, *arguments: str, **options: Any) -> None:
+        environment = {**client_environment(), **cloud.environment, "CONFIG": json.dumps(OPTIONS | options)}
+        command = [sys.executable, str(SCRIPT), step, endpoint.endpoint_id, *arguments]
+        self._process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+
+    def answer(self) -> Any:
+        output, _ = self._process.communicate(timeout=300)
+        return json.loads(output)
+
+
+def ran(record: Path) -> list[int]:
+    return sorted(map(int, record.read_text().split())) if record.exists() else []
+
+
+def test_a_task_while_the_daemon_is_stopped_is_delivered_when_it_is_started_again(cloud: LocalCloud, endpoint: EndpointDaemon) -> None:
+    assert Script(cloud, endpoint, "by_function_and_by_id").answer()[1]
+    endpoint.stop()
+    assert not endpoint.online
+    waiting = Script(cloud, endpoint, "submit_many", "3", os.path.join(cloud.folder, "t", "queued"))
+    wait_until(lambda: bool(open_tasks(cloud)), "the tasks have been submitted", 60)
+    endpoint.start()
+    assert waiting.answer() == [0, 1, 2]
+
+
+def open_tasks(cloud: LocalCloud) -> list[str]:
+    return [task_id for core in cloud._cores.values() for user_endpoint in core.user_endpoints.values() for task_id in user_endpoint._open]
+
+
+def test_connections_cut_at_random_during_a_thousand_tasks(cloud: LocalCloud, endpoint: EndpointDaemon, tmp_path: Path) -> None:
+    """All of them: the daemon's, the user endpoint's and the client's. Stock code tries again at intervals of up to ten seconds."""
+    script = Script(cloud, endpoint, "submit_many", "1000", str(tmp_path / "record"))
+    chance = random.Random(4)
+    cuts: list[int] = []
+    wait_until(lambda: len(ran(tmp_path / "record")) > 50, "the first tasks have run", 60)
+    while len(cuts) < 6 and open_tasks(cloud):
+        cuts.append(cloud.broker.cut())
+        threading.Event().wait(chance.uniform(0.1, 4))
+    answers = script.answer()
+    assert len(cuts) > 2
+    assert sum(cuts) > len(cuts)
+    assert len(answers) == 1000
+    lost = [number for number, answer in enumerate(answers) if answer != number]
+    assert all("no longer has it" in answers[number] for number in lost), "only what the stock publisher dropped on a dead connection"
+    assert set(ran(tmp_path / "record")) == set(range(1000)), "every task has run"
+    assert not open_tasks(cloud)
+    assert len(lost) <= 5
+
+
+def test_a_result_that_is_lost_on_its_way_ends_its_future(
+    cloud: LocalCloud, endpoint: EndpointDaemon, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cloud_module, "_LOST_AFTER", 4)
+    dropped: list[str] = []
+    finish = cloud_module._UserEndpoint.finish
+
+    def lossy(self: Any, task_id: str, packed: bytes) -> bool:
+        if not dropped and b"no longer has it" not in packed:
+            dropped.append(task_id)
+            return True
+        return finish(self, task_id, packed)
+
+    monkeypatch.setattr(cloud_module._UserEndpoint, "finish", lossy)
+    answers = Script(cloud, endpoint, "submit_many", "10", str(tmp_path / "record")).answer()
+    assert dropped
+    assert sorted(answer for answer in answers if isinstance(answer, int)) == sorted(
+        set(range(10)) - {answers.index(text) for text in answers if isinstance(text, str)}
+    )
+    assert ["no longer has it" in answer for answer in answers if isinstance(answer, str)] == [True]
+
+
+def test_a_killed_user_endpoint_fails_its_tasks(cloud: LocalCloud, endpoint: EndpointDaemon, tmp_path: Path) -> None:
+    """For three heartbeats after its last touch of a file, the stock daemon refuses to start another; else another is asked what it has."""
+    script = Script(cloud, endpoint, "wait_for", str(tmp_path / "gate"), str(tmp_path / "begun"), task_timeout=77)
+    wait_until(lambda: (tmp_path / "begun").exists(), "the task runs", 60)
+    found = [path for path in Path(cloud.folder).glob("uep.*/daemon.pid") if psutil.pid_exists(int(path.read_text()))]
+    latest = max(found, key=lambda path: path.stat().st_ctime)
+    os.kill(int(latest.read_text()), signal.SIGKILL)
+    answer = script.answer()
+    assert "Another instance of this endpoint is running" in answer or "no longer has it" in answer
+    (tmp_path / "gate").touch()
+
+
+def test_what_a_user_endpoint_says_when_it_cannot_start_reaches_the_task(
+    cloud: LocalCloud, endpoint: EndpointDaemon, tmp_path: Path
+) -> None:
+    answers = Script(cloud, endpoint, "submit_many", "2", str(tmp_path / "record"), workers_per_node=3, gpus_per_node=2).answer()
+    assert all("workers_per_node (3) has to be a multiple of gpus_per_node (2)" in answer for answer in answers), answers
+
+
+def test_a_config_that_cannot_be_read_is_refused(cloud: LocalCloud, tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("amqp_port: 443\n")
+    (tmp_path / "user_config_template.yaml.j2").write_text("engine:\n  type: GlobusComputeEngine\n")
+    (tmp_path / "user_config_schema.json").write_text("{")
+    with pytest.raises(ConfigError, match=r"user_config_schema\.json"):
+        EndpointDaemon(cloud, tmp_path)
+    assert not [path for path in Path(cloud.folder).iterdir() if path.name.startswith(tmp_path.name)]
+
+
+def test_a_daemon_that_cannot_start_says_why(cloud: LocalCloud) -> None:
+    cloud.environment["GLOBUS_COMPUTE_CLIENT_SECRET"] = "guessed"
+    with pytest.raises(EndpointStartError, match=r"(?s)the endpoint local ended with status 77:\n.*401"):
+        EndpointDaemon(cloud, "local")
+
+
+def test_two_endpoints_of_one_config(cloud: LocalCloud, endpoint: EndpointDaemon) -> None:
+    with EndpointDaemon(cloud, "local") as other:
+        assert (other.name, other.endpoint_id != endpoint.endpoint_id) == ("local-2", True)
+        assert Script(cloud, other, "by_function_and_by_id", workers_per_node=1).answer() == [[1, 2, 3, 4, 5], True]
