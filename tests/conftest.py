@@ -20,7 +20,10 @@ from tests.support import wait_until
 def _processes() -> set[tuple[int, float]]:
     """This process's children, and the blocks of an engine: these have left the family, but carry the marker."""
     marker = f"GC_WARM_TEST_RUN={os.environ['GC_WARM_TEST_RUN']}".encode()
-    children = {pid for path in Path("/proc/self/task").glob("*/children") for pid in path.read_text().split()}
+    children: set[str] = set()
+    for path in Path("/proc/self/task").glob("*/children"):
+        with contextlib.suppress(OSError):  # the thread has just ended
+            children.update(path.read_text().split())
     found = set()
     for pid in filter(str.isdecimal, os.listdir("/proc")):
         with contextlib.suppress(psutil.Error, OSError):

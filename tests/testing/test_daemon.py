@@ -77,9 +77,9 @@ def test_connections_cut_at_random_during_a_thousand_tasks(cloud: LocalCloud, en
     chance = random.Random(4)
     cuts: list[int] = []
     wait_until(lambda: len(ran(tmp_path / "record")) > 50, "the first tasks have run", 60)
-    while len(cuts) < 6 and open_tasks(cloud):
+    while len(ran(tmp_path / "record")) < 900:
         cuts.append(cloud.broker.cut())
-        threading.Event().wait(chance.uniform(0.1, 4))
+        threading.Event().wait(chance.uniform(5.1, 8))  # at a third cut in ten seconds, stock code gives up
     answers = script.answer()
     assert len(cuts) > 2
     assert sum(cuts) > len(cuts)
