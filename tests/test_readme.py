@@ -45,6 +45,14 @@ def test_examples(command: list[str], user_folder: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+@pytest.mark.engine
+def test_example_of_the_whole_stack(tmp_path: Path) -> None:
+    (tmp_path / "test_stack.py").write_text(block("the fixture `local_cloud` is there"))
+    done = subprocess.run([sys.executable, "-m", "pytest", "-q"], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "1 passed" in done.stdout
+
+
 @pytest.mark.parametrize("path", ["functions.py", "warmables/counter.py"])
 def test_shown_source_is_the_source(path: str) -> None:
     source = (README.parent / "gc_warm" / path).read_text()

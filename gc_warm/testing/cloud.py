@@ -89,16 +89,16 @@ class LocalCloud:
             self._identity = _Identity()
             self.broker = Broker("local", secrets.token_urlsafe(24))
             self._closing.callback(self.broker.close)
+            for queue, take in (("results", self._take_result), ("heartbeats", self._take_heartbeat)):
+                self.broker.bind(queue, "#", queue)
+                self.broker.tap(queue, take)
             self._closing.callback(self.service.close)
-            self.port = self._listen(port)
             self._thread(self._tend)
             self._closing.callback(self._ending.set)
+            self.port = self._listen(port)
         except BaseException:
             self._closing.close()
             raise
-        for queue, take in (("results", self._take_result), ("heartbeats", self._take_heartbeat)):
-            self.broker.bind(queue, "#", queue)
-            self.broker.tap(queue, take)
         self.environment = {
             "GLOBUS_SDK_ENVIRONMENT": "local",
             "GLOBUS_SDK_SERVICE_URL_AUTH": f"http://localhost:{self.port}",
@@ -184,33 +184,28 @@ class LocalCloud:
 
         self.service.subscribe(group_id, deliver)
 
-    def _user_endpoint(self, user_endpoint_id: str) -> _UserEndpoint | None:
+    def _user_endpoints(self) -> list[_UserEndpoint]:
         with self._lock:
-            return next(
-                (core.user_endpoints[user_endpoint_id] for core in self._cores.values() if user_endpoint_id in core.user_endpoints), None
-            )
+            return [user_endpoint for core in self._cores.values() for user_endpoint in core.user_endpoints.values()]
 
     def _take_result(self, _properties: BasicProperties, body: bytes) -> None:
         result: Any = messagepack.unpack(body)
         task_id = str(result.task_id)
-        with self._lock:
-            candidates = [user_endpoint for core in self._cores.values() for user_endpoint in core.user_endpoints.values()]
-        if not any(user_endpoint.finish(task_id, body) for user_endpoint in candidates):
+        if not any(user_endpoint.finish(task_id, body) for user_endpoint in self._user_endpoints()):
             log.debug("task %s has already ended: this result of it is one too many", task_id)
 
     def _take_heartbeat(self, _properties: BasicProperties, body: bytes) -> None:
         report: Any = messagepack.unpack(body)
-        user_endpoint = self._user_endpoint(str(report.endpoint_id))
-        if user_endpoint is not None:
-            user_endpoint.hear(report.global_state)
+        for user_endpoint in self._user_endpoints():
+            if user_endpoint.id == str(report.endpoint_id):
+                user_endpoint.hear(report.global_state)
 
     def _tend(self) -> None:
         """Ask once more for user endpoints that are not there, and for which tasks wait."""
         while not self._ending.wait(_LOOK):
-            with self._lock:
-                cores = list(self._cores.values())
-            for core in cores:
-                core.tend()
+            for user_endpoint in self._user_endpoints():
+                if user_endpoint.is_missed:
+                    user_endpoint.ask()
 
 
 class _Identity:
@@ -304,12 +299,6 @@ class _CoreEndpoint:
         }
         properties = BasicProperties(content_type="application/json", content_encoding="utf-8", timestamp=round(time.time()))
         self.broker.publish("", self._commands, json.dumps(command).encode(), properties)
-
-    def tend(self) -> None:
-        """Have started what tasks wait for."""
-        for user_endpoint in self.user_endpoints.values():
-            if user_endpoint.is_missed:
-                user_endpoint.ask()
 
 
 class _UserEndpoint:
