@@ -11,7 +11,7 @@ import tasks
 from globus_compute_sdk import Client, Executor
 from globus_compute_sdk.errors import TaskExecutionFailed
 
-from gc_warm import functions
+from gc_warm import FunctionBook, functions
 
 
 def by_function_and_by_id(endpoint: str) -> Any:
@@ -49,6 +49,15 @@ def two_configs(endpoint: str) -> Any:
         second.user_endpoint_config = {**CONFIG, "task_timeout": 100}
         futures = [[executor.submit(functions.count) for executor in (first, second)] for _ in range(3)]
         return [[future.result(100) for future in pair] for pair in futures]
+
+
+def by_book(endpoint: str, path: str) -> Any:
+    """What a function of a book returns, with a client that can register none."""
+    client: Any = Client()
+    client.register_function = None
+    with Executor(endpoint, client=client, user_endpoint_config=CONFIG) as executor:
+        FunctionBook.load(path).prime(executor)
+        return executor.submit(functions.count).result(100)
 
 
 def submit_many(endpoint: str, number: str, record: str) -> Any:

@@ -127,6 +127,17 @@ def test_a_users_day(local: Up) -> None:
 
 
 @pytest.mark.engine
+def test_functions_are_registered_once_and_used_by_the_book(local: Up, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "gc_warm.cli", "register", "gc_warm.functions", "--book", str(tmp_path / "functions.yaml")]
+    said = [
+        subprocess.run(command, env=os.environ | local.environment, capture_output=True, text=True, timeout=60).stdout for _ in range(2)
+    ]
+    assert [text.count("registered: new") for text in said] == [2, 0]
+    assert said[1].count("unchanged") == 3
+    assert local.run("by_book", str(tmp_path / "functions.yaml"), task_timeout=55) == 1
+
+
+@pytest.mark.engine
 def test_secrets_are_in_no_process_list_log_or_error(local: Up) -> None:
     local.run("by_function_and_by_id")
     secret = local.environment["GLOBUS_COMPUTE_CLIENT_SECRET"]
