@@ -212,6 +212,8 @@ def register_command(
         steps = registry.plan(entries, functions, terms)
         if look:
             _foretell(steps, book)
+        elif not Path(book).absolute().parent.is_dir():  # better known before a login is asked for
+            raise bookfile.BookError(f"there is no folder for {book}")
         elif any(step.why for step in steps) or registry.is_local(terms.service):
             _register(steps, book, _client(strategy), terms, sent)
         else:
@@ -221,9 +223,8 @@ def register_command(
     if look:
         sys.exit(1 if look == "check" and any(step.why for step in steps) else 0)
     click.echo(f"\n{book}: {len(sent)} registered, {len(steps) - len(sent)} unchanged. In Python:\n")
-    click.echo(
-        f"    book = gc_warm.FunctionBook.load({book!r})\n    book.prime(executor)    # then executor.submit({steps[0].name}) uses its id"
-    )
+    click.echo(f"    from gc_warm import FunctionBook\n    from {module} import {steps[0].name}\n")
+    click.echo(f"    FunctionBook.load({book!r}).prime(executor)    # then executor.submit({steps[0].name}) uses its id")
 
 
 def _client(strategy: str) -> Client:

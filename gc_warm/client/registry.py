@@ -196,17 +196,19 @@ class FunctionBook(Mapping[str, str]):
         return cls(path, entries)
 
     def prime(self, executor: Executor) -> None:
-        """Make ``executor.submit(function)`` use the ids of this book, for all functions in it: nothing is registered again.
+        """Make ``executor.submit(function)`` use the ids of this book, for all functions in it that there still are.
 
-        Priming twice does no harm.
+        Nothing is registered again. Priming twice does no harm.
 
         Raises:
             BookError: Some of the functions are not what has been registered any more, or not with this executor's service, or the
                 executor has already registered them itself. The text names them all; the executor is left as it was.
         """
         functions, wrong = {}, []
-        for name in self.entries:
+        for name, entry in self.entries.items():
             try:
+                if not hasattr(_import(entry.module), name):  # it has been removed or renamed: nobody can submit it
+                    continue
                 functions[name] = self._function(name, executor)
             except BookError as error:
                 wrong.append(f"{name}: {error}")
@@ -276,6 +278,10 @@ def plan(entries: Mapping[str, Entry], functions: Iterable[Callable[..., Any]], 
             raise BookError(
                 f"{name} of {entry.module}: this book has a function of that name from {namesake.module}. Use another book, or, if it has "
                 "moved, remove that entry"
+            )
+        if old is not None and is_local(entry.service) and not is_local(old.service):
+            raise BookError(
+                f"this book has ids of {old.service}, which those of a service on this machine would replace: use another book for that"
             )
         steps[name] = Step(name, _difference(old, entry), old.function_id if old else None, checked, entry)
     return list(steps.values())

@@ -14,6 +14,7 @@ import contextlib
 import hmac
 import json
 import logging
+import math
 import os
 import secrets
 import socket
@@ -23,12 +24,14 @@ import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
+from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import TracebackType
 from typing import Any
 from urllib.parse import parse_qs
 
 from globus_compute_common import messagepack
+from globus_compute_sdk.sdk.utils.uuid_like import as_uuid
 from pika import BasicProperties
 
 from gc_warm.testing import guard, worker_main
@@ -44,7 +47,8 @@ PORT = 5000
 _RESULT_QUEUES = "results-of-"  # before the id of a task group
 _COMPUTE_SCOPE = "facd7ccc-c5f4-42aa-916b-a0e270e2c2a9"  # occurs in each of Globus Compute's own scopes
 _ASK_AGAIN = 5.0  # seconds before a user endpoint that has not come is asked for again; it takes about as long to start
-_LOST_AFTER = 30.0  # seconds without any movement: longer than the ten at most that an endpoint waits before it connects again
+_LOST_AFTER = 30.0  # seconds: longer than the ten at most that an endpoint waits before it connects again
+_SILENT_AFTER = 120.0  # seconds: four of the usual heartbeats, and longer than any start
 _LOOK = 1.0  # seconds between looks at whether tasks wait for a user endpoint that is not there
 
 
@@ -74,6 +78,7 @@ class LocalCloud:
 
     def __init__(self, port: int = PORT) -> None:
         self.service = Service()
+        self._pid = os.getpid()
         self._cores: dict[str, _CoreEndpoint] = {}
         self._groups: set[str] = set()
         self._lock = threading.Lock()
@@ -81,9 +86,9 @@ class LocalCloud:
         self._closing = contextlib.ExitStack()  # from the last to the first, each whatever comes of the others
         self.mark = uuid.uuid4().hex
         try:
-            self._folder = tempfile.TemporaryDirectory(prefix="gc_warm-", ignore_cleanup_errors=True)
-            self._closing.callback(remove, self._folder)
-            self.folder = usable_folder(self._folder.name)
+            self.folder = tempfile.mkdtemp(prefix="gc_warm-")
+            self._closing.callback(remove, self.folder)
+            usable_folder(self.folder)
             self._closing.callback(guard.dismiss, guard.start(self.mark, self.folder))
             self._closing.callback(guard.end_all, self.mark, self.folder)
             self._identity = _Identity()
@@ -109,8 +114,9 @@ class LocalCloud:
         }
 
     def close(self) -> None:
-        """End the service; what waits for it fails. Idempotent."""
-        self._closing.close()
+        """End the service; what waits for it fails. Idempotent. A forked child has none to end."""
+        if os.getpid() == self._pid:
+            self._closing.close()
 
     def __enter__(self) -> LocalCloud:
         return self
@@ -164,6 +170,8 @@ class LocalCloud:
         return answer
 
     def _register(self, endpoint_id: str, body: Any) -> dict[str, Any]:
+        endpoint_id = str(as_uuid(endpoint_id))
+        body = {**body, "metadata": dict(body.get("metadata") or {})}
         with self._lock:
             core = self._cores.setdefault(endpoint_id, _CoreEndpoint(endpoint_id, self.broker, self._identity))
         core.begin()
@@ -201,11 +209,10 @@ class LocalCloud:
                 user_endpoint.hear(report.global_state)
 
     def _tend(self) -> None:
-        """Ask once more for user endpoints that are not there, and for which tasks wait."""
+        """Look after user endpoints for which tasks wait."""
         while not self._ending.wait(_LOOK):
             for user_endpoint in self._user_endpoints():
-                if user_endpoint.is_missed:
-                    user_endpoint.ask()
+                user_endpoint.tend()
 
 
 class _Identity:
@@ -252,6 +259,7 @@ class _CoreEndpoint:
     def __init__(self, endpoint_id: str, broker: Broker, identity: _Identity) -> None:
         self.id, self.broker, self._identity = endpoint_id, broker, identity
         self.user_endpoints: dict[str, _UserEndpoint] = {}
+        self.began = time.monotonic()
         self._commands = f"{endpoint_id}.commands"
 
     @property
@@ -261,6 +269,7 @@ class _CoreEndpoint:
 
     def begin(self) -> None:
         """Be ready for a daemon that is about to listen: it would refuse commands that are older than three minutes."""
+        self.began = time.monotonic()
         self.broker.declare(self._commands)
         self.broker.purge(self._commands)
 
@@ -283,7 +292,7 @@ class _CoreEndpoint:
         """See `gc_warm.testing.service.MakeRunner`."""
         made = _UserEndpoint(self, config, runtime)
         self.user_endpoints = {**self.user_endpoints, made.id: made}  # a new mapping: others may just be looking through it
-        log.info("tasks with %s are for user endpoint uep.%s.%s", json.dumps(config), self.id, made.id)
+        log.info("tasks with %s are for %s", json.dumps(config), made.name)
         return made
 
     def ask_for(self, user_endpoint: _UserEndpoint) -> None:
@@ -292,7 +301,7 @@ class _CoreEndpoint:
         command = {
             "command": "cmd_start_endpoint",
             "args": [],
-            "kwargs": {"name": f"uep.{self.id}.{user_endpoint.id}", **opts},
+            "kwargs": {"name": user_endpoint.name, **opts},
             "globus_effective_identity": self._identity.id,
             "globus_username": self._identity.person["username"],
             "globus_identity_set": [self._identity.person],
@@ -301,40 +310,62 @@ class _CoreEndpoint:
         self.broker.publish("", self._commands, json.dumps(command).encode(), properties)
 
 
+@dataclass
+class _OpenTask:
+    """A task without a result: when it was submitted, and when its user endpoint first had nothing to do in spite of it."""
+
+    future: Future[bytes] = field(default_factory=Future)
+    submitted: float = field(default_factory=time.monotonic)
+    missed: float = math.inf
+
+
 class _UserEndpoint:
-    """The tasks of one user endpoint, which takes them from a queue; a `TaskRunner`."""
+    """The tasks of one user endpoint, which takes them from a queue; a `TaskRunner`.
+
+    A task ends with its result; when the user endpoint cannot be started; when that has had nothing to do for a while, although it
+    took the task; or when nothing has been heard of it for long, although its endpoint is online.
+    """
 
     def __init__(self, core: _CoreEndpoint, config: Mapping[str, Any], runtime: Mapping[str, Any]) -> None:
         self.id, self.config, self.runtime = str(uuid.uuid4()), config, runtime
+        self.name = f"uep.{core.id}.{self.id}"
         self._core, self._broker = core, core.broker
         self._queue = f"{self.id}.tasks"
         self._broker.declare(self._queue)
         self._lock = threading.Lock()
-        self._open: dict[str, Future[bytes]] = {}
-        self._asked = self._moved = -_LOST_AFTER
+        self._open: dict[str, _OpenTask] = {}
+        self._asked = self._heard = -math.inf
+        self._patience = _SILENT_AFTER
+        self._life: tuple[Any, Any] = (None, None)
+        self._warned = False
 
     def submit(
         self, task_id: uuid.UUID, packed: bytes, *, function_id: str, resources: Mapping[str, Any], serializers: Sequence[str]
     ) -> Future[bytes]:
         """See `gc_warm.testing.service.TaskRunner`."""
-        future: Future[bytes] = Future()
+        task = _OpenTask()
         with self._lock:
-            self._open[str(task_id)] = future
-            self._moved = time.monotonic()
+            self._open[str(task_id)] = task
         about = {"function_uuid": function_id, "task_uuid": str(task_id), "resource_specification": json.dumps(resources or None)}
         headers = {**about, **({"result_serializers": list(serializers)} if serializers else {})}
         self._broker.publish(
             "", self._queue, packed, BasicProperties(content_type="application/json", content_encoding="utf-8", headers=headers)
         )
-        self.ask()
-        return future
+        self._ask()
+        return task.future
 
-    @property
-    def is_missed(self) -> bool:
-        """Whether tasks wait for it, and it is not there."""
-        return bool(self._open) and not self._broker.consumers(self._queue)
+    def tend(self) -> None:
+        """Have it started if tasks wait for it, and fail those that have waited too long without a word of it."""
+        now = time.monotonic()
+        with self._lock:
+            tasks = dict(self._open)
+        if tasks and not self._broker.consumers(self._queue):
+            self._ask()
+        if self._core.online:
+            last = max(self._heard, self._core.began)
+            self._fail([task_id for task_id, task in tasks.items() if now - max(last, task.submitted) > self._patience], _SILENT)
 
-    def ask(self) -> None:
+    def _ask(self) -> None:
         """Have it started, if the endpoint is online and has not just been asked."""
         now = time.monotonic()
         if self._core.online and now - self._asked >= _ASK_AGAIN:
@@ -344,25 +375,54 @@ class _UserEndpoint:
     def finish(self, task_id: str, packed: bytes) -> bool:
         """Hand on a task's result; whether there was such a task, and this is its first."""
         with self._lock:
-            future = self._open.pop(task_id, None)
-        if future is None:
-            return False
-        self._moved = time.monotonic()
-        future.set_result(packed)
-        return True
+            task = self._open.pop(task_id, None)
+        if task is not None:
+            task.future.set_result(packed)
+        return task is not None
 
     def hear(self, state: Mapping[str, Any]) -> None:
         """Take notice of a heartbeat, or of the message that it could not be started."""
+        self._heard = now = time.monotonic()
+        self._patience = max(_SILENT_AFTER, 4 * state.get("heartbeat_period", 0))
         if "error" in state:
             self._fail_all(f"the user endpoint could not be started: {state['error']}")
-        elif state.get("outstanding_tasks") == 0 and not self._broker.depth(self._queue) and time.monotonic() - self._moved > _LOST_AFTER:
-            self._fail_all(
-                "the user endpoint took the task and no longer has it: it was ended meanwhile, or the result was lost on its way"
-            )
+            return
+        life = state.get("posix_pid"), state.get("start_unix")
+        if life != self._life:  # its first heartbeat may be older than the tasks that it has taken meanwhile
+            self._life = life
+            self._miss(lambda task: math.inf)
+        elif "outstanding_tasks" in state:
+            self._compare(state["outstanding_tasks"] + self._broker.depth(self._queue), now)
+            self._warn_without_workers(bool(state["outstanding_tasks"]) and state.get("total_workers") == 0)
+
+    def _warn_without_workers(self, without: bool) -> None:
+        if without and not self._warned:
+            log.warning("%s has tasks, and no worker yet. What its blocks have to say is in %s/submit_scripts", self.name, self.name)
+        self._warned = without
+
+    def _compare(self, held: int, now: float) -> None:
+        """A task that is not there when nothing is, and a while later again, is lost. With many others there, none can be told from them."""
+        with self._lock:
+            tasks = dict(self._open)
+        if held >= len(tasks):
+            self._miss(lambda task: math.inf)
+        elif held == 0:
+            self._fail([task_id for task_id, task in tasks.items() if now - task.missed > _LOST_AFTER], _LOST)
+            self._miss(lambda task: min(task.missed, now) if now - task.submitted > _LOST_AFTER else math.inf)
+
+    def _miss(self, since: Callable[[_OpenTask], float]) -> None:
+        with self._lock:
+            for task in self._open.values():
+                task.missed = since(task)
 
     def _fail_all(self, reason: str) -> None:
+        with self._lock:
+            tasks = list(self._open)
         self._broker.purge(self._queue)
-        for task_id in list(self._open):
+        self._fail(tasks, reason)
+
+    def _fail(self, tasks: list[str], reason: str) -> None:
+        for task_id in tasks:
             self.finish(task_id, worker_main.pack_failure(uuid.UUID(task_id), RuntimeError(reason)))
 
     def shutdown(self) -> None:
@@ -370,10 +430,15 @@ class _UserEndpoint:
         self._fail_all("the endpoint was deleted, or its service closed")
 
 
+_LOST = "the user endpoint took the task and no longer has it: it was ended meanwhile, or the result was lost on its way"
+_SILENT = "nothing has been heard of the user endpoint for a long time: it hangs, or cannot start; its logs may know why"
+
+
 class _HttpServer(ThreadingHTTPServer):
     """HTTP on one loopback address; closing it also ends the connections that clients keep."""
 
     daemon_threads = False  # they are waited for
+    request_queue_size = 128
 
     def __init__(self, family: socket.AddressFamily, address: tuple[str, int], cloud: LocalCloud) -> None:
         self.address_family, self.cloud = family, cloud
@@ -412,6 +477,7 @@ class _Handler(BaseHTTPRequestHandler):
     """One connection of a client."""
 
     protocol_version = "HTTP/1.1"
+    timeout = 10  # seconds, for who has not proven who he is
     server: _HttpServer
 
     def log_message(self, format: str, *args: Any) -> None:
@@ -420,31 +486,29 @@ class _Handler(BaseHTTPRequestHandler):
     def _answer(self) -> None:
         path, _, query = self.path.partition("?")
         identity = self.server.cloud._identity
-        if not identity.is_proven(path, self.headers.get("Authorization") or ""):
-            self.rfile.read(min(self._length, 1 << 16))  # so that a client that is still sending it gets to see the answer
-            self.close_connection = True
-            return self._send(
-                401, ServiceError(401, "UNAUTHORIZED", "this service has secrets, and the request does not bring them").body()
-            )
+        proven = identity.is_proven(path, self.headers.get("Authorization") or "")
         try:
-            body = self._body()
+            length, limit = int(self.headers.get("Content-Length") or 0), _REQUEST_LIMIT if proven else 2**16
+            sent = self.rfile.read(min(max(length, 0), limit))  # also of a stranger, who may look for the answer only then
+            if not proven:
+                raise ServiceError(401, "UNAUTHORIZED", _STRANGER)
+            if not 0 <= length <= limit or "Transfer-Encoding" in self.headers:
+                raise ServiceError(413, "REQUEST_TOO_LARGE", f"a request has to say how long it is, and at most {limit} bytes")
+            self.connection.settimeout(_KEPT)
+            body = self._read(sent)
             local = path.startswith(("/v2/oauth2/", "/v2/api/"))
             status, document = 200, identity.answer(path, body) if local else self.server.cloud.answer(self.command, path, query, body)
         except ServiceError as error:
+            self.close_connection = error.status in (401, 413)  # there may be more of it
             status, document = error.status, error.body()
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
             refusal = ServiceError(422, "REQUEST_INVALID", f"{self.command} {path} cannot be read: {type(error).__name__}: {error}")
             status, document = refusal.status, refusal.body()
-        return self._send(status, document)
+        self._send(status, document)
 
     do_GET = do_POST = do_PUT = do_DELETE = _answer
 
-    @property
-    def _length(self) -> int:
-        return max(0, int(self.headers.get("Content-Length") or 0))
-
-    def _body(self) -> Any:
-        sent = self.rfile.read(self._length)
+    def _read(self, sent: bytes) -> Any:
         if sent and "json" in self.headers.get("Content-Type", ""):
             return json.loads(sent)
         return parse_qs(sent.decode())
@@ -458,7 +522,10 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(encoded)
 
 
-_PORT_ADVICE = "end what uses it; the SDK's local mode knows no other"
+_STRANGER = "the request does not bring the secrets that were printed when this service was started, the last time"
+_REQUEST_LIMIT = 2**31  # bytes
+_KEPT = 600  # seconds that an idle connection is kept
+_PORT_ADVICE = "end what uses it, another `gc-warm up` or test perhaps; the SDK's local mode knows no other"
 
 
 def _has_ipv6() -> bool:

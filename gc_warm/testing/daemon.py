@@ -6,6 +6,7 @@ import contextlib
 import json
 import logging
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -19,7 +20,7 @@ import yaml
 from globus_compute_endpoint.endpoint.utils import is_privileged
 
 from gc_warm.check import configs
-from gc_warm.check.options import schema_of
+from gc_warm.check.options import ConfigError, schema_of
 from gc_warm.testing import guard
 from gc_warm.testing.cloud import LocalCloud
 
@@ -187,6 +188,8 @@ _SCRIPTS = os.path.dirname(sys.executable)
 
 
 def _new_folder(parent: Path, name: str) -> Path:
+    if not re.fullmatch(r"(?!uep\.|t$)[A-Za-z0-9][A-Za-z0-9_-]{0,60}", name):  # else the daemon, or what lies beside it, stumbles
+        name = "endpoint"
     names = [name, *(f"{name}-{number}" for number in range(2, 1000))]
     folder = next(parent / name for name in names if not (parent / name).exists())
     folder.mkdir(mode=0o700)
@@ -199,7 +202,8 @@ def _install(source: Path, folder: Path, environment: dict[str, str]) -> None:
     if configs.schema_path(source).exists():
         shutil.copyfile(configs.schema_path(source), folder / "user_config_schema.json")
     config = _mapping(source / "config.yaml")
-    config.pop("amqp_port", None)  # the site's way to the real service
+    for elsewhere in ("amqp_port", "user_config_template_path", "user_config_schema_path"):  # the way to the real service; what was copied
+        config.pop(elsewhere, None)
     own = _mapping(source / "user_environment.yaml")
     if is_privileged():
         config.setdefault(
@@ -213,6 +217,7 @@ def _install(source: Path, folder: Path, environment: dict[str, str]) -> None:
 
 
 def _mapping(path: Path) -> dict[str, Any]:
-    if not path.exists():
-        return {}
-    return dict(yaml.safe_load(path.read_text()) or {})
+    found = yaml.safe_load(path.read_text()) if path.exists() else {}
+    if not isinstance(found or {}, dict):
+        raise ConfigError(f"{path} has to hold names and values, and not {found!r:.100}")
+    return found or {}

@@ -130,15 +130,15 @@ class _Engine:
         self._failure: Exception | None = None
         self._open: dict[uuid.UUID, Future[bytes]] = {}
         self._proven = False  # a worker has done a task
-        self._folder = tempfile.TemporaryDirectory(prefix="gc_warm-", ignore_cleanup_errors=True)
+        self._folder = tempfile.mkdtemp(prefix="gc_warm-")  # which the guard removes when this process dies
         self._mark = uuid.uuid4().hex
         self._guard: subprocess.Popen[bytes] | None = None
         self._ending = threading.Event()
         self._watch = threading.Thread(target=self._watch_over, name="gc_warm-engine-watch", daemon=True)
         try:
-            _settle(self._engine, usable_folder(self._folder.name), self._mark)
-            self._guard = guard.start(self._mark, self._folder.name)
-            self._engine.start(endpoint_id=uuid.uuid4(), run_dir=self._folder.name)
+            _settle(self._engine, usable_folder(self._folder), self._mark)
+            self._guard = guard.start(self._mark, self._folder)
+            self._engine.start(endpoint_id=uuid.uuid4(), run_dir=self._folder)
             self._watch.start()
         except BaseException:
             self.shutdown()
@@ -199,7 +199,7 @@ class _Engine:
             try:
                 if waited == _PATIENCE:  # a queue, or a request that can never be granted: only the scheduler knows
                     log.warning("no worker after %d s; blocks: %s", _PATIENCE, diagnosis.states(self._engine.executor))
-                reason = diagnosis.why_no_worker(self._engine.executor, Path(self._folder.name)) if self._open else None
+                reason = diagnosis.why_no_worker(self._engine.executor, Path(self._folder)) if self._open else None
             except Exception:  # the engine is just changing, or its logs are just being written
                 log.debug("could not look at the engine", exc_info=True)
                 continue
@@ -231,7 +231,7 @@ class _Engine:
             steps.callback(remove, self._folder)
             steps.callback(self._fail_open, RuntimeError("the engine was shut down"))
             steps.callback(self._dismiss_guard)
-            steps.callback(guard.end_all, self._mark, self._folder.name)
+            steps.callback(guard.end_all, self._mark, self._folder)
             if self._failure is None:
                 steps.callback(self._shut_down_engine)
             steps.callback(_join, self._watch)

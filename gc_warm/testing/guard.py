@@ -3,13 +3,14 @@
 An engine puts each block into a process group of its own, and neither blocks nor interchange notice that the client has died; on
 an endpoint that is right, since a restarted endpoint can do without them. A stand-in should leave nothing behind.
 
-Run by path, as a small process that waits for its standard input to end.
+Run by path, as a small process that waits for its client's end.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+import select
 import shutil
 import subprocess
 import sys
@@ -38,12 +39,13 @@ _ENDPOINT_SECONDS = 20  # for an endpoint's own end: five to say goodbye, ten fo
 
 def start(mark: str, folder: str) -> subprocess.Popen[bytes]:
     """Start the process that calls `end_all` and removes *folder* when this one has died."""
-    return subprocess.Popen([sys.executable, __file__, mark, folder], stdin=subprocess.PIPE, start_new_session=True)
+    command = [sys.executable, __file__, mark, folder, str(os.getpid())]
+    return subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
 
 
 def dismiss(guard: subprocess.Popen[bytes]) -> None:
     """Send it home: all of it has been ended."""
-    guard.communicate(b"all of it has ended")
+    guard.communicate(b"all of it has ended\n")
 
 
 def endpoints(mark: str, folder: str, names: str = "*") -> list[psutil.Process]:
@@ -105,13 +107,24 @@ def _processes(mark: str, folder: str | None) -> Iterator[psutil.Process]:
                 yield process
 
 
-def main(mark: str, folder: str) -> None:
-    """Wait for the client's end of the pipe to close; a client that has cleaned up itself has said so before."""
-    if not sys.stdin.read():
+def _has_died(client: int) -> bool:
+    """Wait for a word on standard input, or the client's end: its forked children may keep the pipe open for longer."""
+    watch = select.poll()
+    watch.register(sys.stdin, select.POLLIN)
+    try:
+        watch.register(os.pidfd_open(client), select.POLLIN)
+    except ProcessLookupError:
+        return True
+    return [descriptor for descriptor, _ in watch.poll()] != [sys.stdin.fileno()] or not sys.stdin.readline()
+
+
+def main(mark: str, folder: str, client: str) -> None:
+    """Wait until the client has died; one that has cleaned up itself says so before."""
+    if _has_died(int(client)):
         end_endpoints(mark, folder)
         end_all(mark, folder)
         shutil.rmtree(folder, ignore_errors=True)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2])
+    main(*sys.argv[1:])

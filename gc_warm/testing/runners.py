@@ -14,6 +14,7 @@ import pickle
 import platform
 import queue
 import shlex
+import shutil
 import signal
 import socket
 import subprocess
@@ -307,7 +308,8 @@ class SpawnedRunner:
                 thread.join()
         for worker in self.workers:
             worker._discard()
-        remove(self._folder)
+        self._folder.cleanup()
+        remove(self._folder.name)
 
 
 class _Job:
@@ -321,11 +323,11 @@ class _Job:
         self.future.set_result(worker_main.pack_failure(self.task_id, RuntimeError(reason)))
 
 
-def remove(folder: tempfile.TemporaryDirectory[str]) -> None:
-    """Remove the folder of a runner whose processes have ended."""
-    folder.cleanup()
-    if os.path.exists(folder.name):
-        log.warning("could not remove %s: something still writes there", folder.name)
+def remove(folder: str) -> None:
+    """Remove the folder of something whose processes have ended."""
+    shutil.rmtree(folder, ignore_errors=True)
+    if os.path.exists(folder):
+        log.warning("could not remove %s: something still writes there", folder)
 
 
 def usable_folder(folder: str) -> str:

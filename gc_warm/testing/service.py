@@ -219,7 +219,7 @@ class Service:
 
     def _register_function(self, body: Any) -> dict[str, Any]:
         function_id = str(uuid.uuid4())
-        code = body["function_code"]
+        code = _text(body["function_code"])
         if not body.get("serialized", True):  # source code as text is wrapped by the service: strategy, name, source, length first
             source = f"st\n{body['function_name']}:{code}"
             code = f"{len(source)}\n{source}"
@@ -248,10 +248,12 @@ class Service:
         self._check_allowed(endpoint_id, body["tasks"])
         functions = {function_id: self._function(function_id) for function_id in body["tasks"]}
         for payload in (payload for payloads in body["tasks"].values() for payload in payloads):
-            if len(payload) > SUBMISSION_LIMIT:
+            if len(_text(payload)) > SUBMISSION_LIMIT:
                 reason = f"the arguments of a task are {len(payload)} bytes when serialized; the limit is {SUBMISSION_LIMIT}"
                 raise ServiceError(413, "TASK_PAYLOAD_TOO_LARGE", reason)
         group_id = str(as_uuid(body.get("task_group_id") or uuid.uuid4()))
+        for name in body.get("result_serializers") or ():
+            _text(name)
         runner = self.runner(endpoint_id, body.get("user_endpoint_config"), body.get("user_runtime"))
         tasks = {
             function_id: [self._start(runner, group_id, functions[function_id], payload, body) for payload in payloads]
@@ -282,7 +284,8 @@ class Service:
         with self._lock:
             task = self._tasks[task_id]
             task.status.update(outcome, completion_t=str(time.time()), details=details)
-            log.info("task %s %s: %s after %.2f s", task_id, task.function, outcome["status"], time.monotonic() - task.submitted)
+            seconds, error = time.monotonic() - task.submitted, f": {_last_line(result.data)}" if result.is_error else ""
+            log.info("task %s %s: %s after %.2f s%s", task_id, task.function, outcome["status"], seconds, error)
             if group_id is None:
                 return
             group = self._groups[group_id]
@@ -355,6 +358,20 @@ class Service:
                 here = ", ".join(self._endpoints) or "none"
                 raise ServiceError(404, "ENDPOINT_NOT_FOUND", f"Endpoint {endpoint_id} could not be resolved; there is {here}")
             return found
+
+
+def _last_line(traceback: str) -> str:
+    """What a traceback comes to."""
+    lines = [line.strip() for line in traceback.splitlines() if line.strip(" -+")]
+    return f"{lines[-1]:.200}" if lines else ""
+
+
+def _text(value: Any) -> str:
+    """The value, if it is text that can travel."""
+    if not isinstance(value, str):
+        raise TypeError(f"{value!r:.100} is not text")
+    value.encode()
+    return value
 
 
 _ROUTES: list[tuple[str, str, Callable[..., dict[str, Any] | list[Any]]]] = [

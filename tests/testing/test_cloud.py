@@ -252,7 +252,10 @@ def bearer(site: LocalCloud) -> dict[str, str]:
         ("POST", "/v3/endpoints/{endpoint}/submit", b'{"tasks": 1}'),
         ("POST", "/v3/endpoints/{endpoint}/submit", b'{"tasks": {}, "task_group_id": "x"}'),
         ("POST", "/v2/batch_status", b"{}"),
+        ("POST", "/v3/functions", b'{"function_name": "f", "function_code": 5}'),
+        ("POST", "/v3/functions", b"[" * 100_000),
         ("PUT", "/v3/endpoints/x", b"{}"),
+        ("POST", "/v3/endpoints", b'{"metadata": [1]}'),
     ],
 )
 def test_a_request_that_cannot_be_read_is_refused_and_harms_nobody(site: Site, method: str, path: str, body: bytes) -> None:
@@ -285,6 +288,30 @@ def test_closing_does_not_wait_for_clients() -> None:
         closing.join(10)
         assert not closing.is_alive()
         assert not os.path.exists(cloud.folder)
+
+
+def test_a_forked_child_leaves_the_service_alone() -> None:
+    with LocalCloud(port=0) as cloud:
+        child = os.fork()
+        if child == 0:
+            cloud.close()
+            os._exit(0)
+        assert os.waitpid(child, 0)[1] == 0
+        assert os.path.isdir(cloud.folder)
+        assert requests.get(f"http://127.0.0.1:{cloud.port}/v2/version", headers=bearer(cloud), timeout=10).ok
+
+
+@pytest.mark.parametrize("length", [b"abc", b"-1", b"99999999999999"])
+def test_a_request_that_does_not_say_how_long_it_is(site: Site, length: bytes) -> None:
+    secret = bearer(site)["Authorization"].encode()
+    for authorization, expected in ((b"Bearer guessed", (b"401", b"422")), (secret, (b"413", b"422"))):
+        with socket.create_connection(("127.0.0.1", site.port), timeout=10) as connection:
+            head = b"POST /v3/functions HTTP/1.1\r\nAuthorization: %s\r\nContent-Length: %s\r\n\r\n"
+            connection.sendall(head % (authorization, length))
+            connection.shutdown(socket.SHUT_WR)
+            answer = connection.recv(1000)
+        assert answer.split()[1] in expected
+        assert secret not in answer
 
 
 def test_a_proxy_is_not_shown_the_secrets(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,7 +18,9 @@ import psutil
 import pytest
 
 from gc_warm import ConfigError
+from gc_warm.check import configs
 from gc_warm.testing import cloud as cloud_module
+from gc_warm.testing import guard
 from gc_warm.testing.cloud import LocalCloud
 from gc_warm.testing.daemon import EndpointDaemon, EndpointStartError
 from tests.support import MODULES, client_environment, wait_until
@@ -123,6 +126,28 @@ def test_a_killed_user_endpoint_fails_its_tasks(cloud: LocalCloud, endpoint: End
     answer = script.answer()
     assert "Another instance of this endpoint is running" in answer or "no longer has it" in answer
     (tmp_path / "gate").touch()
+
+
+def test_a_killed_interchange_fails_its_tasks(
+    cloud: LocalCloud, endpoint: EndpointDaemon, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The stock user endpoint goes on, and waits for ever."""
+    monkeypatch.setattr(cloud_module, "_SILENT_AFTER", 5)
+    script = Script(cloud, endpoint, "wait_for", str(tmp_path / "gate"), str(tmp_path / "begun"))
+    wait_until(lambda: (tmp_path / "begun").exists(), "the task runs", 60)
+    for process in guard._processes(cloud.mark, cloud.folder):
+        if any("HTEX interchange" in word for word in process.cmdline()):
+            process.kill()
+    answer = script.answer()
+    assert "nothing has been heard of the user endpoint" in answer or "no longer has it" in answer
+    (tmp_path / "gate").touch()
+
+
+@pytest.mark.parametrize("name", ["storage.db", "-x", "\xe9t\xe9", "uep.x", "t", "with blanks"])
+def test_a_folder_may_have_any_name(cloud: LocalCloud, tmp_path: Path, name: str) -> None:
+    shutil.copytree(configs.find_folder("local"), tmp_path / name)
+    with EndpointDaemon(cloud, tmp_path / name) as endpoint:
+        assert (endpoint.name, endpoint.online) == ("endpoint", True)
 
 
 def test_what_a_user_endpoint_says_when_it_cannot_start_reaches_the_task(
