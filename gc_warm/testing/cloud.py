@@ -401,7 +401,7 @@ class _UserEndpoint:
         self._warned = without
 
     def _compare(self, held: int, now: float) -> None:
-        """A task that is not there when nothing is, and a while later again, is lost. With many others there, none can be told from them."""
+        """A task that is not there when nothing is, and a while later again, is lost. Among others, none can be told from them."""
         with self._lock:
             tasks = dict(self._open)
         if held >= len(tasks):

@@ -409,7 +409,7 @@ def test_priming_with_what_has_changed_names_all_of_it(book: Path, client: Count
     science("def energy(x, y): pass\ndef forces(x, y): pass")
     with pytest.raises(BookError) as raised:
         made.prime(executor)
-    assert raised.match(r"energy: signature \(x\) -> \(x, y\): run gc-warm register again; forces: signature \(x\)")
+    assert raised.match(r"energy: signature \(x\) -> \(x, y\): run gc-warm register again; forces: signature \(x, unit='eV'\) -> ")
     assert executor._function_registry == {}
     text = book.read_text().replace("DillCode", "Telepathy", 1).replace("module: science", "module: alchemy")
     book.write_text(text)

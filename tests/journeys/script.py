@@ -61,14 +61,24 @@ def by_book(endpoint: str, path: str) -> Any:
 
 
 def submit_many(endpoint: str, number: str, record: str) -> Any:
-    """So many tasks, a hundred at a time, each of which notes in a file that it has run; what came back, and what went wrong."""
-    ends: list[Any] = []
+    """So many tasks, a hundred at a time, each of which notes in a file that it has run; what came back, and what went wrong.
+
+    A connection that is cut between a result and its acknowledgement makes the SDK give up; the results are there, to be asked for again.
+    """
+    ends: dict[int, Any] = {}
+    given_up: dict[str, int] = {}
     with Executor(endpoint, user_endpoint_config=CONFIG) as executor:
-        while len(ends) < int(number):
-            part = range(len(ends), min(len(ends) + 100, int(number)))
+        for start in range(0, int(number), 100):
+            part = range(start, min(start + 100, int(number)))
             futures = [executor.submit(tasks.note, record, each) for each in part]
-            ends += [future.exception(280) or future.result() for future in futures]
-    return [end if isinstance(end, int) else str(end)[-300:] for end in ends]
+            for each, future in zip(part, futures, strict=True):
+                ends[each] = future.exception(280) or future.result()
+                if "SDK thread quit unexpectedly" in str(ends[each]):
+                    given_up[future.task_id] = each
+        for future in executor.reload_tasks() if given_up else ():
+            if future.task_id in given_up:
+                ends[given_up[future.task_id]] = future.exception(280) or future.result()
+    return [end if isinstance(end, int) else str(end)[-300:] for _, end in sorted(ends.items())]
 
 
 def wait_for(endpoint: str, gate: str, begun: str) -> Any:

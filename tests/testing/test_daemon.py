@@ -87,8 +87,8 @@ def test_connections_cut_at_random_during_a_thousand_tasks(cloud: LocalCloud, en
     assert len(cuts) > 2
     assert sum(cuts) > len(cuts)
     assert len(answers) == 1000
-    lost = [number for number, answer in enumerate(answers) if answer != number]
-    assert all("no longer has it" in answers[number] for number in lost), "only what the stock publisher dropped on a dead connection"
+    lost = [answer for number, answer in enumerate(answers) if answer != number]
+    assert not [answer for answer in lost if "no longer has it" not in answer], "only what the stock publisher dropped on a dead connection"
     assert set(ran(tmp_path / "record")) == set(range(1000)), "every task has run"
     assert not open_tasks(cloud)
     assert len(lost) <= 5
