@@ -64,6 +64,8 @@ class LocalCloud:
         service: What answers.
         broker: What carries commands, tasks and results.
         folder: The user directory of endpoints and clients, which is removed at the end.
+        mark: What the processes of its endpoints have in common, in the variable `gc_warm.testing.guard.MARK`.
+        port: Where HTTP is answered.
         environment: The variables that an unmodified program needs. They hold secrets.
 
     Raises:
