@@ -139,9 +139,7 @@ class EndpointDaemon:
                 self._process.wait(_STOP_SECONDS)
         self._clear_up()
 
-    def close(self) -> None:
-        """End all of it. Idempotent."""
-        self.stop()
+    close = stop
 
     def __enter__(self) -> EndpointDaemon:
         return self
@@ -205,10 +203,8 @@ def _install(source: Path, folder: Path, environment: dict[str, str]) -> None:
     for elsewhere in ("amqp_port", "user_config_template_path", "user_config_schema_path"):  # the way to the real service; what was copied
         config.pop(elsewhere, None)
     own = _mapping(source / "user_environment.yaml")
-    if is_privileged():
-        config.setdefault(
-            "email", "root@localhost"
-        )  # which a privileged endpoint has to have; it also starts workers with an empty environment
+    if is_privileged():  # such a daemon insists on an address, and starts user endpoints with an empty environment
+        config.setdefault("email", "root@localhost")
         own = {**os.environ, **own}
     secrets_away = {"GLOBUS_COMPUTE_CLIENT_ID": "", "GLOBUS_COMPUTE_CLIENT_SECRET": ""}  # a user endpoint needs none
     (folder / "config.yaml").write_text(yaml.safe_dump(config))

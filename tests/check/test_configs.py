@@ -167,7 +167,7 @@ def reconcile(name: str, options: Values) -> Values:
     if "worker_port_range" in options:
         options["worker_port_range"].sort()
     if devices := device_names(name, options):
-        options["workers_per_node"] = -(-workers(name, options) // len(devices)) * len(devices)
+        options["workers_per_node"] = max(workers(name, options) // len(devices), 1) * len(devices)  # not above the largest allowed
     if name in CLUSTERS and "task_timeout" in options:
         options["task_timeout"] = min(options["task_timeout"], wall_seconds(options) // 2)
     return options
