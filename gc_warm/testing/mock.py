@@ -102,7 +102,8 @@ class MockClient(Client):
 
         self.service = Service()
         self.endpoint_id = self.service.add_endpoint(make_runner, endpoint_id)
-        super().__init__(do_version_check=False, authorizer=globus_sdk.NullAuthorizer(), **{"environment": "local", **client_options})
+        client_options.setdefault("environment", "local")  # so that its ids cannot pass for those of the real service
+        super().__init__(do_version_check=False, authorizer=globus_sdk.NullAuthorizer(), **client_options)
         for api in (self._compute_web_client.v2, self._compute_web_client.v3):
             api.transport.session.mount(api.base_url, _InProcess(self.service))
 

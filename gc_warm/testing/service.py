@@ -13,7 +13,8 @@ The production service is closed. Routes and bodies are those that its published
 - that an endpoint is online while it listens for commands, and may register again under an id that is not known;
 - when a user endpoint is asked for: with a submission, and again while tasks wait for it and its endpoint is online;
 - that the tasks of a user endpoint that cannot start fail with its words, and are not tried again;
-- that a task which its user endpoint took, and no longer has, fails (`gc_warm.testing.cloud` says when); the real one may wait for ever;
+- that tasks fail which their user endpoint took and no longer has, or when nothing is heard of it (`gc_warm.testing.cloud` says when); the
+  real ones may wait for ever;
 - the names of queues and exchanges, which clients are told.
 """
 

@@ -106,8 +106,33 @@ def test_it_ends_all_of_it_however_it_ends(number: signal.Signals, tmp_path: Pat
         assert running.process.wait(60) == (-9 if number == signal.SIGKILL else 128 + number)
 
 
+@pytest.mark.slurm
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL], ids=["Ctrl-C", "killed"])
+def test_the_same_on_slurm(number: signal.Signals, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same day, on batch jobs; these are ended with the rest, also by what is left when `gc-warm up` is killed."""
+    if reason := SlurmCluster.missing():
+        pytest.skip(reason)
+    (tmp_path / "slurm").mkdir()
+    with SlurmCluster(tmp_path / "slurm") as cluster:
+        monkeypatch.setenv("SLURM_CONF", cluster.environment["SLURM_CONF"])
+        with up("slurm", tmp_path / "log") as running:
+            counts, error_came_back = running.run("by_function_and_by_id", **SLURM)
+            assert counts == [1, 2, 3, 4, 5]
+            assert error_came_back
+            if number == signal.SIGINT:
+                group = running.run("leave", **SLURM)
+                assert running.run("come_back", group) == [0, 1, 2, 3, 4]
+                assert running.run("two_configs", **SLURM) == [[6, 1], [7, 2], [8, 3]]
+            jobs = [job.id for job in cluster.jobs() if not job.ended]
+            assert len(jobs) == (2 if number == signal.SIGINT else 1)
+            running.process.send_signal(number)
+            running.process.wait(60)
+            wait_until(lambda: all(cluster.job(job).ended for job in jobs), "the jobs have ended", 40)
+
+
 @pytest.fixture(scope="module")
 def local(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
+    """For the tests from here on: it keeps the port."""
     with up("local", tmp_path_factory.mktemp("up") / "log") as running:
         yield running
     assert running.process.returncode == 130
@@ -185,27 +210,3 @@ def test_a_daemon_that_ends_is_started_again_and_its_tasks_are_delivered(local: 
     assert local.daemon.pid != before.pid
     assert "is started again" in local.log.read_text()
     assert sorted(map(int, (tmp_path / "record").read_text().split())) == list(range(20))
-
-
-@pytest.mark.slurm
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL], ids=["Ctrl-C", "killed"])
-def test_the_same_on_slurm(number: signal.Signals, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The same day, on batch jobs; these are ended with the rest, also by what is left when `gc-warm up` is killed."""
-    if reason := SlurmCluster.missing():
-        pytest.skip(reason)
-    (tmp_path / "slurm").mkdir()
-    with SlurmCluster(tmp_path / "slurm") as cluster:
-        monkeypatch.setenv("SLURM_CONF", cluster.environment["SLURM_CONF"])
-        with up("slurm", tmp_path / "log") as running:
-            counts, error_came_back = running.run("by_function_and_by_id", **SLURM)
-            assert counts == [1, 2, 3, 4, 5]
-            assert error_came_back
-            if number == signal.SIGINT:
-                group = running.run("leave", **SLURM)
-                assert running.run("come_back", group) == [0, 1, 2, 3, 4]
-                assert running.run("two_configs", **SLURM) == [[6, 1], [7, 2], [8, 3]]
-            jobs = [job.id for job in cluster.jobs() if not job.ended]
-            assert len(jobs) == (2 if number == signal.SIGINT else 1)
-            running.process.send_signal(number)
-            running.process.wait(60)
-            wait_until(lambda: all(cluster.job(job).ended for job in jobs), "the jobs have ended", 40)
