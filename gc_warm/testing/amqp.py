@@ -2,7 +2,7 @@
 
 It behaves as RabbitMQ does where these clients could notice, on pika's codec. What was confirmed to its publisher is in a queue
 or was taken by a tap; what was not acknowledged when its channel ended takes its old place in the queue and is delivered again.
-Nothing is written to disk. Left out: transactions, recover, exchanges that are not topic exchanges, exclusive and auto-delete queues,
+Nothing is written to disk. Left out: transactions, recover, fanout and headers exchanges, exclusive and auto-delete queues,
 priorities, expiry, arguments of queues, limits shared by all consumers of a channel.
 """
 
@@ -348,8 +348,8 @@ class _Channel:
     def _declare_exchange(self, method: spec.Exchange.Declare) -> None:
         if method.passive:
             self._host.bindings(method.exchange)
-        elif method.type != "topic":
-            raise _Refusal("COMMAND_INVALID", f"exchange type '{method.type}': here all are 'topic'")
+        elif method.type not in ("topic", "direct"):  # a direct one is a topic exchange whose patterns have no wildcards
+            raise _Refusal("COMMAND_INVALID", f"exchange type '{method.type}' is not among those there are here")
         else:
             self._host.exchanges.setdefault(method.exchange, set())
         self._reply(spec.Exchange.DeclareOk(), method.nowait)

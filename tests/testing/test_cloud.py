@@ -15,7 +15,6 @@ import threading
 import uuid
 from collections.abc import Iterator
 from dataclasses import asdict
-from types import SimpleNamespace
 from typing import Any
 
 import globus_sdk
@@ -36,7 +35,7 @@ from gc_warm import functions
 from gc_warm.testing.cloud import LocalCloud
 from gc_warm.testing.runners import SpawnedRunner
 from gc_warm.testing.service import TaskRunner
-from tests.support import MODULES, wait_until
+from tests.support import MODULES
 
 NOBODY = str(uuid.UUID(int=0))
 
@@ -306,18 +305,3 @@ def test_a_proxy_is_not_shown_the_secrets(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setenv("no_proxy", "intranet.example")
     with LocalCloud(port=0) as cloud:
         assert cloud.environment["no_proxy"] == cloud.environment["NO_PROXY"] == "localhost,127.0.0.1,intranet.example"
-
-
-def test_connections_cut_during_many_tasks(site: Site, executor: Executor, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The client's: it connects again, and gets each result once. With a third cut in ten seconds, the SDK would give up."""
-    monkeypatch.setattr(sdk_executor, "random", SimpleNamespace(uniform=lambda _low, _high: 0.05))  # it would wait up to ten seconds
-    results: list[int] = []
-    futures = []
-    for part in range(2):
-        for number in range(200 * part, 200 * part + 200):
-            futures.append(executor.submit(tasks.same, number))
-            futures[-1].add_done_callback(lambda future: results.append(future.result()))
-        wait_until(lambda part=part: len(results) > 200 * part, "the first results of this part")  # type: ignore[misc]
-        assert site.broker.cut() == 1
-    assert [future.result(60) for future in futures] == list(range(400))
-    assert sorted(results) == list(range(400))
