@@ -164,14 +164,12 @@ class EndpointDaemon:
 
     def _environment(self) -> dict[str, str]:
         """What the daemon and its user endpoints have in common: they find this Python's programs, and are found when they have to end."""
-        name, _, value = guard.KEEP_ENVIRONMENT.partition("=")
         return {
             "PATH": os.pathsep.join([_SCRIPTS, os.environ.get("PATH", os.defpath)]),
             "GLOBUS_COMPUTE_USER_DIR": self._cloud.folder,
             "TMPDIR": str(self._place),
             "CWD": str(self._place),
-            guard.MARK: self._cloud.mark,
-            name: value,
+            **guard.environment(self._cloud.mark),
         }
 
     def _last_words(self) -> str:

@@ -284,7 +284,8 @@ def _settle(engine: Any, folder: str, mark: str) -> None:
     provider = engine.executor.provider
     scripts = os.path.dirname(sys.executable)
     # Without these, the endpoint's command would make a folder in the home directory, and each manager one where temporary files are.
-    exports = [f"GLOBUS_COMPUTE_USER_DIR={folder}", f"TMPDIR={folder}", f"{guard.MARK}={mark}", guard.KEEP_ENVIRONMENT]
+    variables = {"GLOBUS_COMPUTE_USER_DIR": folder, "TMPDIR": folder, **guard.environment(mark)}
+    exports = [f"{name}={value}" for name, value in variables.items()]
     before = [
         f"cd {shlex.quote(folder)}",
         *(f"export {shlex.quote(export)}" for export in exports),

@@ -23,9 +23,6 @@ import psutil
 MARK = "GC_WARM_ENGINE"
 """Environment variable that all processes of one engine or endpoint, and whatever they start, have in common."""
 
-KEEP_ENVIRONMENT = "SPT_NOENV=1"
-"""Has endpoints and interchanges, which give themselves a title, put it elsewhere than over their environment with the mark."""
-
 GRACE = 1.0
 """Seconds between SIGTERM and SIGKILL: what a manager grants its workers."""
 
@@ -35,6 +32,14 @@ SCRIPTS = "submit_scripts"
 
 _ROUNDS = 10  # what is being ended may just have started something
 _ENDPOINT_SECONDS = 20  # for an endpoint's own end: five to say goodbye, ten for its engine
+
+
+def environment(mark: str) -> dict[str, str]:
+    """What all these processes start with.
+
+    Endpoints and interchanges give themselves a title, which the second variable keeps from overwriting the mark.
+    """
+    return {MARK: mark, "SPT_NOENV": "1"}
 
 
 def start(mark: str, folder: str) -> subprocess.Popen[bytes]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import contextlib
 import gc
 import logging
 import os
@@ -45,14 +44,12 @@ class Site(LocalCloud):
 
     def __init__(self) -> None:
         super().__init__(port=0)
-        self.asked: list[tuple[dict[str, Any], dict[str, Any]]] = []
         self.endpoint_id = self.service.add_endpoint(self.make)
 
     def __enter__(self) -> Site:
         return self
 
     def make(self, config: Any, runtime: Any) -> TaskRunner:
-        self.asked.append((dict(config), dict(runtime)))
         return SpawnedRunner(workers=1, pythonpath=[MODULES])
 
 
@@ -64,29 +61,21 @@ def site() -> Iterator[Site]:
         yield site
 
 
-@contextlib.contextmanager
-def client_of(site: Site, monkeypatch: pytest.MonkeyPatch) -> Iterator[Client]:
+@pytest.fixture
+def client(site: Site, monkeypatch: pytest.MonkeyPatch) -> Iterator[Client]:
     """The SDK's own client. Only the port, which the SDK does not let one choose, is another one."""
     for name, value in site.environment.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(sdk_client, "get_web_service_url", lambda *_: f"http://localhost:{site.port}")
     monkeypatch.setattr(Executor, "_default_task_group_id", None)
     client = Client()
-    try:
-        yield client
-    finally:
-        for watcher in list(sdk_executor._RESULT_WATCHERS.values()):
-            watcher.shutdown()
-        assert client.app is not None
-        client.app.token_storage.close()
-        for left in [found for found in gc.get_objects() if isinstance(found, (requests.Session, HTTPConnection, IOLoop))]:
-            left.close()  # which the SDK never does
-
-
-@pytest.fixture
-def client(site: Site, monkeypatch: pytest.MonkeyPatch) -> Iterator[Client]:
-    with client_of(site, monkeypatch) as client:
-        yield client
+    yield client
+    for watcher in list(sdk_executor._RESULT_WATCHERS.values()):
+        watcher.shutdown()
+    assert client.app is not None
+    client.app.token_storage.close()
+    for left in [found for found in gc.get_objects() if isinstance(found, (requests.Session, HTTPConnection, IOLoop))]:
+        left.close()  # which the SDK never does
 
 
 @pytest.fixture
