@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
+import subprocess
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
@@ -34,6 +37,27 @@ def remote_text(future: Future[Any], seconds: float = 60) -> str:
 def client_environment() -> dict[str, str]:
     """For a client in a process of its own that uses what the tests have."""
     return {**os.environ, "PYTHONPATH": os.pathsep.join([str(MODULES.parents[1]), str(MODULES)])}
+
+
+class ScriptStep:
+    """A step of the journeys' script in a process of its own, which knows of the service what *environment* says of it."""
+
+    program = Path(__file__).parent / "journeys" / "script.py"
+
+    def __init__(self, environment: Mapping[str, str], endpoint_id: str, step: str, *arguments: str, **options: Any) -> None:
+        config = json.dumps({"python_path": [str(MODULES)]} | options)
+        self._process = subprocess.Popen(
+            [sys.executable, self.program, step, endpoint_id, *arguments],
+            env={**client_environment(), **environment, "CONFIG": config},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def answer(self) -> Any:
+        """What it prints, once it has ended: a thousand tasks wait for the slowest, which may be a minute to be known as lost."""
+        output, _ = self._process.communicate(timeout=600)
+        assert self._process.returncode == 0
+        return json.loads(output)
 
 
 def has_ended(pid: int) -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import re
 import shlex
@@ -20,10 +19,8 @@ import requests
 
 from gc_warm.testing import guard
 from tests.slurm_cluster import SlurmCluster
-from tests.support import MODULES, client_environment, has_ended, wait_until
+from tests.support import ScriptStep, client_environment, has_ended, wait_until
 
-SCRIPT = Path(__file__).with_name("script.py")
-OPTIONS = {"workers_per_node": 1, "python_path": [str(MODULES)]}
 SLURM = {"address": "127.0.0.1", "partition": "debug"}
 
 
@@ -49,23 +46,12 @@ class Up:
         self.environment = dict(shlex.split(line.removeprefix("export "))[0].split("=", 1) for line in lines)
 
     def run(self, step: str, *arguments: str, **options: Any) -> Any:
-        """One step of the script, in a process of its own, which knows nothing but the printed lines."""
-        with self.start(step, *arguments, **options) as process:
-            return self.answer(process)
+        """One step of the script, which knows nothing but the printed lines."""
+        return self.start(step, *arguments, **options).answer()
 
-    def start(self, step: str, *arguments: str, **options: Any) -> subprocess.Popen[str]:
+    def start(self, step: str, *arguments: str, **options: Any) -> ScriptStep:
         """The same, without waiting for it."""
-        environment = {**client_environment(), **self.environment, "CONFIG": json.dumps(OPTIONS | options)}
-        return subprocess.Popen(
-            [sys.executable, SCRIPT, step, self.endpoint, *arguments], env=environment, stdout=subprocess.PIPE, text=True
-        )
-
-    @staticmethod
-    def answer(process: subprocess.Popen[str]) -> Any:
-        """What a step has printed."""
-        output, _ = process.communicate(timeout=300)
-        assert process.returncode == 0
-        return json.loads(output)
+        return ScriptStep(self.environment, self.endpoint, step, *arguments, **({"workers_per_node": 1} | options))
 
     def processes(self) -> set[psutil.Process]:
         """Those of the endpoint, however far removed."""
@@ -183,7 +169,8 @@ def test_another_process_without_the_secrets_is_refused(local: Up) -> None:
     assert requests.get("http://localhost:5000/v2/version", timeout=10).status_code == 401
     environment = {**client_environment(), **local.environment, "GLOBUS_COMPUTE_CLIENT_SECRET": "guessed"}
     environment["GLOBUS_COMPUTE_USER_DIR"] = local.folder + "/t"
-    done = subprocess.run([sys.executable, SCRIPT, "leave", local.endpoint], env=environment, capture_output=True, text=True, timeout=60)
+    command = [sys.executable, ScriptStep.program, "leave", local.endpoint]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
     assert done.returncode != 0
     assert "401" in done.stderr
     assert local.environment["GLOBUS_COMPUTE_CLIENT_SECRET"] not in done.stderr
@@ -202,11 +189,11 @@ def test_a_daemon_that_ends_is_started_again_and_its_tasks_are_delivered(local: 
     assert local.run("by_function_and_by_id")[1]
     before = local.daemon
     before.suspend()  # so that it is there, and takes no tasks
-    with local.start("submit_many", "20", str(tmp_path / "record"), task_timeout=200 + number) as process:
-        wait_until(lambda: f'"task_timeout": {200 + number}' in local.log.read_text(), "the tasks have been submitted", 60)
-        before.send_signal(number)
-        before.resume()
-        assert local.answer(process) == list(range(20))
+    waiting = local.start("submit_many", "20", str(tmp_path / "record"), task_timeout=200 + number)
+    wait_until(lambda: f'"task_timeout": {200 + number}' in local.log.read_text(), "the tasks have been submitted", 60)
+    before.send_signal(number)
+    before.resume()
+    assert waiting.answer() == list(range(20))
     assert local.daemon.pid != before.pid
     assert "is started again" in local.log.read_text()
     assert sorted(map(int, (tmp_path / "record").read_text().split())) == list(range(20))

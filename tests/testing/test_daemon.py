@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import os
 import random
 import shutil
 import signal
-import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,12 +20,11 @@ from gc_warm.testing import cloud as cloud_module
 from gc_warm.testing import guard
 from gc_warm.testing.cloud import LocalCloud
 from gc_warm.testing.daemon import EndpointDaemon, EndpointStartError
-from tests.support import MODULES, client_environment, wait_until
+from tests.support import ScriptStep, wait_until
 
 pytestmark = pytest.mark.engine
 
-SCRIPT = Path(__file__).parents[1] / "journeys" / "script.py"
-OPTIONS = {"workers_per_node": 2, "python_path": [str(MODULES)], "keep_warm": 1}  # with so little, heartbeats come every five seconds
+OPTIONS: dict[str, Any] = {"workers_per_node": 2, "keep_warm": 1}  # with so little, heartbeats come every five seconds
 
 
 @pytest.fixture
@@ -43,19 +39,8 @@ def endpoint(cloud: LocalCloud) -> Iterator[EndpointDaemon]:
         yield endpoint
 
 
-class Script:
-    """A step of the journeys' script in a process of its own."""
-
-    def __init__(self, cloud: LocalCloud, endpoint: EndpointDaemon, step: str, *arguments: str, **options: Any) -> None:
-        environment = {**client_environment(), **cloud.environment, "CONFIG": json.dumps(OPTIONS | options)}
-        command = [sys.executable, str(SCRIPT), step, endpoint.endpoint_id, *arguments]
-        self._process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
-
-    def answer(self) -> Any:
-        output, _ = self._process.communicate(
-            timeout=600
-        )  # a hundred tasks wait for the slowest of them, which may be a minute to be known as lost
-        return json.loads(output)
+def script(cloud: LocalCloud, endpoint: EndpointDaemon, step: str, *arguments: str, **options: Any) -> ScriptStep:
+    return ScriptStep(cloud.environment, endpoint.endpoint_id, step, *arguments, **(OPTIONS | options))
 
 
 def ran(record: Path) -> list[int]:
@@ -63,10 +48,10 @@ def ran(record: Path) -> list[int]:
 
 
 def test_a_task_while_the_daemon_is_stopped_is_delivered_when_it_is_started_again(cloud: LocalCloud, endpoint: EndpointDaemon) -> None:
-    assert Script(cloud, endpoint, "by_function_and_by_id").answer()[1]
+    assert script(cloud, endpoint, "by_function_and_by_id").answer()[1]
     endpoint.stop()
     assert not endpoint.online
-    waiting = Script(cloud, endpoint, "submit_many", "3", os.path.join(cloud.folder, "t", "queued"))
+    waiting = script(cloud, endpoint, "submit_many", "3", os.path.join(cloud.folder, "t", "queued"))
     wait_until(lambda: bool(open_tasks(cloud)), "the tasks have been submitted", 60)
     endpoint.start()
     assert waiting.answer() == [0, 1, 2]
@@ -78,14 +63,14 @@ def open_tasks(cloud: LocalCloud) -> list[str]:
 
 def test_connections_cut_at_random_during_a_thousand_tasks(cloud: LocalCloud, endpoint: EndpointDaemon, tmp_path: Path) -> None:
     """All of them: the daemon's, the user endpoint's and the client's. Stock code tries again at intervals of up to ten seconds."""
-    script = Script(cloud, endpoint, "submit_many", "1000", str(tmp_path / "record"))
+    step = script(cloud, endpoint, "submit_many", "1000", str(tmp_path / "record"))
     chance = random.Random(4)
     cuts: list[int] = []
     wait_until(lambda: len(ran(tmp_path / "record")) > 50, "the first tasks have run", 60)
     while len(cuts) < 6 and len(ran(tmp_path / "record")) < 900:
         cuts.append(cloud.broker.cut())
         threading.Event().wait(chance.uniform(5.1, 8))  # at a third cut in ten seconds, stock code gives up
-    answers = script.answer()
+    answers = step.answer()
     assert len(cuts) > 2
     assert sum(cuts) > len(cuts)
     assert len(answers) == 1000
@@ -109,7 +94,7 @@ def test_a_result_that_is_lost_on_its_way_ends_its_future(
         return finish(self, task_id, packed)
 
     monkeypatch.setattr(cloud_module._UserEndpoint, "finish", lossy)
-    answers = Script(cloud, endpoint, "submit_many", "10", str(tmp_path / "record")).answer()
+    answers = script(cloud, endpoint, "submit_many", "10", str(tmp_path / "record")).answer()
     assert dropped
     assert sorted(answer for answer in answers if isinstance(answer, int)) == sorted(
         set(range(10)) - {answers.index(text) for text in answers if isinstance(text, str)}
@@ -119,12 +104,12 @@ def test_a_result_that_is_lost_on_its_way_ends_its_future(
 
 def test_a_killed_user_endpoint_fails_its_tasks(cloud: LocalCloud, endpoint: EndpointDaemon, tmp_path: Path) -> None:
     """For three heartbeats after its last touch of a file, the stock daemon refuses to start another; else another is asked what it has."""
-    script = Script(cloud, endpoint, "wait_for", str(tmp_path / "gate"), str(tmp_path / "begun"), task_timeout=77)
+    step = script(cloud, endpoint, "wait_for", str(tmp_path / "gate"), str(tmp_path / "begun"), task_timeout=77)
     wait_until(lambda: (tmp_path / "begun").exists(), "the task runs", 60)
     found = [path for path in Path(cloud.folder).glob("uep.*/daemon.pid") if psutil.pid_exists(int(path.read_text()))]
     latest = max(found, key=lambda path: path.stat().st_ctime)
     os.kill(int(latest.read_text()), signal.SIGKILL)
-    answer = script.answer()
+    answer = step.answer()
     assert "Another instance of this endpoint is running" in answer or "no longer has it" in answer
     (tmp_path / "gate").touch()
 
@@ -134,12 +119,12 @@ def test_a_killed_interchange_fails_its_tasks(
 ) -> None:
     """The stock user endpoint goes on, and waits for ever."""
     monkeypatch.setattr(cloud_module, "_SILENT_AFTER", 5)
-    script = Script(cloud, endpoint, "wait_for", str(tmp_path / "gate"), str(tmp_path / "begun"))
+    step = script(cloud, endpoint, "wait_for", str(tmp_path / "gate"), str(tmp_path / "begun"))
     wait_until(lambda: (tmp_path / "begun").exists(), "the task runs", 60)
     for process in guard._processes(cloud.mark, cloud.folder):
         if any("HTEX interchange" in word for word in process.cmdline()):
             process.kill()
-    answer = script.answer()
+    answer = step.answer()
     assert "nothing has been heard of the user endpoint" in answer or "no longer has it" in answer
     (tmp_path / "gate").touch()
 
@@ -154,7 +139,7 @@ def test_a_folder_may_have_any_name(cloud: LocalCloud, tmp_path: Path, name: str
 def test_what_a_user_endpoint_says_when_it_cannot_start_reaches_the_task(
     cloud: LocalCloud, endpoint: EndpointDaemon, tmp_path: Path
 ) -> None:
-    answers = Script(cloud, endpoint, "submit_many", "2", str(tmp_path / "record"), workers_per_node=3, gpus_per_node=2).answer()
+    answers = script(cloud, endpoint, "submit_many", "2", str(tmp_path / "record"), workers_per_node=3, gpus_per_node=2).answer()
     assert all("workers_per_node (3) has to be a multiple of gpus_per_node (2)" in answer for answer in answers), answers
 
 
@@ -176,4 +161,4 @@ def test_a_daemon_that_cannot_start_says_why(cloud: LocalCloud) -> None:
 def test_two_endpoints_of_one_config(cloud: LocalCloud, endpoint: EndpointDaemon) -> None:
     with EndpointDaemon(cloud, "local") as other:
         assert (other.name, other.endpoint_id != endpoint.endpoint_id) == ("local-2", True)
-        assert Script(cloud, other, "by_function_and_by_id", workers_per_node=1).answer() == [[1, 2, 3, 4, 5], True]
+        assert script(cloud, other, "by_function_and_by_id", workers_per_node=1).answer() == [[1, 2, 3, 4, 5], True]
