@@ -261,8 +261,9 @@ _MANY = 10  # functions that are worth a progress bar
 
 
 def _show_steps(steps: list[registry.Step], word: str) -> None:
+    width = max(len(step.name) for step in steps)
     for step in steps:
-        click.echo(_line(step, max(len(step.name) for step in steps), word))
+        click.echo(_line(step, width, word))
 
 
 def _line(step: registry.Step, width: int, word: str) -> str:

@@ -134,13 +134,13 @@ class LockedFile:
     def __enter__(self) -> LockedFile:
         with self._explained():
             self._descriptor = self._open()
-            while not self._is_at(self.path):
+            while not self._is_current():
                 os.close(self._descriptor)
                 self._descriptor = self._open()
         return self
 
     def __exit__(self, *_: object) -> None:
-        if os.fstat(self._descriptor).st_size == 0 and self._is_at(self.path):  # no book came of it
+        if os.fstat(self._descriptor).st_size == 0 and self._is_current():  # no book came of it
             self.path.unlink(missing_ok=True)
         os.close(self._descriptor)
 
@@ -190,9 +190,10 @@ class LockedFile:
                     said = True
                 time.sleep(0.02)
 
-    def _is_at(self, path: Path) -> bool:
+    def _is_current(self) -> bool:
+        """Whether the open file is still the one at its place."""
         try:
-            return os.path.samestat(os.stat(path), os.fstat(self._descriptor))
+            return os.path.samestat(os.stat(self.path), os.fstat(self._descriptor))
         except FileNotFoundError:
             return False
 
