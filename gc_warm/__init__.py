@@ -15,6 +15,15 @@ if TYPE_CHECKING:
     from gc_warm.testing.mock import MockClient as MockClient
     from gc_warm.testing.mock import MockExecutor as MockExecutor
     from gc_warm.testing.runners import WorkerStartError as WorkerStartError
+    from gc_warm.worker.pipe import ProcessDiedError as ProcessDiedError
+    from gc_warm.worker.pipe import ProcessError as ProcessError
+    from gc_warm.worker.pipe import ProcessStartError as ProcessStartError
+    from gc_warm.worker.pipe import ProcessTimeoutError as ProcessTimeoutError
+    from gc_warm.worker.pipe import ProgramError as ProgramError
+    from gc_warm.worker.process import ExternalProcess as ExternalProcess
+    from gc_warm.worker.program import serve as serve
+    from gc_warm.worker.protocols import Marker as Marker
+    from gc_warm.worker.protocols import json_lines as json_lines
     from gc_warm.worker.state import warm as warm
 
 __version__ = "0.1.0"
@@ -23,12 +32,38 @@ _HOME = {
     "BookError": "gc_warm.client.bookfile",
     "ConfigError": "gc_warm.check.options",
     "FunctionBook": "gc_warm.client.registry",
-    "warm": "gc_warm.worker.state",
+    "ExternalProcess": "gc_warm.worker.process",
+    "json_lines": "gc_warm.worker.protocols",
+    "Marker": "gc_warm.worker.protocols",
     "MockClient": "gc_warm.testing.mock",
     "MockExecutor": "gc_warm.testing.mock",
+    "ProcessDiedError": "gc_warm.worker.pipe",
+    "ProcessError": "gc_warm.worker.pipe",
+    "ProcessStartError": "gc_warm.worker.pipe",
+    "ProcessTimeoutError": "gc_warm.worker.pipe",
+    "ProgramError": "gc_warm.worker.pipe",
+    "serve": "gc_warm.worker.program",
+    "warm": "gc_warm.worker.state",
     "WorkerStartError": "gc_warm.testing.runners",
 }
-__all__ = ["BookError", "ConfigError", "FunctionBook", "MockClient", "MockExecutor", "WorkerStartError", "warm"]
+__all__ = [
+    "BookError",
+    "ConfigError",
+    "ExternalProcess",
+    "FunctionBook",
+    "Marker",
+    "MockClient",
+    "MockExecutor",
+    "ProcessDiedError",
+    "ProcessError",
+    "ProcessStartError",
+    "ProcessTimeoutError",
+    "ProgramError",
+    "WorkerStartError",
+    "json_lines",
+    "serve",
+    "warm",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -19,6 +19,7 @@ from gc_warm.worker.calls import Call, observe
 LJ13_ENERGY = -44.326801  # Cambridge Cluster Database; see gc_warm.warmables.potential
 _ERROR = 1e-8  # allowed for one pair
 _PATIENCE = 60.0  # seconds to wait for a killed worker's successor
+_DRIFT = 3e-3  # of the total energy, in 200 steps of 0.005 from LJ13 at rest and a temperature of 0.1
 _TOLERANCE = 78 * _ERROR + 5e-7  # 78 pairs, and the digits that are published
 
 
@@ -77,6 +78,7 @@ def run(workers: int, engine: bool, progress: Callable[[Part], None]) -> Iterato
     with MockExecutor(config="local", user_endpoint_config=options) if engine else MockExecutor(workers=workers) as executor:
         yield _counted(executor, workers, progress)
         yield _tabulated(executor, workers, progress)
+        yield _simulated(executor, workers, progress)
         yield _killed(executor, progress)
     with MockExecutor(workers=1, fresh_process_per_task=True) as executor:
         yield _fresh_processes(executor, progress)
@@ -96,6 +98,22 @@ def _tabulated(executor: MockExecutor, workers: int, progress: Callable[[Part], 
     known: set[int] = set()
     for call in _calls(executor, part, progress, functions.cluster_energy, None, _ERROR):
         _add_energy(part, call, cold=call.worker.pid not in known)
+        known.add(call.worker.pid)
+    part.ratio = _ratio(part)
+    return part
+
+
+def _simulated(executor: MockExecutor, workers: int, progress: Callable[[Part], None]) -> Part:
+    part = Part("a program kept alive: gc_warm.warmables.simulator, 200 steps of molecular dynamics and their total energy", 3 * workers)
+    known: set[int] = set()
+    for call in _calls(executor, part, progress, functions.cluster_dynamics):
+        cold = call.worker.pid not in known
+        _add(
+            part,
+            replace(call, result=call.result["energy"]),
+            warm=not call.loads,
+            right=call.result["drift"] <= _DRIFT and cold == bool(call.loads),
+        )
         known.add(call.worker.pid)
     part.ratio = _ratio(part)
     return part

@@ -24,3 +24,24 @@ def cluster_energy(path: str | None = None, error: float = 1e-8) -> float:
     from gc_warm.warmables import potential
 
     return potential.energy(potential.read_xyz(path or potential.LJ13), potential.LennardJones(error=error))
+
+
+def cluster_dynamics(
+    path: str | None = None, steps: int = 200, temperature: float = 0.1, trajectory: str | None = None
+) -> dict[str, float]:
+    """Molecular dynamics of a Lennard-Jones cluster, in reduced units, by a program that each worker starts once and keeps alive.
+
+    Args:
+        path: An .xyz file that the worker can read; None for LJ13, which comes with gc_warm.
+        steps: Time steps of 0.005 to take.
+        temperature: That of the random velocities it begins with.
+        trajectory: Where the worker is to write the way of the atoms, in .xyz format; None for nowhere.
+
+    Returns:
+        Total energy at the beginning, the largest deviation from it (drift), and the mean temperature.
+    """
+    from dataclasses import asdict
+
+    from gc_warm.warmables import potential, simulator
+
+    return asdict(simulator.simulate(path or potential.LJ13, steps, temperature=temperature, trajectory=trajectory))

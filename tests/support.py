@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
@@ -12,6 +13,7 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
+import programs
 import psutil
 from globus_compute_sdk.errors import TaskExecutionFailed
 
@@ -66,3 +68,19 @@ def has_ended(pid: int) -> bool:
         return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return True
+
+
+def carriers(name: str, value: str) -> dict[int, str]:
+    """The processes that have this environment variable, with their command lines; one that has ended has no environment."""
+    found = {}
+    for pid in filter(str.isdecimal, os.listdir("/proc")):
+        with contextlib.suppress(OSError):
+            if f"{name}={value}".encode() in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0"):
+                found[int(pid)] = Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ")
+    return found
+
+
+def programs_end_with(worker: int, mark: str, patience: float = 20) -> None:
+    """The programs that `programs.start` has started have ended two seconds after their worker."""
+    wait_until(lambda: has_ended(worker), "the worker has ended", patience)
+    wait_until(lambda: not carriers(programs.MARK, mark), "all of its programs have ended", 2)

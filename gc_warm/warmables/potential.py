@@ -75,6 +75,11 @@ class LennardJones:
         attraction = (self.sigma**2 / squared_distance) ** 3
         return 4 * self.epsilon * (attraction * attraction - attraction)
 
+    def slope(self, squared_distance: float) -> float:
+        """The derivative of that formula with respect to the squared distance."""
+        attraction = (self.sigma**2 / squared_distance) ** 3
+        return 4 * self.epsilon * (3 * attraction - 6 * attraction * attraction) / squared_distance
+
 
 class Table:
     """The potential of one configuration on its grid; immutable, about 18 MB with the default error.

@@ -18,7 +18,7 @@ class Call:
         result: What the function returned.
         worker: Which worker ran it.
         seconds: How long it ran there, loads included.
-        loads: What ``@warm`` state it had to load. Empty for a warm call.
+        loads: What ``@warm`` state it had to load, and which programs it had to start. Empty for a warm call.
     """
 
     result: Any

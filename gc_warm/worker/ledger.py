@@ -39,8 +39,8 @@ class Event:
     Attributes:
         number: Position in this process's history, from 1.
         kind: ``loaded``, ``failed`` (a load that raised), ``evicted`` (made room for another) or ``cleared``.
-        name: The loader, as ``module.function``.
-        key: The arguments it was called with, as short text.
+        name: The loader, as ``module.function``; where it is a program, the beginning of its command line.
+        key: The arguments it was called with, as short text; a program's command line.
         at: When it was over, in seconds since the epoch.
         seconds: How long the load took; 0.0 for events that are not loads.
         error: For ``failed``: what the loader raised, as text.
@@ -69,7 +69,7 @@ class Holding(Protocol):
     """Something alive in this process that has to be torn down before the process ends.
 
     Attributes:
-        order: Number of the event of its being loaded; infinity before that.
+        order: Where it stands in this process's history: what comes later is torn down earlier. Infinity while it is being loaded.
     """
 
     order: float
@@ -78,7 +78,7 @@ class Holding(Protocol):
         """The record of it, or None while it is still being loaded."""
 
     def close(self) -> None:
-        """Tear it down: idempotent, never raises an `Exception`."""
+        """Tear it down: idempotent, never raises an `Exception`. What takes long may begin it, and wait for its end in the next round."""
 
     def disown(self) -> None:
         """Called in a forked child: the parent owns the resource; never tear it down here."""

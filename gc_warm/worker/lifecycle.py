@@ -22,7 +22,7 @@ from gc_warm.worker import ledger
 
 log = logging.getLogger("gc_warm")
 
-_ROUNDS = 3  # a teardown may load something for its own use, which then has to be torn down too
+_ROUNDS = 3  # a teardown may load something for its own use, which then has to be torn down too; or it may take two, as that of programs
 
 _armed = False  # tear_down() is registered to run at the end of this process
 _ending = False  # it runs: a second SIGTERM must not interrupt it

@@ -1,17 +1,14 @@
 """An exception injected at every point where CPython may deliver an asynchronous one wedges nothing, loses nothing, doubles nothing.
 
-Task time-outs and SIGTERM arrive as exceptions in the middle of any code. CPython delivers them where a function starts, where a
-call has returned and where a loop jumps back; `Injector` finds these points with the profiling and tracing hooks.
+Task time-outs and SIGTERM arrive as exceptions in the middle of any code.
 """
 
 from __future__ import annotations
 
 import atexit
 import contextlib
-import dis
 import functools
 import gc
-import inspect
 import itertools
 import signal
 import subprocess
@@ -19,81 +16,20 @@ import sys
 import threading
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
-from types import CodeType, FrameType
 from typing import Any, NoReturn, TypeAlias
 
 import pytest
 
 from gc_warm.worker import lifecycle
 from gc_warm.worker.state import Warm
+from tests.worker import injection
+from tests.worker.injection import Injector, TaskTimeout
 
 Table: TypeAlias = "Warm[[int], State]"
 Operation: TypeAlias = Callable[[Table], None]
 
 ROOT = Path(__file__).parents[2]
 BROKEN = 13  # the key that cannot be loaded
-
-
-class TaskTimeout(Exception):
-    """What a time-out injects: unlike `SystemExit`, code that catches `Exception` catches it."""
-
-
-@functools.cache
-def backward_jumps(code: CodeType) -> frozenset[int]:
-    """Where *code* jumps back and looks for interruptions; Python 3.10 has other names for them, and there the set is empty."""
-    return frozenset(
-        step.offset for step in dis.get_instructions(code) if "JUMP_BACKWARD" in step.opname and not step.opname.endswith("NO_INTERRUPT")
-    )
-
-
-class Injector:
-    """Acts at the point with the given number in the code under test: all code but this file, which holds the loaders."""
-
-    def __init__(self, number: int, action: Callable[[], object]) -> None:
-        self._left = number
-        self._action = action
-        self.where: str | None = None
-
-    def run(self, operation: Callable[[], object]) -> None:
-        tracing = sys.gettrace()
-        sys.settrace(self._trace)
-        sys.setprofile(self._profile)
-        try:
-            operation()
-        except (TaskTimeout, SystemExit):
-            assert self.where, "it was not this injector that raised"
-        finally:
-            sys.setprofile(None)
-            sys.settrace(tracing)
-
-    def _point(self, frame: FrameType, event: str) -> None:
-        self._left -= 1
-        if self._left == 0:
-            sys.setprofile(None)
-            sys.settrace(None)
-            self.where = f"{frame.f_code.co_filename}:{frame.f_lineno} in {frame.f_code.co_name}, {event}"
-            self._action()
-
-    def _profile(self, frame: FrameType, event: str, arg: Any) -> None:
-        if event == "call" and frame.f_lasti > 0 and sys.version_info < (3, 11):
-            return  # a generator is resumed: there, raising from the hook leaves its frame without running its ``finally``
-        if event == "return":
-            # Whether a Python call that has returned is such a point depends on the opcode and the Python version. What a
-            # generator's step returns is a point in the frame that asked for it: there it is a ``c_return``.
-            caller = frame.f_back
-            if caller and caller.f_code.co_filename != __file__ and not frame.f_code.co_flags & inspect.CO_GENERATOR:
-                self._point(frame, event)
-        elif frame.f_code.co_filename != __file__ and (event == "call" or (event == "c_return" and arg.__name__ != "__enter__")):
-            self._point(frame, f"{event} {getattr(arg, '__name__', '')}")  # entering a C lock by ``with`` is not interruptible
-
-    def _trace(self, frame: FrameType, event: str, arg: Any) -> Any:
-        if frame.f_code.co_filename == __file__:
-            return None
-        frame.f_trace_opcodes = True
-        frame.f_trace_lines = False
-        if event == "opcode" and frame.f_lasti in backward_jumps(frame.f_code):
-            self._point(frame, "backward jump")
-        return self._trace
 
 
 class State:
@@ -147,6 +83,11 @@ def function_loader(resource: Resource) -> Callable[[int], Any]:
 
 
 LOADERS = {"finally": Resource.finally_loader, "yield": Resource.yield_loader, "function": function_loader}
+
+
+def under_test(file: str) -> bool:
+    """All code but this file, which holds the loaders, and what injects."""
+    return file not in (__file__, injection.__file__)
 
 
 def nothing(table: Table) -> None:
@@ -264,7 +205,7 @@ def interrupt_everywhere(operation: str, loader: str, error: type[BaseException]
         table: Table = Warm(LOADERS[loader](resource), maxsize=1)
         prepare(table)
         disarm()
-        injector = Injector(number, interrupt)
+        injector = Injector(number, interrupt, under_test)
         injector.run(functools.partial(operate, table))
         gc.collect()
         problems = problems_after(table, resource)
@@ -301,7 +242,7 @@ def collect_garbage_at_every_point(operation: str) -> int:
         leased: Table = Warm(Resource().finally_loader())
         prepare(table)
         abandon_lease(leased)
-        injector = Injector(number, gc.collect)
+        injector = Injector(number, gc.collect, under_test)
         injector.run(functools.partial(operate, table))
         if injector.where is None:
             return number - 1

@@ -1,0 +1,104 @@
+"""What a call to a program that is kept alive costs: ``python tests/benchmarks/program_call.py``.
+
+Small requests to a program in Python that answers them with themselves. The reference is what one writes without gc_warm: a loop over
+``readline`` on both sides of the same kind of pipes, with nothing that could notice a program which is late, gone or out of step. All
+processes share one core, so that what is compared is the work that a call takes, and not where the system puts two processes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from gc_warm import ExternalProcess, Marker
+
+LIMIT = 1.5
+BARE = "a bare readline loop"
+LOOP = """
+import json, sys
+for line in sys.stdin:
+    message = json.loads(line)
+    print(json.dumps({"id": message["id"], "reply": message["request"]}), flush=True)
+"""
+SERVE = "from gc_warm import serve\nserve(lambda request: request)"
+
+Call = Callable[[Any], Any]
+
+
+@contextlib.contextmanager
+def bare() -> Iterator[Call]:
+    """Calls in which each side only writes a line and reads one."""
+    with subprocess.Popen([sys.executable, "-c", LOOP], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1) as program:
+        stdin, stdout = program.stdin, program.stdout
+        assert stdin is not None
+        assert stdout is not None
+
+        def call(request: Any) -> Any:
+            stdin.write(json.dumps({"id": 1, "request": request}) + "\n")
+            stdin.flush()
+            return json.loads(stdout.readline())["reply"]
+
+        yield call
+
+
+@contextlib.contextmanager
+def kept(*arguments: Any) -> Iterator[Call]:
+    with ExternalProcess(*arguments, env={"PYTHONPATH": str(Path(__file__).parents[2])}) as program:
+        yield program.call
+
+
+WAYS: dict[str, Callable[[], contextlib.AbstractContextManager[Call]]] = {
+    BARE: bare,
+    "ExternalProcess, json_lines, that loop": lambda: kept([sys.executable, "-c", LOOP]),
+    "ExternalProcess, json_lines, serve": lambda: kept([sys.executable, "-c", SERVE]),
+    "ExternalProcess, Marker, sh": lambda: kept(["sh"], Marker("echo {marker}")),
+}
+
+
+def measure(rounds: int, calls: int) -> dict[str, float]:
+    """Microseconds of a call in the quickest of the rounds: what else this machine does only ever adds to it."""
+    found: dict[str, list[float]] = {way: [] for way in WAYS}
+    with contextlib.ExitStack() as stack:
+        ready = {way: stack.enter_context(start()) for way, start in WAYS.items()}
+        for _ in range(rounds):
+            for way, call in ready.items():
+                request = "true" if "Marker" in way else {"distance": 1.5}
+                begun = time.perf_counter()
+                for _ in range(calls):
+                    call(request)
+                found[way].append(1e6 * (time.perf_counter() - begun) / calls)
+    return {way: min(times) for way, times in found.items()}
+
+
+def main() -> str | int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=101, help="how often each way is timed (default: %(default)s)")
+    parser.add_argument("--calls", type=int, default=100, help="calls a timing (default: %(default)s)")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    options = parser.parse_args()
+    os.environ.pop("PYTHONUNBUFFERED", None)  # it would have every print of the loop written in two pieces
+    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+    found = measure(options.rounds, options.calls)
+    ratios = {way: microseconds / found[BARE] for way, microseconds in found.items()}
+    if options.json:
+        print(json.dumps({way: {"microseconds": found[way], "ratio": ratios[way]} for way in WAYS}, indent=2))
+    else:
+        print("| way | a call | |\n| --- | ---: | ---: |")
+        for way in WAYS:
+            print(f"| {way} | {found[way]:.0f} µs | {ratios[way]:.2f} x |")
+    slow = [
+        f"{way} takes {ratio:.2f} times {BARE}, more than {LIMIT}" for way, ratio in ratios.items() if "json_lines" in way and ratio > LIMIT
+    ]
+    return "\n".join(slow) or 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,78 @@
+"""Exceptions in the middle of any code, as task time-outs and SIGTERM bring them.
+
+CPython delivers them where a function starts, where a call has returned and where a loop jumps back; `Injector` finds these points with the
+profiling and tracing hooks.
+"""
+
+from __future__ import annotations
+
+import dis
+import functools
+import inspect
+import sys
+from collections.abc import Callable
+from types import CodeType, FrameType
+from typing import Any
+
+
+class TaskTimeout(Exception):
+    """What a time-out injects: unlike `SystemExit`, code that catches `Exception` catches it."""
+
+
+@functools.cache
+def backward_jumps(code: CodeType) -> frozenset[int]:
+    """Where *code* jumps back and looks for interruptions; Python 3.10 has other names for them, and there the set is empty."""
+    return frozenset(
+        step.offset for step in dis.get_instructions(code) if "JUMP_BACKWARD" in step.opname and not step.opname.endswith("NO_INTERRUPT")
+    )
+
+
+class Injector:
+    """Acts at the point with the given number in the code under test, which are the files that *under_test* names."""
+
+    def __init__(self, number: int, action: Callable[[], object], under_test: Callable[[str], bool]) -> None:
+        self._left = number
+        self._action = action
+        self._under_test = functools.cache(under_test)
+        self.where: str | None = None
+
+    def run(self, operation: Callable[[], object]) -> None:
+        tracing = sys.gettrace()
+        sys.settrace(self._trace)
+        sys.setprofile(self._profile)
+        try:
+            operation()
+        except (TaskTimeout, SystemExit):
+            assert self.where, "it was not this injector that raised"
+        finally:
+            sys.setprofile(None)
+            sys.settrace(tracing)
+
+    def _point(self, frame: FrameType, event: str) -> None:
+        self._left -= 1
+        if self._left == 0:
+            sys.setprofile(None)
+            sys.settrace(None)
+            self.where = f"{frame.f_code.co_filename}:{frame.f_lineno} in {frame.f_code.co_name}, {event}"
+            self._action()
+
+    def _profile(self, frame: FrameType, event: str, arg: Any) -> None:
+        if event == "call" and frame.f_lasti > 0 and sys.version_info < (3, 11):
+            return  # a generator is resumed: there, raising from the hook leaves its frame without running its ``finally``
+        if event == "return":
+            # Whether a Python call that has returned is such a point depends on the opcode and the Python version. What a
+            # generator's step returns is a point in the frame that asked for it: there it is a ``c_return``.
+            caller = frame.f_back
+            if caller and self._under_test(caller.f_code.co_filename) and not frame.f_code.co_flags & inspect.CO_GENERATOR:
+                self._point(frame, event)
+        elif self._under_test(frame.f_code.co_filename) and (event == "call" or (event == "c_return" and arg.__name__ != "__enter__")):
+            self._point(frame, f"{event} {getattr(arg, '__name__', '')}")  # entering a C lock by ``with`` is not interruptible
+
+    def _trace(self, frame: FrameType, event: str, arg: Any) -> Any:
+        if not self._under_test(frame.f_code.co_filename):
+            return None
+        frame.f_trace_opcodes = True
+        frame.f_trace_lines = False
+        if event == "opcode" and frame.f_lasti in backward_jumps(frame.f_code):
+            self._point(frame, "backward jump")
+        return self._trace

@@ -1,0 +1,305 @@
+"""What programs do wrong: each call ends in time with an error that says what happened, and the next call works."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import re
+import socket
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from gc_warm import (
+    ExternalProcess,
+    Marker,
+    ProcessDiedError,
+    ProcessError,
+    ProcessStartError,
+    ProcessTimeoutError,
+    ProgramError,
+    json_lines,
+)
+from gc_warm.worker import pipe
+from gc_warm.worker.protocols import Protocol
+from tests.support import has_ended, wait_until
+
+FAULTY = [sys.executable, "-I", "-S", str(Path(__file__).parents[1] / "programs" / "faulty.py")]
+SECONDS = 0.5
+"""What a call may take that is to run into its deadline."""
+MARGIN = 2.0
+"""For a program that has run into it to be ended."""
+
+
+@pytest.fixture
+def program() -> Iterator[ExternalProcess]:
+    with ExternalProcess(FAULTY) as program:
+        assert program.call("first", timeout=30) == "first"
+        yield program
+
+
+def failure(program: ExternalProcess, request: str, seconds: float = 30) -> ProcessError:
+    """The error that a call ends with, within its deadline; it is the same after a journey to another process."""
+    begun = time.monotonic()
+    with pytest.raises(ProcessError) as caught:
+        program.call(request, timeout=seconds)
+    assert time.monotonic() - begun < seconds + MARGIN
+    error = caught.value
+    copy = pickle.loads(pickle.dumps(error))
+    assert (type(copy), str(copy), copy.__dict__) == (type(error), str(error), error.__dict__)
+    return error
+
+
+@pytest.mark.parametrize(
+    ("fault", "kind", "status", "words"),
+    [
+        (
+            "exit_with_last_words",
+            ProcessDiedError,
+            7,
+            "ended with exit status 7 in the middle of a call.*stderr.*thermostat: not converged",
+        ),
+        ("crash", ProcessDiedError, -11, "was killed by SIGSEGV in the middle of a call"),
+        ("write_half_a_line_and_exit", ProcessDiedError, 1, 'ended with exit status 1 in the middle of a call.*stdout.*"rep'),
+        ("close_stdout", ProcessDiedError, None, "closed its output in the middle of a call"),
+        ("answer_in_invalid_json", ProcessError, None, r"answered in invalid JSON: \{.*'reply': None\}"),
+        (
+            "answer_without_reply",
+            ProcessError,
+            None,
+            r'answered with neither "reply" nor "error" beside the id: \{"id": \d+, "result": 1\}',
+        ),
+    ],
+)
+def test_a_call_fails_and_the_next_one_works(
+    fault: str, kind: type[ProcessError], status: int | None, words: str, program: ExternalProcess
+) -> None:
+    pid = program.pid
+    error = failure(program, fault)
+    assert (type(error), error.status) == (kind, status)
+    assert re.search(words, str(error), re.DOTALL), str(error)
+    assert program.pid is None
+    assert program.call("next") == "next"
+    assert program.pid != pid
+
+
+@pytest.mark.parametrize(
+    ("fault", "words"),
+    [
+        ("hang_and_ignore_signals", ""),
+        ("write_half_a_line_and_hang", 'stdout.*"rep.*stderr.*KeyboardInterrupt'),
+        ("never_become_ready", "stderr.*in hang.*KeyboardInterrupt"),
+    ],
+)
+def test_a_call_without_answer_ends_at_its_deadline(fault: str, words: str, program: ExternalProcess) -> None:
+    error = failure(program, fault, SECONDS)
+    assert type(error) is ProcessTimeoutError
+    assert re.search(r"faulty\.py did not answer within 0.5 s, and was ended.*" + words, str(error), re.DOTALL), str(error)
+    assert program.pid is None
+    assert program.call("next") == "next"
+
+
+@pytest.mark.parametrize("fault", ["write_100_mb_to_stderr", "print_noise", "answer_twice", "answer_again_during_the_next"])
+def test_what_else_a_program_writes_is_no_part_of_a_reply(fault: str, program: ExternalProcess) -> None:
+    pid = program.pid
+    assert program.call(fault, timeout=30) == fault
+    assert [program.call(number) for number in range(3)] == [0, 1, 2]
+    assert program.pid == pid
+
+
+def test_a_reply_of_50_mb_in_one_line(program: ExternalProcess) -> None:
+    assert program.call("answer_with_50_mb", timeout=60) == "x" * 50_000_000
+    assert program.call("next") == "next"
+
+
+def test_a_request_of_50_mb_in_one_line(program: ExternalProcess) -> None:
+    assert program.call("x" * 50_000_000, timeout=60) == "x" * 50_000_000
+
+
+def test_a_request_to_a_program_that_does_not_read() -> None:
+    with pytest.raises(ProcessTimeoutError):
+        ExternalProcess(["sleep", "1000"], start_timeout=0.4).call("x" * 10**6, timeout=0.6)
+
+
+def test_a_program_that_closes_its_input(program: ExternalProcess, caplog: pytest.LogCaptureFixture) -> None:
+    assert program.call("close_stdin") == "close_stdin"
+    assert program.call("next") == "next"
+    assert "closed its input while it was idle; it is started again" in caplog.text
+
+
+def test_a_line_without_end_does_not_fill_the_memory(program: ExternalProcess, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pipe, "_MOST", 20 * 2**20)
+    error = failure(program, "write_without_end")
+    assert "wrote 20 MiB that are no reply, or too long a one: send large data through files" in str(error)
+    assert len(error.stdout) == 8192
+    assert program.call("next") == "next"
+
+
+@pytest.mark.parametrize(("protocol", "request_text"), [(json_lines, "x" * 10**6), (Marker("{marker}"), "x")], ids=["writing", "reading"])
+def test_lines_without_end_do_not_either(protocol: Protocol, request_text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pipe, "_MOST", 20 * 2**20)
+    with ExternalProcess(["yes"], protocol) as program:
+        assert "wrote 20 MiB that are no reply" in str(failure(program, request_text))
+
+
+def test_a_long_line_of_noise_takes_no_time(program: ExternalProcess) -> None:
+    begun = time.monotonic()
+    assert program.call("print_much_noise", timeout=30) == "print_much_noise"
+    assert time.monotonic() - begun < 10, "three minutes, if every place in the line were tried"
+
+
+def test_an_error_reply_leaves_the_program_warm(program: ExternalProcess) -> None:
+    pid = program.pid
+    error = failure(program, "answer_with_an_error")
+    assert type(error) is ProgramError
+    assert str(error).endswith("faulty.py answered with an error: unknown pair style lj/cutt")
+    assert program.call("next") == "next"
+    assert program.pid == pid
+
+
+@pytest.mark.parametrize(
+    ("fault", "kind", "words"),
+    [
+        ("exit_with_last_words", ProcessStartError, "ended with exit status 7 before its first answer.*thermostat: not converged"),
+        ("crash", ProcessStartError, "was killed by SIGSEGV before its first answer"),
+        ("close_stdout", ProcessStartError, "closed its output before its first answer"),
+        ("never_become_ready", ProcessTimeoutError, "did not answer within 1 s, and was ended.*stderr.*in hang"),
+        ("hang_and_ignore_signals", ProcessTimeoutError, "did not answer within 1 s, and was ended"),
+    ],
+)
+def test_a_program_that_fails_at_its_start_is_tried_again(fault: str, kind: type[ProcessError], words: str, tmp_path: Path) -> None:
+    with ExternalProcess([*FAULTY, fault, tmp_path / "started"], start_timeout=0.4) as program:
+        error = failure(program, "first", 0.6)
+        assert type(error) is kind
+        assert re.search(words, str(error), re.DOTALL), str(error)
+        assert program.call("next") == "next"
+
+
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        (["no-such-program"], "no-such-program cannot be started: there is no program no-such-program on this worker's PATH"),
+        (
+            ["/no/such/program", "-x"],
+            "program -x cannot be started: there is no program /no/such/program, or not the interpreter that its first line names",
+        ),
+        (["/etc/passwd"], "passwd cannot be started: Permission denied: /etc/passwd"),
+        (["sh", "-c", "exit 3"], "sh -c 'exit 3' ended with exit status 3 before its first answer"),
+    ],
+)
+def test_a_program_that_cannot_be_started(command: list[str], words: str) -> None:
+    error = failure(ExternalProcess(command), "first")
+    assert type(error) is ProcessStartError
+    assert str(error) == words
+
+
+def test_a_folder_that_does_not_exist() -> None:
+    error = failure(ExternalProcess(["cat"], cwd="/no/such/folder"), "first")
+    assert type(error) is ProcessStartError
+    assert "cat cannot be started: [Errno 2] No such file or directory: '/no/such/folder'" in str(error)
+
+
+def test_a_program_that_ends_between_calls_is_started_again(program: ExternalProcess, caplog: pytest.LogCaptureFixture) -> None:
+    assert program.pid is not None
+    before = program.pid
+    psutil.Process(before).kill()
+    wait_until(lambda: has_ended(before), "it has ended")
+    assert program.call("next") == "next"
+    assert "was killed by SIGKILL while it was idle; it is started again" in caplog.text
+
+
+def test_a_program_that_gives_its_output_to_another_and_ends(tmp_path: Path) -> None:
+    """It is out of the keeper's reach, and has the program's output still open."""
+    address = str(tmp_path / "s")
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(address)
+        listener.listen()
+        command = [sys.executable, "-I", "-S", "-c", GIVE_AWAY, address]
+        error = failure(ExternalProcess(command), "first")
+        assert "ended with exit status 3 before its first answer" in str(error)
+        connection, _ = listener.accept()
+        with connection:
+            _, descriptors, _, _ = socket.recv_fds(connection, 1, 1)
+            os.close(descriptors[0])
+
+
+GIVE_AWAY = """
+import socket, sys
+with socket.socket(socket.AF_UNIX) as to:
+    to.connect(sys.argv[1])
+    socket.send_fds(to, [b"x"], [1])
+sys.exit(3)
+"""
+
+
+@pytest.fixture
+def shell() -> Iterator[ExternalProcess]:
+    """A program as it is, which everybody has."""
+    with ExternalProcess(["sh"], Marker("echo {marker}")) as shell:
+        shell.call("count=0")
+        yield shell
+
+
+def test_an_interactive_program_keeps_its_state(shell: ExternalProcess) -> None:
+    assert [shell.call("count=$((count+1)); echo $count") for _ in range(3)] == ["1", "2", "3"]
+    assert shell.call("echo one\necho\necho '  three  '\n") == "one\n\n  three"
+    assert shell.call("") == ""
+    assert shell.call("printf 'no end'") == "no end"
+
+
+def test_a_complaint_is_an_error_and_leaves_the_program_warm(shell: ExternalProcess) -> None:
+    error = failure(shell, "echo half a result; no-such-command; count=7")
+    assert type(error) is ProgramError
+    assert re.fullmatch("sh complained: .*no-such-command.*not found", str(error))
+    assert error.stdout == "half a result"
+    assert shell.call("echo $count") == "7"
+
+
+def test_what_an_interactive_program_writes_late_is_no_part_of_the_next_reply(shell: ExternalProcess, tmp_path: Path) -> None:
+    late, done = tmp_path / "late", tmp_path / "done"
+    shell.call(f"(until [ -e {late} ]; do sleep 0.01; done; echo late; echo late >&2; touch {done}) &")
+    late.touch()
+    wait_until(done.exists, "it has been written")
+    assert shell.call("echo new") == "new"
+
+
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        ("echo last words; exit 3", "sh ended with exit status 3 in the middle of a call\n--- the end of its stdout ---\nlast words"),
+        ("kill -KILL $$", "sh was killed by SIGKILL in the middle of a call"),
+        ("exec >&-; sleep 1000", "sh closed its output in the middle of a call"),
+    ],
+)
+def test_an_interactive_program_that_ends(command: str, words: str, shell: ExternalProcess) -> None:
+    assert words in str(failure(shell, command))
+    assert shell.call("echo ${count:-new}") == "new"
+
+
+def test_an_interactive_program_that_repeats_its_input() -> None:
+    with ExternalProcess(["sh", "-v"], Marker("echo {marker}")) as shell, pytest.raises(ProgramError, match="complained"):
+        shell.call("echo 1")  # it repeats it on stderr
+    repeating = ["sh", "-c", 'while read -r line; do echo "$line"; eval "$line"; done']
+    with ExternalProcess(repeating, Marker("echo {marker}")) as shell:
+        assert shell.call("echo 1") == "echo 1\n1"
+
+
+def test_a_request_that_swallows_the_marker_is_a_timeout(shell: ExternalProcess) -> None:
+    assert type(failure(shell, "cat", SECONDS)) is ProcessTimeoutError
+    assert shell.call("echo ${count:-new}") == "new"
+
+
+def test_an_interactive_program_that_hangs(shell: ExternalProcess) -> None:
+    error = failure(shell, "echo begun; sleep 1000", SECONDS)
+    assert type(error) is ProcessTimeoutError
+    assert error.stdout.endswith("begun")
+    assert shell.call("echo ${count:-new}") == "new"
+
+
+def test_an_unclosed_quote_is_a_timeout_that_shows_nothing_else(shell: ExternalProcess) -> None:
+    assert type(failure(shell, "echo 'never closed", SECONDS)) is ProcessTimeoutError
+    assert shell.call("echo ${count:-new}") == "new"
