@@ -34,6 +34,8 @@ def user_folder(tmp_path: Path) -> Path:
     """What a user has who followed the README."""
     (tmp_path / "modules").mkdir()
     (tmp_path / "modules" / "my_model.py").write_text(block("This is `modules/my_model.py`"))
+    (tmp_path / "modules" / "my_engine.py").write_text(block("This is `modules/my_engine.py`"))
+    (tmp_path / "modules" / "my_program.py").write_text(block("module like any other, `modules/my_program.py`"))
     (tmp_path / "modules" / "my_functions.py").write_text(block("`modules/my_functions.py` say"))
     (tmp_path / "test_mine.py").write_text(block("`modules/my_functions.py` say", 1))
     return tmp_path

@@ -1,6 +1,6 @@
 """The program that `gc_warm.warmables.simulator` keeps alive: molecular dynamics of a Lennard-Jones cluster, in plain Python.
 
-``python -m gc_warm.warmables.dynamics`` tabulates the potential when it starts, which takes seconds, and then answers requests, one a line
+``python -m gc_warm.warmables.dynamics`` tabulates the potential when it starts, which takes a second, and then answers requests, one a line
 (see `gc_warm.worker.program.serve`). It shows what a simulation code with a large start-up cost has to do, and is one.
 
 The equations of motion are integrated with the velocity Verlet scheme (Swope, Andersen, Berens, Wilson, J. Chem. Phys. 76, 637, 1982).
@@ -130,7 +130,7 @@ def _write(path: Path, frames: list[str]) -> None:
 
 def main() -> None:
     """Tabulate, then serve."""
-    forces = Forces(LennardJones())
+    forces = Forces(LennardJones(error=1e-7))
     serve(lambda request: run(forces, request))
 
 

@@ -20,7 +20,7 @@ _CHUNK = 65536  # what a pipe holds
 _LINE = 60  # bytes that Python takes for a line besides its characters
 _TAIL = 8192  # bytes of output that an error quotes
 _SLICE = 0.5  # seconds: a task's time-out is an asynchronous exception, and no exception reaches a thread that waits in the kernel
-_LAST_WORDS = 1.0  # seconds for the exit status to follow the end of the output
+_LAST_WORDS = 0.5  # seconds for the exit status to follow the end of the output
 _DRAINS = 1000  # reads before a call; a program that never stops writing must not keep the call from beginning
 
 
@@ -82,12 +82,13 @@ class Pipe:
         touched: Whether this call has begun to write to it, or to read.
         asked: Whether it has been asked to end.
         over: Whether the program has ended, or can no longer be asked or answer.
+        silent: Whether it writes no more; what it may have handed its streams to, beyond the keeper's reach, does not count.
         keeper_gone: Whether the keeper has ended, and so everything that it keeps.
     """
 
     def __init__(self, name: str, streams: Sequence[int], control: socket.socket) -> None:
         self.name = name
-        self.answered = self.touched = self.asked = self.over = self.keeper_gone = False
+        self.answered = self.touched = self.asked = self.over = self.silent = self.keeper_gone = False
         self._stdin, self._stdout, self._stderr = streams
         self._control = control
         self._buffer = bytearray()
@@ -172,17 +173,13 @@ class Pipe:
         self.touched = True
         while (end := self._buffer.find(b"\n", self._searched)) < 0:
             self._searched = len(self._buffer)
-            if not self._can_write() and not self.pump(0):
+            if self.silent and not self.pump(0):
                 raise self._death()
             self._wait()
         line = self._buffer[:end].decode(errors="replace")
         del self._buffer[: end + 1]
         self._searched = 0
         return line
-
-    def _can_write(self) -> bool:
-        """Whether there may be more output. What it has handed its output to, beyond the keeper's reach, does not count."""
-        return self._stdout in self._open and self.status is None and not self.keeper_gone
 
     def read_until(self, marker: str, echo: str | None = None) -> str:
         """What it writes to its standard output up to *marker* at a line's end; lines are separated by newlines, with none at the end.
@@ -243,7 +240,7 @@ class Pipe:
         """Take in what has been written, without waiting."""
         for _ in range(_DRAINS):
             if not self.pump(0):
-                return
+                break
 
     def pump(self, seconds: float) -> bool:
         """Wait at most so long for the program or its keeper to write, and take that in; returns whether anything came."""
@@ -260,7 +257,8 @@ class Pipe:
 
     def _lost(self, descriptor: int) -> None:
         self._open.discard(descriptor)
-        self.over = self.over or descriptor != self._stderr
+        self.silent = self.silent or descriptor in (self._stdout, self._control.fileno())
+        self.over = self.silent or self.over or descriptor == self._stdin
         with contextlib.suppress(KeyError):  # it is no longer waited for
             self._poll.unregister(descriptor)
 
@@ -286,7 +284,8 @@ class Pipe:
         for line in self._said.decode(errors="replace").splitlines():
             word, _, rest = line.partition(" ")
             self._told[word] = rest
-        self.over = self.over or "ended" in self._told
+        if "ended" in self._told:
+            self.over = self.silent = True
 
     def _wait(self) -> None:
         left = self._deadline - time.monotonic()

@@ -81,7 +81,8 @@ def json_lines(pipe: Pipe, request: Any) -> Any:
             if re.search(rf'"id"\s*:\s*{number}\b', line):
                 raise pipe.error(ProcessError, f"answered in invalid JSON: {line[:_SHOWN]}")
             continue
-        if str(message.get("id")) == str(number):
+        found = message.get("id")
+        if found == number or found == str(number):
             if "error" in message:
                 error = message["error"]
                 raise pipe.error(ProgramError, f"answered with an error: {error if isinstance(error, str) else json.dumps(error)}")
@@ -101,7 +102,7 @@ _WITHOUT_ID = (
 def _object(line: str) -> dict[str, Any] | None:
     """The JSON object in *line*, or at its end, after noise that had no line's end of its own."""
     try:
-        found = json.loads(line)
+        found = _decoder.decode(line)
     except (ValueError, RecursionError):
         places = itertools.islice(_OBJECT.finditer(line, 1), _PLACES)
         found = next((found for found in (_object_from(line, place.start()) for place in places) if found is not None), None)

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import re
+import secrets
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import logbook
+import programs
 import psutil
 import pytest
 import tasks
@@ -26,7 +28,7 @@ from gc_warm.check.options import ConfigError
 from gc_warm.cli import main
 from tests import slurm_cluster
 from tests.slurm_cluster import SlurmCluster
-from tests.support import MODULES, remote_text, wait_until
+from tests.support import MODULES, programs_end_with, remote_text, wait_until
 
 pytestmark = pytest.mark.slurm
 
@@ -220,7 +222,7 @@ def drains(cluster: SlurmCluster, folder: Path) -> Drained:
 
 @dataclass(frozen=True)
 class Ended:
-    """A job that ends under a task: how long it ran, and how long after the job's end the task has failed, with what text."""
+    """A job that ends under a task, with the programs of its worker: how long it ran, how much later the task has failed, and its text."""
 
     job: str
     state: str
@@ -235,10 +237,13 @@ def is_ended(cluster: SlurmCluster, folder: Path, options: dict[str, Any], end: 
     path, begun = folder / "logbook", folder / "begun"
     with on(cluster, **options) as executor:
         executor.submit(logbook.note, str(path)).result(120)
+        mark = secrets.token_hex(8)
+        worker, _ = executor.submit(programs.start, mark).result(60)
         future = executor.submit(tasks.for_ever, str(begun))
         wait_until(lambda: begun.exists() or future.done(), "the task has begun", 60)
         job = psutil.Process(int(begun.read_text())).environ()["SLURM_JOB_ID"]
         end(job)
+        programs_end_with(worker, mark, patience)
         all_have_ended(cluster, job, patience)
         gone = time.monotonic()
         text = remote_text(future, 120)

@@ -17,7 +17,7 @@ import tasks
 
 from gc_warm import MockExecutor
 from tests.support import carriers, client_environment, programs_end_with, wait_until
-from tests.testing.backends import BACKENDS, workers
+from tests.testing.backends import workers
 
 CLIENT = """
 import json, sys, programs
@@ -63,8 +63,13 @@ def shut_down(executor: MockExecutor, worker: int) -> None:
     executor.shutdown()
 
 
-@pytest.mark.parametrize("end", [kill, terminate, exit_in_a_task, end_at_once_in_a_task, shut_down])
-@pytest.mark.parametrize("backend", BACKENDS)
+ENDINGS = [kill, terminate, exit_in_a_task, end_at_once_in_a_task, shut_down]
+
+
+@pytest.mark.parametrize(
+    ("backend", "end"),
+    [("spawned", kill), ("spawned", shut_down), *(pytest.param("engine", end, marks=pytest.mark.engine) for end in ENDINGS)],
+)
 def test_programs_end_with_their_worker(backend: str, end: Callable[[MockExecutor, int], None]) -> None:
     with MockExecutor(**workers(backend)) as executor:
         worker, mark = start(executor)
@@ -72,9 +77,9 @@ def test_programs_end_with_their_worker(backend: str, end: Callable[[MockExecuto
         programs_end_with(worker, mark)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_programs_end_with_a_worker_that_is_killed_in_a_call(backend: str, tmp_path: Path) -> None:
-    with MockExecutor(**workers(backend)) as executor:
+@pytest.mark.engine
+def test_programs_end_with_a_worker_that_is_killed_in_a_call(tmp_path: Path) -> None:
+    with MockExecutor(**workers("engine")) as executor:
         worker, mark = start(executor)
         future = executor.submit(programs.stay_in_a_call, str(tmp_path / "begun"))
         wait_until(lambda: (tmp_path / "begun").exists() or future.done(), "the call has begun")
@@ -82,7 +87,8 @@ def test_programs_end_with_a_worker_that_is_killed_in_a_call(backend: str, tmp_p
         programs_end_with(worker, mark)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.engine
+@pytest.mark.parametrize("backend", ["spawned", "engine"])
 def test_programs_end_with_the_workers_of_a_client_that_is_killed(backend: str) -> None:
     mark = secrets.token_hex(8)
     command = [sys.executable, "-c", CLIENT, backend, mark]

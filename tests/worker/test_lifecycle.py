@@ -106,7 +106,7 @@ while True:
 
 
 @pytest.mark.parametrize(
-    ("loop", "runs", "said"), [(HITS, 60, ["open a", "ready", "close a"]), (EVICTIONS, 40, ["ready", "alive:"])], ids=["hits", "evictions"]
+    ("loop", "runs", "said"), [(HITS, 40, ["open a", "ready", "close a"]), (EVICTIONS, 30, ["ready", "alive:"])], ids=["hits", "evictions"]
 )
 def test_sigterm_in_a_tight_loop_runs_the_teardown(loop: str, runs: int, said: list[str], tmp_path: Path) -> None:
     file = tmp_path / "loop.py"

@@ -287,7 +287,8 @@ def test_a_worker_without_standard_streams(closed: str) -> None:
 def test_a_thread_that_blocks_signals(shell: ExternalProcess) -> None:
     before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGCHLD, signal.SIGTERM])
     try:
-        assert int(shell.call("grep SigBlk /proc/$$/status").split()[1], 16) == 0
+        with ExternalProcess(["grep", "SigBlk", "/proc/self/status"], lambda pipe, request: pipe.readline()) as grep:
+            assert int(grep.call(None).split()[1], 16) == 0
         with pytest.raises(ProcessDiedError, match="exit status 3"):
             shell.call("exit 3")
     finally:
