@@ -33,13 +33,15 @@ def shown(arguments: list[str], tmp_path: Path) -> dict[str, Any]:
 
 
 def check(report: dict[str, Any], workers: int) -> None:
-    counted, tabulated, killed, fresh = report["parts"]
+    counted, tabulated, simulated, killed, fresh = report["parts"]
     assert report["right"]
     assert all(row["right"] for part in report["parts"] for row in part["rows"])
     assert (
         len({row["worker"] for row in tabulated["rows"] if not row["warm"]}) == sum(not row["warm"] for row in tabulated["rows"]) <= workers
     )
     assert tabulated["ratio"] > 100
+    assert simulated["ratio"] > 3
+    assert [row["warm"] for row in simulated["rows"]].count(False) <= workers
     assert [row["warm"] for row in counted["rows"]].count(False) <= workers
     assert [row["warm"] for row in killed["rows"]].count(False) == 1
     assert "WorkerLost" in killed["note"]

@@ -137,9 +137,7 @@ class _Ranks:
     """All ranks of an MPI program, on a communicator of their own, so that nothing mixes with the handler's messages."""
 
     def __init__(self) -> None:
-        from mpi4py import MPI
-
-        self._comm = MPI.COMM_WORLD.Dup()
+        self._comm = sys.modules["mpi4py.MPI"].COMM_WORLD.Dup()
         self.rank: int = self._comm.Get_rank()
 
     def share(self, line: bytes | None) -> bytes | None:
