@@ -21,6 +21,7 @@ _LINE = 60  # bytes that Python takes for a line besides its characters
 _TAIL = 8192  # bytes of output that an error quotes
 _SLICE = 0.5  # seconds: a task's time-out is an asynchronous exception, and no exception reaches a thread that waits in the kernel
 _LAST_WORDS = 0.5  # seconds for the exit status to follow the end of the output
+_HELD_BACK = "if a reply is among it, the program holds output or input back; see stdbuf"
 _DRAINS = 1000  # reads before a call; a program that never stops writing must not keep the call from beginning
 
 
@@ -71,6 +72,8 @@ def _quoted(name: str, text: str) -> str:
 class Pipe:
     """Standard input, output and error of a running program, during one call; text is UTF-8.
 
+    A protocol uses `write`, `readline`, `read_until`, `stderr` and `error`; the rest is for those who keep the program.
+
     Args:
         name: The program, for messages.
         streams: Descriptors of the worker's ends of its standard input, output and error.
@@ -97,7 +100,7 @@ class Pipe:
         self._open = set(streams)  # by the program, as far as is known
         self._said = b""
         self._told: dict[str, str] = {}  # by the keeper: started, failed, ended
-        self._deadline = self._allowed = 0.0
+        self._deadline = self._seconds = self._start_seconds = 0.0
         self._poll = select.poll()
         for descriptor in streams:
             os.set_blocking(descriptor, False)
@@ -110,10 +113,16 @@ class Pipe:
         """The program's exit status, negative for a signal; None until it has ended by itself."""
         return int(self._told["ended"]) if "ended" in self._told else None
 
-    def begin(self, now: float, seconds: float) -> None:
-        """Begin a call that may take *seconds* from *now*, in monotonic time; what is left of earlier ones is read and forgotten."""
-        self._allowed, self._deadline = seconds, now + seconds
-        self._forget()
+    def begin(self, now: float, seconds: float, start_seconds: float = 0.0) -> None:
+        """Begin a call that may take *seconds* from *now*, in monotonic time; what is left of earlier ones is read and forgotten.
+
+        Args:
+            now: The present.
+            seconds: For the call.
+            start_seconds: On top, for the start of the program, until it is `ready`.
+        """
+        self._seconds, self._start_seconds, self._deadline = seconds, start_seconds, now + seconds + start_seconds
+        self.forget()
         self.touched = False
 
     def wait_for_start(self) -> int:
@@ -135,7 +144,10 @@ class Pipe:
         Raises:
             ProcessDiedError: The program has ended, or reads no more.
             ProcessTimeoutError: The deadline has passed.
+            TypeError: It is not text; nothing has been sent.
         """
+        if not isinstance(text, str):
+            raise TypeError(f"to {self.name} text is written, not {type(text).__name__}")
         data = text.encode()
         self.touched = True
         try:
@@ -216,11 +228,13 @@ class Pipe:
         return _text(self._err)
 
     def ready(self) -> None:
-        """The program is up: what it has written is its banner, and is forgotten; its end is from now on no failed start."""
-        self.answered = True
-        self._forget()
+        """The program is up: its end is from now on no failed start, and the time for its start is over."""
+        if not self.answered:
+            self.answered = True
+            self._start_seconds = 0.0
+            self._deadline = min(self._deadline, time.monotonic() + self._seconds)
 
-    def _forget(self) -> None:
+    def forget(self) -> None:
         """What has been written is neither read any more nor quoted in errors."""
         self.drain()
         self._out = self._err = b""
@@ -234,7 +248,9 @@ class Pipe:
 
     def with_last_words(self, error: ProcessTimeoutError) -> ProcessTimeoutError:
         """The same error, quoting also what the program has written since."""
-        return ProcessTimeoutError(error.message, error.status, _text(self._out), _text(self._err))
+        out = _text(self._out)
+        late = "" if out == error.stdout else f"; then only came some of its output ({_HELD_BACK})"
+        return ProcessTimeoutError(error.message + late, error.status, out, _text(self._err))
 
     def drain(self) -> None:
         """Take in what has been written, without waiting."""
@@ -292,7 +308,8 @@ class Pipe:
         if len(self._buffer) > _MOST:
             raise self._too_much()
         if left <= 0:
-            raise self.error(ProcessTimeoutError, f"did not answer within {self._allowed:g} s, and was ended")
+            start = f" and {self._start_seconds:g} s for its start" if self._start_seconds else ""
+            raise self.error(ProcessTimeoutError, f"did not answer within {self._seconds:g} s{start}, and was ended")
         self.pump(min(left, _SLICE))
 
     def finish(self, seconds: float) -> None:

@@ -61,9 +61,11 @@ class ExternalProcess:
     Args:
         command: The program and its arguments; no shell is involved.
         protocol: How a request and its reply cross the pipe, see `gc_warm.worker.protocols`.
-        start_timeout: Seconds that the first call has on top, for the program to start.
+        start_timeout: Seconds that a call which has to start the program has on top. With `Marker`, and `serve` on the other side, they are
+            over once it is up.
         call_timeout: Seconds for a call that does not say otherwise.
-        cwd: Directory to run in. The default is a new temporary one for each start, which is removed when the program has ended.
+        cwd: Directory to run in. The default is a new temporary one for each start, which is also its ``TMPDIR``, and is removed when the
+            program has ended.
         env: Environment variables to set for it, besides those of the worker.
 
     Raises:
@@ -141,7 +143,7 @@ class ExternalProcess:
             self._program.clear_up()
         program = Program(self._command, self._cwd, self._env, self._order, self._lock, self._calling)
         self._program = program
-        program.wait_for_start(self._start_timeout + seconds)
+        program.wait_for_start(seconds, self._start_timeout)
         return program
 
     def close(self) -> None:
@@ -217,8 +219,8 @@ class Program:
         self._streams = [stream for stream in (self._keeper.stdin, self._keeper.stdout, self._keeper.stderr) if stream]
         self._pipe = Pipe(self._name, [stream.fileno() for stream in self._streams], self._control)
 
-    def wait_for_start(self, seconds: float) -> None:
-        """Wait until it runs; this and the first call may take *seconds*.
+    def wait_for_start(self, seconds: float, start_seconds: float) -> None:
+        """Wait until it runs; the first call may take *seconds*, and this and the program's start *start_seconds* on top.
 
         Raises:
             ProcessStartError: It cannot be started.
@@ -227,7 +229,7 @@ class Program:
         lifecycle.arm()
         ledger.hold(self)
         try:
-            self._pipe.begin(self._begun, seconds)
+            self._pipe.begin(self._begun, seconds, start_seconds)
             self.pid = self._pipe.wait_for_start()
             self._in_step = True
         except BaseException as error:
@@ -244,8 +246,8 @@ class Program:
             return False
         now = time.monotonic()
         if not self._at:
-            self._begun, seconds = now, seconds + start_seconds
-        self._pipe.begin(now, seconds)
+            self._begun = now
+        self._pipe.begin(now, seconds, 0.0 if self._pipe.answered else start_seconds)
         if self._pipe.over:
             log.warning("%s %s while it was idle; it is started again", self._name, self._pipe.how_it_ended())
         return not self._pipe.over
@@ -399,7 +401,7 @@ def _popen(command: list[str], control: int, cwd: str | os.PathLike[str] | None,
         stderr=subprocess.PIPE,
         pass_fds=[control],
         cwd=cwd,
-        env={**os.environ, **env},
+        env={**os.environ, **({"TMPDIR": folder} if folder else {}), **env},
         start_new_session=True,
     )
 

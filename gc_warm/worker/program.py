@@ -37,7 +37,8 @@ def serve(handler: Callable[[Any], Any], *, idle_timeout: float | None = None) -
 
     In an MPI program, one that has imported ``mpi4py.MPI``, every rank calls this. Rank 0 reads and broadcasts each request; the handler
     runs on all ranks at once, so that it may communicate, and what it returns on rank 0 is the reply. An exception on any rank makes
-    an error reply, once all ranks have come back; where one has left the others waiting for it, the call's deadline ends them.
+    an error reply, once all ranks have come back; where one has left the others waiting for it, the call's deadline ends them, and the
+    exception is in what the error quotes of standard error.
 
     Args:
         handler: Takes a request and returns the reply, both as JSON has them.
@@ -51,6 +52,8 @@ def serve(handler: Callable[[Any], Any], *, idle_timeout: float | None = None) -
         raise ValueError(f"idle_timeout must be a positive number of seconds, not {idle_timeout!r}")
     requests, replies = _take_streams()
     team = _Ranks() if "mpi4py.MPI" in sys.modules else _Alone()
+    if team.rank == 0:
+        _send(replies, 0, "ready", None)  # the caller need not wait for its start any longer
     lines = _lines(requests, idle_timeout)
     while True:
         line = team.share(next(lines, None) if team.rank == 0 else None)
@@ -59,8 +62,12 @@ def serve(handler: Callable[[Any], Any], *, idle_timeout: float | None = None) -
         number, reply, error = _answer(handler, line)
         error = team.first(error)
         if team.rank == 0:
-            replies.write(_encoded(number, reply, error))
-            replies.flush()
+            _send(replies, number, reply, error)
+
+
+def _send(replies: BinaryIO, number: Any, reply: Any, error: str | None) -> None:
+    replies.write(_encoded(number, reply, error))
+    replies.flush()
 
 
 def _take_streams() -> tuple[int, BinaryIO]:
@@ -149,6 +156,8 @@ class _Ranks:
         return shared
 
     def first(self, error: str | None) -> str | None:
-        """The error of the first rank that has one; on rank 0."""
+        """The error of the first rank that has one; on rank 0. The others may wait for this one, so it is written first."""
+        if error is not None:
+            print(f"rank {self.rank}: {error}", file=sys.stderr, flush=True)
         errors = self._comm.gather(error, root=0) or []
         return next((f"rank {rank}: {text}" for rank, text in enumerate(errors) if text is not None), None)

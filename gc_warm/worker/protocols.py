@@ -1,10 +1,10 @@
 """Protocols: how one request and its reply cross the pipe to an external program.
 
 A protocol is a function ``(pipe, request) -> reply``. It writes the request with ``pipe.write`` and reads with ``pipe.readline`` or
-``pipe.read_until``; these raise what is to be raised when the program dies or the deadline passes. It raises `ProgramError` where the
-program has answered with an error and is ready for the next request: such a program stays warm. After any other exception the
-program's streams may be out of step, and it is ended. (So a protocol calls no other program: the other's `ProgramError` would be taken for
-its own.)
+``pipe.read_until``; these raise what is to be raised when the program dies or the deadline passes. ``pipe.stderr()`` is the end of what the
+program has written to its standard error in this call. A protocol raises `ProgramError` where the program has answered with an error and is
+ready for the next request: such a program stays warm. After any other exception the program's streams may be out of step, and it is ended.
+(So a protocol calls no other program: the other's `ProgramError` would be taken for its own.)
 
 Example:
     A protocol for ``dc``, which reads reverse Polish expressions and answers each with a line:
@@ -53,7 +53,8 @@ def json_lines(pipe: Pipe, request: Any) -> Any:
 
     The program reads ``{"id": 7, "request": ...}`` and writes ``{"id": 7, "reply": ...}``, or ``"error"`` with a text in place of
     ``"reply"``. Every request has another id, a whole number; since a reply repeats it, one that comes late or twice is never taken for the
-    next. For a program in Python, `gc_warm.worker.program.serve` does all of it; the simplest that works without it is
+    next. It may announce that it is up with a reply to 0, at which the time allowed for its start is over. For a program in Python,
+    `gc_warm.worker.program.serve` does all of it; the simplest that works without it, and without gc_warm, is
 
         import json, sys
         for line in sys.stdin:
@@ -82,6 +83,8 @@ def json_lines(pipe: Pipe, request: Any) -> Any:
                 raise pipe.error(ProcessError, f"answered in invalid JSON: {line[:_SHOWN]}")
             continue
         found = message.get("id")
+        if found == 0:
+            pipe.ready()
         if found == number or found == str(number):
             if "error" in message:
                 error = message["error"]
@@ -125,11 +128,20 @@ def _expressible(value: Any) -> Any:
     raise TypeError(f"JSON cannot express {type(value).__name__}: {ledger.describe(value)}")
 
 
-in_json: Callable[[Any], str] = json.JSONEncoder(default=_expressible).encode
-"""A value as JSON, where a path is a text, and arrays and numbers of NumPy are lists and numbers.
+_encoder = json.JSONEncoder(default=_expressible)
 
-NaN and infinity are written as Python's ``json`` has them, which programs in other languages may not be able to read.
-"""
+
+def in_json(value: Any) -> str:
+    """A value as JSON, where a path is a text, and arrays and numbers of NumPy are lists and numbers.
+
+    As Python's ``json`` has it, keys of a dict become text, and NaN and infinity are written in a way that programs in other languages may
+    not be able to read.
+
+    Raises:
+        TypeError: JSON cannot express it.
+        ValueError: It contains itself.
+    """
+    return _encoder.encode(value)
 
 
 @dataclass(frozen=True)
@@ -140,7 +152,7 @@ class Marker:
     between the two is an error, since such programs report success with an empty answer.
 
     The program must answer on a pipe as it does on a terminal. One that buffers its output until much has come together is started with
-    ``stdbuf -oL``.
+    ``stdbuf -oL``; one that writes to stderr what is no error, with ``sh -c "exec program 2>/dev/null"``.
 
     Attributes:
         command: A line that makes the program print a text and a newline, with ``{marker}`` in place of that text.
@@ -173,6 +185,7 @@ class Marker:
         if not pipe.answered:
             pipe.write(self._printing(begin))
             pipe.read_until(begin, self._echo(begin))
+            pipe.forget()
             pipe.ready()
         pipe.write(f"{self._printing(begin)}{request}\n{self._printing(end)}")
         pipe.read_until(begin, self._echo(begin))

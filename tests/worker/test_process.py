@@ -28,6 +28,7 @@ from gc_warm.worker.pipe import Pipe
 from tests.support import has_ended, wait_until
 
 SHELL = Marker("echo {marker}")
+ROOT = Path(__file__).parents[2]
 FAULTY = [sys.executable, "-I", "-S", str(Path(__file__).parents[1] / "programs" / "faulty.py")]
 
 
@@ -79,6 +80,12 @@ def test_it_runs_in_a_directory_of_its_own_that_goes_with_it(shell: ExternalProc
     shell.close()
     assert not folder.exists()
     assert shell.call("ls; pwd") != str(folder)
+
+
+def test_its_temporary_files_go_with_it(shell: ExternalProcess) -> None:
+    assert shell.call("echo $TMPDIR") == shell.call("pwd")
+    with ExternalProcess(["sh"], SHELL, env={"TMPDIR": "/scratch"}) as other:
+        assert other.call("echo $TMPDIR") == "/scratch"
 
 
 def test_it_runs_where_it_is_told_and_leaves_that_alone(tmp_path: Path) -> None:
@@ -379,6 +386,8 @@ def test_a_protocol_may_raise_what_it_likes(shell: ExternalProcess) -> None:
         with pytest.raises(ProgramError, match="bad input"):
             cat.call("bad")
         assert cat.pid == pid
+        with pytest.raises(TypeError, match="to cat text is written, not bytes"), ExternalProcess(["cat"], Pipe.write) as other:
+            other.call(b"17")
         with pytest.raises(ValueError, match="invalid literal"):
             cat.call("worse")
         assert cat.pid is None
@@ -467,3 +476,22 @@ def test_deadline_covers_the_start(tmp_path: Path) -> None:
         assert late.call("echo 1", timeout=0.3) == "1"
         with pytest.raises(ProcessTimeoutError, match=r"did not answer within 0.3 s"):
             late.call("sleep 1000", timeout=0.3)
+
+
+def test_the_time_for_the_start_is_over_once_it_is_up() -> None:
+    serving = [sys.executable, "-c", "import time\nfrom gc_warm import serve\nserve(time.sleep)"]
+    for program, request in ((ExternalProcess(["sh"], SHELL), "sleep 1000"), (ExternalProcess(serving, cwd=ROOT), 1000)):
+        begun = time.monotonic()
+        with program, pytest.raises(ProcessTimeoutError, match=r"did not answer within 0.3 s, and was ended"):
+            program.call(request, timeout=0.3)
+        assert time.monotonic() - begun < 30, "its start had a minute"
+
+
+def test_a_program_that_holds_its_output_back_is_recognised() -> None:
+    held = [sys.executable, "-c", "import sys\nfor line in iter(sys.stdin.readline, ''): sys.stdout.write('17\\n')"]
+    with ExternalProcess(held, start_timeout=0.5, env={"PYTHONUNBUFFERED": ""}) as program, pytest.raises(ProcessTimeoutError) as caught:
+        program.call(1, timeout=0.5)
+    assert "and was ended; then only came some of its output (if a reply is among it, the program holds output or input back" in str(
+        caught.value
+    )
+    assert caught.value.stdout == "17"

@@ -167,7 +167,7 @@ def test_an_error_reply_leaves_the_program_warm(program: ExternalProcess) -> Non
         ("exit_with_last_words", ProcessStartError, "ended with exit status 7 before its first answer.*thermostat: not converged"),
         ("crash", ProcessStartError, "was killed by SIGSEGV before its first answer"),
         ("close_stdout", ProcessStartError, "closed its output before its first answer"),
-        ("never_become_ready", ProcessTimeoutError, "did not answer within 1 s, and was ended.*stderr.*in hang"),
+        ("never_become_ready", ProcessTimeoutError, "did not answer within 0.6 s and 0.4 s for its start, and was ended.*stderr.*in hang"),
     ],
 )
 def test_a_program_that_fails_at_its_start_is_tried_again(fault: str, kind: type[ProcessError], words: str, tmp_path: Path) -> None:

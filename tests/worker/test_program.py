@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from gc_warm import ExternalProcess, ProcessDiedError, ProcessError, ProgramError, serve
+from gc_warm import ExternalProcess, ProcessDiedError, ProcessError, ProcessTimeoutError, ProgramError, serve
 from tests.support import wait_until
 
 ROOT = Path(__file__).parents[2]
@@ -141,7 +141,8 @@ def test_a_line_that_is_no_request_is_answered_so_by_hand_too(line: str) -> None
     command = [sys.executable, "-c", "from gc_warm import serve\nserve(lambda request: request)"]
     lines = f'{line}\n{{"id": "a", "request": 3}}\n'
     ended = subprocess.run(command, input=lines, capture_output=True, text=True, cwd=ROOT, timeout=20)
-    wrong, right = ended.stdout.splitlines()
+    ready, wrong, right = ended.stdout.splitlines()
+    assert ready == '{"id": 0, "reply": "ready"}'
     assert wrong.startswith('{"id": null, "error": "a request is one line, {\\"id\\": ..., \\"request\\": ...}, and not ')
     assert (right, ended.returncode, ended.stderr) == ('{"id": "a", "reply": 3}', 0, "")
 
@@ -154,7 +155,7 @@ def test_requests_that_arrive_in_pieces_and_together() -> None:
         for piece in (b'{"id": 1, "requ', b'est": "\xe2', b'\x84\xab"}\n{"id": 2, "request": 2}\n{"id"', b': 3, "request": 3}\n{"id": 4'):
             process.stdin.write(piece)
         process.stdin.close()
-        *replies, cut = process.stdout.read().splitlines()
+        _, *replies, cut = process.stdout.read().splitlines()
         assert replies == [b'{"id": 1, "reply": "\\u212b"}', b'{"id": 2, "reply": 2}', b'{"id": 3, "reply": 3}']
         assert cut.startswith(b'{"id": null, "error": "a request is one line')
 
@@ -209,6 +210,10 @@ def handler(request):
         if world.rank == 1:
             raise ValueError("not converged")
         return None
+    if request == "fail while the others wait":
+        if world.rank == 1:
+            raise ValueError("not converged")
+        world.barrier()
     if request == "pids":
         return world.gather(os.getpid())
     return [world.allreduce((world.rank + 1) * request), world.size]
@@ -226,6 +231,9 @@ def test_all_ranks_of_an_mpi_program_take_part(program: Program) -> None:
     assert world.call(10) == [60, 3]
     with pytest.raises(ProgramError, match=r"answered with an error: rank 1: Traceback [^$]*ValueError: not converged"):
         world.call("fail")
+    assert world.call(1) == [6, 3]
+    with pytest.raises(ProcessTimeoutError, match=r"rank 1: Traceback [^$]*ValueError: not converged"):
+        world.call("fail while the others wait", timeout=1)
     assert world.call(1) == [6, 3]
     pids = world.call("pids")
     world.close()
