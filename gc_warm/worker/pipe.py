@@ -12,14 +12,15 @@ import os
 import select
 import signal
 import socket
+import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 _MOST = 128 * 2**20  # bytes of output that are kept for a reply; a program gone wild must not fill the memory of its worker
 _CHUNK = 65536  # what a pipe holds
-_LINE = 60  # bytes that Python takes for a line besides its characters
 _TAIL = 8192  # bytes of output that an error quotes
 _SLICE = 0.5  # seconds: a task's time-out is an asynchronous exception, and no exception reaches a thread that waits in the kernel
+_LOOK = 0.05  # seconds between looks at the keeper
 _LAST_WORDS = 0.5  # seconds for the exit status to follow the end of the output
 _HELD_BACK = "if a reply is among it, the program holds output or input back; see stdbuf"
 _DRAINS = 1000  # reads before a call; a program that never stops writing must not keep the call from beginning
@@ -214,7 +215,7 @@ class Pipe:
             if line.endswith(marker):
                 break
             lines.append(line)
-            size += len(line) + _LINE
+            size += sys.getsizeof(line)
             if size > _MOST:
                 raise self._too_much()
         if line != marker:
@@ -312,24 +313,29 @@ class Pipe:
             raise self.error(ProcessTimeoutError, f"did not answer within {self._seconds:g} s{start}, and was ended")
         self.pump(min(left, _SLICE))
 
-    def finish(self, seconds: float) -> None:
-        """Take in what it still writes, until the keeper has ended; at most for *seconds*."""
+    def finish(self, seconds: float, ended: Callable[[], bool]) -> None:
+        """Take in what it still writes, until the keeper has *ended*; at most for *seconds*.
+
+        Its streams say so at once, but for those of which a child has copies that was forked while the program started.
+        """
         deadline = time.monotonic() + seconds
         while not self.keeper_gone and (left := deadline - time.monotonic()) > 0:
-            self.pump(left)
+            if not self.pump(min(left, _LOOK)) and ended():
+                break
             self._buffer.clear()  # its tail is all that is wanted now
 
     def end_input(self) -> None:
         """Nothing is written any more: its descriptor is about to be closed."""
         if self._stdin >= 0:
             self._lost(self._stdin)
+            self._stdin = -1
 
     def close(self) -> None:
         """Nothing is read or written any more: the descriptors are about to be closed, and their numbers given to others."""
         self._poll = select.poll()
         self._stdin = self._stdout = self._stderr = -1
         self._open.clear()
-        self.keeper_gone = True
+        self.over = self.silent = self.keeper_gone = True
 
     def how_it_ended(self) -> str:
         """In words."""

@@ -147,7 +147,10 @@ class ExternalProcess:
         return program
 
     def close(self) -> None:
-        """End the program and everything it has started, within a second. A call in another thread fails; the next call starts it again."""
+        """End the program and everything it has started, which takes a second at most. The next call starts it again.
+
+        A call that is running, in another thread or around the handler of a signal, fails.
+        """
         if self._program is not None:
             self._program.end()
 
@@ -208,6 +211,7 @@ class Program:
         self._command = command
         self._lock = lock
         self._calling = calling
+        self._clearing = threading.Lock()  # held while it is cleared up
         self._in_step = self._asked = False
         self._begun = time.monotonic()
         self._at = self._seconds = 0.0  # since when it has been answering, and how long that took
@@ -242,7 +246,7 @@ class Program:
         Returns:
             Whether the program is there and in step. If not, it is to be cleared up.
         """
-        if not self._in_step:
+        if self._asked or not self._in_step:
             return False
         now = time.monotonic()
         if not self._at:
@@ -277,6 +281,8 @@ class Program:
             self._seconds, self._at = time.monotonic() - self._begun, time.time()
             ledger.record("loaded", self._name, self._command, seconds=self._seconds)
         self._in_step = True
+        if self._asked:
+            self.clear_up()
 
     def _give_up(self, error: BaseException) -> None:
         self._in_step = False
@@ -296,9 +302,17 @@ class Program:
     def end(self) -> None:
         """End it and everything it has started. A call that is running fails, and its thread clears up."""
         self.ask(interrupt=self._calling.locked())
-        with self._lock:
-            if not self._calling.locked():  # else this very thread is in the middle of the call, as the handler of a signal is
+        if self._lock._is_owned():  # this thread is in a call, or ends it already, and this is the handler of a signal
+            if not self._calling.locked():
                 self.clear_up()
+            return
+        deadline = time.monotonic() + _GONE
+        while self._control.fileno() >= 0 and time.monotonic() < deadline:
+            if self._calling.locked():  # by the thread that clears up, or by one that calls the next program: not to be waited for
+                time.sleep(_LOOK)
+            else:
+                with self._lock:
+                    self.clear_up()
 
     def close(self) -> None:
         """As the worker ends: ask it to end, and at the next call wait for that. So all programs of a worker end at the same time."""
@@ -313,18 +327,19 @@ class Program:
 
     def clear_up(self) -> None:
         """End it, and give back all that it takes."""
-        if self._control.fileno() < 0:
+        if self._control.fileno() < 0 or self._clearing.locked():  # by this thread, since it has the other lock: see `end`
             return
-        self._in_step = False
-        self._close_input()
-        self.ask()
-        self._pipe.finish(_GONE)
-        self._wait_for_keeper()
-        self.pid = None
-        ledger.release(self)
-        if self._at:
-            ledger.record("cleared", self._name, self._command)
-        self._close_descriptors()
+        with self._clearing:
+            self._in_step = False
+            self._close_input()
+            self.ask()
+            self._pipe.finish(_GONE, self._keeper_has_ended)
+            self._wait_for_keeper()
+            self.pid = None
+            ledger.release(self)
+            if self._at:
+                ledger.record("cleared", self._name, self._command)
+            self._close_descriptors()
 
     def _close_input(self) -> None:
         self._pipe.end_input()
@@ -341,6 +356,8 @@ class Program:
             time.sleep(_LOOK)
 
     def _keeper_has_ended(self) -> bool:
+        if self._keeper.returncode is not None:
+            return True
         try:
             ended, _ = os.waitpid(self._keeper.pid, os.WNOHANG)
         except ChildProcessError:  # somebody else has waited for it

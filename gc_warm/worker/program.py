@@ -111,7 +111,7 @@ def _answer(handler: Callable[[Any], Any], line: bytes) -> tuple[Any, Any, str |
     try:
         message = json.loads(line)
         number, request = message["id"], message["request"]
-    except (ValueError, TypeError, KeyError):
+    except (ValueError, TypeError, KeyError, RecursionError):
         return None, None, f'a request is one line, {{"id": ..., "request": ...}}, and not {line[:200]!r}'
     try:
         return number, handler(request), None

@@ -40,16 +40,19 @@ from gc_warm.worker.pipe import Pipe, ProcessError, ProgramError
 
 Protocol = Callable[[Pipe, Any], Any]
 
-_OBJECT = re.compile(r'\{\s*"')
-_PLACES = 20  # in a line where a reply may begin; a line of noise must not take for ever
+_OBJECT = re.compile(r'\{\s*"(?:id|reply|error)"\s*:')
+_REPLY = r"""\s*\{{\s*["']id["']\s*:\s*["']?{number}["']?\s*,\s*["']?(?:reply|error)"""
+_PLACES = 20  # first and last ones in a line where a reply may begin; a line of noise must not take for ever
+_KEPT = 4096  # characters of either end of an error
 _decoder = json.JSONDecoder()
 _SHOWN = 200  # characters of a wrong reply in a message
 _numbers = itertools.count(1)  # one for all programs of this process: two of them never wait for the same
 
 
 def json_lines(pipe: Pipe, request: Any) -> Any:
-    """One JSON object a line each way; what else the program prints is noise and is skipped, but for objects without an id before its
-    first reply, which are taken for replies that lack it.
+    """One JSON object a line each way; what else the program prints is noise and is skipped.
+
+    Before its first reply, an object without an id, or without a reply beside it, is taken for a reply that lacks it, which is an error.
 
     The program reads ``{"id": 7, "request": ...}`` and writes ``{"id": 7, "reply": ...}``, or ``"error"`` with a text in place of
     ``"reply"``. Every request has another id, a whole number; since a reply repeats it, one that comes late or twice is never taken for the
@@ -79,19 +82,19 @@ def json_lines(pipe: Pipe, request: Any) -> Any:
     while True:
         message = _object(line := pipe.readline())
         if message is None:
-            if re.search(rf'"id"\s*:\s*{number}\b', line):
+            if re.match(_REPLY.format(number=number), line):
                 raise pipe.error(ProcessError, f"answered in invalid JSON: {line[:_SHOWN]}")
             continue
         found = message.get("id")
         if found == 0:
             pipe.ready()
         if found == number or found == str(number):
-            if "error" in message:
-                error = message["error"]
-                raise pipe.error(ProgramError, f"answered with an error: {error if isinstance(error, str) else json.dumps(error)}")
+            if (error := message.get("error")) is not None:
+                raise pipe.error(ProgramError, f"answered with an error: {_cut(error if isinstance(error, str) else json.dumps(error))}")
             if "reply" in message:
                 return message["reply"]
-            raise pipe.error(ProcessError, f'answered with neither "reply" nor "error" beside the id: {line[:_SHOWN]}')
+            if "request" not in message and not pipe.answered:
+                raise pipe.error(ProcessError, f'answered with neither "reply" nor "error" beside the id: {line[:_SHOWN]}')
         if "id" not in message and not pipe.answered:
             raise pipe.error(ProcessError, _WITHOUT_ID.format(line=line[:_SHOWN]))
 
@@ -104,20 +107,25 @@ _WITHOUT_ID = (
 
 def _object(line: str) -> dict[str, Any] | None:
     """The JSON object in *line*, or at its end, after noise that had no line's end of its own."""
-    try:
-        found = _decoder.decode(line)
-    except (ValueError, RecursionError):
-        places = itertools.islice(_OBJECT.finditer(line, 1), _PLACES)
-        found = next((found for found in (_object_from(line, place.start()) for place in places) if found is not None), None)
-    return found if isinstance(found, dict) else None
+    found = _object_from(line, 0) if line.startswith("{") else None
+    if found is None:
+        places = [place.start() for place in _OBJECT.finditer(line)]
+        tried = (_object_from(line, place) for place in (*places[:_PLACES], *places[-_PLACES:]))
+        found = next(filter(None, tried), None)
+    return found
 
 
-def _object_from(line: str, start: int) -> Any:
+def _object_from(line: str, start: int) -> dict[str, Any] | None:
     try:
         found, end = _decoder.raw_decode(line, start)
     except (ValueError, RecursionError):
         return None
-    return None if line[end:].strip() else found
+    return found if isinstance(found, dict) and not line[end:].strip() else None
+
+
+def _cut(text: str) -> str:
+    """So long a text as one reads, and as can travel back to the client."""
+    return text if len(text) <= 2 * _KEPT else f"{text[:_KEPT]}\n... {len(text) - 2 * _KEPT} characters ...\n{text[-_KEPT:]}"
 
 
 def _expressible(value: Any) -> Any:
@@ -149,7 +157,7 @@ class Marker:
     r"""For an interactive program as it is: it is told to print a random marker before and after each request.
 
     What it prints between the two is the reply, so a banner or what an earlier request printed late is no part of it. Output on stderr
-    between the two is an error, since such programs report success with an empty answer.
+    during the call is an error, since such programs report success with an empty answer.
 
     The program must answer on a pipe as it does on a terminal. One that buffers its output until much has come together is started with
     ``stdbuf -oL``; one that writes to stderr what is no error, with ``sh -c "exec program 2>/dev/null"``.

@@ -112,7 +112,7 @@ def test_a_program_in_c_for_json_lines(pair_energy: Path) -> None:
         pid = program.pid
         assert program.call(1e12) == pytest.approx(0)
         assert program.call(float("inf")) == 0
-        for wrong in (0, 1e-60, float("nan"), "far", None, [1.0]):
+        for wrong in (0, -1.5, 1e-60, float("nan"), "far", None, [1.0]):
             with pytest.raises(ProgramError, match="not a distance for which there is an energy"):
                 program.call(wrong)
         assert program.pid == pid

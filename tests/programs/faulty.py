@@ -44,7 +44,10 @@ def write_100_mb_to_stderr(message: dict[str, Any]) -> None:
 
 def print_noise(message: dict[str, Any]) -> None:
     sys.stdout.buffer.write(b'step 1\n{"energy": -1.5}\n{"id": 0, "reply": "of another"}\n[1, 2]\nnull\n17\n{"id"\n\n\0\xff\xfe\r\n')
-    print("no line's end: ", end="")
+    own = json.dumps({"id": message["id"], "name": "water"})
+    print(f"DEBUG received {own}", f"got '{own}'", own, json.dumps(message), json.dumps(message, indent=2), sep="\n")
+    print('atom "id": ' + str(message["id"]) + ".5 moved")
+    print("no line's end: " + '{"id": 0}' * 50, end="")
     answer(message)
     print("what comes after it, without a line's end", end="", flush=True)
 
@@ -82,6 +85,22 @@ def answer_in_invalid_json(message: dict[str, Any]) -> None:
 
 def answer_without_reply(message: dict[str, Any]) -> None:
     print(json.dumps({"id": message["id"], "result": 1}), flush=True)
+
+
+def answer_in_pythons_own_form(message: dict[str, Any]) -> None:
+    print({"id": message["id"], "reply": None}, flush=True)
+
+
+def answer_with_nan(message: dict[str, Any]) -> None:
+    print('{"id": ' + str(message["id"]) + ', "reply": -nan}', flush=True)
+
+
+def answer_with_null_error(message: dict[str, Any]) -> None:
+    print(json.dumps({"id": message["id"], "reply": message["request"], "error": None}), flush=True)
+
+
+def answer_with_a_long_error(message: dict[str, Any]) -> None:
+    print(json.dumps({"id": message["id"], "error": "x" * 10_000_000}), flush=True)
 
 
 def answer_with_50_mb(message: dict[str, Any]) -> None:

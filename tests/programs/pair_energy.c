@@ -40,12 +40,11 @@ int main(void)
     while (getline(&line, &size, stdin) > 0) { /* {"id": 7, "request": 1.5}, until the input ends */
         long id;
         char *end = NULL;
-        const char *request = strstr(line, "\"request\": ");
-        if (sscanf(line, "{\"id\": %ld", &id) != 1 || request == NULL)
+        const char *request = strstr(line, "\"request\"");
+        if (sscanf(line, " { \"id\" : %ld", &id) != 1 || request == NULL || (request = strchr(request, ':')) == NULL)
             continue;
-        request += strlen("\"request\": ");
-        double u = energy(strtod(request, &end));
-        if (end == request || !isfinite(u)) /* JSON has no word for what is not finite */
+        double r = strtod(++request, &end), u = energy(r);
+        if (end == request || !(r > 0) || !isfinite(u)) /* JSON has no word for what is not finite */
             fprintf(replies, "{\"id\": %ld, \"error\": \"not a distance for which there is an energy\"}\n", id);
         else
             fprintf(replies, "{\"id\": %ld, \"reply\": %.17g}\n", id, u);

@@ -267,11 +267,45 @@ def test_close_in_the_middle_of_a_call_of_the_same_thread(shell: ExternalProcess
     """As in the handler of a signal."""
     handler = signal.signal(signal.SIGUSR1, lambda number, frame: shell.close())
     try:
+        with ExternalProcess(["cat"], lambda pipe, request: signal.raise_signal(signal.SIGUSR1)) as cat:
+            signal.signal(signal.SIGUSR1, lambda number, frame: cat.close())
+            assert [cat.call(1), cat.call(2)] == [None, None], "no part of the call is left"
+            assert cat.pid is None
+        signal.signal(signal.SIGUSR1, lambda number, frame: shell.close())
         with pytest.raises(ProcessDiedError, match="sh was closed in the middle of a call"):
             shell.call(f"kill -USR1 {os.getpid()}; sleep 1000")
     finally:
         signal.signal(signal.SIGUSR1, handler)
     assert shell.call("echo again") == "again"
+
+
+def test_close_in_the_middle_of_close() -> None:
+    ignoring = ["sh", "-c", "trap '' INT TERM; while true; do read line && eval \"$line\"; done"]
+    shell = ExternalProcess(ignoring, SHELL)
+    pid = int(shell.call("echo $$"))
+    handler = signal.signal(signal.SIGALRM, lambda number, frame: shell.close())
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.2)
+        shell.close()
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, handler)
+    assert has_ended(pid)
+    assert shell.pid is None
+
+
+def test_close_does_not_wait_for_calls_of_the_next_program(shell: ExternalProcess, tmp_path: Path) -> None:
+    with ThreadPoolExecutor(3) as pool:
+        calls = [pool.submit(shell.call, f"echo >>{tmp_path}/begun; sleep 3; echo done") for _ in range(3)]
+        wait_until((tmp_path / "begun").exists, "the first call has begun")
+        begun = time.monotonic()
+        shell.close()
+        assert time.monotonic() - begun < 2.5
+        (tmp_path / "begun").unlink()
+        wait_until((tmp_path / "begun").exists, "the second call has begun")
+        shell.close()
+        assert sum(call.exception() is not None for call in calls) >= 2
+    shell.close()
 
 
 LOW_DESCRIPTORS = """

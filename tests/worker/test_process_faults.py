@@ -67,12 +67,8 @@ def failure(program: ExternalProcess, request: str, seconds: float = 30) -> Proc
         ("write_half_a_line_and_exit", ProcessDiedError, 1, 'ended with exit status 1 in the middle of a call.*stdout.*"rep'),
         ("close_stdout", ProcessDiedError, None, "closed its output in the middle of a call"),
         ("answer_in_invalid_json", ProcessError, None, r"answered in invalid JSON: \{.*'reply': None\}"),
-        (
-            "answer_without_reply",
-            ProcessError,
-            None,
-            r'answered with neither "reply" nor "error" beside the id: \{"id": \d+, "result": 1\}',
-        ),
+        ("answer_in_pythons_own_form", ProcessError, None, r"answered in invalid JSON: \{'id': \d+, 'reply': None\}"),
+        ("answer_with_nan", ProcessError, None, r'answered in invalid JSON: \{"id": \d+, "reply": -nan\}'),
     ],
 )
 def test_a_call_fails_and_the_next_one_works(
@@ -157,6 +153,10 @@ def test_an_error_reply_leaves_the_program_warm(program: ExternalProcess) -> Non
     error = failure(program, "answer_with_an_error")
     assert type(error) is ProgramError
     assert str(error).endswith("faulty.py answered with an error: unknown pair style lj/cutt")
+    long = failure(program, "answer_with_a_long_error")
+    assert type(long) is ProgramError
+    assert 10_000 > len(str(long)) > 8192
+    assert program.call("answer_with_null_error") == "answer_with_null_error"
     assert program.call("next") == "next"
     assert program.pid == pid
 
