@@ -68,7 +68,7 @@ ENDINGS = [kill, terminate, exit_in_a_task, end_at_once_in_a_task, shut_down]
 
 @pytest.mark.parametrize(
     ("backend", "end"),
-    [("spawned", kill), ("spawned", shut_down), *(pytest.param("engine", end, marks=pytest.mark.engine) for end in ENDINGS)],
+    [("spawned", shut_down), *(pytest.param("engine", end, marks=pytest.mark.engine) for end in ENDINGS)],
 )
 def test_programs_end_with_their_worker(backend: str, end: Callable[[MockExecutor, int], None]) -> None:
     with MockExecutor(**workers(backend)) as executor:

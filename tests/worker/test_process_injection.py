@@ -81,6 +81,11 @@ def answers_after(bc: ExternalProcess) -> list[str]:
         return answers
 
 
+def running() -> set[int]:
+    """The children of this process, those of fixtures of the whole session among them."""
+    return {child.pid for child in psutil.Process().children() if not has_ended(child.pid)}
+
+
 @pytest.mark.programs
 @pytest.mark.skipif(shutil.which("bc") is None, reason="bc is not installed")
 @pytest.mark.filterwarnings("ignore::ResourceWarning")  # an interrupted start leaves its pieces to the garbage collector
@@ -93,7 +98,7 @@ def test_exception_at_every_point(operation: str) -> None:
     def interrupt() -> NoReturn:
         raise TaskTimeout("injected")
 
-    before = len(os.listdir("/proc/self/fd"))
+    before, others = len(os.listdir("/proc/self/fd")), running()
     for number in itertools.count(1):
         bc = ExternalProcess(["bc", "-q"], Marker('print "{marker}\\n"'))
         prepare(bc)
@@ -107,6 +112,6 @@ def test_exception_at_every_point(operation: str) -> None:
     assert {point: found for point, found in answers.items() if found != ["1", "2"]} == {}
     assert len(answers) > 40, "this tried too few points to show anything"
     assert not [holding for holding in ledger.held() if isinstance(holding, process.Program)]
-    wait_until(lambda: not any(not has_ended(child.pid) for child in psutil.Process().children()), "all keepers have ended", 5)
+    wait_until(lambda: running() <= others, "all keepers have ended", 5)
     subprocess._cleanup()  # type: ignore[attr-defined]  # what an interrupted start has left to it
     assert len(os.listdir("/proc/self/fd")) <= before
