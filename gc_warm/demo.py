@@ -95,25 +95,19 @@ def _counted(executor: MockExecutor, workers: int, progress: Callable[[Part], No
 
 def _tabulated(executor: MockExecutor, workers: int, progress: Callable[[Part], None]) -> Part:
     part = Part("@warm: gc_warm.warmables.potential, energy of 13 Lennard-Jones atoms", 3 * workers)
-    known: set[int] = set()
-    for call in _calls(executor, part, progress, functions.cluster_energy, None, _ERROR):
-        _add_energy(part, call, cold=call.worker.pid not in known)
-        known.add(call.worker.pid)
-    part.ratio = _ratio(part)
-    return part
+    return _filled(part, _calls(executor, part, progress, functions.cluster_energy, None, _ERROR), _add_energy)
 
 
 def _simulated(executor: MockExecutor, workers: int, progress: Callable[[Part], None]) -> Part:
     part = Part("a program kept alive: gc_warm.warmables.simulator, 200 steps of molecular dynamics and their total energy", 3 * workers)
+    return _filled(part, _calls(executor, part, progress, functions.cluster_dynamics), _add_dynamics)
+
+
+def _filled(part: Part, calls: Iterator[Call], add: Callable[..., None]) -> Part:
+    """The part with these calls, of which the first on each worker is to be cold."""
     known: set[int] = set()
-    for call in _calls(executor, part, progress, functions.cluster_dynamics):
-        cold = call.worker.pid not in known
-        _add(
-            part,
-            replace(call, result=call.result["energy"]),
-            warm=not call.loads,
-            right=call.result["drift"] <= _DRIFT and cold == bool(call.loads),
-        )
+    for call in calls:
+        add(part, call, cold=call.worker.pid not in known)
         known.add(call.worker.pid)
     part.ratio = _ratio(part)
     return part
@@ -162,6 +156,11 @@ def _calls(executor: MockExecutor, part: Part, progress: Callable[[Part], None],
 def _add_energy(part: Part, call: Call, *, cold: bool, number: int | None = None) -> None:
     near = abs(call.result - LJ13_ENERGY) <= _TOLERANCE
     _add(part, call, warm=not call.loads, right=near and cold == bool(call.loads), number=number)
+
+
+def _add_dynamics(part: Part, call: Call, *, cold: bool) -> None:
+    energy, steady = call.result["energy"], call.result["drift"] <= _DRIFT
+    _add(part, replace(call, result=energy), warm=not call.loads, right=steady and cold == bool(call.loads))
 
 
 def _add(part: Part, call: Call, *, warm: bool, right: bool, number: int | None = None) -> None:

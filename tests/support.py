@@ -19,6 +19,8 @@ from globus_compute_sdk.errors import TaskExecutionFailed
 
 MODULES = Path(__file__).parent / "modules"
 """Warmable modules of the tests; on a worker's import path only where a test puts this folder there."""
+FAULTY = [sys.executable, "-I", "-S", str(MODULES.parent / "programs" / "faulty.py")]
+"""A program that answers requests with themselves, and commits the fault that a request names."""
 
 
 def wait_until(condition: Callable[[], bool], what: str, seconds: float = 20.0) -> None:

@@ -212,7 +212,7 @@ class Program:
         self._lock = lock
         self._calling = calling
         self._clearing = threading.Lock()  # held while it is cleared up
-        self._in_step = self._asked = False
+        self._in_step = False
         self._begun = time.monotonic()
         self._at = self._seconds = 0.0  # since when it has been answering, and how long that took
         try:
@@ -246,7 +246,7 @@ class Program:
         Returns:
             Whether the program is there and in step. If not, it is to be cleared up.
         """
-        if self._asked or not self._in_step:
+        if self._pipe.asked or not self._in_step:
             return False
         now = time.monotonic()
         if not self._at:
@@ -281,7 +281,7 @@ class Program:
             self._seconds, self._at = time.monotonic() - self._begun, time.time()
             ledger.record("loaded", self._name, self._command, seconds=self._seconds)
         self._in_step = True
-        if self._asked:
+        if self._pipe.asked:
             self.clear_up()
 
     def _give_up(self, error: BaseException) -> None:
@@ -293,7 +293,7 @@ class Program:
 
     def ask(self, *, interrupt: bool = False) -> None:
         """Ask the keeper to end it, and return at once; *interrupt* if it does not read its input now."""
-        self._asked = self._pipe.asked = True
+        self._pipe.asked = True
         with contextlib.suppress(OSError):  # asked before, or the keeper has ended
             if interrupt:
                 self._control.send(b"interrupt")
@@ -316,7 +316,7 @@ class Program:
 
     def close(self) -> None:
         """As the worker ends: ask it to end, and at the next call wait for that. So all programs of a worker end at the same time."""
-        if self._asked:
+        if self._pipe.asked:
             self.end()
             return
         self._in_step = False

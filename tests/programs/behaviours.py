@@ -9,8 +9,6 @@ import subprocess
 import sys
 from typing import NoReturn
 
-BEHAVIOURS = ("obeys", "stubborn", "child", "session", "daemon")
-
 
 def stay_for_ever() -> NoReturn:
     """Whatever polite signal comes."""

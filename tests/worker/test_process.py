@@ -25,11 +25,10 @@ from gc_warm import ExternalProcess, Marker, ProcessDiedError, ProcessError, Pro
 from gc_warm.worker import ledger, lifecycle, process
 from gc_warm.worker.calls import observe
 from gc_warm.worker.pipe import Pipe
-from tests.support import has_ended, wait_until
+from tests.support import FAULTY, has_ended, wait_until
 
 SHELL = Marker("echo {marker}")
 ROOT = Path(__file__).parents[2]
-FAULTY = [sys.executable, "-I", "-S", str(Path(__file__).parents[1] / "programs" / "faulty.py")]
 
 
 @pytest.fixture

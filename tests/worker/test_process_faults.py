@@ -26,9 +26,8 @@ from gc_warm import (
 )
 from gc_warm.worker import pipe
 from gc_warm.worker.protocols import Protocol
-from tests.support import has_ended, wait_until
+from tests.support import FAULTY, has_ended, wait_until
 
-FAULTY = [sys.executable, "-I", "-S", str(Path(__file__).parents[1] / "programs" / "faulty.py")]
 SECONDS = 0.5
 """What a call may take that is to run into its deadline."""
 MARGIN = 2.0
@@ -87,6 +86,7 @@ def test_a_call_fails_and_the_next_one_works(
     ("fault", "words"),
     [
         ("hang_and_ignore_signals", ""),
+        ("answer_without_reply", r'stdout.*"result": 1'),
         ("write_half_a_line_and_hang", 'stdout.*"rep.*stderr.*KeyboardInterrupt'),
         ("never_become_ready", "stderr.*in hang.*KeyboardInterrupt"),
     ],
