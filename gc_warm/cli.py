@@ -30,7 +30,7 @@ from rich.table import Table
 
 import gc_warm
 from gc_warm import demo
-from gc_warm.check import configs, environment, options
+from gc_warm.check import config_rules, configs, environment, functions, options, rules, targets
 from gc_warm.client import bookfile, registry
 from gc_warm.testing.cloud import LocalCloud
 from gc_warm.testing.daemon import EndpointDaemon, EndpointStartError
@@ -95,51 +95,70 @@ def _show(console: Console, part: demo.Part) -> None:
     console.print()
 
 
+def _explain_rule(context: click.Context, _: click.Parameter, rule: str | None) -> None:
+    if rule is None or context.resilient_parsing:
+        return
+    known = {**config_rules.RULES, **functions.RULES}
+    if rule not in known:
+        raise click.BadParameter(f"there is no rule {rule}; there are {', '.join(known)}")
+    click.echo(known[rule].explanation())
+    context.exit()
+
+
 @main.command("check")
-@click.argument("folder")
+@click.argument("targets", metavar="TARGET...", nargs=-1, required=True)
 @click.option("-o", "assignments", multiple=True, metavar="NAME=VALUE", help="An option of the config; can be repeated.")
 @click.option("--options", "options_file", type=click.Path(exists=True, dir_okay=False), help="YAML or JSON file of options.")
 @click.option("--yaml", "as_yaml", is_flag=True, help="Print what the endpoint makes of it, and nothing else.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON on standard output.")
 @click.option("--here", is_flag=True, help="Also look whether this machine has what the config needs. Runs its `environment`.")
 @click.option("--module", "modules", multiple=True, help="Warmable module that workers have to import; implies --here.")
-def check_command(
-    folder: str, assignments: tuple[str, ...], options_file: str | None, as_yaml: bool, as_json: bool, here: bool, modules: tuple[str, ...]
-) -> None:
-    """What the config in FOLDER means for warm state, and what it costs.
+@click.option("--with", "numbers", multiple=True, metavar="NAME=NUMBER", help=f"What you know of your tasks: {', '.join(targets.NUMBERS)}.")
+@click.option(
+    "--strategy", type=click.Choice(list(registry.STRATEGIES)), default=functions.DEFAULT_STRATEGY, help="How functions are to travel."
+)
+@click.option("--explain", metavar="RULE", is_eager=True, expose_value=False, callback=_explain_rule, help="Say all there is to a rule.")
+def check_command(targets: tuple[str, ...], as_yaml: bool, as_json: bool, here: bool, modules: tuple[str, ...], **given: Any) -> None:
+    """What can never be warm, or work, in each TARGET; and what a config means for warm state, and costs.
 
-    FOLDER is that of a config, of an endpoint (~/.globus_compute/NAME), or the name of a config that comes with gc_warm: local, slurm,
-    slurm-gpu or pbs. Nothing is submitted. Exit status 1 means that something cannot work.
+    A TARGET is the folder of a config, or of an endpoint (~/.globus_compute/NAME), or the name of such an endpoint or of a config that
+    comes with gc_warm (local, slurm, slurm-gpu, pbs); the YAML file of a user endpoint; or functions: a Python file, or the dotted name of
+    a module. Nothing is submitted, and no Python is run. Exit status 1 means that something cannot work, or can never be warm.
     """
-    if as_yaml and (as_json or here or modules):
-        raise click.UsageError("--yaml prints the YAML and nothing else: leave the others away")
-    try:
-        found = configs.find_folder(folder)
-        text = configs.render(found, *_options(found, assignments, options_file))
-        config = configs.load(text, configs.template_path(found))
-        meaning = configs.meaning(config)
-    except (options.ConfigError, OSError) as error:
-        raise click.ClickException(str(error)) from error
+    if as_yaml and (as_json or here or modules or len(targets) > 1):
+        raise click.UsageError("--yaml prints the YAML of one config and nothing else: leave the others away")
+    looked = [_look_at(target, **given) for target in targets]
     if as_yaml:
-        click.echo(text)
+        click.echo(looked[0].text)
         return
-    findings = list(_look(config, modules)) if here or modules else []
+    findings = [_look(target.config, modules) if (here or modules) and target.config is not None else [] for target in looked]
     if as_json:
-        figures = {name: None if value == math.inf else value for name, value in dataclasses.asdict(meaning).items()}
-        looked = [dataclasses.asdict(finding) for finding in findings]
-        click.echo(json.dumps({"folder": str(found), **figures, "findings": looked}, indent=2))
+        shown = [_as_json(target, found) for target, found in zip(looked, findings, strict=True)]
+        click.echo(json.dumps({"targets": shown}, indent=2))
     else:
-        _explain(found, meaning, findings)
-    sys.exit(1 if any(finding.level == "error" for finding in findings) else 0)
+        for target, found in zip(looked, findings, strict=True):
+            _explain(target, found)
+        _sum_up([problem for target in looked for problem in target.problems])
+    levels = {problem.level for target in looked for problem in target.problems} | {said.level for found in findings for said in found}
+    sys.exit(1 if "error" in levels else 0)
 
 
-def _options(folder: Path, assignments: tuple[str, ...], file: str | None) -> tuple[dict[str, Any], dict[str, str]]:
-    """All options, and where each comes from; the command line has the last word."""
-    given, origin = options.read(file) if file else ({}, {})
-    schema = options.schema_of(configs.schema_path(folder))
-    for name, value in (options.parse(assignment, schema) for assignment in assignments):
-        given[name], origin[name] = value, f"-o {name}"
-    return given, origin
+def _look_at(
+    target: str, assignments: tuple[str, ...], options_file: str | None, numbers: tuple[str, ...], strategy: str
+) -> targets.Target:
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())  # so that modules are found which lie here
+    try:
+        return targets.look_at(target, assignments, options_file, targets.numbers(numbers), strategy)
+    except (options.ConfigError, functions.SourceError, OSError) as error:
+        raise click.ClickException(str(error)) from error
+
+
+def _as_json(target: targets.Target, findings: list[environment.Finding]) -> dict[str, Any]:
+    meaning = {} if target.config is None else dataclasses.asdict(configs.meaning(target.config))
+    figures = {name: None if value == math.inf else value for name, value in meaning.items()}
+    said = {name: [dataclasses.asdict(one) for one in each] for name, each in (("problems", target.problems), ("findings", findings))}
+    return {"target": target.name, **figures, **said}
 
 
 def _look(config: Any, modules: tuple[str, ...]) -> list[environment.Finding]:
@@ -159,17 +178,26 @@ def _ended_in_order() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _explain(folder: Path, meaning: configs.Meaning, findings: list[environment.Finding]) -> None:
+def _explain(target: targets.Target, findings: list[environment.Finding]) -> None:
     console = Console(highlight=False)
-    rows = [("config", str(folder)), *configs.in_words(meaning)]
+    meaning = [] if target.config is None else configs.in_words(configs.meaning(target.config))
+    rows = [("functions" if target.text is None else "config", target.name), *meaning]
+    if not target.problems:
+        rows.append(("rules broken", "none"))
     width = max(len(heading) for heading, _ in rows)
     for heading, sentence in rows:
         console.print(f"[bold]{escape(heading):{width}}[/]  {escape(sentence)}", soft_wrap=True)
     colours = {"ok": "green", "warning": "yellow", "error": "red"}
+    if target.problems and meaning:
+        console.print()
+    for problem in target.problems:
+        where = escape(f"{problem.file}:{problem.line}")
+        console.print(f"{where}: [{colours[problem.level]}]{problem.rule} {problem.level}[/]: {escape(problem.text)}", soft_wrap=True)
     for finding in findings:
         indented = finding.text.replace("\n", "\n    ")
         console.print(f"[{colours[finding.level]}]{finding.level:7}[/]  {escape(finding.about)}: {escape(indented)}", soft_wrap=True)
-    installed = (folder / "user_environment.yaml").exists()
+    folder = Path(target.name)
+    installed = not target.is_folder or (folder / "user_environment.yaml").exists()
     if findings:
         home = folder if installed else "~/.globus_compute/my-endpoint"
         console.print(f"\n[bold]what the logs in {escape(str(home))} know[/]\n{escape(environment.LOGS)}", soft_wrap=True)
@@ -177,6 +205,14 @@ def _explain(folder: Path, meaning: configs.Meaning, findings: list[environment.
         console.print(
             f"\n[bold]make an endpoint of it (options are not part of it) with[/]\n{configs.deploy_command(folder)}", soft_wrap=True
         )
+
+
+def _sum_up(problems: list[rules.Problem]) -> None:
+    if not problems:
+        return
+    count = {level: sum(problem.level == level for problem in problems) for level in ("error", "warning")}
+    said = ", ".join(f"{number} {level}{'s' * (number > 1)}" for level, number in count.items() if number)
+    click.echo(f"\n{said}. `gc-warm check --explain {problems[0].rule}` says why, and how it is known.")
 
 
 @main.command("register")
@@ -192,25 +228,28 @@ def _explain(folder: Path, meaning: configs.Meaning, findings: list[environment.
 )
 @click.option("--public", is_flag=True, help="Let anybody call them.")
 @click.option("--group", metavar="ID", help="Let the members of a Globus group call them.")
-@click.option("--dry-run", "look", flag_value="dry-run", help="Only say what would be sent, and why.")
-@click.option("--check", "look", flag_value="check", help="The same; exit status 1 means that the book is out of date.")
+@click.option("--dry-run", "mode", flag_value="dry-run", help="Only say what would be sent, and why.")
+@click.option("--check", "mode", flag_value="check", help="The same; exit status 1 means that the book is out of date.")
+@click.option("--force", "mode", flag_value="force", help="Register also what can never be warm.")
 def register_command(
-    module: str, names: tuple[str, ...], book: str, strategy: str, public: bool, group: str | None, look: str | None
+    module: str, names: tuple[str, ...], book: str, strategy: str, public: bool, group: str | None, mode: str | None
 ) -> None:
     """Register the functions of MODULE, and keep their ids in a function book.
 
     MODULE is a dotted name, as the workers import it; without any NAME, its public functions are meant. Only what is new or has changed is
-    sent. You are asked to log in if something has to be sent, and never with --dry-run and --check.
+    sent. You are asked to log in if something has to be sent, and never with --dry-run and --check. What can never be warm, or fails on a
+    worker, is refused, as `gc-warm check MODULE` shows it.
     """
     sys.path.insert(0, os.getcwd())  # so that modules are found which lie here
     sent: list[registry.Step] = []
     with _ended_in_order(), _registration_explained(book, sent):
         serializer = ComputeSerializer(strategy_code=registry.STRATEGIES[strategy])
         terms = registry.Terms(serializer, get_web_service_url(), public, group)
-        functions = registry.functions_of(module, names)
+        chosen = registry.functions_of(module, names)
         entries = bookfile.read(book)
-        steps = registry.plan(entries, functions, terms)
-        if look:
+        steps = registry.plan(entries, chosen, terms)
+        _refuse_cold(functions.examine_functions(chosen, strategy), is_forced=mode == "force")
+        if mode in ("dry-run", "check"):
             _foretell(steps, book)
         elif not Path(book).absolute().parent.is_dir():  # better known before a login is asked for
             raise bookfile.BookError(f"there is no folder for {book}")
@@ -220,11 +259,18 @@ def register_command(
             _show_steps(steps, "registered")
     for name in registry.gone(entries, module):
         click.echo(f"{name} is no longer in {module}; its entry is kept: remove it from {book} if nobody uses it")
-    if look:
-        sys.exit(1 if look == "check" and any(step.why for step in steps) else 0)
+    if mode in ("dry-run", "check"):
+        sys.exit(1 if mode == "check" and any(step.why for step in steps) else 0)
     click.echo(f"\n{book}: {len(sent)} registered, {len(steps) - len(sent)} unchanged. In Python:\n")
     click.echo(f"    from gc_warm import FunctionBook\n    from {module} import {steps[0].name}\n")
     click.echo(f"    FunctionBook.load({book!r}).prime(executor)    # then executor.submit({steps[0].name}) uses its id")
+
+
+def _refuse_cold(problems: list[rules.Problem], is_forced: bool) -> None:
+    for problem in problems:
+        click.echo(str(problem), err=True)
+    if any(problem.level == "error" for problem in problems) and not is_forced:
+        raise click.ClickException("nothing is registered: mend what can never be warm, silence a rule in its line, or add --force")
 
 
 def _client(strategy: str) -> Client:
@@ -253,8 +299,8 @@ def _register(steps: list[registry.Step], book: str, client: Client, terms: regi
             console.print(_line(step, width, "registered"), markup=False, soft_wrap=True)
             progress.advance(bar)
 
-        functions = [step.function for step in steps]
-        registry.FunctionBook.register(book, client, functions, public=terms.public, group=terms.group, report=report)
+        chosen = [step.function for step in steps]
+        registry.FunctionBook.register(book, client, chosen, public=terms.public, group=terms.group, report=report)
 
 
 _MANY = 10  # functions that are worth a progress bar

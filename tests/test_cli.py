@@ -99,6 +99,7 @@ def test_check_says_what_a_config_means() -> None:
     lines = dict(re.split("  +", line, maxsplit=1) for line in said.splitlines())
     assert lines.pop("config").endswith("/slurm-gpu")
     assert lines == {
+        "rules broken": "none",
         "copies of the state": "4 on each node, 8 in all (2 nodes a job, 1 job at most)",
         "devices of a node's workers": "0, 0, 1, 1",
         "stays warm": "for 10 min without any task; the endpoint stops after 10 min, and starts again for the next task",
@@ -113,7 +114,7 @@ def test_check_says_what_a_config_means() -> None:
 def test_check_prints_what_the_endpoint_makes_of_it_and_figures() -> None:
     rendered = checked("slurm", "--yaml", "-o", "nodes=3")
     assert yaml.safe_load(rendered.stdout)["engine"]["provider"]["nodes_per_block"] == 3
-    figures = json.loads(checked("slurm", "--json", "-o", "nodes=3", "-o", "max_jobs=2").stdout)
+    (figures,) = json.loads(checked("slurm", "--json", "-o", "nodes=3", "-o", "max_jobs=2").stdout)["targets"]
     assert (figures["copies"], figures["idle_hour"], figures["worst_case"], figures["findings"]) == (6, 6, 6, [])
 
 
@@ -125,7 +126,7 @@ def test_check_takes_options_from_a_file_and_the_command_line_has_the_last_word(
     assert f"{path}:3: walltime: 60 is not text: write it in quotes." in result.stderr
     assert "-o workers_per_node: workers_per_node: 0 is less than the minimum of 1." in result.stderr
     fine = checked("slurm", "--options", str(path), "-o", "walltime=01:00:00", "--json")
-    assert json.loads(fine.stdout)["copies"] == 4
+    assert json.loads(fine.stdout)["targets"][0]["copies"] == 4
 
 
 @pytest.mark.parametrize(

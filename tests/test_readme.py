@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from gc_warm.check import config_rules, functions
+
 README = Path(__file__).parents[1] / "README.md"
 
 # As a user's script or session would: the examples' functions belong to the real __main__, where a doctest has a copy of it.
@@ -61,3 +63,16 @@ def test_shown_source_is_the_source(path: str) -> None:
     bare = re.sub(r'^ *""".*?"""\n', "", source, flags=re.DOTALL | re.MULTILINE).replace(" -> int", "")
     shown = [block for block in re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL) if ">>>" not in block]
     assert any(block.strip() in bare for block in shown)
+
+
+def test_functions_of_the_readme_break_no_rule_of_our_own(user_folder: Path) -> None:
+    for module in sorted((user_folder / "modules").glob("*.py")):
+        assert functions.examine(str(module)) == []
+    assert functions.examine(str(user_folder / "modules" / "my_functions.py"), "AllCodeStrategies") == []
+
+
+def test_table_of_rules_is_that_of_the_linter() -> None:
+    rules = sorted([*config_rules.RULES.values(), *functions.RULES.values()], key=lambda rule: rule.id)
+    assert re.findall(r"^\| (GCW\d+) \| (\w+) \| (.*) \|$", README.read_text(), re.MULTILINE) == [
+        (rule.id, rule.level, rule.title) for rule in rules
+    ]

@@ -37,6 +37,9 @@ from globus_compute_endpoint.endpoint.identity_mapper import MappedPosixIdentity
 from gc_warm.check.options import ConfigError, Options, misfits, schema_of
 
 LOOPBACK = "127.0.0.1"
+_ASK_FOR_WALLTIME = ("SlurmProvider", "PBSProProvider", "TorqueProvider", "LSFProvider", "GridEngineProvider")  # others only take it
+NEED_HOURS = ("SlurmProvider", "LSFProvider")
+"""Whose walltime Parsl takes apart, as HH:MM:SS; others hand it on, and their schedulers also take seconds."""
 TEMPLATE = "user_config_template.yaml.j2"
 
 
@@ -209,6 +212,7 @@ class Meaning:
         max_jobs: Jobs at the same time, at most.
         copies: Copies of the state in all, at most.
         keep_warm: Seconds without tasks that state is kept, at least; infinite if their lack ends nothing.
+        job_idle: Seconds without tasks after which jobs end; infinite if never.
         endpoint_idle: Seconds without tasks after which the endpoint itself stops; infinite if never.
         walltime: Seconds that a job lives at most; None where there is no such limit.
         drain: Seconds after which a job takes no more tasks; None if it never drains.
@@ -225,6 +229,7 @@ class Meaning:
     max_jobs: int
     copies: int | None
     keep_warm: float
+    job_idle: float
     endpoint_idle: float
     walltime: int | None
     drain: int | None
@@ -249,7 +254,7 @@ def meaning(config: UserEndpointConfig) -> Meaning:
     soft = config.idle_heartbeats_soft * config.heartbeat_period or math.inf
     scaling = engine._job_status_kwargs
     idle = math.inf if provider.min_blocks or scaling["strategy"] in ("none", None) else scaling["max_idletime"]
-    walltime = _seconds(provider.walltime) if hasattr(provider, "walltime") else None
+    walltime = _seconds(provider)
     keep_warm = min(idle, soft)
     nodes, jobs = provider.nodes_per_block, provider.max_blocks
     per_node = _workers(engine.executor)
@@ -260,10 +265,11 @@ def meaning(config: UserEndpointConfig) -> Meaning:
         max_jobs=jobs,
         copies=None if per_node is None else per_node * nodes * jobs,
         keep_warm=keep_warm,
+        job_idle=idle,
         endpoint_idle=soft,
         walltime=walltime,
         drain=engine.executor.drain_period,
-        task_timeout=_exported(provider, "GC_TASK_TIMEOUT"),
+        task_timeout=exported(provider, "GC_TASK_TIMEOUT"),
         restart=engine.executor.heartbeat_period,
         idle_hour=None if walltime is None else float(nodes * jobs),
         idle_cost=None if walltime is None else nodes * jobs * min(until_cold, walltime) / 3600,
@@ -320,11 +326,11 @@ def _time(seconds: float) -> str:
 
 def _workers(executor: Any) -> int | None:
     """As many as a manager starts on a node, by the same rule."""
-    cores = getattr(executor.provider, "cores_per_node", None) or _exported(executor.provider, "PARSL_CORES")
+    cores = getattr(executor.provider, "cores_per_node", None) or exported(executor.provider, "PARSL_CORES")
     if cores is None and not hasattr(executor.provider, "walltime"):
         cores = os.cpu_count()
     limits = [executor.max_workers_per_node]
-    if cores is not None:
+    if cores is not None and executor.cores_per_worker > 0:
         limits.append(math.floor(cores / executor.cores_per_worker))
     memory = getattr(executor.provider, "mem_per_node", None)
     if memory and executor.mem_per_worker:
@@ -342,16 +348,19 @@ def _devices(executor: Any) -> tuple[str, ...]:
     return names
 
 
-def _exported(provider: Any, name: str) -> float | None:
+def exported(provider: Any, name: str) -> float | None:
+    """The number that a provider's ``worker_init`` exports under a name; None if there is none."""
     found = re.findall(rf"^\s*export {name}=([0-9.]+)\s*$", provider.worker_init, re.MULTILINE)
     return float(found[-1]) if found else None
 
 
-def _seconds(walltime: str) -> int:
-    found = re.fullmatch(r"(\d+):(\d+):(\d+)", str(walltime))
-    if found is None:
-        raise ConfigError(f"walltime {walltime!r} is not of the form HH:MM:SS")
-    hours, minutes, seconds = map(int, found.groups())
+def _seconds(provider: Any) -> int | None:
+    """The walltime of a job; None where there is no limit, or what is written is none, of which a rule tells."""
+    name = type(provider).__name__
+    found = re.fullmatch(r"(?:(?:(\d+):)?(\d+):)?(\d+)", str(getattr(provider, "walltime", "")))
+    if found is None or name not in _ASK_FOR_WALLTIME or (found[1] is None and name in NEED_HOURS):
+        return None
+    hours, minutes, seconds = (int(part or 0) for part in found.groups())
     return 3600 * hours + 60 * minutes + seconds
 
 
@@ -378,7 +387,7 @@ def _parsed(text: str) -> tuple[dict[str, Any], dict[str, Any] | None]:
 def _readable_here(text: str) -> str:
     """Replace an address that cannot be found out here, or only by asking a service on the network."""
     document, engine = _parsed(text)
-    if engine is None or isinstance(engine.get("address"), str):
+    if engine is None or isinstance(engine.get("address"), str) or engine.get("type") in ("ThreadPoolEngine", "ProcessPoolEngine"):
         return text
     address = engine.get("address")
     if isinstance(address, dict) and (address.get("type") != "address_by_interface" or address.get("ifname") in psutil.net_if_addrs()):

@@ -23,7 +23,7 @@ from globus_compute_endpoint.endpoint.config import UserEndpointConfig
 from hypothesis import HealthCheck, Phase, example, given, settings
 from hypothesis import strategies as st
 
-from gc_warm.check import configs
+from gc_warm.check import config_rules, configs
 from gc_warm.check.options import ConfigError, read
 
 Values = dict[str, Any]
@@ -194,7 +194,11 @@ def test_all_that_a_schema_allows_is_rendered_loaded_and_means_what_the_options_
             assert found[1] == str(FOLDERS[name] / TEMPLATE)
             assert found[2] in broken
             return
-        config = loaded(name, options)
+        examined = config_rules.examine(configs.render(FOLDERS[name], options), FOLDERS[name] / TEMPLATE)
+        asked_for = {"GCW022"} if "&" in options.get("environment", "") else set()  # a program that the user starts in the background
+        assert {problem.rule for problem in examined.problems} <= asked_for
+        config = examined.config
+        assert config is not None
         means_what_is_said(name, options, configs.meaning(config))
         has_what_is_said(name, options, config)
         if name in CLUSTERS:

@@ -73,7 +73,8 @@ class Observation:
 
 def figures_of(name: str, given: dict[str, Any]) -> dict[str, Any]:
     words = [word for key, value in given.items() for word in ("-o", f"{key}={value if isinstance(value, str) else json.dumps(value)}")]
-    figures: dict[str, Any] = json.loads(CliRunner().invoke(main, ["check", name, "--json", *words], catch_exceptions=False).output)
+    said = json.loads(CliRunner().invoke(main, ["check", name, "--json", *words], catch_exceptions=False).output)
+    figures: dict[str, Any] = said["targets"][0]
     return figures
 
 

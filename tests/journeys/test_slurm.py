@@ -470,7 +470,7 @@ def test_workers_that_cannot_share_the_gpus_evenly_are_refused_before_anything_s
 def findings(*words: str) -> tuple[int, list[dict[str, str]]]:
     """Exit status of ``gc-warm check slurm --here``, and what it finds."""
     result = CliRunner().invoke(main, ["check", "slurm", "--here", "--json", *words], catch_exceptions=False)
-    found: list[dict[str, str]] = json.loads(result.stdout)["findings"]
+    found: list[dict[str, str]] = json.loads(result.stdout)["targets"][0]["findings"]
     return result.exit_code, found
 
 

@@ -1,0 +1,114 @@
+"""What the rules of the linter have in common: how they are told, explained and silenced.
+
+A rule is a function. Its docstring is its explanation, and its decorator says what it is called, how bad a breach is, and how its
+claim is known: *reproduced* on the endpoint's real engine, by a test that bears its name, or read in the source that is named.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any, Generic, Literal, TypeVar
+
+Level = Literal["error", "warning"]
+Subject = TypeVar("Subject")
+
+REPRODUCED = "reproduced on the endpoint's real engine, by this project's tests"
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A rule that is broken at one place.
+
+    Attributes:
+        rule: Its id, such as GCW016.
+        level: "error" for what cannot work or can never be warm, "warning" for what is likely to be cold, lost or dear.
+        file: Where: the template or YAML file, or the Python file.
+        line: Its line, from 1.
+        text: What is wrong, with the value, and what to write instead.
+    """
+
+    rule: str
+    level: Level
+    file: str
+    line: int
+    text: str
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.line}: {self.rule} {self.level}: {self.text}"
+
+
+@dataclass(frozen=True)
+class Rule(Generic[Subject]):
+    """One rule.
+
+    Attributes:
+        id: What it is called and silenced by.
+        level: Of its problems, unless one of them says otherwise.
+        evidence: How its claim is known.
+        check: Yields a place, which the subject understands, and the text of each problem, if need be with a level of its own.
+    """
+
+    id: str
+    level: Level
+    evidence: str
+    check: Callable[[Subject], Iterator[tuple[Any, ...]]]
+
+    @property
+    def title(self) -> str:
+        """The rule in a line."""
+        return self._words[0].rstrip(".")
+
+    @property
+    def _words(self) -> list[str]:
+        words = inspect.getdoc(self.check)
+        assert words, f"{self.id} has no explanation"
+        return words.split("\n", 1)
+
+    def explanation(self) -> str:
+        """All there is to say about it."""
+        body = self._words[1].strip() if len(self._words) > 1 else ""
+        silence = f"To silence it in one place, end that line with: # gc-warm: ignore[{self.id}]"
+        return "\n\n".join(
+            part for part in (f"{self.id} ({self.level}): {self.title}", body, f"Known how: {self.evidence}.", silence) if part
+        )
+
+
+class Table(Generic[Subject]):
+    """The rules for one kind of subject, by id."""
+
+    def __init__(self) -> None:
+        self._rules: dict[str, Rule[Subject]] = {}
+
+    def rule(self, id: str, level: Level, evidence: str = REPRODUCED) -> Callable[[Check[Subject]], Check[Subject]]:
+        """Enter the function below this decorator as a rule."""
+
+        def enter(check: Check[Subject]) -> Check[Subject]:
+            assert id not in self._rules, f"{id} is taken"
+            self._rules[id] = Rule(id, level, evidence, check)
+            return check
+
+        return enter
+
+    @property
+    def rules(self) -> Mapping[str, Rule[Subject]]:
+        """All of them, in the order of harm."""
+        return MappingProxyType(self._rules)
+
+    def broken(self, subject: Subject) -> Iterator[tuple[str, Level, Any, str]]:
+        """Rule, level, place and text of each problem of *subject*."""
+        for rule in self._rules.values():
+            for place, text, *level in rule.check(subject):
+                yield rule.id, level[0] if level else rule.level, place, text
+
+
+Check = Callable[[Subject], Iterator[tuple[Any, ...]]]
+
+
+def is_silenced(rule: str, line: str) -> bool:
+    """Whether a comment on this line silences the rule there: ``# gc-warm: ignore[GCW016]``, with several ids between commas."""
+    found = re.search(r"#\s*gc-warm:\s*ignore\[([\w\s,]+)\]", line)
+    return found is not None and rule in re.split(r"[\s,]+", found[1])

@@ -1,0 +1,421 @@
+"""The rules for configs: each finds its miniature, is content with the repaired twin, and leaves alone what is as it should be."""
+
+from __future__ import annotations
+
+import inspect
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from globus_compute_endpoint.endpoint import config as endpoint_config
+
+from gc_warm.check import config_rules, configs, functions, targets
+from gc_warm.check.config_rules import Numbers
+from gc_warm.check.rules import REPRODUCED, Problem
+
+
+def engine(
+    *settings: str, provider: str = "LocalProvider", job: tuple[str, ...] = (), top: tuple[str, ...] = (), workers: str = "2"
+) -> str:
+    """The YAML of a user endpoint with these settings."""
+    sized = [f"max_workers_per_node: {workers}"] if workers else []
+    return "\n".join(
+        [
+            *top,
+            "engine:",
+            "  type: GlobusComputeEngine",
+            "  address: 127.0.0.1",
+            *(f"  {line}" for line in [*sized, *settings]),
+            "  provider:",
+            f"    type: {provider}",
+            *(f"    {line}" for line in job),
+            "",
+        ]
+    )
+
+
+def slurm(*job: str, engine_settings: tuple[str, ...] = (), **more: Any) -> str:
+    """The same on Slurm, with a drain and an end of idle jobs, as they should be."""
+    return engine("drain_period: 3000", *engine_settings, provider="SlurmProvider", job=("walltime: '01:00:00'", *job), **more)
+
+
+@dataclass(frozen=True)
+class Case:
+    """A miniature that breaks one rule, its twin that breaks none, and what is said of the first."""
+
+    bad: str
+    good: str
+    says: str
+    at: str
+    numbers: Numbers = field(default_factory=Numbers)
+
+
+IDLE = "job_status_kwargs: {max_idletime: %s}"
+CASES: list[tuple[str, Case]] = [
+    ("GCW000", Case(engine("max_wrokers: 3"), engine(), "unexpected keyword argument 'max_wrokers'", "max_wrokers")),
+    ("GCW001", Case(engine("job_status_kwargs: {max_idle: 60}"), engine(IDLE % 60), "has no 'max_idle'", "job_status_kwargs")),
+    ("GCW001", Case(engine(IDLE % "'60'"), engine(IDLE % ".inf"), "max_idletime '60' is no number", "job_status_kwargs")),
+    ("GCW001", Case(engine("job_status_kwargs: {strategy_period: 0}"), engine(), "strategy_period 0", "job_status_kwargs")),
+    ("GCW001", Case(engine("job_status_kwargs: {strategy: Simple}"), engine(), "strategy 'Simple' is none of none, simple", "job_status_")),
+    ("GCW001", Case(engine("strategy: {type: SimpleStrategy}"), engine("strategy: simple"), "is none of none, simple", "strategy")),
+    ("GCW001", Case(engine(job=("max_blocks: '2'",)), engine(job=("max_blocks: 2",)), "max_blocks '2' is not a number", "max_blocks")),
+    ("GCW001", Case(engine(job=("init_blocks: yes",)), engine(job=("parallelism: 0.5",)), "init_blocks True is not a", "init_blocks")),
+    (
+        "GCW001",
+        Case(
+            engine("drain_period: 100", provider="PBSProProvider", job=("worker_init: [a]",)),
+            engine("drain_period: 100", provider="PBSProProvider", job=("walltime: 3600",)),
+            "worker_init ['a'] is not text",
+            "worker_init",
+        ),
+    ),
+    ("GCW002", Case(engine("max_workers_per_node: 4"), engine(), "given twice, here and in line 4", "max_workers_per_node: 4")),
+    ("GCW002", Case(engine(job=("min_blocks: 0", "min_blocks: 0")), engine(job=("min_blocks: 0",)), "min_blocks is given", "min_blocks")),
+    ("GCW003", Case("display_name: mine\n", engine(), "no 'engine:' section", "display_name")),
+    ("GCW003", Case("", engine(), "there is no 'engine:' section", "")),
+    ("GCW019", Case("engine:\n  type: ThreadPoolEngine\n", engine(), "ThreadPoolEngine: its tasks are threads", "type")),
+    (
+        "GCW019",
+        Case("engine:\n  type: ProcessPoolEngine\n  max_tasks_per_child: 9\n", engine(), "each is cold after 9 tasks", "type"),
+    ),
+    ("GCW004", Case(engine(workers=""), engine(), f"{os.cpu_count()} workers on a node;", "engine")),
+    ("GCW004", Case(slurm("cores_per_node: 64", workers=""), slurm(), "64 workers on a node, 256 GB", "engine", Numbers(state_gb=4))),
+    ("GCW004", Case(slurm(workers=""), slurm(engine_settings=("cores_per_worker: 8",), workers=""), "a worker for each core", "engine")),
+    ("GCW005", Case(engine(workers="0"), engine(), "max_workers_per_node 0 means one for each core", "max_workers")),
+    ("GCW005", Case(engine(workers="-1"), engine(), "max_workers_per_node -1 leaves no worker", "max_workers")),
+    ("GCW005", Case(engine("cores_per_worker: 0"), engine("cores_per_worker: 0.5"), "cores_per_worker 0 leaves", "cores_per_worker")),
+    ("GCW005", Case(engine(job=("nodes_per_block: 0",)), engine(), "nodes_per_block 0 leaves no worker", "nodes_per_block")),
+    ("GCW005", Case(engine(job=("max_blocks: 0",)), engine(), "max_blocks 0 leaves no worker", "max_blocks")),
+    ("GCW006", Case(engine("cores_per_worker: 9999"), engine(), "cores_per_worker 9999 is more than the", "cores_per_worker")),
+    (
+        "GCW006",
+        Case(
+            slurm("cores_per_node: 8", engine_settings=("cores_per_worker: 9",)),
+            slurm("cores_per_node: 8", engine_settings=("cores_per_worker: 8",), workers="1"),
+            "cores_per_worker 9 is more than the 8 cores of a node",
+            "cores_per_worker",
+        ),
+    ),
+    (
+        "GCW006",
+        Case(
+            slurm("mem_per_node: 16", engine_settings=("mem_per_worker: 17",)),
+            slurm("mem_per_node: 16", engine_settings=("mem_per_worker: 8",)),
+            "mem_per_worker 17 is more than the 16 GB of a node",
+            "mem_per_worker",
+        ),
+    ),
+    ("GCW007", Case(engine("cpu_affinity: blocks"), engine("cpu_affinity: none"), "cpu_affinity 'blocks' is unknown", "cpu_affinity")),
+    (
+        "GCW007",
+        Case(
+            engine("cpu_affinity: list:0:0:0"), engine("cpu_affinity: list:0:0-0,0"), "is for 3 workers, and a node has 2", "cpu_affinity"
+        ),
+    ),
+    ("GCW007", Case(engine("cpu_affinity: list:a:b"), engine("cpu_affinity: NONE"), "is not of the form list:0-1:2-3", "cpu_affinity")),
+    (
+        "GCW007",
+        Case(
+            slurm("cores_per_node: 2", engine_settings=("cpu_affinity: block", "cores_per_worker: 0.5"), workers="4"),
+            slurm("cores_per_node: 4", engine_settings=("cpu_affinity: block",), workers="4"),
+            "needs a core for each worker: 4 workers, 2 cores",
+            "cpu_affinity",
+        ),
+    ),
+    (
+        "GCW008",
+        Case(
+            slurm("gpus_per_node: 2", engine_settings=("available_accelerators: 3",), workers="3"),
+            slurm("gpus_per_node: 2", engine_settings=("available_accelerators: 4",), workers="4"),
+            "worker 2 would get a GPU that is not there: 3 workers on 2 GPUs do not divide; have 2",
+            "available_accelerators",
+        ),
+    ),
+    (
+        "GCW008",
+        Case(
+            slurm("scheduler_options: '#SBATCH --gpus-per-node=a100:4'", engine_settings=("available_accelerators: 6",), workers="6"),
+            slurm("scheduler_options: '#SBATCH --gpus-per-node=a100:4'", engine_settings=("available_accelerators: 8",), workers="8"),
+            "worker 4, 5 would get a GPU",
+            "available_accelerators",
+        ),
+    ),
+    (
+        "GCW009",
+        Case(
+            engine("available_accelerators: 2", "cores_per_worker: 0.1", workers="4"),
+            engine("available_accelerators: 2", "cores_per_worker: 0.1"),
+            "max_workers_per_node 4 and 2 available_accelerators: only 2 workers will start",
+            "max_workers_per_node",
+        ),
+    ),
+    (
+        "GCW009",
+        Case(engine("available_accelerators: 3"), engine("available_accelerators: ['0', '1']"), "1 of them will be idle", "max_workers"),
+    ),
+    (
+        "GCW010",
+        Case(
+            slurm("nodes_per_block: 3"),
+            slurm("nodes_per_block: 3", "launcher: {type: SrunLauncher}"),
+            "nodes_per_block 3 with SingleNodeLauncher: all 3 managers on the first node; use SrunLauncher",
+            "provider",
+        ),
+    ),
+    (
+        "GCW010",
+        Case(
+            slurm("nodes_per_block: 2", "launcher: {type: WrappedLauncher, prepend: time}"),
+            slurm("nodes_per_block: 2", "launcher: {type: WrappedLauncher, prepend: srun -N 2}"),
+            "nodes_per_block 2 with WrappedLauncher: one manager",
+            "launcher",
+        ),
+    ),
+    (
+        "GCW011",
+        Case(
+            slurm(engine_settings=(IDLE % 300,)),
+            slurm(engine_settings=(IDLE % 400,)),
+            "workers end after 300 s without tasks, and it takes 330 s to be warm again",
+            "job_status_kwargs",
+            Numbers(load_seconds=30, queue_seconds=300),
+        ),
+    ),
+    (
+        "GCW011",
+        Case(
+            engine(top=("idle_heartbeats_soft: 1",)),
+            engine(top=("idle_heartbeats_soft: 3",)),
+            "workers end after 30 s without tasks",
+            "idle_heartbeats_soft",
+            Numbers(load_seconds=60),
+        ),
+    ),
+    (
+        "GCW012",
+        Case(
+            engine(IDLE % 3600, top=("idle_heartbeats_soft: 10",)),
+            engine(IDLE % 3600, top=("idle_heartbeats_soft: 121",)),
+            "max_idletime 3600 s is undercut: the endpoint stops after 300 s (10 heartbeats of 30 s)",
+            "idle_heartbeats_soft",
+        ),
+    ),
+    (
+        "GCW012",
+        Case(
+            engine(job=("min_blocks: 1",), top=("idle_heartbeats_soft: 10",)),
+            engine(job=("min_blocks: 1",), top=("idle_heartbeats_soft: 0",)),
+            "min_blocks 1 is undercut",
+            "idle_heartbeats_soft",
+        ),
+    ),
+    ("GCW013", Case(slurm("min_blocks: 1"), slurm("min_blocks: 0"), "min_blocks 1 without idle_heartbeats_soft", "min_blocks")),
+    (
+        "GCW013",
+        Case(
+            slurm(engine_settings=(IDLE % ".inf",)),
+            slurm(engine_settings=(IDLE % ".inf",), top=("idle_heartbeats_soft: 10",)),
+            "max_idletime .inf without",
+            "job_status_kwargs",
+        ),
+    ),
+    (
+        "GCW013",
+        Case(slurm(engine_settings=("job_status_kwargs: {strategy: none}",)), slurm(), "strategy none without", "job_status_kwargs"),
+    ),
+    ("GCW014", Case(slurm().replace("01:00:00", "30:00"), slurm(), "walltime '30:00' is not of the form HH:MM:SS", "walltime")),
+    ("GCW014", Case(slurm().replace("'01:00:00'", "'1-00:00:00'"), slurm(), "walltime '1-00:00:00' is not of the form", "walltime")),
+    ("GCW014", Case(slurm().replace("01:00:00", "00:00:59").replace("3000", "9"), slurm(), "is less than a minute", "walltime")),
+    (
+        "GCW015",
+        Case(
+            slurm(engine_settings=(IDLE % 3000,)).replace("3000", "2500", 1),
+            slurm(engine_settings=(IDLE % 3000,)).replace("01:00:00", "04:00:00"),
+            "walltime 01:00:00 is 3600 s, and load and task take 4000 s",
+            "walltime",
+            Numbers(load_seconds=3000, task_seconds=1000),
+        ),
+    ),
+    ("GCW016", Case(slurm().replace("drain_period: 3000", "label: mine"), slurm(), "set drain_period to walltime less", "engine")),
+    ("GCW016", Case(slurm().replace("3000", "3600"), slurm(), "drain_period 3600 is not before the walltime of 3600 s", "drain_period")),
+    (
+        "GCW016",
+        Case(slurm(), slurm().replace("3000", "2400"), "leaves 600 s for a task of 900 s", "drain_period", Numbers(task_seconds=900)),
+    ),
+    (
+        "GCW017",
+        Case(
+            slurm("max_blocks: 2", engine_settings=("prefetch_capacity: 4",)),
+            slurm(engine_settings=("prefetch_capacity: 4",)),
+            "prefetch_capacity 4: tasks wait on one of 2 nodes",
+            "prefetch_capacity",
+        ),
+    ),
+    (
+        "GCW018",
+        Case(
+            engine(job=("worker_init: export GC_TASK_TIMEOUT=60",)),
+            engine(job=("worker_init: export GC_TASK_TIMEOUT=600",)),
+            "GC_TASK_TIMEOUT 60 s is not above the 90 s of load;",
+            "worker_init",
+            Numbers(load_seconds=90),
+        ),
+    ),
+    (
+        "GCW020",
+        Case(
+            slurm("mem_per_node: 64", workers="8"),
+            slurm("mem_per_node: 64", workers="6"),
+            "8 workers with 10 GB of state each need 80 GB, and a node has 64; 6 would fit",
+            "max_workers_per_node",
+            Numbers(state_gb=10),
+        ),
+    ),
+    (
+        "GCW021",
+        Case(
+            engine("run_in_sandbox: true", job=("worker_init: export PYTHONPATH=lib/python:/opt",)),
+            engine("run_in_sandbox: true", job=("worker_init: export PYTHONPATH=/opt/lib URL=http://a/b",)),
+            "PYTHONPATH has the relative path 'lib/python'",
+            "worker_init",
+        ),
+    ),
+    (
+        "GCW022",
+        Case(
+            slurm("nodes_per_block: 2", "launcher: {type: SrunLauncher}", "worker_init: redis-server &"),
+            slurm("nodes_per_block: 2", "launcher: {type: SrunLauncher}", "worker_init: module load a 2>&1 && export A='x & y'"),
+            "worker_init starts a program in the background, on the first of 2 nodes only",
+            "worker_init",
+        ),
+    ),
+    (
+        "GCW023",
+        Case(
+            engine("container_type: docker", "container_uri: a"),
+            engine("container_type: docker", "container_uri: a", "container_cmd_options: --init"),
+            "docker without an init",
+            "container_type",
+        ),
+    ),
+    (
+        "GCW024",
+        Case(
+            engine("launch_cmd: \"env A='b c' process_worker_pool.py {debug} --block_id={{block_id}}\""),
+            engine("launch_cmd: \"env A='b' process_worker_pool.py {debug} --block_id={{block_id}}\""),
+            "launch_cmd: the quotes around 'A=b c' will be lost",
+            "launch_cmd",
+        ),
+    ),
+    (
+        "GCW024",
+        Case(
+            engine("container_type: apptainer", "container_uri: a", "container_cmd_options: --env 'A=$B'"),
+            engine("container_type: apptainer", "container_uri: a", "container_cmd_options: --env A=$B"),
+            "container_cmd_options: the quotes around 'A=$B' will be lost",
+            "container_cmd_options",
+        ),
+    ),
+    (
+        "GCW024",
+        Case(
+            engine("container_type: apptainer", "container_uri: a", "container_cmd_options: --env 'A"),
+            engine("container_cmd_options: --env 'A"),
+            "cannot be taken apart into words: No closing quotation",
+            "container_cmd_options",
+        ),
+    ),
+    ("GCW025", Case(engine("heartbeat_period: 150"), engine(), "heartbeat_threshold 120 s is not above", "heartbeat_period")),
+    (
+        "GCW025",
+        Case(engine("heartbeat_threshold: 50"), engine("heartbeat_threshold: 60"), "is below two heartbeat_periods", "heartbeat_threshold"),
+    ),
+]
+
+
+def problems(text: str, numbers: Numbers | None = None) -> list[Problem]:
+    return config_rules.examine(text, "endpoint.yaml", numbers).problems
+
+
+@pytest.mark.parametrize("number", range(len(CASES)), ids=[f"{rule}-{case.at or 'empty'}" for rule, case in CASES])
+def test_each_rule_finds_its_miniature_and_is_content_with_the_repaired_one(number: int) -> None:
+    rule, case = CASES[number]
+    (found,) = problems(case.bad, case.numbers)
+    assert (found.rule, found.file) == (rule, "endpoint.yaml")
+    assert case.says in found.text
+    lines = case.bad.splitlines() or [""]
+    assert lines[found.line - 1].strip().startswith(case.at), "the line is that of the setting, or of the section where it is missing"
+    lines[found.line - 1] += f" # gc-warm: ignore[GCW999, {rule}]"
+    assert problems("\n".join(lines), case.numbers) == [], "a comment silences it there"
+    assert problems(case.good, case.numbers) == []
+
+
+def test_every_rule_has_a_miniature() -> None:
+    assert {rule for rule, _ in CASES} == set(config_rules.RULES)
+
+
+def test_a_comment_silences_its_own_rule_in_its_own_line_only() -> None:
+    bad = engine("heartbeat_period: 150")
+    others = [bad.replace("150", "150 # gc-warm: ignore[GCW024]"), "# gc-warm: ignore[GCW025]\n" + bad, bad.replace("150", "150 # GCW025")]
+    assert [[found.rule for found in problems(text)] for text in others] == [["GCW025"]] * 3
+
+
+def test_errors_come_first() -> None:
+    both = problems(engine("heartbeat_period: 150", workers=""))
+    assert [found.level for found in both] == ["error", "warning"]
+
+
+def test_line_is_that_of_the_template_where_the_yaml_comes_from_one(tmp_path: Path) -> None:
+    template = tmp_path / "template.j2"
+    template.write_text(
+        "{#- a comment\n of two lines -#}\n" + slurm("{% if n > 1 %}nodes_per_block: {{ n }}{% endif %}", "min_blocks: {{ n }}")
+    )
+    rendered = slurm("nodes_per_block: 2", "min_blocks: 2", "launcher: {type: SrunLauncher}")
+    (found,) = config_rules.examine(rendered, template).problems
+    assert (found.rule, found.file) == ("GCW013", str(template))
+    assert template.read_text().splitlines()[found.line - 1].strip() == "min_blocks: {{ n }}"
+
+
+@pytest.mark.parametrize("rule", {**config_rules.RULES, **functions.RULES}.values(), ids=lambda rule: rule.id)
+def test_every_rule_explains_itself(rule: Any) -> None:
+    words = rule.explanation()
+    assert words.startswith(f"{rule.id} ({rule.level}): {rule.title}\n\n")
+    assert f"# gc-warm: ignore[{rule.id}]" in words
+    body = words.split("\n\n")[1]
+    assert len(body) > 60, "it says what happens"
+    if rule.evidence != REPRODUCED:
+        source = Path(inspect.getfile(endpoint_config)).parents[3] / rule.evidence.removeprefix("read in ").split(",")[0].split(":")[0]
+        assert source.exists(), "the source that it names is there"
+
+
+@pytest.mark.parametrize("name", configs.folders())
+def test_own_configs_break_no_rule_with_their_defaults_and_for_their_sites(name: str) -> None:
+    folder = configs.folders()[name]
+    known = Numbers(load_seconds=300, task_seconds=120, state_gb=0.1, queue_seconds=200)
+    for options in (None, *sorted((folder / "sites").glob("*.yaml"))):
+        assert targets.look_at(name, [], str(options) if options else None, known, "DillCode").problems == []
+
+
+DOCUMENTED: dict[str, dict[str, Any]] = yaml.safe_load(Path(__file__).with_name("documented.yaml").read_text())
+
+
+@pytest.mark.parametrize("name", DOCUMENTED)
+def test_what_is_found_in_the_examples_of_globus_computes_documentation(name: str) -> None:
+    example = DOCUMENTED[name]
+    found = [f"{each.rule}: {each.text}" for each in problems(example["yaml"])]
+    assert [each[:6] for each in found] == list(example["finds"])
+    for said, expected in zip(found, example["finds"].values(), strict=True):
+        assert expected in said
+
+
+def test_nothing_is_found_in_the_template_that_new_endpoints_get(tmp_path: Path) -> None:
+    shipped = Path(inspect.getfile(endpoint_config)).parent
+    for name in (configs.TEMPLATE, "user_config_schema.json"):
+        (tmp_path / name).write_text((shipped / name).read_text())
+    for assignments in ([], ["endpoint_setup=true"]):
+        assert targets.look_at(str(tmp_path), assignments, None, Numbers(load_seconds=60), "DillCode").problems == []
+    (slow,) = targets.look_at(str(tmp_path), [], None, Numbers(load_seconds=200), "DillCode").problems
+    assert slow.text.startswith("workers end after 120 s without tasks, and it takes 200 s to be warm again"), "its idle time is Parsl's"
