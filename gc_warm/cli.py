@@ -30,7 +30,7 @@ from rich.table import Table
 
 import gc_warm
 from gc_warm import demo
-from gc_warm.check import config_rules, configs, environment, functions, options, rules, targets
+from gc_warm.check import config_rules, configs, environment, functions, options, rules, source, targets
 from gc_warm.client import bookfile, registry
 from gc_warm.testing.cloud import LocalCloud
 from gc_warm.testing.daemon import EndpointDaemon, EndpointStartError
@@ -150,7 +150,7 @@ def _look_at(
         sys.path.insert(0, os.getcwd())  # so that modules are found which lie here
     try:
         return targets.look_at(target, assignments, options_file, targets.numbers(numbers), strategy)
-    except (options.ConfigError, functions.SourceError, OSError) as error:
+    except (options.ConfigError, source.SourceError, OSError) as error:
         raise click.ClickException(str(error)) from error
 
 
@@ -230,10 +230,8 @@ def _sum_up(problems: list[rules.Problem]) -> None:
 @click.option("--group", metavar="ID", help="Let the members of a Globus group call them.")
 @click.option("--dry-run", "mode", flag_value="dry-run", help="Only say what would be sent, and why.")
 @click.option("--check", "mode", flag_value="check", help="The same; exit status 1 means that the book is out of date.")
-@click.option("--force", "mode", flag_value="force", help="Register also what can never be warm.")
-def register_command(
-    module: str, names: tuple[str, ...], book: str, strategy: str, public: bool, group: str | None, mode: str | None
-) -> None:
+@click.option("--force", is_flag=True, help="Register also what can never be warm.")
+def register_command(module: str, names: tuple[str, ...], book: str, strategy: str, mode: str | None, force: bool, **audience: Any) -> None:
     """Register the functions of MODULE, and keep their ids in a function book.
 
     MODULE is a dotted name, as the workers import it; without any NAME, its public functions are meant. Only what is new or has changed is
@@ -244,12 +242,12 @@ def register_command(
     sent: list[registry.Step] = []
     with _ended_in_order(), _registration_explained(book, sent):
         serializer = ComputeSerializer(strategy_code=registry.STRATEGIES[strategy])
-        terms = registry.Terms(serializer, get_web_service_url(), public, group)
+        terms = registry.Terms(serializer, get_web_service_url(), **audience)
         chosen = registry.functions_of(module, names)
         entries = bookfile.read(book)
         steps = registry.plan(entries, chosen, terms)
-        _refuse_cold(functions.examine_functions(chosen, strategy), is_forced=mode == "force")
-        if mode in ("dry-run", "check"):
+        _refuse_cold(functions.examine_functions(chosen, strategy), force)
+        if mode:
             _foretell(steps, book)
         elif not Path(book).absolute().parent.is_dir():  # better known before a login is asked for
             raise bookfile.BookError(f"there is no folder for {book}")
@@ -259,7 +257,7 @@ def register_command(
             _show_steps(steps, "registered")
     for name in registry.gone(entries, module):
         click.echo(f"{name} is no longer in {module}; its entry is kept: remove it from {book} if nobody uses it")
-    if mode in ("dry-run", "check"):
+    if mode:
         sys.exit(1 if mode == "check" and any(step.why for step in steps) else 0)
     click.echo(f"\n{book}: {len(sent)} registered, {len(steps) - len(sent)} unchanged. In Python:\n")
     click.echo(f"    from gc_warm import FunctionBook\n    from {module} import {steps[0].name}\n")

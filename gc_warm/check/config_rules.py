@@ -11,7 +11,7 @@ import math
 import os
 import re
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,8 +30,9 @@ from gc_warm.check.rules import Problem, Rule, Table, is_silenced
 _ENGINE = ("engine",)
 _PROVIDER = ("engine", "provider")
 _SCALING = ("engine", "job_status_kwargs")
-_LAUNCHERS_OF_NODES = re.compile(r"\b(srun|mpiexec|mpirun|aprun|jsrun|ibrun|pbsdsh|pdsh|parallel)\b")
-_WALLTIME = re.compile(r"\d+:[0-5]?\d:[0-5]?\d")
+_ON_ALL_NODES = re.compile(
+    r"\b(srun|mpi(exec|run)\w*|aprun|[jlp]s?run|ibrun|brun|flux|blaunch|prterun|orterun|pbsdsh|pdsh|clush|parallel)\b"
+)
 
 
 @dataclass(frozen=True)
@@ -106,29 +107,31 @@ class _Workers:
     @property
     def cores(self) -> float | None:
         """Of a node, as its manager will count them; None if only the node knows."""
-        here = os.cpu_count() if self.is_local else None
-        return getattr(self.provider, "cores_per_node", None) or configs.exported(self.provider, "PARSL_CORES") or here
+        return _first(getattr(self.provider, "cores_per_node", None), configs.exported(self.provider, "PARSL_CORES"), self.cores_here)
+
+    @property
+    def cores_here(self) -> int | None:
+        """Of this machine, where it is the node."""
+        return len(os.sched_getaffinity(0)) if self.is_local else None
 
     @property
     def memory(self) -> float | None:
         """Of a node in GB, as its manager will count it, at most; None if only the node knows."""
         here = psutil.virtual_memory().total / 2**30 if self.is_local else None
-        return getattr(self.provider, "mem_per_node", None) or configs.exported(self.provider, "PARSL_MEMORY_GB") or here
+        return _first(getattr(self.provider, "mem_per_node", None), configs.exported(self.provider, "PARSL_MEMORY_GB"), here)
 
     @property
     def gpus(self) -> int | None:
-        """Of a node, as far as the job asks for them by number."""
-        asked = f"{getattr(self.provider, 'scheduler_options', '')}\n{getattr(self.provider, 'select_options', '')}"
-        asked += f"\n--gres={getattr(self.provider, 'gres', '')}"
-        found = re.findall(r"(?:--gpus-per-node[= ]|--gres[= ]gpu:|\bngpus=)(?:[A-Za-z_]\w*:)?(\d+)\b", asked)
-        return getattr(self.provider, "gpus_per_node", None) or (int(found[-1]) if found else None)
+        """NVIDIA GPUs of a node, as far as the job asks for them by number."""
+        directives = re.findall(r"^#(?:SBATCH|PBS) .*$", getattr(self.provider, "scheduler_options", ""), re.MULTILINE)
+        asked = [*directives, getattr(self.provider, "select_options", ""), f"--gres={getattr(self.provider, 'gres', '')}"]
+        found = re.findall(r"(?:--gpus-per-node[= ]|--gres[= ]gpu:|\bngpus=)(?:([A-Za-z][\w.-]*):)?(\d+)\b", "\n".join(asked))
+        numbers = [int(number) for kind, number in found if not kind.lower().startswith("mi")]  # AMD's
+        return getattr(self.provider, "gpus_per_node", None) or (numbers[-1] if numbers else None)
 
-    @property
-    def exports(self) -> dict[str, str]:
-        """What ``worker_init`` exports, as it is written there."""
-        return {
-            name: value.strip("\"'") for name, value in re.findall(r"^\s*export\s+(\w+)=(\S*)", self.provider.worker_init, re.MULTILINE)
-        }
+
+def _first(*values: float | None) -> float | None:
+    return next((value for value in values if value is not None), None)
 
 
 _WRITTEN: Table[_Written] = Table()
@@ -136,40 +139,68 @@ _WORKERS: Table[_Workers] = Table()
 _UNRELIABLE = ("GCW000", "GCW001", "GCW003", "GCW019")
 
 
-def examine(text: str, source: str | os.PathLike[str], numbers: Numbers | None = None) -> Examined:
+def examine(
+    text: str, source: str | os.PathLike[str], numbers: Numbers | None = None, source_lines: Callable[[], list[int]] | None = None
+) -> Examined:
     """Hold a config against all rules.
 
     Args:
         text: The YAML, rendered.
         source: The file of the YAML, or of the template it was rendered from: problems are shown there.
         numbers: What is known of the tasks.
+        source_lines: For each line of *text*, the line of *source* it comes from; without, they are the same.
     """
     config, refusal = None, None
-    try:
-        config = configs.load(text, source)
-    except ConfigError as error:
-        where, _, what = str(error).removeprefix(f"{source}:").partition(": ")
-        refusal = (int(where), what) if where.isdecimal() else None  # else it has no engine, of which a rule knows more
     document, root = _parsed(text)
+    try:
+        config = configs.load(text, "")
+    except ConfigError as error:
+        refusal = _refusal(str(error), root)
     found = list(_WRITTEN.broken(_Written(document, root, refusal)))
     if any(rule in _UNRELIABLE for rule, *_ in found):
         config = None
     if config is not None:
         found += _WORKERS.broken(_Workers(document, config, numbers or Numbers()))
-    lines, shown = text.splitlines(), _lines_of_source(text, source)
+    where = source_lines() if source_lines and found else list(range(1, len(text.splitlines()) + 1))
     problems = []
     for rule, level, place, what in found:
         line: int = place if isinstance(place, int) else _line_of(root, place)
-        if not is_silenced(rule, lines[line - 1] if line <= len(lines) else ""):
-            problems.append(Problem(rule, level, os.fspath(source), shown(line), " ".join(what.split())))
+        shown = where[line - 1] if line <= len(where) else 1
+        if not any(is_silenced(rule, each) for each in (_line(text, line), _line(_source_text(source), shown))):
+            problems.append(Problem(rule, level, os.fspath(source), shown, " ".join(what.split())))
     return Examined(sorted(problems, key=lambda problem: problem.level), config)  # "error" comes before "warning"
 
 
+def _refusal(said: str, root: yaml.Node | None) -> tuple[int, str] | None:
+    """What the loader says, and the line that it is about: that of the setting it names; None if there is just no engine."""
+    found = re.fullmatch(r":(\d+): (.*)", said, re.DOTALL)
+    if found is None:
+        return None
+    named = [(len(key.value), key) for key in _keys(root) if re.search(rf"\b{re.escape(str(key.value))}\b", found[2])]
+    return max(named, key=lambda pair: pair[0])[1].start_mark.line + 1 if named else int(found[1]), found[2]
+
+
+def _keys(root: yaml.Node | None) -> Iterator[yaml.Node]:
+    return (key for section in _sections(root) for key, _ in section.value)
+
+
+def _sections(root: yaml.Node | None) -> Iterator[yaml.MappingNode]:
+    """All mappings of a document; each is there once, though aliases may lead to it by many ways, and in circles."""
+    seen, nodes = set(), [root]
+    for node in nodes:
+        if isinstance(node, yaml.CollectionNode) and id(node) not in seen:
+            seen.add(id(node))
+            if isinstance(node, yaml.MappingNode):
+                yield node
+                nodes += [value for _, value in node.value]
+            else:
+                nodes += node.value
+
+
 def _parsed(text: str) -> tuple[Any, yaml.Node | None]:
-    loader = yaml.SafeLoader(text)
+    """The document, and its nodes as they are written: making the document of them would merge what is to be merged."""
     try:
-        root = loader.get_single_node()
-        return None if root is None else loader.construct_document(root), root
+        return yaml.safe_load(text), yaml.compose(text, yaml.SafeLoader)
     except (yaml.YAMLError, ValueError, RecursionError):  # of which the endpoint's loader has told
         return None, None
 
@@ -185,24 +216,12 @@ def _line_of(root: yaml.Node | None, place: tuple[str, ...]) -> int:
     return line
 
 
-def _lines_of_source(text: str, source: str | os.PathLike[str]) -> Any:
-    """A function from lines of the YAML to lines of the file it was rendered from, as well as can be told: by what stands there."""
-    rendered = text.splitlines()
-    original = Path(source).read_text(encoding="utf-8").splitlines() if os.path.isfile(source) else rendered
+def _line(text: str, number: int) -> str:
+    return dict(enumerate(text.splitlines(), 1)).get(number, "")
 
-    def shown(line: int) -> int:
-        wanted = rendered[line - 1].strip() if line <= len(rendered) else ""
-        same = [number for number, each in enumerate(original, 1) if each.strip() == wanted]
-        if same and original == rendered:
-            return line
-        if len(same) == 1:
-            return same[0]
-        key = re.match(r"(\s*)[\w-]+:", rendered[line - 1]) if wanted else None
-        keyed = [number for number, each in enumerate(original, 1) if key and each.startswith(key[0])]
-        before = sum(each.startswith(key[0]) for each in rendered[: line - 1]) if key else 0
-        return keyed[min(before, len(keyed) - 1)] if keyed else 1
 
-    return shown
+def _source_text(source: str | os.PathLike[str]) -> str:
+    return Path(source).read_text(encoding="utf-8") if os.path.isfile(source) else ""
 
 
 # ---- what is written -------------------------------------------------------------------------------------------------------------
@@ -222,14 +241,16 @@ def refused(config: _Written) -> Iterator[tuple[Any, ...]]:
 def unchecked(config: _Written) -> Iterator[tuple[Any, ...]]:
     """A setting that the loader does not look at, and that breaks the engine when it runs.
 
-    Nothing inside `job_status_kwargs` is checked. A key that is unknown there ends the engine at its start. A `strategy_period` or a
-    number of blocks that is text stops the thread that starts jobs, so that there never is a worker; a `max_idletime` that is text stops
-    it at the first lack of tasks. The arguments of LocalProvider, PBSProProvider and some others are not checked, either.
+    Nothing inside `job_status_kwargs` is checked. A key or a strategy that is unknown there, or a `strategy_period` that is text, ends the
+    engine at its start. A `max_idletime` that is text is an error at each look once there is no task, so that idle jobs never end. Nor are
+    the arguments of LocalProvider, PBSProProvider and some others checked: with numbers of blocks that are text, no further job starts.
     """
     engine = config.engine
     scaling = engine.get("job_status_kwargs")
     if isinstance(scaling, dict):
         yield from _wrong_scaling(scaling)
+    elif scaling is not None:
+        yield _SCALING, f"job_status_kwargs {scaling!r} is no section with settings of its own"
     names = _strategies()
     if engine.get("strategy") is not None and engine["strategy"] not in names:
         yield (*_ENGINE, "strategy"), f"strategy {engine['strategy']!r} is none of {', '.join(names)}"
@@ -276,17 +297,13 @@ def duplicate(config: _Written) -> Iterator[tuple[Any, ...]]:
 
     YAML takes the last one without a word. The first may be the one you are looking at.
     """
-    sections = [config.root]
-    for node in sections:
-        if not isinstance(node, yaml.MappingNode):
-            continue
-        first: dict[str, int] = {}
-        for key, value in node.value:
-            line = key.start_mark.line + 1
-            if key.value in first:
-                yield line, f"{key.value} is given twice, here and in line {first[key.value]}: the last one counts; remove one"
-            first.setdefault(str(key.value), line)
-            sections.append(value)
+    for section in _sections(config.root):
+        first: dict[tuple[str, str], int] = {}
+        for key, _ in section.value:
+            line, name = key.start_mark.line + 1, (key.tag, str(key.value))
+            if name in first and key.value != "<<":
+                yield line, f"{key.value} is given twice in this section: the last one counts; remove one"
+            first.setdefault(name, line)
 
 
 @_WRITTEN.rule("GCW003", "error", "read in globus_compute_endpoint/endpoint/config/utils.py, load_config_yaml")
@@ -340,19 +357,22 @@ def not_positive(config: _Workers) -> Iterator[tuple[Any, ...]]:
     """A number of workers, cores, nodes or jobs that is zero or negative.
 
     `max_workers_per_node: 0` means a worker for each core. A negative number gives no worker at all, and tasks wait for ever without an
-    error; so do jobs of zero nodes. With `cores_per_worker: 0` the manager divides by it, and ends.
+    error; so do jobs of zero nodes. With `cores_per_worker: 0` the manager divides by it, and ends. With `strategy: none` there are as many
+    jobs as `init_blocks`, and never another.
     """
-    for name in ("max_workers_per_node", "cores_per_worker"):
+    for name in ("max_workers_per_node", "cores_per_worker", "max_workers_per_block"):
         value = config.written(*_ENGINE, name)
         if value is not None and value <= 0:
-            means = (
-                "means one for each core" if name == "max_workers_per_node" and value == 0 else "leaves no worker, and tasks wait for ever"
-            )
+            means = "means one for each core" if name == "max_workers_per_node" and value == 0 else "leaves no worker"
             yield (*_ENGINE, name), f"{name} {value!r} {means}; write a number above 0"
     for name in ("nodes_per_block", "max_blocks"):
         value = getattr(config.provider, name, 1)
         if value < 1:
             yield (*_PROVIDER, name), f"{name} {value!r} leaves no worker, and tasks wait for ever; write 1 or more"
+    strategy = config.engine._job_status_kwargs["strategy"]
+    if strategy in ("none", None) and config.provider.init_blocks < 1:
+        text = f"strategy {strategy} starts as many jobs as init_blocks says, {config.provider.init_blocks}, and no other: no worker"
+        yield (*_SCALING, "strategy"), f"{text}; write strategy: simple"
 
 
 @_WORKERS.rule("GCW006", "error")
@@ -365,7 +385,7 @@ def no_room(config: _Workers) -> Iterator[tuple[Any, ...]]:
     asked = (("cores_per_worker", config.cores, "cores"), ("mem_per_worker", config.memory, "GB"))
     for name, room, unit in asked:
         each = getattr(config.executor, name)
-        if each and room is not None and 0 < room < each:
+        if each and room is not None and room < each:
             node, level = ("this machine", "warning") if config.is_local else ("a node", "error")
             yield (*_ENGINE, name), f"{name} {each:g} is more than the {room:.4g} {unit} of {node}: there would be no workers", level
 
@@ -378,16 +398,20 @@ def affinity(config: _Workers) -> Iterator[tuple[Any, ...]]:
     ends each worker at its start, over and over, and tasks wait for ever.
     """
     value, workers, place = str(config.executor.cpu_affinity).lower(), config.meaning.copies_per_node, (*_ENGINE, "cpu_affinity")
+    cores = _first(getattr(config.provider, "cores_per_node", None), config.cores_here)
+    if value == "none":
+        return
     if value.startswith("list"):
         entries = value.split(":")[1:]
         if not all(re.fullmatch(r"\d+(-\d+)?(,\d+(-\d+)?)*", entry) for entry in entries):
             yield place, f"cpu_affinity {value!r} is not of the form list:0-1:2-3, with the cores of each worker"
         elif workers is not None and len(entries) != workers:
             yield place, f"cpu_affinity {value!r} is for {len(entries)} workers, and a node has {workers}"
-    elif value not in ("none", "block", "alternating", "block-reverse"):
+    elif value not in ("block", "alternating", "block-reverse"):
         yield place, f"cpu_affinity {value!r} is unknown; there are none, block, block-reverse, alternating, and list:..."
-    elif value != "none" and workers is not None and config.cores is not None and workers > config.cores:
-        yield place, f"cpu_affinity {value!r} needs a core for each worker: {workers} workers, {config.cores:g} cores"
+        return
+    if workers is not None and cores is not None and workers > cores:
+        yield place, f"cpu_affinity {value!r} needs a core for each worker: {workers} workers, {cores:g} cores"
 
 
 @_WORKERS.rule("GCW008", "error")
@@ -404,7 +428,7 @@ def no_such_device(config: _Workers) -> Iterator[tuple[Any, ...]]:
     missing = [rank for rank in range(min(workers, len(names))) if rank // share >= gpus]
     if missing:
         ranks, many = ", ".join(map(str, missing)), max(workers // gpus, 1) * gpus
-        text = f"worker {ranks} would get a GPU that is not there: {workers} workers on {gpus} GPUs do not divide; have {many}"
+        text = f"worker {ranks} would get a GPU that is not there: {workers} workers on {gpus} NVIDIA GPUs do not divide; have {many}"
         yield (*_ENGINE, "available_accelerators"), text
 
 
@@ -433,19 +457,26 @@ def one_node_launcher(config: _Workers) -> Iterator[tuple[Any, ...]]:
     if nodes < 2 or config.is_local or config.is_mpi or launcher is None:
         return
     kind, place = type(launcher).__name__, (*_PROVIDER, "launcher")
+    if _ON_ALL_NODES.search(f"{getattr(launcher, 'prepend', '')} {config.executor.launch_cmd} {config.engine.container_cmd_options or ''}"):
+        return
     better = {"SlurmProvider": "SrunLauncher", "PBSProProvider": "MpiExecLauncher"}.get(type(config.provider).__name__, "an MPI launcher")
     if kind == "SingleNodeLauncher":
         yield place, f"nodes_per_block {nodes} with SingleNodeLauncher: all {nodes} managers on the first node; use {better}"
-    elif kind == "SimpleLauncher" or (kind == "WrappedLauncher" and not _LAUNCHERS_OF_NODES.search(launcher.prepend)):
-        yield place, f"nodes_per_block {nodes} with {kind}: one manager, on the first node; use {better}"
+    elif kind == "SimpleLauncher":
+        yield place, f"nodes_per_block {nodes} with SimpleLauncher: one manager, on the first node; use {better}"
+    elif kind == "WrappedLauncher":
+        text = (
+            f"nodes_per_block {nodes} with WrappedLauncher: one manager, unless {launcher.prepend!r} starts one on each node; use {better}"
+        )
+        yield place, text, "warning"
 
 
 @_WORKERS.rule("GCW011", "warning")
 def idle_too_soon(config: _Workers) -> Iterator[tuple[Any, ...]]:
     """State is given up sooner than it can be had back.
 
-    The idle time is counted from the moment a job is *submitted*: one that waits in the queue or still loads counts as idle when no task
-    is open, and is cancelled before it was ever warm. And a pause between tasks that is a little longer costs the whole wait again.
+    The idle time runs whenever no task is open, also while a job waits in the queue or its workers load: it is cancelled before it was ever
+    warm. And a pause between tasks that is a little longer costs the whole wait again.
     """
     wait = (config.numbers.queue_seconds or 0) + (config.numbers.load_seconds or 0)
     keep = config.meaning.keep_warm
@@ -458,13 +489,13 @@ def idle_too_soon(config: _Workers) -> Iterator[tuple[Any, ...]]:
 def undercut(config: _Workers) -> Iterator[tuple[Any, ...]]:
     """The endpoint stops before the idle time of its workers is over.
 
-    After `idle_heartbeats_soft` heartbeats without tasks the whole user endpoint stops, and ends its workers, whatever `max_idletime`
-    and `min_blocks` say.
+    Once it has had a task, the whole user endpoint stops after `idle_heartbeats_soft` heartbeats without any, and ends its workers,
+    whatever `max_idletime` and `min_blocks` say.
     """
     soft, idle = config.meaning.endpoint_idle, config.written(*_SCALING, "max_idletime")
     count, period = config.config.idle_heartbeats_soft, config.config.heartbeat_period
     kept = {
-        "min_blocks": f"min_blocks {config.provider.min_blocks}" if config.provider.min_blocks else "",
+        "min_blocks": f"min_blocks {config.provider.min_blocks}" if config.provider.min_blocks > 0 else "",
         "max_idletime": f"max_idletime {idle:g} s" if idle is not None and soft < config.max_idletime < math.inf else "",
     }
     for name, what in kept.items():
@@ -485,32 +516,30 @@ def kept_for_ever(config: _Workers) -> Iterator[tuple[Any, ...]]:
     """
     if config.is_local or math.isfinite(config.meaning.keep_warm):
         return
-    strategy = config.engine._job_status_kwargs["strategy"]
-    why = f"min_blocks {config.provider.min_blocks}" if config.provider.min_blocks else "max_idletime .inf"
-    place = (*_PROVIDER, "min_blocks") if config.provider.min_blocks else (*_SCALING, "max_idletime")
+    strategy, least = config.engine._job_status_kwargs["strategy"], config.provider.min_blocks
+    why, place, remedy = "max_idletime .inf", (*_SCALING, "max_idletime"), "a max_idletime in seconds"
+    if least > 0:
+        why, place, remedy = f"min_blocks {least}", (*_PROVIDER, "min_blocks"), "min_blocks: 0"
     if strategy in ("none", None):
-        why, place = f"strategy {strategy}", (*_SCALING, "strategy")
+        why, place, remedy = f"strategy {strategy}", (*_SCALING, "strategy"), "strategy: simple"
     until = "the end of the endpoint" if config.meaning.walltime is None else "their walltime"
-    yield place, f"{why} without idle_heartbeats_soft: idle jobs stay until {until}; set min_blocks: 0 and a max_idletime in seconds"
+    yield place, f"{why} without idle_heartbeats_soft: idle jobs stay until {until}; write {remedy}"
 
 
 @_WORKERS.rule("GCW014", "error")
 def walltime_format(config: _Workers) -> Iterator[tuple[Any, ...]]:
-    """A walltime from which no job can be made.
+    """A walltime that Parsl cannot read, or reads as zero.
 
-    For Slurm and LSF, Parsl takes the walltime apart as HH:MM:SS, and forgets the seconds. Whatever is not of that form, such as 30:00 or
+    For Slurm and LSF, Parsl takes the walltime apart as HH:MM:SS, and forgets the seconds. Whatever has not three parts, such as 30:00 or
     1-00:00:00, is an error at the moment when a job is to start: there never is a worker. Less than a minute is asked for as 0.
     """
     if type(config.provider).__name__ not in configs.NEED_HOURS:
         return
-    value = str(config.provider.walltime)
-    if not _WALLTIME.fullmatch(value):
-        yield (
-            (*_PROVIDER, "walltime"),
-            f'walltime {value!r} is not of the form HH:MM:SS, and no job will start; write "01:30:00", in quotes',
-        )
-    elif config.meaning.walltime is not None and config.meaning.walltime < 60:
-        yield (*_PROVIDER, "walltime"), f"walltime {value!r} is less than a minute, which is asked for as 0; write 00:01:00 or more"
+    value, seconds, place = config.provider.walltime, config.meaning.walltime, (*_PROVIDER, "walltime")
+    if seconds is None:
+        yield place, f'walltime {value!r} is not of the form HH:MM:SS, and no job will start; write "01:30:00", in quotes'
+    elif seconds < 60:
+        yield place, f"walltime {value!r} is less than a minute, which is asked for as 0; write 00:01:00 or more"
 
 
 @_WORKERS.rule("GCW015", "error", "read in parsl/providers, submit: a job is asked for with this limit, and its scheduler ends it there")
@@ -539,7 +568,8 @@ def no_drain(config: _Workers) -> Iterator[tuple[Any, ...]]:
     good = math.floor(walltime - longest - min(walltime / 10, 60))
     advice = f"set drain_period to walltime less the longest task less a minute: {good}" if good > 0 else "ask for a longer walltime"
     if not drain:
-        yield place, f"drain_period is not given: tasks that run when the job ends after {walltime} s are lost; {advice}"
+        again = "run once more, cold" if config.engine.max_retries_on_system_failure > 0 else "are lost"
+        yield place, f"drain_period is not given: tasks that run when the job ends after {walltime} s {again}; {advice}"
     elif drain >= walltime:
         yield place, f"drain_period {drain} is not before the walltime of {walltime} s, so the job never drains; {advice}"
     elif config.numbers.task_seconds and drain + config.numbers.task_seconds > walltime:
@@ -553,7 +583,8 @@ def prefetch(config: _Workers) -> Iterator[tuple[Any, ...]]:
     With `prefetch_capacity` above 0, a manager takes more tasks than it has workers. They stay there, also behind a cold load, and cannot
     be warmed up node by node. Where all workers belong to one manager, it does no harm.
     """
-    number, managers = config.executor.prefetch_capacity, config.meaning.nodes_per_job * config.meaning.max_jobs
+    managers = config.meaning.max_jobs * (1 if config.is_mpi else config.meaning.nodes_per_job)
+    number = config.executor.prefetch_capacity
     if number > 0 and managers > 1:
         place = (*_ENGINE, "prefetch_capacity")
         yield place, f"prefetch_capacity {number}: tasks wait on one of {managers} nodes though others are free; set it to 0"
@@ -596,11 +627,13 @@ def sandbox(config: _Workers) -> Iterator[tuple[Any, ...]]:
     """
     if not config.engine.run_in_sandbox:
         return
-    for name, value in config.exports.items():
-        relative = [part for part in value.split(":") if re.match(r"\.{1,2}(/|$)|[\w.-]+/", part)] if "://" not in value else []
-        if relative:
-            text = f"run_in_sandbox, and {name} has the relative path {relative[0]!r}, which each task looks up elsewhere; make it absolute"
-            yield (*_PROVIDER, "worker_init"), text
+    for name, value in configs.exports(config.provider).items():
+        is_path = bool(re.search(r"(PATH|DIR|HOME|ROOT|FILE|CACHE)$", name))
+        for part in value.split(":") if "://" not in value else []:
+            if re.match(r"\.{1,2}(/|$)", part) or (is_path and re.match(r"[\w.][\w.-]*/", part)):
+                text = f"run_in_sandbox, and {name} has the relative path {part!r}, which each task looks up elsewhere; make it absolute"
+                yield (*_PROVIDER, "worker_init"), text
+                break
 
 
 @_WORKERS.rule("GCW022", "warning")
@@ -610,28 +643,38 @@ def background(config: _Workers) -> Iterator[tuple[Any, ...]]:
     `worker_init` runs on the first node of a job only. Workers of the others inherit what it exports, and find no such program on their
     node.
     """
-    if config.meaning.nodes_per_job < 2 or config.is_local:
+    if config.meaning.nodes_per_job < 2 or config.is_local or config.is_mpi:
         return
-    words = shlex.shlex(config.provider.worker_init, posix=True, punctuation_chars=True)
-    try:
-        started = "&" in list(words)
-    except ValueError:  # a quote that is not closed: bash will say so
-        return
-    if started:
+    script = re.sub(r"<<-?\s*['\"]?(\w+).*?\n\s*\1\s*$|\$\(\(.*?\)\)", "", config.provider.worker_init, flags=re.DOTALL | re.MULTILINE)
+    started = [line for line in script.splitlines() if _starts_a_program(line)]
+    if started and not re.search(r"\bwait\b", script):
         text = f"worker_init starts a program in the background, on the first of {config.meaning.nodes_per_job} nodes only"
-        yield (*_PROVIDER, "worker_init"), f"{text}; start it from a task, as gc_warm.ExternalProcess does"
+        yield (*_PROVIDER, "worker_init"), f"{text}: {started[0].strip()!r}; start it from a task, as gc_warm.ExternalProcess does"
+
+
+def _starts_a_program(line: str) -> bool:
+    """Whether a line of a script leaves something running, on the node where it runs."""
+    words = shlex.shlex(line, posix=True, punctuation_chars=True)
+    try:
+        return any(re.fullmatch(r"[();]*&[();]*", word) for word in words) and not _ON_ALL_NODES.search(line)
+    except ValueError:  # a quote that goes on in the next line
+        return False
 
 
 @_WORKERS.rule("GCW023", "warning", "read in globus_compute_endpoint/engines/globus_compute.py, containerized_launch_cmd")
 def no_init(config: _Workers) -> Iterator[tuple[Any, ...]]:
     """A container without a process that waits for orphans.
 
-    In a container of docker or podman the manager is process 1. It waits for none but its own children, so each program that loses its
-    parent stays as a zombie until the job ends.
+    In a container of docker or podman the manager is process 1, unless its image brings an init. It waits for none but its own children,
+    so each program that loses its parent stays as a zombie until the job ends.
     """
-    kind, options = config.engine.container_type, str(config.engine.container_cmd_options or "")
-    if kind in ("docker", "podman", "podman-hpc") and "--init" not in options:
-        yield (*_ENGINE, "container_type"), f"{kind} without an init: add --init to container_cmd_options"
+    kind, options = config.engine.container_type, str(config.engine.container_cmd_options or "").split()
+    is_custom = kind == "custom" and {"docker", "podman", "podman-hpc"} & set(options) and "run" in options
+    if (kind in ("docker", "podman", "podman-hpc") or is_custom) and not {"--init", "--init=true"} & set(options):
+        yield (
+            (*_ENGINE, "container_type"),
+            f"{kind} without an init: add --init to container_cmd_options, unless the image has one of its own",
+        )
 
 
 @_WORKERS.rule("GCW024", "error")
@@ -643,13 +686,14 @@ def quoting(config: _Workers) -> Iterator[tuple[Any, ...]]:
     """
     options = config.engine.container_cmd_options if config.engine.container_type else None
     for name, value in (("launch_cmd", config.written(*_ENGINE, "launch_cmd")), ("container_cmd_options", options)):
-        text = re.sub(r"\{+\w+\}+", "X", str(value or ""))
+        text = re.sub(r"\{+\w+\}+", "X", str(value or ""))  # what is filled in
         try:
             words = shlex.split(text)
         except ValueError as error:
             yield (*_ENGINE, name), f"{name} {value!r} cannot be taken apart into words: {error}"
             continue
-        spoilt = [word for word in words if shlex.quote(word) != word and word not in text.split()]
+        kept, expanded = text.split(), " ".join(re.findall(r"'[^']*\$[^']*'", text))
+        spoilt = [word for word in words if word not in kept and (re.search(r"[\s;&|<>()*?\[`'\"\\]", word) or word in expanded)]
         if spoilt:
             yield (
                 (*_ENGINE, name),

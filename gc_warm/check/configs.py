@@ -50,6 +50,11 @@ def folders() -> dict[str, Path]:
     return {folder.name: folder for folder in sorted(home.iterdir()) if folder.is_dir()}
 
 
+def user_folder() -> Path:
+    """Where the endpoints of this user are."""
+    return Path(os.environ.get("GLOBUS_COMPUTE_USER_DIR", "~/.globus_compute")).expanduser()
+
+
 def find_folder(config: str | os.PathLike[str]) -> Path:
     """The folder of a config.
 
@@ -60,15 +65,39 @@ def find_folder(config: str | os.PathLike[str]) -> Path:
         FileNotFoundError: It is none of these.
     """
     given, name, shipped = Path(config), os.fspath(config), folders()
-    endpoints = Path(os.environ.get("GLOBUS_COMPUTE_USER_DIR", "~/.globus_compute")).expanduser()
-    for folder in (given.absolute(), *([shipped[name]] if name in shipped else []), endpoints / name):
-        if (folder / TEMPLATE).is_file():
+    for folder in (given.absolute(), *([shipped[name]] if name in shipped else []), user_folder() / name):
+        if folder.is_dir() and _has_template(folder):
             return folder
     if given.is_file():
         raise FileNotFoundError(f"config: {name} is a file; give the folder that holds its {TEMPLATE}")
     if given.is_dir():
         raise FileNotFoundError(f"{name} is not the folder of a config: it has no {TEMPLATE}")
     raise FileNotFoundError(f"config: there is no folder {name!r}, no endpoint of that name, and gc_warm has only {', '.join(shipped)}")
+
+
+def _has_template(folder: Path) -> bool:
+    if (folder / TEMPLATE).is_file():
+        return True
+    core = folder / "config.yaml"  # which may say where the template is
+    return core.is_file() and not has_engine(core) and template_path(folder).is_file()
+
+
+def has_engine(path: Path) -> bool:
+    """Whether a YAML file is the configuration of a user endpoint."""
+    return _parsed(read_text(path))[1] is not None
+
+
+def read_text(path: Path) -> str:
+    """What is in a file.
+
+    Raises:
+        ConfigError: It is not text.
+        OSError: It cannot be read.
+    """
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path} is not UTF-8 text: {error}") from None
 
 
 def render(folder: Path, options: Options, origin: Mapping[str, str] | None = None) -> str:
@@ -85,24 +114,55 @@ def render(folder: Path, options: Options, origin: Mapping[str, str] | None = No
     """
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder} is not the folder of a config: it has no {TEMPLATE}")
-    parent = _parent_config(folder)
-    template, rules = Path(Endpoint.user_config_template_path(folder, parent)), Path(Endpoint.user_config_schema_path(folder, parent))
+    template, rules = template_path(folder), schema_path(folder)
     if not template.is_file():
         raise FileNotFoundError(f"{folder} is not the folder of a config: it has no {template.name}")
     schema = schema_of(rules)
     wrong = [f"{(origin or {}).get(name, 'options')}: {what}" for name, what in misfits(options, schema, rules)]
-    user = MappedPosixIdentity(_user(), [], uuid.UUID(int=0))
     try:
         text = load_user_config_template(template)
         places, defaults = _defaults(text, schema)
         wrong += [f"{template}:{places[name]}: default of {what}" for name, what in misfits(defaults, schema, rules)]
         if wrong:
             raise ConfigError("\n".join(wrong))
-        return str(render_config_user_template(parent, text, template, user, schema, dict(options), {}))
+        return _filled_in(folder, text, schema, options)
     except ConfigError:
         raise
     except Exception as error:  # a template can end in any
         raise ConfigError(f"{template}:{_template_line(error)}: {_refusal(error)}") from error
+
+
+def _filled_in(folder: Path, template: str, schema: Mapping[str, Any], options: Options) -> str:
+    user = MappedPosixIdentity(_user(), [], uuid.UUID(int=0))
+    parent, path = _parent_config(folder), template_path(folder)
+    return str(render_config_user_template(parent, template, path, user, dict(schema), dict(options), {}))
+
+
+def template_lines(folder: Path, options: Options) -> list[int]:
+    """For each line of what `render` gives, the line of the template that it comes from; 1 where that cannot be told.
+
+    The template is rendered once more, with marks where a setting ends its line. What has no mark of its own, since it was included
+    say, belongs to the last one before it.
+    """
+    text = load_user_config_template(template_path(folder))
+    marked = [f"{line}{_MARK}{number}{_MARK}" if _ends_a_setting(line) else line for number, line in enumerate(text.splitlines(), 1)]
+    schema = schema_of(schema_path(folder))
+    with_marks = _filled_in(folder, "\n".join(marked), schema, options).splitlines()
+    without = _filled_in(folder, text, schema, options).splitlines()
+    lines: list[int] = []
+    for line in with_marks:
+        found = re.search(f"{_MARK}(\\d+){_MARK}", line)
+        lines.append(int(found[1]) if found else lines[-1] if lines else 1)
+    return lines if len(with_marks) == len(without) else [1] * len(without)
+
+
+_MARK = "\ue000"  # of private use, so that nobody else means anything by it
+
+
+def _ends_a_setting(line: str) -> bool:
+    """Whether something may be put at the end of a template's line without being part of a tag, or of the blanks around one."""
+    is_open = any(line.count(begin) != line.count(end) for begin, end in (("{{", "}}"), ("{%", "%}"), ("{#", "#}")))
+    return bool(re.match(r"\s*(- )?[\w.\"'{}| -]+:(\s|$)", line)) and not is_open and not re.search(r"-[%}#]}\s*$", line)
 
 
 def _defaults(text: str, schema: Mapping[str, Any]) -> tuple[dict[str, int], dict[str, Any]]:
@@ -137,8 +197,10 @@ def deploy_command(folder: Path) -> str:
 
 
 def template_path(folder: Path) -> Path:
-    """Where the template of a config is."""
-    return Path(Endpoint.user_config_template_path(folder, _parent_config(folder)))
+    """Where the template of a config is; it may have no ``.j2`` at its end."""
+    path = Path(Endpoint.user_config_template_path(folder, _parent_config(folder)))
+    bare = path.with_suffix("") if path.suffix == ".j2" else path
+    return bare if bare.is_file() and not path.exists() else path
 
 
 def schema_path(folder: Path) -> Path:
@@ -257,13 +319,13 @@ def meaning(config: UserEndpointConfig) -> Meaning:
     walltime = _seconds(provider)
     keep_warm = min(idle, soft)
     nodes, jobs = provider.nodes_per_block, provider.max_blocks
-    per_node = _workers(engine.executor)
+    per_node, is_mpi = _workers(engine.executor), type(engine).__name__ == "GlobusMPIEngine"  # with workers on the first node only
     until_cold = keep_warm + (config.heartbeat_period if soft <= idle else scaling["strategy_period"])
     return Meaning(
         copies_per_node=per_node,
         nodes_per_job=nodes,
         max_jobs=jobs,
-        copies=None if per_node is None else per_node * nodes * jobs,
+        copies=None if per_node is None else per_node * jobs * (1 if is_mpi else nodes),
         keep_warm=keep_warm,
         job_idle=idle,
         endpoint_idle=soft,
@@ -348,27 +410,44 @@ def _devices(executor: Any) -> tuple[str, ...]:
     return names
 
 
+def exports(provider: Any) -> dict[str, str]:
+    """What a provider's ``worker_init`` exports, as far as that stands in lines of its own."""
+    found = {}
+    for line in re.findall(r"^\s*export\s+(.+)$", provider.worker_init, re.MULTILINE):
+        try:
+            words = shlex.split(line, comments=True)
+        except ValueError:  # a quote that goes on in the next line
+            continue
+        found.update({name: value.rstrip(";") for name, equals, value in (word.partition("=") for word in words) if equals})
+    return found
+
+
 def exported(provider: Any, name: str) -> float | None:
     """The number that a provider's ``worker_init`` exports under a name; None if there is none."""
-    found = re.findall(rf"^\s*export {name}=([0-9.]+)\s*$", provider.worker_init, re.MULTILINE)
-    return float(found[-1]) if found else None
+    value = exports(provider).get(name, "")
+    return float(value) if re.fullmatch(r"\d{1,9}(\.\d{1,9})?", value) else None
 
 
 def _seconds(provider: Any) -> int | None:
     """The walltime of a job; None where there is no limit, or what is written is none, of which a rule tells."""
     name = type(provider).__name__
-    found = re.fullmatch(r"(?:(?:(\d+):)?(\d+):)?(\d+)", str(getattr(provider, "walltime", "")))
-    if found is None or name not in _ASK_FOR_WALLTIME or (found[1] is None and name in NEED_HOURS):
+    parts = str(getattr(provider, "walltime", "")).split(":")
+    is_time = all(re.fullmatch(r" *\d{1,9} *", part) for part in parts) and len(parts) in ((3,) if name in NEED_HOURS else (1, 2, 3))
+    if not is_time or name not in _ASK_FOR_WALLTIME:
         return None
-    hours, minutes, seconds = (int(part or 0) for part in found.groups())
+    hours, minutes, seconds = [0, 0, *map(int, parts)][-3:]
     return 3600 * hours + 60 * minutes + seconds
 
 
 def _parent_config(folder: Path) -> CoreEndpointConfig:
+    if (folder / "config.py").exists():
+        raise ConfigError(f"{folder / 'config.py'}: a configuration in Python is only known by running it; write it as config.yaml")
     try:
         parent = get_config(folder)
     except ClickException as error:
         raise ConfigError(f"{folder / 'config.yaml'}: {error.message}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{folder / 'config.yaml'} is not UTF-8 text: {error}") from None
     if isinstance(parent, CoreEndpointConfig):
         return parent
     raise ConfigError(f"{folder / 'config.yaml'} has an 'engine:' section; in a config with a template, that belongs in the template")
@@ -378,7 +457,7 @@ def _parsed(text: str) -> tuple[dict[str, Any], dict[str, Any] | None]:
     """A document and its engine, None where there is none: the endpoint's loader is to say so."""
     try:
         document = yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError):
+    except (yaml.YAMLError, ValueError, RecursionError):
         return {}, None
     engine = document.get("engine") if isinstance(document, dict) else None
     return document, engine if isinstance(engine, dict) else None
@@ -393,7 +472,10 @@ def _readable_here(text: str) -> str:
     if isinstance(address, dict) and (address.get("type") != "address_by_interface" or address.get("ifname") in psutil.net_if_addrs()):
         return text
     engine["address"] = LOOPBACK
-    return str(yaml.safe_dump(document))
+    try:
+        return str(yaml.safe_dump(document))
+    except RecursionError:  # of which the loader will tell
+        return text
 
 
 def _template_line(error: Exception) -> int:

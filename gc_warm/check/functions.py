@@ -1,25 +1,24 @@
 """Rules for functions that are to be registered: what in their source can never be warm, or fails on a worker.
 
 Only the source is read: nothing is imported and nothing runs. What is said of each shape of function is measured, for each of the SDK's
-serialization strategies, by the tests' persistence table.
+serialization strategies, by the tests' persistence table. Where the source does not say what is submitted, or to whom, nothing is said.
 """
 
 from __future__ import annotations
 
 import ast
 import functools
-import importlib.util
 import inspect
 import os
-import symtable
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass
 from types import FunctionType
 
 from globus_compute_sdk.serialize import DEFAULT_STRATEGY_CODE
 
+from gc_warm.check import source
 from gc_warm.check.rules import Problem, Table, is_silenced
+from gc_warm.check.source import Call, Function, Module, SourceError
 
 DEFAULT_STRATEGY = type(DEFAULT_STRATEGY_CODE).__name__
 _DILL = "DillCode"
@@ -28,110 +27,36 @@ _TEXT = ("DillCodeTextInspect", "PureSourceTextInspect")  # the source with its 
 _CACHES = {
     "functools.lru_cache",
     "functools.cache",
+    "functools.cached_property",
     "cachetools.cached",
     "cachetools.func.lru_cache",
     "cachetools.func.ttl_cache",
     "cachetools.func.lfu_cache",
 }
 _WARM = {"gc_warm.warm", "gc_warm.worker.state.warm"}
-_OURS = ("globus_compute_sdk", "gc_warm")
 _CHANGES = {"append", "add", "update", "setdefault", "extend", "insert", "pop", "popitem", "clear", "remove", "discard", "appendleft"}
-_Function = ast.FunctionDef | ast.AsyncFunctionDef
-
-
-class SourceError(ValueError):
-    """What was named is no Python that can be read."""
-
-
-@dataclass(frozen=True)
-class Module:
-    """A Python file as it is written.
-
-    Attributes:
-        path: The file.
-        lines: Its lines.
-        tree: Its syntax.
-        scope: Its symbols.
-        is_script: It is run, not imported: it submits functions of its own when it is.
-    """
-
-    path: str
-    lines: list[str]
-    tree: ast.Module
-    scope: symtable.SymbolTable
-    is_script: bool
-
-    @functools.cached_property
-    def imports(self) -> dict[str, str]:
-        """What each imported name stands for, as a dotted name."""
-        found = {}
-        for node in ast.walk(self.tree):
-            if isinstance(node, ast.Import):
-                heads = [alias.name if alias.asname else alias.name.partition(".")[0] for alias in node.names]
-                found.update({alias.asname or head: head for alias, head in zip(node.names, heads, strict=True)})
-            elif isinstance(node, ast.ImportFrom) and node.module:
-                found.update({alias.asname or alias.name: f"{node.module}.{alias.name}" for alias in node.names})
-        return found
-
-    @functools.cached_property
-    def functions(self) -> dict[str, _Function]:
-        """Those at the top level."""
-        return {node.name: node for node in self.tree.body if isinstance(node, _Function)}
-
-    @functools.cached_property
-    def classes(self) -> dict[str, ast.ClassDef]:
-        """Those at the top level."""
-        return {node.name: node for node in self.tree.body if isinstance(node, ast.ClassDef)}
-
-    @functools.cached_property
-    def names(self) -> set[str]:
-        """All that the module itself defines or imports."""
-        return {symbol.get_name() for symbol in self.scope.get_symbols() if symbol.is_assigned() or symbol.is_imported()}
-
-    def origin(self, node: ast.expr) -> str:
-        """The dotted name that an expression stands for; of a call, that of what is called; empty if it is something else."""
-        if isinstance(node, ast.Call):
-            return self.origin(node.func)
-        if isinstance(node, ast.Attribute):
-            before = self.origin(node.value)
-            return f"{before}.{node.attr}" if before else ""
-        return self.imports.get(node.id, node.id) if isinstance(node, ast.Name) else ""
-
-    def maker(self, name: str) -> str:
-        """The dotted name of what is called to make the object of that name, as far as the file says so in plain words."""
-        made = ""
-        for node in ast.walk(self.tree):
-            if isinstance(node, ast.Assign) and _assigns(node, name) and isinstance(node.value, ast.Call):
-                made = self.origin(node.value)
-            elif isinstance(node, ast.withitem) and node.optional_vars and _is_name(node.optional_vars, name):
-                made = self.origin(node.context_expr)
-        return made
-
-    def is_decorated(self, function: _Function, decorators: set[str]) -> bool:
-        """Whether one of *decorators* is above it."""
-        return any(self.origin(decorator) in decorators for decorator in function.decorator_list)
 
 
 @dataclass(frozen=True)
 class _Sent:
-    """Something that is sent to workers: a function, a lambda, or what a call makes.
+    """Something that is sent to workers.
 
     Attributes:
         module: Where it is written.
-        node: What is written.
+        node: What is written: a function, a lambda, or what stands in its place in a call.
         strategy: How it travels, by the name of the SDK's strategy.
-        line: Where it is sent, if that is written there.
+        call: Where it is submitted, if that is written there.
     """
 
     module: Module
-    node: ast.expr | _Function
+    node: ast.expr | Function
     strategy: str
-    line: int | None = None
+    call: Call | None = None
 
     @property
-    def function(self) -> _Function | None:
+    def function(self) -> Function | None:
         """It, if it is defined with ``def``."""
-        return self.node if isinstance(self.node, _Function) else None
+        return self.node if isinstance(self.node, Function) else None
 
     @property
     def is_by_reference(self) -> bool:
@@ -141,8 +66,11 @@ class _Sent:
     @property
     def is_nested(self) -> bool:
         """Whether it has no name in its module."""
-        return self.function is None or self.module.functions.get(self.function.name) is not self.function
+        if self.function is None:
+            return True
+        return not any(self.function is node for node in source.bindings(self.module.tree).get(self.function.name, ()))
 
+    @functools.cached_property
     def left_behind(self) -> list[str]:
         """Names of its module that it uses, and that are not there on the worker."""
         if self.is_by_reference:
@@ -153,8 +81,12 @@ class _Sent:
         return sorted((self._names_inside() | above) - {self.function.name if self.function else ""})
 
     def _names_inside(self) -> set[str]:
-        body = _scope_of(self.module.scope, self.node)
-        return _globals(body) & self.module.names if body else set()
+        code = self._code()
+        return (source.free_names(code) & self.module.names) - source.made_first(code) if code is not None else set()
+
+    def _code(self) -> Function | ast.Lambda | None:
+        """What runs: the function itself, or of an object of a class here, its method."""
+        return self.node if isinstance(self.node, (Function, ast.Lambda)) else self.method[1]
 
     def _names_above(self) -> set[str]:
         """Those in its decorators and defaults, which are run where its source is."""
@@ -165,9 +97,33 @@ class _Sent:
         return used & self.module.names
 
     def closes_over(self) -> list[str]:
-        """Names of the function around it that it uses."""
-        body = _scope_of(self.module.scope, self.node)
-        return sorted(symbol.get_name() for symbol in body.get_symbols() if symbol.is_free()) if body else []
+        """Names of the functions around it that it uses."""
+        around = [scope for scope in ast.walk(self.module.tree) if isinstance(scope, Function) and scope is not self.node]
+        around = [scope for scope in around if any(node is self.node for node in ast.walk(scope))]
+        code = self._code()
+        return sorted(source.free_names(code) & {name for scope in around for name in source.bindings(scope)}) if code is not None else []
+
+    @functools.cached_property
+    def method(self) -> tuple[str, Function | None, dict[str, Function]]:
+        """For a method, or an object that can be called: its class, its function, and all methods of that class, where they are here."""
+        made = self.node.value if isinstance(self.node, ast.Attribute) else self.node
+        name = self.node.attr if isinstance(self.node, ast.Attribute) else "__call__"
+        kind = self._class_of(made) if isinstance(made, (ast.Name, ast.Call)) else ""
+        methods = source.methods(self.module, kind, ())
+        return kind, methods.get(name), methods
+
+    def _class_of(self, made: ast.Name | ast.Call) -> str:
+        if isinstance(made, ast.Call):
+            return self.module.origin(made)
+        scopes = self.call.scopes if self.call else (self.module.tree,)
+        bound = source.resolved(made.id, scopes, made.lineno)
+        if isinstance(bound, ast.arg):  # self, in a method
+            inside = [scope for scope in scopes if isinstance(scope, ast.ClassDef)]
+            is_own = isinstance(scopes[-1], Function) and source.arguments(scopes[-1])[:1] == [bound]
+            return inside[-1].name if inside and is_own else ""
+        if isinstance(bound, ast.ClassDef):
+            return bound.name if isinstance(self.node, ast.Attribute) else ""
+        return self.module.origin(bound) if isinstance(bound, ast.Call) else ""
 
 
 _RULES: Table[_Sent] = Table()
@@ -187,10 +143,14 @@ def examine(target: str, strategy: str = DEFAULT_STRATEGY) -> list[Problem]:
         OSError: The file cannot be read.
     """
     is_path = target.endswith(".py") or os.sep in target
-    module = _read(target if is_path else _file_of(target), may_be_script=is_path)
-    submitted = list(_submitted(module, strategy))
-    public = [] if module.is_script else [_Sent(module, node, strategy) for node in _public(module)]
-    return _problems([*public, *submitted])
+    path = target if is_path else source.file_of(target)
+    try:
+        module = source.read(path, may_be_script=is_path)
+        submitted = [_Sent(module, _meant(call), strategy, call) for call in module.calls]
+        public = [] if module.is_script else [_Sent(module, node, strategy) for node in _public(module)]
+        return _problems([*public, *submitted])
+    except RecursionError:
+        raise SourceError(f"{path} is nested too deeply to be read") from None
 
 
 def examine_functions(functions: Iterable[FunctionType], strategy: str = DEFAULT_STRATEGY) -> list[Problem]:
@@ -200,135 +160,62 @@ def examine_functions(functions: Iterable[FunctionType], strategy: str = DEFAULT
         functions: As they are about to be registered.
         strategy: How they travel.
     """
+    read: dict[str, tuple[Module, dict[int, list[Function | ast.Lambda]]]] = {}
     sent = []
     for function in map(inspect.unwrap, functions):
-        path = inspect.getsourcefile(function)
+        path = inspect.getsourcefile(function) if isinstance(function, FunctionType) else None
         if path is None or not os.path.isfile(path):
-            continue  # written at a prompt: there is nothing to read
-        module = _read(path, may_be_script=function.__module__ == "__main__")
-        line = function.__code__.co_firstlineno
-        nodes = [node for node in ast.walk(module.tree) if isinstance(node, (_Function, ast.Lambda))]
-        sent += [_Sent(module, node, strategy) for node in nodes if _first_line(node) == line]
+            continue  # written at a prompt, or no function below its decorators: there is nothing to read
+        if path not in read:
+            module = source.read(path, may_be_script=function.__module__ == "__main__")
+            by_line: dict[int, list[Function | ast.Lambda]] = {}
+            for node in ast.walk(module.tree):
+                if isinstance(node, (Function, ast.Lambda)):
+                    by_line.setdefault(source.first_line(node), []).append(node)
+            read[path] = module, by_line
+        sent += [_Sent(read[path][0], node, strategy) for node in read[path][1].get(function.__code__.co_firstlineno, ())]
     return _problems(sent)
 
 
 def _problems(sent: Sequence[_Sent]) -> list[Problem]:
     found: dict[tuple[object, ...], Problem] = {}
     for each in sent:
-        lines = each.module.lines
+        lines = dict(enumerate(each.module.lines, 1))
         for rule, level, place, text in _RULES.broken(each):
-            around = [place, each.line or place, each.node.lineno]
-            if not any(is_silenced(rule, lines[line - 1]) for line in around):
+            if not any(is_silenced(rule, lines.get(line, "")) for line in {place, *_lines_of(each)}):
                 found.setdefault((rule, each.module.path, place), Problem(rule, level, each.module.path, place, text))
     return sorted(found.values(), key=lambda problem: (problem.level, problem.file, problem.line))
 
 
-def exists(module: str) -> bool:
-    """Whether there is a module of that dotted name; its packages are imported to find it."""
-    try:
-        return importlib.util.find_spec(module) is not None
-    except (ImportError, ValueError):  # a package on the way is not there, or is none
-        return False
+def _lines_of(sent: _Sent) -> Iterator[int]:
+    """Where a comment silences what is said of all of it: the head of its definition, and the call that submits it."""
+    if sent.function is not None:
+        begin, end = source.first_line(sent.function), sent.function.body[0].lineno
+        yield from range(begin, max(end, sent.function.lineno + 1))
+    if sent.call is not None:
+        yield from range(sent.call.call.lineno, (sent.call.call.end_lineno or sent.call.call.lineno) + 1)
 
 
-def _file_of(module: str) -> str:
-    spec = importlib.util.find_spec(module)
-    if spec is None or spec.origin is None or not spec.origin.endswith(".py"):
-        raise SourceError(f"the module {module} has no source that could be read")
-    return spec.origin
-
-
-def _read(path: str, may_be_script: bool) -> Module:
-    written = Path(path).read_bytes()
-    try:
-        text = importlib.util.decode_source(written)
-        tree, scope = ast.parse(text, path), symtable.symtable(text, path, "exec")
-    except (SyntaxError, ValueError) as error:
-        line = getattr(error, "lineno", None) or 1
-        raise SourceError(f"{path}:{line}: {getattr(error, 'msg', error)}") from error
-    module = Module(path, text.splitlines(), tree, scope, is_script=False)
-    return replace(module, is_script=may_be_script and _runs_by_itself(module))
-
-
-def _runs_by_itself(module: Module) -> bool:
-    """Whether a file does more than define things when it is run: it has a main part, or submits at its top level."""
-    for node in module.tree.body:
-        if isinstance(node, ast.If) and any(isinstance(each, ast.Name) and each.id == "__name__" for each in ast.walk(node.test)):
-            return True
-        if not isinstance(node, (_Function, ast.ClassDef)) and any(_callables_of(module, each) for each in ast.walk(node)):
-            return True
-    return False
-
-
-def _callables_of(module: Module, node: ast.AST) -> list[ast.expr]:
-    """What a call submits or registers with Globus Compute; nothing if it is none that does."""
-    if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in ("submit", "register_function")):
-        return []
-    if not any(name.partition(".")[0] in _OURS for name in module.imports.values()):
-        return []
-    maker = module.maker(node.func.value.id) if isinstance(node.func.value, ast.Name) else ""
-    if "." in maker and maker.partition(".")[0] not in _OURS:  # a pool of threads, say
-        return []
-    named = [keyword.value for keyword in node.keywords if keyword.arg in ("fn", "function")]
-    return node.args[:1] or named
-
-
-def _public(module: Module) -> Iterator[_Function]:
+def _public(module: Module) -> Iterator[Function]:
     """What `gc-warm register` takes when no name is given: plain functions, by ``__all__`` or without a leading underscore."""
-    listed = next((_strings(node.value) for node in module.tree.body if isinstance(node, ast.Assign) and _assigns(node, "__all__")), None)
+    lists = [node.value for node in module.tree.body if isinstance(node, ast.Assign) and source.assigns(node, "__all__")]
+    listed = source.strings(lists[0]) if lists else None
+    submitting = [scope for call in module.calls for scope in call.scopes]
     for name, node in module.functions.items():
         is_loader = module.is_decorated(node, _CACHES | _WARM)  # which others call
-        if is_loader or any(_callables_of(module, each) for each in ast.walk(node)):  # or it runs where tasks are submitted
+        if is_loader or any(node is scope for scope in submitting):  # or it runs where tasks are submitted
             continue
         if name in listed if listed is not None else not name.startswith("_"):
             yield node
 
 
-def _assigns(node: ast.Assign, name: str) -> bool:
-    return any(isinstance(target, ast.Name) and target.id == name for target in node.targets)
-
-
-def _strings(node: ast.expr) -> set[str]:
-    return {each.value for each in ast.walk(node) if isinstance(each, ast.Constant) and isinstance(each.value, str)}
-
-
-def _submitted(module: Module, strategy: str) -> Iterator[_Sent]:
-    """What the file itself submits or registers, as far as it is written in the file."""
-    defined = {node.name: node for node in ast.walk(module.tree) if isinstance(node, _Function)} | module.functions
-    lambdas = {
-        target.id: node.value
-        for node in ast.walk(module.tree)
-        if isinstance(node, ast.Assign) and isinstance(node.value, ast.Lambda)
-        for target in node.targets
-        if isinstance(target, ast.Name)
-    }
-    for call in ast.walk(module.tree):
-        for sent in _callables_of(module, call):
-            node: ast.expr | _Function = sent
-            if isinstance(sent, ast.Name):
-                node = defined.get(sent.id) or lambdas.get(sent.id) or sent
-            yield _Sent(module, node, strategy, sent.lineno)
-
-
-def _first_line(node: _Function | ast.Lambda) -> int:
-    decorators = [] if isinstance(node, ast.Lambda) else node.decorator_list
-    return min([node.lineno, *(decorator.lineno for decorator in decorators)])
-
-
-def _scope_of(scope: symtable.SymbolTable, node: ast.expr | _Function) -> symtable.SymbolTable | None:
-    name = "lambda" if isinstance(node, ast.Lambda) else getattr(node, "name", None)
-    lines = {node.lineno, _first_line(node)} if isinstance(node, _Function) else {node.lineno}
-    for child in scope.get_children():
-        if child.get_name() == name and child.get_lineno() in lines:
-            return child
-        if found := _scope_of(child, node):
+def _meant(call: Call) -> ast.expr | Function:
+    """What is submitted: the function or lambda that a name stands for there, else what is written."""
+    if isinstance(call.sent, ast.Name):
+        found = source.resolved(call.sent.id, call.scopes, call.sent.lineno)
+        if isinstance(found, (Function, ast.Lambda)):
             return found
-    return None
-
-
-def _globals(scope: symtable.SymbolTable) -> set[str]:
-    found = {symbol.get_name() for symbol in scope.get_symbols() if symbol.is_global()}
-    return found.union(*map(_globals, scope.get_children()))
+    return call.sent
 
 
 # ---- the rules -------------------------------------------------------------------------------------------------------------------
@@ -349,14 +236,23 @@ def nested_cache(sent: _Sent) -> Iterator[tuple[object, ...]]:
 
     A helper that calls itself, to remember within one call, is left alone.
     """
+    returned = {node.value.id for node in ast.walk(sent.node) if isinstance(node, ast.Return) and isinstance(node.value, ast.Name)}
     for node in ast.walk(sent.node):
-        if not isinstance(node, _Function) or node is sent.node or not sent.module.is_decorated(node, _CACHES | _WARM):
-            continue
-        if any(isinstance(each, ast.Call) and sent.module.origin(each) == node.name for each in ast.walk(node)):
-            continue
-        takes_any = bool(node.args.args or node.args.posonlyargs or node.args.kwonlyargs or node.args.vararg or node.args.kwarg)
-        text = f"{node.name} is cached, and made anew with an empty cache in every call: {_REWRITE}"
-        yield node.lineno, text, "warning" if takes_any else "error"
+        if isinstance(node, Function) and node is not sent.node and any(_is_cache(sent.module, each) for each in node.decorator_list):
+            calls_itself = any(isinstance(each, ast.Call) and sent.module.origin(each) == node.name for each in ast.walk(node))
+            if not calls_itself and node.name not in returned:  # which makes helpers for others
+                yield _emptied(node.name, node.lineno, bool(source.arguments(node)))
+        elif isinstance(node, ast.Call) and _is_cache(sent.module, node) and node.args and isinstance(node.args[0], (ast.Lambda, ast.Name)):
+            yield _emptied("this function", node.lineno, isinstance(node.args[0], ast.Lambda) and bool(source.arguments(node.args[0])))
+
+
+def _is_cache(module: Module, node: ast.expr) -> bool:
+    return module.origin(node) in _CACHES | _WARM
+
+
+def _emptied(name: str, line: int, takes_any: bool) -> tuple[int, str, str]:
+    text = f"{name} is cached, and made anew with an empty cache in every call: {_REWRITE}"
+    return line, text, "warning" if takes_any else "error"  # with arguments, it may be meant for this one call
 
 
 @_RULES.rule("GCW102", "error")
@@ -391,15 +287,49 @@ def function_attribute(sent: _Sent) -> Iterator[tuple[object, ...]]:
     if sent.function is None:
         return
     name = sent.function.name
-    for node in [each for each in ast.walk(sent.function) if isinstance(each, (ast.Attribute, ast.Call))]:
-        is_store = isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store) and _is_name(node.value, name)
-        is_call = isinstance(node, ast.Call) and sent.module.origin(node) == "setattr" and node.args and _is_name(node.args[0], name)
-        if is_store or is_call:
-            yield _kept(sent, sent.is_by_reference, node.lineno, f"{name} keeps state on itself")
-            return
-        if isinstance(node, ast.Call) and sent.module.origin(node) == "globals" and not sent.is_by_reference:
-            yield _kept(sent, sent.strategy == _DILL, node.lineno, f"{name} keeps state in globals()")
-            return
+    is_own = name not in source.bindings(sent.function)
+    nodes = [node for node in ast.walk(sent.function) if isinstance(node, ast.expr)]
+    line = next((node.lineno for node in nodes if is_own and _changes_attribute(sent.module, node, name)), None)
+    if line is not None:
+        yield _kept(sent, sent.is_by_reference, line, f"{name} keeps state on itself")
+    elif not sent.is_by_reference and (line := _changes_globals(sent.function)) is not None:
+        yield _kept(sent, sent.strategy == _DILL, line, f"{name} keeps state in globals()")
+
+
+def _changes_attribute(module: Module, node: ast.AST, name: str) -> bool:
+    """Whether something is stored in an attribute of the object of that name, or in what such an attribute holds."""
+    if isinstance(node, ast.Call) and module.origin(node) == "setattr" and node.args:
+        return source.is_name(node.args[0], name)
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+        return node.func.attr in _CHANGES and _is_attribute(node.func.value, name)
+    is_changed = isinstance(getattr(node, "ctx", None), (ast.Store, ast.Del))
+    return is_changed and (_is_attribute(node, name) or (isinstance(node, ast.Subscript) and _is_attribute(node.value, name)))
+
+
+def _is_attribute(node: ast.AST, name: str) -> bool:
+    return isinstance(node, ast.Attribute) and source.is_name(node.value, name)
+
+
+def _changes_globals(function: Function) -> int | None:
+    """Where a function keeps something in its globals, and looks whether it is there; None if it does not."""
+    spaces = {name for name, nodes in source.bindings(function).items() for node in nodes if _is_globals(node)}
+    for node in ast.walk(function):
+        space = node.value if isinstance(node, (ast.Subscript, ast.Attribute)) else None
+        if space is None or not (_is_globals(space) or (isinstance(space, ast.Name) and space.id in spaces)):
+            continue
+        if isinstance(node, ast.Attribute) and node.attr in _CHANGES:
+            return node.lineno
+        if isinstance(node, ast.Subscript) and isinstance(node.ctx, ast.Store):
+            return node.lineno
+    declared = source.declared_global(function)
+    if any(source.looks_for_globals(node) for node in ast.walk(function)):
+        stored = [node for node in ast.walk(function) if isinstance(node, ast.Name) and source.is_store(node) and node.id in declared]
+        return stored[0].lineno if stored else None
+    return None
+
+
+def _is_globals(node: ast.AST) -> bool:
+    return isinstance(node, ast.Call) and source.is_name(node.func, "globals")
 
 
 @_RULES.rule("GCW104", "error")
@@ -415,7 +345,9 @@ def mutable_default(sent: _Sent) -> Iterator[tuple[object, ...]]:
     with_default = [*arguments.posonlyargs, *arguments.args][::-1]
     pairs = [*zip(with_default, arguments.defaults[::-1], strict=False), *zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True)]
     for argument, default in pairs:
-        if default is not None and _is_mutable(sent.module, default) and _is_changed(sent.function, argument.arg):
+        if default is None or _is_rebound(sent.function, argument.arg):
+            continue
+        if _is_mutable(sent.module, default) and _is_changed(sent.function, argument.arg):
             yield _kept(sent, sent.is_by_reference, default.lineno, f"{argument.arg} keeps state in its default value")
 
 
@@ -425,8 +357,11 @@ def _kept(sent: _Sent, is_warm: bool, line: int, what: str) -> tuple[int, str, s
     return line, f"{what}, and is made anew for every task: {_REWRITE}", "error"
 
 
-def _is_name(node: ast.expr, name: str) -> bool:
-    return isinstance(node, ast.Name) and node.id == name
+def _is_rebound(function: Function, name: str) -> bool:
+    """Whether the name is given to another object; x += 1 may change the one it has."""
+    grown = [node.target for node in ast.walk(function) if isinstance(node, ast.AugAssign)]
+    stores = [node for node in ast.walk(function) if isinstance(node, ast.Name) and node.id == name and source.is_store(node)]
+    return any(node not in grown for node in stores)
 
 
 def _is_mutable(module: Module, node: ast.expr) -> bool:
@@ -434,12 +369,14 @@ def _is_mutable(module: Module, node: ast.expr) -> bool:
     return isinstance(node, (ast.List, ast.Dict, ast.Set)) or (isinstance(node, ast.Call) and module.origin(node) in makers)
 
 
-def _is_changed(function: _Function, name: str) -> bool:
+def _is_changed(function: Function, name: str) -> bool:
     for node in ast.walk(function):
-        if isinstance(node, ast.Subscript) and isinstance(node.ctx, (ast.Store, ast.Del)) and _is_name(node.value, name):
+        if isinstance(node, ast.Subscript) and isinstance(node.ctx, (ast.Store, ast.Del)) and source.is_name(node.value, name):
+            return True
+        if isinstance(node, ast.AugAssign) and source.is_name(node.target, name):
             return True
         called = node.func if isinstance(node, ast.Call) else None
-        if isinstance(called, ast.Attribute) and _is_name(called.value, name) and called.attr in _CHANGES:
+        if isinstance(called, ast.Attribute) and source.is_name(called.value, name) and called.attr in _CHANGES:
             return True
     return False
 
@@ -456,7 +393,7 @@ def main_global(sent: _Sent) -> Iterator[tuple[object, ...]]:
         def model():                                           from my_model import model
             return load()                                      return model()(x)
     """
-    used = sent.left_behind() if sent.module.is_script else []
+    used = sent.left_behind if sent.module.is_script else []
     if used:
         what = ", ".join(used)
         yield sent.node.lineno, f"{_called(sent)} uses {what} of this script, which workers do not have: NameError; import it in the body"
@@ -474,36 +411,23 @@ def instance_state(sent: _Sent) -> Iterator[tuple[object, ...]]:
         def model():                                           from my_model import model
             return Model()                                     return model().predict(x)
     """
-    module, node = sent.module, sent.node
-    made = node.value if isinstance(node, ast.Attribute) else node
-    name = module.maker(made.id) if isinstance(made, ast.Name) else module.origin(made) if isinstance(made, ast.Call) else ""
-    method = node.attr if isinstance(node, ast.Attribute) else "__call__"
-    methods = _methods(module, name)
-    if method in methods and _keeps_state(methods, method, set()):
-        yield node.lineno, f"{name}.{method} keeps state on its object, which is sent anew with every task: {_REWRITE}"
+    kind, method, methods = sent.method
+    if method is not None and _keeps_state(sent.module, methods, method.name, set()):
+        yield sent.node.lineno, f"{kind}.{method.name} keeps state on its object, which is sent anew with every task: {_REWRITE}"
 
 
-def _methods(module: Module, name: str) -> dict[str, _Function]:
-    """Those of a class of the file, with those it inherits from others of the file."""
-    kind = module.classes.get(name)
-    if kind is None:
-        return {}
-    inherited = [_methods(module, module.origin(base)) for base in kind.bases if module.origin(base) != name]
-    own = {each.name: each for each in kind.body if isinstance(each, _Function)}
-    return {method: node for methods in [*inherited[::-1], own] for method, node in methods.items()}
-
-
-def _keeps_state(methods: dict[str, _Function], name: str, seen: set[str]) -> bool:
+def _keeps_state(module: Module, methods: dict[str, Function], name: str, seen: set[str]) -> bool:
     """Whether a method, or one that it calls on itself, stores something on its object."""
     seen.add(name)
-    arguments = methods[name].args
-    own = next((argument.arg for argument in [*arguments.posonlyargs, *arguments.args]), "")
+    own = next((argument.arg for argument in source.arguments(methods[name])), "")
+    if any(_is_cache(module, decorator) for decorator in methods[name].decorator_list):
+        return True
     for node in ast.walk(methods[name]):
-        if isinstance(node, ast.Attribute) and _is_name(node.value, own):
-            if isinstance(node.ctx, (ast.Store, ast.Del)):
-                return True
-            if node.attr in methods and node.attr not in seen and _keeps_state(methods, node.attr, seen):
-                return True
+        if _changes_attribute(module, node, own):
+            return True
+        is_other = isinstance(node, ast.Attribute) and source.is_name(node.value, own) and node.attr in methods and node.attr not in seen
+        if isinstance(node, ast.Attribute) and is_other and _keeps_state(module, methods, node.attr, seen):
+            return True
     return False
 
 
@@ -541,11 +465,13 @@ def source_global(sent: _Sent) -> Iterator[tuple[object, ...]]:
             from my_model import model    # a module that workers can import; its @warm function keeps the state
             return model()(x)
     """
-    used = [] if sent.module.is_script else sent.left_behind()
+    used = [] if sent.module.is_script or sent.method[1] is not None else sent.left_behind
     if used:
         what = f"{_called(sent)} is sent as source by {sent.strategy}, and {', '.join(used)} of its module stay behind"
         yield sent.node.lineno, f"{what}: import them in the body"
 
 
 def _called(sent: _Sent) -> str:
-    return sent.function.name if sent.function is not None else "this lambda" if isinstance(sent.node, ast.Lambda) else "this"
+    if sent.function is not None:
+        return sent.function.name
+    return "this lambda" if isinstance(sent.node, ast.Lambda) else f"{sent.method[0]}.{sent.method[1].name}" if sent.method[1] else "this"

@@ -119,6 +119,8 @@ def schema_of(path: Path) -> dict[str, Any]:
     """
     try:
         schema = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path} is not UTF-8 text: {error}") from None
     except json.JSONDecodeError as error:
         raise ConfigError(f"{path}:{error.lineno}: {error.msg}") from None
     if not isinstance(schema, dict):

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from globus_compute_endpoint.endpoint.config import UserEndpointConfig
 
-from gc_warm.check import config_rules, configs, functions, options
+from gc_warm.check import config_rules, configs, functions, options, source
 from gc_warm.check.config_rules import Numbers
 from gc_warm.check.rules import Problem
 
@@ -75,28 +75,33 @@ def look_at(name: str, assignments: Sequence[str], options_file: str | None, kno
     if name.endswith(".py"):
         return Target(name, functions.examine(name, strategy))
     if file := _yaml_of(name):
-        text = file.read_text(encoding="utf-8")
+        if assignments or options_file:
+            raise options.ConfigError(f"{file} is no template, so that options would mean nothing")
+        text = configs.read_text(file)
         examined = config_rules.examine(text, file, known)
         return Target(str(file), examined.problems, text, examined.config)
     try:
         folder = configs.find_folder(name)
     except FileNotFoundError as error:
-        if os.sep in name or not functions.exists(name):
+        if os.sep in name or not source.exists(name):
             raise FileNotFoundError(f"{error}; nor is there a Python module of that name") from None
         return Target(name, functions.examine(name, strategy))
     given, origin = _options(folder, assignments, options_file)
     text = configs.render(folder, given, origin)
-    examined = config_rules.examine(text, configs.template_path(folder), known)
+    examined = config_rules.examine(text, configs.template_path(folder), known, lambda: configs.template_lines(folder, given))
     return Target(str(folder), examined.problems, text, examined.config, is_folder=True)
 
 
 def _yaml_of(name: str) -> Path | None:
     """The YAML of a user endpoint: the file itself, or that in the folder of an endpoint which has no template."""
     path = Path(name)
-    if path.is_file() and path.suffix in (".yaml", ".yml"):
+    if path.is_file() and path.suffix.lower() in (".yaml", ".yml"):
         return path
-    inside = path / "config.yaml"
-    return inside if inside.is_file() and not (path / configs.TEMPLATE).is_file() else None
+    for folder in (path, configs.user_folder() / name):
+        inside = folder / "config.yaml"
+        if inside.is_file() and not (folder / configs.TEMPLATE).is_file() and configs.has_engine(inside):
+            return inside
+    return None
 
 
 def _options(folder: Path, assignments: Sequence[str], file: str | None) -> tuple[dict[str, object], dict[str, str]]:

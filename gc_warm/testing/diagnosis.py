@@ -24,7 +24,7 @@ def why_no_worker(executor: Any, folder: Path) -> str | None:
         folder: Where it keeps its logs.
     """
     managers = executor.connected_managers()
-    if any(manager["worker_count"] for manager in managers):
+    if any(manager["worker_count"] > 0 for manager in managers):
         return _why_workers_die(folder, {manager["manager"] for manager in managers})
     if managers:
         wanted = f"cores_per_worker {executor.cores_per_worker}"

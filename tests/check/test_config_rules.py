@@ -72,7 +72,7 @@ CASES: list[tuple[str, Case]] = [
             "worker_init",
         ),
     ),
-    ("GCW002", Case(engine("max_workers_per_node: 4"), engine(), "given twice, here and in line 4", "max_workers_per_node: 4")),
+    ("GCW002", Case(engine("max_workers_per_node: 4"), engine(), "max_workers_per_node is given twice", "max_workers_per_node: 4")),
     ("GCW002", Case(engine(job=("min_blocks: 0", "min_blocks: 0")), engine(job=("min_blocks: 0",)), "min_blocks is given", "min_blocks")),
     ("GCW003", Case("display_name: mine\n", engine(), "no 'engine:' section", "display_name")),
     ("GCW003", Case("", engine(), "there is no 'engine:' section", "")),
@@ -130,7 +130,7 @@ CASES: list[tuple[str, Case]] = [
         Case(
             slurm("gpus_per_node: 2", engine_settings=("available_accelerators: 3",), workers="3"),
             slurm("gpus_per_node: 2", engine_settings=("available_accelerators: 4",), workers="4"),
-            "worker 2 would get a GPU that is not there: 3 workers on 2 GPUs do not divide; have 2",
+            "worker 2 would get a GPU that is not there: 3 workers on 2 NVIDIA GPUs do not divide; have 2",
             "available_accelerators",
         ),
     ),
@@ -368,15 +368,93 @@ def test_errors_come_first() -> None:
     assert [found.level for found in both] == ["error", "warning"]
 
 
+TEMPLATE = """\
+{#- a comment
+ of two lines -#}
+{%- set n = n | default(2) -%}
+engine:
+  type: GlobusComputeEngine
+  address: 127.0.0.1
+{%- if n == 1 %}
+  max_workers_per_node: {{ n }}
+{%- else %}
+  max_workers_per_node: {{ n - 2 }}
+{%- endif %}
+  provider:
+    type: LocalProvider
+{%- for name in ["init_blocks", "max_blocks"] %}
+    {{ name }}: {{ n - 2 }}
+{%- endfor %}
+    worker_init: |
+      export A=1
+{% include "more.yaml" %}
+"""
+
+
 def test_line_is_that_of_the_template_where_the_yaml_comes_from_one(tmp_path: Path) -> None:
-    template = tmp_path / "template.j2"
-    template.write_text(
-        "{#- a comment\n of two lines -#}\n" + slurm("{% if n > 1 %}nodes_per_block: {{ n }}{% endif %}", "min_blocks: {{ n }}")
+    (tmp_path / configs.TEMPLATE).write_text(TEMPLATE)
+    (tmp_path / "more.yaml").write_text("    min_blocks: one\n")
+    (wrong,) = targets.look_at(str(tmp_path), [], None, Numbers(), "DillCode").problems
+    assert (wrong.rule, wrong.line) == ("GCW001", 17), "what is included belongs to what stands before it"
+    (tmp_path / "more.yaml").write_text("    min_blocks: 0\n")
+    found = targets.look_at(str(tmp_path), [], None, Numbers(), "DillCode").problems
+    assert [(problem.rule, problem.line) for problem in found] == [("GCW005", 10), ("GCW005", 15)]
+    silenced = TEMPLATE.replace("{{ n - 2 }}\n{%- endif", "{{ n - 2 }} {# gc-warm: ignore[GCW005] #}\n{%- endif")
+    (tmp_path / configs.TEMPLATE).write_text(
+        silenced.replace("{{ name }}: {{ n - 2 }}", "{{ name }}: {{ n - 2 }} # gc-warm: ignore[GCW005]")
     )
-    rendered = slurm("nodes_per_block: 2", "min_blocks: 2", "launcher: {type: SrunLauncher}")
-    (found,) = config_rules.examine(rendered, template).problems
-    assert (found.rule, found.file) == ("GCW013", str(template))
-    assert template.read_text().splitlines()[found.line - 1].strip() == "min_blocks: {{ n }}"
+    assert targets.look_at(str(tmp_path), [], None, Numbers(), "DillCode").problems == []
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        slurm().replace("  provider:\n", "  provider:\n    <<: {cmd_timeout: 10}\n") + "    cmd_timeout: 20\n",
+        engine("container_type: apptainer", 'container_cmd_options: --bind "$SCRATCH:/scratch"'),
+        slurm("nodes_per_block: 2", "launcher: {type: WrappedLauncher, prepend: mpiexec_mpt -n 2}"),
+        slurm("nodes_per_block: 2", "launcher: {type: SimpleLauncher}", engine_settings=("launch_cmd: srun process_worker_pool.py",)),
+        engine("cpu_affinity: block", "cores_per_worker: 0.5", job=("worker_init: export PARSL_CORES=1",)),
+        slurm().replace("01:00:00", "1:90:00"),
+        slurm(
+            "scheduler_options: |-\n      #SBATCH --gres=gpu:a100-sxm4:4\n      ##SBATCH --gpus-per-node=3",
+            engine_settings=("available_accelerators: 4",),
+            workers="4",
+        ),
+        slurm("gres: 'gpu:mi250:3'", engine_settings=("available_accelerators: 4",), workers="4"),
+        engine("run_in_sandbox: true", job=("worker_init: export TZ=Europe/Berlin HF_MODEL=meta/llama CFLAGS=-I/usr/include",)),
+        slurm("nodes_per_block: 2", "launcher: {type: SrunLauncher}", "worker_init: srun --overlap agent &"),
+        slurm("nodes_per_block: 2", "launcher: {type: SrunLauncher}", "worker_init: export X=$(( SLURM_JOB_ID & 1023 ))"),
+        slurm("nodes_per_block: 2", "launcher: {type: SrunLauncher}", "worker_init: |\n      fetch & wait"),
+        engine("container_type: custom", "container_cmd_options: podman run --init image {EXECUTOR_LAUNCH_CMD}"),
+    ],
+)
+def test_nothing_is_said_of_what_is_as_it_should_be(text: str) -> None:
+    assert problems(text) == []
+
+
+@pytest.mark.parametrize(
+    ("rule", "text"),
+    [
+        ("GCW007", slurm("cores_per_node: 1", engine_settings=("cpu_affinity: list:0:0", "cores_per_worker: 0.5"))),
+        ("GCW008", slurm("gres: 'gpu:a100-sxm4:2'", engine_settings=("available_accelerators: 3",), workers="3")),
+        ("GCW005", engine("job_status_kwargs: {strategy: none}", job=("init_blocks: 0",))),
+        ("GCW001", engine("job_status_kwargs: [[max_idletime, 3]]")),
+        ("GCW022", slurm("nodes_per_block: 2", "launcher: {type: SrunLauncher}", "worker_init: (redis-server > log 2>&1 &)")),
+        ("GCW023", engine("container_type: custom", "container_cmd_options: docker run image {EXECUTOR_LAUNCH_CMD}")),
+        ("GCW006", engine(job=("worker_init: export PARSL_CORES=0",))),
+        ("GCW000", "engine: &e\n  type: GlobusComputeEngine\n  foo: *e\n"),
+        ("GCW000", engine() + "\0"),
+        ("GCW000", "engine: " + 3000 * "["),
+    ],
+)
+def test_each_rule_finds_what_it_is_about_in_other_words(rule: str, text: str) -> None:
+    assert [found.rule for found in problems(text)] == [rule]
+
+
+@pytest.mark.parametrize("value", ['"60"', "60  # a minute", "60;", "'60.0'"])
+def test_time_out_of_tasks_is_found_however_it_is_exported(value: str) -> None:
+    text = engine(job=("worker_init: |", f"  export A=1 GC_TASK_TIMEOUT={value}"))
+    assert [found.rule for found in problems(text, Numbers(load_seconds=90))] == ["GCW018"]
 
 
 @pytest.mark.parametrize("rule", {**config_rules.RULES, **functions.RULES}.values(), ids=lambda rule: rule.id)

@@ -12,8 +12,8 @@ import shapes
 
 import gc_warm
 from gc_warm.check import functions
-from gc_warm.check.functions import SourceError
 from gc_warm.check.rules import Problem
+from gc_warm.check.source import SourceError
 from tests.testing import persistence_client
 from tests.testing.test_persistence import STRATEGIES, TABLE, WARM
 
@@ -281,23 +281,325 @@ def test_own_functions_break_no_rule(strategy: str) -> None:
         assert functions.examine(str(path)) == []
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
-        "from concurrent.futures import ThreadPoolExecutor as P\nN = 1\ndef f():\n    return N\nwith P() as pool:\n    pool.submit(f)\n",
-        "N = 1\ndef f():\n    return [N for N in range(3)] + [len('a')]\nwith Executor() as e:\n    e.submit(f)\n",
-        "from my_model import energy\nwith Executor() as e:\n    e.submit(energy, 1)\n    e.submit(unknown.thing)\n    e.submit()\n",
-        "from globus_compute_sdk import ShellFunction\nwith Executor() as e:\n    e.submit(ShellFunction('date'))\n",
-        "def f(seen=None, names=()):\n    seen = seen or []\n    seen.append(1)\n    return seen\n",
-        "def f(options={}):\n    return options.get('a')\n",
-        "import functools\n@functools.cache\ndef model():\n    return 1\ndef f():\n    return model()\n",
-        "class Model:\n    def run(self):\n        return 1\ndef main(e):\n    e.submit(Model().run)\n",
-        "__all__ = ['f']\ndef g(seen=[]):\n    seen.append(1)\ndef f():\n    return 1\n",
-        "",
-    ],
-)
-def test_nothing_is_said_of_what_is_as_it_should_be(text: str, tmp_path: Path) -> None:
-    assert functions.examine(written(tmp_path, text)) == []
+FINE_TEXTS = {
+    "a pool of threads": """
+        from concurrent.futures import ThreadPoolExecutor as P
+        N = 1
+        def f():
+            return N
+        with P() as pool:
+            pool.submit(f)
+        """,
+    "a pool on self, and as a parameter": """
+        from concurrent.futures import ThreadPoolExecutor
+        N = 1
+        class A:
+            def __init__(self):
+                self.pool = ThreadPoolExecutor(1)
+            def go(self, pool: ThreadPoolExecutor):
+                self.pool.submit(lambda: N)
+                pool.submit(lambda: N)
+        A().go(ThreadPoolExecutor())
+        """,
+    "comprehensions and builtins": """
+        from rich import print
+        N = 1
+        def f():
+            print([N for N in range(3)] + [len('a')])
+        with Executor() as e:
+            e.submit(f)
+        """,
+    "what comes from elsewhere": """
+        from my_model import energy
+        class Local:
+            def energy(self):
+                return Executor
+        def submit_all(e, energy):
+            e.submit(energy, 1)
+        with Executor() as e:
+            e.submit(energy, 1)
+            e.submit(unknown.thing)
+            e.submit()
+        """,
+    "a script that imports itself": """
+        import numpy as np
+        def predict(x):
+            return np.sum(x)
+        if __name__ == "__main__":
+            from mine import predict
+            with Executor() as e:
+                e.submit(predict, 1)
+        """,
+    "a shell function": """
+        from globus_compute_sdk import ShellFunction
+        with Executor() as e:
+            e.submit(ShellFunction('date'))
+        """,
+    "a default that is never changed": """
+        def f(options={}, seen=None, names=()):
+            seen = seen or []
+            seen.append(1)
+            return options.get('a'), seen
+        """,
+    "a default that is copied": """
+        def f(options={}, more={}):
+            options = dict(options)
+            options['n'] = 1
+            more = {**more}
+            more['n'] = 1
+        """,
+    "a loader that others call": """
+        import functools
+        @functools.cache
+        def model():
+            return 1
+        def f():
+            return model()
+        """,
+    "a factory of loaders": """
+        import functools
+        def make(path):
+            @functools.cache
+            def load():
+                return open(path)
+            return load
+        """,
+    "a method without state": """
+        class Model:
+            def run(self):
+                return 1
+        def main(e):
+            e.submit(Model().run)
+        """,
+    "a local of the function's name": """
+        from types import SimpleNamespace
+        def result(x):
+            result = SimpleNamespace()
+            result.value = x
+            return result
+        """,
+    "globals that are only read": """
+        def f(text):
+            return eval(text, globals())
+        """,
+    "under try, at the top level": """
+        try:
+            import numpy
+            def f(seen=None):
+                return numpy.sum(seen)
+        except ImportError:
+            numpy = None
+        """,
+    "annotations": """
+        import typing
+        import numpy as np
+        def f():
+            x: typing.List[int] = [1]
+            y: np.ndarray
+            return x
+        with Executor() as e:
+            e.submit(f)
+        """,
+    "a global that the body makes": """
+        import math
+        def f():
+            global math
+            import math
+            return math.pi
+        with Executor() as e:
+            e.submit(f)
+        """,
+    "two lambdas in a line": """
+        import math
+        with Executor() as e:
+            found = sorted([1], key=lambda t: math.sin(t)) + [e.submit(lambda: 2)]
+        """,
+    "a list of what is public": """
+        __all__ = ['f']
+        def g(seen=[]):
+            seen.append(1)
+        def f():
+            return 1
+        """,
+    "nothing": "",
+}
+
+
+@pytest.mark.parametrize("name", FINE_TEXTS)
+def test_nothing_is_said_of_what_is_as_it_should_be(name: str, tmp_path: Path) -> None:
+    assert functions.examine(written(tmp_path, FINE_TEXTS[name])) == []
+
+
+FOUND: dict[str, tuple[str, list[str], str]] = {
+    "a script without a main part": (
+        "DillCode",
+        ["GCW105"],
+        """
+        import math
+        def f():
+            return math.pi
+        def main():
+            with Executor() as e:
+                e.submit(f)
+        main()
+        """,
+    ),
+    "an executor on a stack": (
+        "DillCode",
+        ["GCW105"],
+        """
+        import contextlib
+        import math
+        with contextlib.ExitStack() as stack:
+            e = stack.enter_context(Executor())
+            e.submit(lambda: math.pi)
+        """,
+    ),
+    "itself, submitted by its method": (
+        "DillCode",
+        ["GCW106"],
+        """
+        class Model:
+            def work(self):
+                self.seen["n"] = 1
+            def go(self, e):
+                e.submit(self.work)
+        """,
+    ),
+    "state in what a method finds on its object": (
+        "DillCode",
+        ["GCW106"],
+        """
+        class Model:
+            def work(self):
+                self.seen.append(1)
+        def main(e):
+            e.submit(Model().work)
+        """,
+    ),
+    "state on a class": (
+        "DillCode",
+        ["GCW106"],
+        """
+        class Model:
+            @classmethod
+            def work(cls):
+                cls.n = 1
+        def main(e):
+            e.submit(Model.work)
+        """,
+    ),
+    "a method that uses the script": (
+        "DillCode",
+        ["GCW105"],
+        """
+        import math
+        class Model:
+            def work(self):
+                return math.pi
+        model = Model()
+        with Executor() as e:
+            e.submit(model.work)
+        """,
+    ),
+    "state in a global that is looked for": (
+        "PureSourceDill",
+        ["GCW103"],
+        """
+        def f():
+            global MODEL
+            try:
+                MODEL
+            except NameError:
+                MODEL = open("x")
+            return MODEL
+        """,
+    ),
+    "state in what an attribute of the function holds": (
+        "AllCodeStrategies",
+        ["GCW103"],
+        """
+        def f(x):
+            f.store[x] = 1
+        """,
+    ),
+    "a default that grows in place": (
+        "AllCodeStrategies",
+        ["GCW104"],
+        """
+        def f(x, seen=[]):
+            seen += [x]
+            return seen
+        """,
+    ),
+    "a cache that is called": (
+        "DillCode",
+        ["GCW101"],
+        """
+        def f(x):
+            import functools
+            load = functools.lru_cache(lambda: open(x))
+            return load()
+        """,
+    ),
+    "recursion in a script, which DillCode sends without its own name": (
+        "DillCode",
+        ["GCW105"],
+        """
+        def factorial(n):
+            return n * factorial(n - 1) if n else 1
+        with Executor() as e:
+            e.submit(factorial, 3)
+        """,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FOUND)
+def test_what_is_cold_or_fails_is_found_in_other_words(name: str, tmp_path: Path) -> None:
+    strategy, rules, text = FOUND[name]
+    assert [problem.rule for problem in functions.examine(written(tmp_path, text), strategy)] == rules
+
+
+@pytest.mark.parametrize("line", ["@cache", "def load(", "        ):", "e.submit(", "            load", "        )"])
+def test_a_comment_may_stand_in_any_line_of_the_head_or_of_the_call(line: str, tmp_path: Path) -> None:
+    text = """
+        from functools import cache
+        @cache
+        def load(
+            x=1,
+        ):
+            return x
+        with Executor() as e:
+            e.submit(
+                load
+            )
+        """
+    path = Path(written(tmp_path, text))
+    before = path.read_text()
+    assert [problem.rule for problem in functions.examine(str(path))] == ["GCW102"]
+    marked = [f"{each}  # gc-warm: ignore[GCW102]" if each.strip() == line.strip() else each for each in before.splitlines()]
+    assert "\n".join(marked) != before
+    path.write_text("\n".join(marked))
+    assert functions.examine(str(path)) == []
+
+
+def test_packages_are_not_imported_to_find_a_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "package").mkdir()
+    (tmp_path / "package" / "__init__.py").write_text("raise SystemExit('imported')\n")
+    (tmp_path / "package" / "inside.py").write_text("def f(seen=[]):\n    seen.append(1)\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert [problem.rule for problem in functions.examine("package.inside")] == ["GCW104"]
+
+
+def test_class_that_inherits_from_itself_in_a_circle_ends(tmp_path: Path) -> None:
+    circle = "class A(B):\n    pass\nclass B(A):\n    pass\ndef main(e):\n    e.submit(A().run)\n"
+    assert functions.examine(written(tmp_path, circle)) == []
+
+
+def test_what_is_nested_too_deeply_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(SourceError, match="too deep"):
+        functions.examine(written(tmp_path, "x = " + "1 + " * 20000 + "1"))
 
 
 def test_cached_helper_with_arguments_is_a_warning_since_it_may_be_for_one_call(tmp_path: Path) -> None:

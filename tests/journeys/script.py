@@ -87,6 +87,12 @@ def wait_for(endpoint: str, gate: str, begun: str) -> Any:
         return str(executor.submit(tasks.begin_and_wait, begun, gate).exception(280))
 
 
+def worker(endpoint: str) -> Any:
+    """Process id of a worker, and its count."""
+    with Executor(endpoint, user_endpoint_config=CONFIG) as executor:
+        return executor.submit(tasks.pid_and_count).result(100)
+
+
 CONFIG: dict[str, Any] = json.loads(os.environ.get("CONFIG", "{}"))
 
 if __name__ == "__main__":

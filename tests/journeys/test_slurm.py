@@ -23,7 +23,7 @@ import tasks
 from click.testing import CliRunner
 
 from gc_warm import MockExecutor, functions
-from gc_warm.check import configs
+from gc_warm.check import config_rules, configs
 from gc_warm.check.options import ConfigError
 from gc_warm.cli import main
 from tests import slurm_cluster
@@ -69,11 +69,30 @@ def on(cluster: SlurmCluster, config: str = "slurm", **options: Any) -> Iterator
     """An executor on a config whose jobs go to this cluster."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SLURM_CONF", cluster.environment["SLURM_CONF"])
-        executor = MockExecutor(config=config, user_endpoint_config=OPTIONS | options)
+        given = {} if "\n" in config else OPTIONS | options  # a config as text takes none
+        executor = MockExecutor(config=config, user_endpoint_config=given)
         try:
             yield executor
         finally:
             executor.shutdown(wait=False)  # a task may wait for a job that never starts
+
+
+SLURM = f"""
+engine:
+  type: GlobusComputeEngine
+  address: 127.0.0.1
+  max_workers_per_node: 1
+  heartbeat_period: 5
+  heartbeat_threshold: 60
+  provider:
+    type: SlurmProvider
+    partition: debug
+    exclusive: false
+    cores_per_node: 1
+    worker_init: |
+      export PYTHONPATH={MODULES}
+"""
+"""A config as people write it, for what rules say of such."""
 
 
 @dataclass(frozen=True)
@@ -302,7 +321,37 @@ def loses_a_node_where_srun_does_not_wait(cluster: SlurmCluster, folder: Path) -
     return loses_a_node(cluster, folder, environment="export SLURM_WAIT=2")
 
 
-JOURNEYS = (drains, reaches_its_walltime, is_cancelled, loses_a_node, loses_a_node_where_srun_does_not_wait, keeps_warm_and_ends)
+@dataclass(frozen=True)
+class Lost:
+    """A job without a drain that has reached its walltime: its state, and what became of its last task."""
+
+    state: str
+    text: str
+
+
+def loses_a_task(cluster: SlurmCluster, folder: Path) -> Lost:
+    """Tasks follow each other, as they do in a job that drains."""
+    text = SLURM + '    walltime: "00:01:00"\n    scheduler_options: "#SBATCH --cpus-per-task=1"\n'
+    (problem,) = config_rules.examine(text, "x").problems
+    assert problem.rule == "GCW016"
+    with on(cluster, text) as executor:
+        job, _, _ = executor.submit(tasks.work, 0.1).result(120)
+        while True:
+            future = executor.submit(tasks.work, 3.0)
+            if future.exception(240) is not None:
+                return Lost(cluster.job(job).state, remote_text(future))
+            assert future.result()[0] == job, "it takes tasks until it is killed"
+
+
+JOURNEYS = (
+    drains,
+    loses_a_task,
+    reaches_its_walltime,
+    is_cancelled,
+    loses_a_node,
+    loses_a_node_where_srun_does_not_wait,
+    keeps_warm_and_ends,
+)
 
 
 @pytest.fixture(scope="module")
@@ -336,6 +385,12 @@ def test_a_job_that_drains_loses_no_task(side_by_side: dict[str, Future[Any]]) -
     begins = [begun for job, begun, _ in drained.runs if job == second]
     ends = [ended for job, _, ended in drained.runs if job == first]
     assert begins[0] - ends[-1] < 120, "the engine asks Slurm every 60 s what has become of a job"
+
+
+def test_gcw016_a_job_that_does_not_drain_loses_a_task(side_by_side: dict[str, Future[Any]]) -> None:
+    lost: Lost = side_by_side["loses_a_task"].result()
+    assert lost.state == "TIMEOUT"
+    assert "errors.ManagerLost: Task failure due to loss of manager" in lost.text
 
 
 def test_a_cancelled_job_leaves_no_process_and_its_task_fails(side_by_side: dict[str, Future[Any]]) -> None:
@@ -465,6 +520,25 @@ def test_workers_that_cannot_share_the_gpus_evenly_are_refused_before_anything_s
     with pytest.raises(ConfigError, match=refusal), on(roomy, "slurm-gpu", gpus_per_node=2, workers_per_node=3):
         pass
     assert roomy.jobs() == before
+
+
+def test_gcw010_all_managers_are_on_the_first_node(roomy: SlurmCluster, tmp_path: Path) -> None:
+    text = SLURM.replace("  provider:", "  drain_period: 300\n  provider:") + "    nodes_per_block: 2\n"
+    assert [problem.rule for problem in config_rules.examine(text, "x").problems] == ["GCW010"]
+    with on(roomy, text) as executor:
+        workers = meet(executor, 2, tmp_path / "meeting")
+    assert len({worker.environment["PARSL_WORKER_POOL_ID"] for worker in workers}) == 2
+    assert [worker.node for worker in workers] == ["n1", "n1"]
+
+
+def test_gcw022_a_program_in_the_background_is_on_the_first_node_only(roomy: SlurmCluster, tmp_path: Path) -> None:
+    text = SLURM.replace("  provider:", "  drain_period: 300\n  provider:") + f"      echo $SLURMD_NODENAME >> {tmp_path / 'started'} &\n"
+    text += "    nodes_per_block: 2\n    launcher:\n      type: SrunLauncher\n      overrides: --overlap\n"
+    assert [problem.rule for problem in config_rules.examine(text, "x").problems] == ["GCW022"]
+    with on(roomy, text) as executor:
+        workers = meet(executor, 2, tmp_path / "meeting")
+    assert [worker.node for worker in workers] == ["n1", "n2"]
+    assert (tmp_path / "started").read_text() == "n1\n"
 
 
 def findings(*words: str) -> tuple[int, list[dict[str, str]]]:

@@ -12,6 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
+from gc_warm import warm
+
 
 def same(value: Any) -> Any:
     return value
@@ -130,3 +132,29 @@ def begin_and_wait(begun: str, gate: str) -> str:
     """Says that it has begun, by a file, and waits for another."""
     Path(begun).touch()
     return wait_for_file(gate)
+
+
+def note_manager(folder: str) -> None:
+    """Leaves a file for its manager in *folder*."""
+    Path(folder, os.environ["PARSL_WORKER_POOL_ID"]).touch()
+
+
+def set_environment(name: str, value: str) -> None:
+    os.environ[name] = value
+
+
+def real_path_of(name: str) -> str:
+    """The absolute path that a variable of the environment leads to."""
+    return os.path.abspath(os.environ[name])
+
+
+@warm
+def _slow_state(record: str, gate: str) -> str:
+    with Path(record).open("a") as file:
+        file.write("loading\n")
+    return wait_for_file(gate)
+
+
+def load_slowly(record: str, gate: str) -> str:
+    """Loads state, which takes until the file *gate* is there; each beginning is a line in *record*."""
+    return _slow_state(record, gate)

@@ -1,0 +1,356 @@
+"""What the rules for configs say will happen, happening on the endpoint's real engine. Each test bears the name of its rule."""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import gc
+import os
+import re
+import uuid
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tasks
+from globus_compute_common import messagepack
+from globus_compute_endpoint.engines.base import GCFuture
+from globus_compute_sdk.serialize import ComputeSerializer
+
+from gc_warm import MockExecutor
+from gc_warm.check import config_rules, configs
+from gc_warm.check.config_rules import Numbers
+from gc_warm.check.options import ConfigError
+from gc_warm.check.rules import REPRODUCED
+from gc_warm.testing.cloud import LocalCloud
+from gc_warm.testing.daemon import EndpointDaemon
+from tests.support import MODULES, ScriptStep, has_ended, remote_text, wait_until
+
+engine = pytest.mark.engine
+START = 120  # seconds
+
+
+def config(*settings: str, job: tuple[str, ...] = (), init: str = "", top: tuple[str, ...] = (), pace: float = 0.2) -> str:
+    """A user endpoint on this machine whose engine looks often; *settings* come last."""
+    lines = [
+        *top,
+        "engine:",
+        "  type: GlobusComputeEngine",
+        "  address: 127.0.0.1",
+        "  heartbeat_period: 1",
+        "  heartbeat_threshold: 5",
+        *([] if any("job_status_kwargs" in line for line in settings) else [f"  job_status_kwargs: {{strategy_period: {pace}}}"]),
+        *(f"  {line}" for line in settings),
+        "  provider:",
+        "    type: LocalProvider",
+        *(f"    {line}" for line in job),
+        "    worker_init: |",
+        f"      export PYTHONPATH={MODULES}",
+        *(f"      {line}" for line in init.splitlines()),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def breaks(text: str, rule: str, numbers: Numbers | None = None) -> str:
+    """The text, which is said to break that rule and no other."""
+    assert [problem.rule for problem in config_rules.examine(text, "x", numbers).problems] == [rule]
+    return text
+
+
+@contextlib.contextmanager
+def running(text: str) -> Iterator[MockExecutor]:
+    """An executor whose tasks may never end."""
+    executor = MockExecutor(config=text)
+    try:
+        yield executor
+    finally:
+        executor.shutdown(wait=False)
+
+
+@engine
+@pytest.mark.parametrize(
+    ("setting", "what"),
+    [("max_idle: 60", "max_idle"), ("strategy: Simple", "Simple"), ("strategy_period: '5'", "not supported between")],
+)
+def test_gcw001_the_engine_does_not_start(setting: str, what: str) -> None:
+    with pytest.raises((TypeError, KeyError), match=what), running(breaks(config(f"job_status_kwargs: {{{setting}}}"), "GCW001")):
+        pass
+
+
+@engine
+def test_gcw001_idle_workers_never_end_where_their_idle_time_is_text(tmp_path: Path) -> None:
+    """Side by side with the same as a number: when that one's worker has ended, this one's is there."""
+    text = "job_status_kwargs: {strategy_period: 0.2, max_idletime: %s}"
+    with running(breaks(config("max_workers_per_node: 1", text % "'1'"), "GCW001")) as wrong:
+        kept, _ = wrong.submit(tasks.pid_and_count).result(START)
+        with running(config("max_workers_per_node: 1", text % 1)) as right:
+            ended, _ = right.submit(tasks.pid_and_count).result(START)
+            wait_until(lambda: has_ended(ended), "the other worker has ended", 30)
+        assert not has_ended(kept)
+
+
+@engine
+def test_gcw000_the_endpoint_does_not_start() -> None:
+    with pytest.raises(ConfigError, match="max_wrokers"), running(breaks(config("max_wrokers: 1", "max_workers_per_node: 1"), "GCW000")):
+        pass
+
+
+WORKERS = {
+    "the last of two": ("GCW002", config("max_workers_per_node: 1", "cores_per_worker: 0.1", "max_workers_per_node: 3")),
+    "unset": ("GCW004", config()),
+    "zero": ("GCW005", config("max_workers_per_node: 0")),
+    "more than devices": ("GCW009", config("max_workers_per_node: 4", "cores_per_worker: 0.1", "available_accelerators: 2")),
+}
+
+
+@pytest.fixture(scope="module")
+def workers_of_a_node() -> dict[str, int]:
+    """How many there are, with each of these configs; side by side, since most of the time is waiting."""
+
+    def count(rule: str, text: str) -> int:
+        with running(breaks(text, rule)) as executor:
+            return int(executor.submit(tasks.environment, "PARSL_WORKER_COUNT").result(START) or 0)
+
+    with ThreadPoolExecutor(len(WORKERS)) as pool:
+        futures = {name: pool.submit(count, *case) for name, case in WORKERS.items()}
+    return {name: future.result() for name, future in futures.items()}
+
+
+@engine
+def test_gcw002_the_last_one_counts(workers_of_a_node: dict[str, int]) -> None:
+    assert workers_of_a_node["the last of two"] == 3
+
+
+@engine
+def test_gcw004_there_is_a_worker_for_each_core(workers_of_a_node: dict[str, int]) -> None:
+    assert workers_of_a_node["unset"] == os.cpu_count()
+
+
+@engine
+def test_gcw005_zero_workers_are_as_many_as_cores(workers_of_a_node: dict[str, int]) -> None:
+    assert workers_of_a_node["zero"] == os.cpu_count()
+
+
+@engine
+def test_gcw009_there_are_no_more_workers_than_devices(workers_of_a_node: dict[str, int]) -> None:
+    assert workers_of_a_node["more than devices"] == 2
+
+
+@engine
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        (config("max_workers_per_node: -1"), "a node has room for 0 workers"),
+        (config("max_workers_per_node: 1", "cores_per_worker: 0"), "ZeroDivisionError"),
+        (config("max_workers_per_node: 1", job=("nodes_per_block: 0",)), "ended before its workers were ready"),
+    ],
+)
+def test_gcw005_there_are_no_workers(text: str, reason: str) -> None:
+    with running(breaks(text, "GCW005")) as executor:
+        assert re.search(f"(?s)WorkerStartError.*{reason}", remote_text(executor.submit(tasks.rank), START))
+
+
+@engine
+def test_gcw001_and_gcw005_no_job_ever_starts() -> None:
+    """Side by side with one that may start one: when that has answered, the others have not."""
+    text = config("max_workers_per_node: 1", job=("init_blocks: 0", "max_blocks: 1"))
+    is_text, is_zero = breaks(text.replace("blocks: 1", "blocks: '1'"), "GCW001"), breaks(text.replace("blocks: 1", "blocks: 0"), "GCW005")
+    with running(is_text) as wrong, running(is_zero) as none, running(text) as right:
+        waiting = [executor.submit(tasks.rank) for executor in (wrong, none)]
+        assert right.submit(tasks.rank).result(START) == 0
+        assert not any(future.done() for future in waiting)
+
+
+@engine
+def test_gcw008_a_worker_is_pinned_to_a_gpu_that_is_not_there(tmp_path: Path) -> None:
+    """Two GPUs, as far as Parsl looks: it counts the lines of nvidia-smi."""
+    program = tmp_path / "bin" / "nvidia-smi"
+    program.parent.mkdir()
+    program.write_text("#!/bin/sh\necho 'GPU 0: a'\necho 'GPU 1: b'\n")
+    program.chmod(0o755)
+    settings = ("max_workers_per_node: 3", "cores_per_worker: 0.1", "available_accelerators: 3")
+    with_gpus = config(*settings).replace("LocalProvider", "SlurmProvider\n    gpus_per_node: 2").replace("settings", "")
+    breaks(with_gpus.replace("  provider:", "  drain_period: 60\n  provider:"), "GCW008")
+    with running(config(*settings, init=f"export PATH={program.parent}:$PATH")) as executor:
+        (tmp_path / "meeting").mkdir()
+        futures = [executor.submit(tasks.meet_as, str(tmp_path / "meeting"), 3) for _ in range(3)]
+        devices = {rank: device for _, rank, _, device in (future.result(START) for future in futures)}
+    assert devices == {0: "0", 1: "1", 2: "2"}
+
+
+@engine
+def test_gcw011_a_job_is_cancelled_before_it_was_ever_warm(tmp_path: Path) -> None:
+    """It waits for what never comes, as in a queue, while there is no task."""
+    init = (
+        f"echo $$ > {tmp_path / 'part'} && mv {tmp_path / 'part'} {tmp_path / 'pid'}\nuntil [ -e {tmp_path / 'gate'} ]; do sleep 0.1; done"
+    )
+    text = config("max_workers_per_node: 1", "job_status_kwargs: {strategy_period: 0.2, max_idletime: 2}", init=init)
+    with running(breaks(text, "GCW011", Numbers(queue_seconds=60))):
+        wait_until((tmp_path / "pid").exists, "the job has started", 30)
+        job = int((tmp_path / "pid").read_text())
+        wait_until(lambda: has_ended(job), "the job was ended", 30)
+
+
+@engine
+def test_gcw012_the_endpoint_stops_before_its_workers_have_been_idle_for_long_enough(tmp_path: Path) -> None:
+    text = config(
+        "max_workers_per_node: 1",
+        "job_status_kwargs: {max_idletime: 3600}",
+        top=("heartbeat_period: 5", "idle_heartbeats_soft: 1"),
+    )
+    (tmp_path / configs.TEMPLATE).write_text(breaks(text, "GCW012"))
+    (tmp_path / "config.yaml").write_text("display_name: null\n")
+    with LocalCloud() as cloud, EndpointDaemon(cloud, tmp_path) as endpoint:
+        pid, _ = ScriptStep(cloud.environment, endpoint.endpoint_id, "worker").answer()
+        wait_until(lambda: has_ended(pid), "the endpoint has ended its worker", 60)
+
+
+@engine
+def test_gcw013_idle_jobs_stay(tmp_path: Path) -> None:
+    scaling = "job_status_kwargs: {strategy_period: 0.2, max_idletime: 1}"
+    text = config("max_workers_per_node: 1", scaling, job=("min_blocks: 1",))
+    breaks(text.replace("LocalProvider", "SlurmProvider").replace("  provider:", "  drain_period: 60\n  provider:"), "GCW013")
+    with running(text) as stays, running(text.replace("min_blocks: 1", "min_blocks: 0")) as ends:
+        kept, _ = stays.submit(tasks.pid_and_count).result(START)
+        ended, _ = ends.submit(tasks.pid_and_count).result(START)
+        wait_until(lambda: has_ended(ended), "the other worker has ended", 30)
+        assert not has_ended(kept)
+
+
+@engine
+def test_gcw014_no_job_starts() -> None:
+    text = config("max_workers_per_node: 1", "drain_period: 60").replace("LocalProvider", "SlurmProvider\n    walltime: '30:00'")
+    with running(breaks(text, "GCW014")) as executor:
+        assert "not enough values to unpack" in remote_text(executor.submit(tasks.rank), START)
+
+
+@engine
+def test_gcw017_a_task_waits_behind_another_though_a_worker_is_free(tmp_path: Path) -> None:
+    """Two jobs of one worker each. The engine gives a task to either: within many tries to the busy one, where it stays."""
+    text = config("max_workers_per_node: 1", "prefetch_capacity: 1", job=("init_blocks: 2", "max_blocks: 2"))
+    with running(breaks(text, "GCW017")) as executor:
+        (tmp_path / "meeting").mkdir()
+        meet_both(executor, tmp_path / "meeting")
+        for number in range(40):
+            begun, gate = tmp_path / f"begun{number}", tmp_path / f"gate{number}"
+            long = executor.submit(tasks.begin_and_wait, str(begun), str(gate))
+            wait_until(begun.exists, "the long task runs")
+            quick = executor.submit(tasks.rank)
+            is_stuck = not waited(quick, 3)
+            gate.touch()
+            assert (long.result(START), quick.result(START)) == (str(gate), 0)
+            if is_stuck:
+                return
+    pytest.fail("in 40 tries, no task went to the busy one")
+
+
+def meet_both(executor: MockExecutor, folder: Path) -> None:
+    """Until both workers have reported, a pair of tasks may go to the same one, and wait there for ever: so they are many."""
+    futures = [executor.submit(tasks.note_manager, str(folder)) for _ in range(2)]
+    for future in futures:
+        future.result(START)
+    while len(os.listdir(folder)) < 2:
+        executor.submit(tasks.note_manager, str(folder)).result(START)
+
+
+def waited(future: Future[Any], seconds: float) -> bool:
+    with contextlib.suppress(TimeoutError):
+        future.result(seconds)
+    return future.done()
+
+
+@engine
+def test_gcw018_state_never_becomes_warm(tmp_path: Path) -> None:
+    text = breaks(config("max_workers_per_node: 1", init="export GC_TASK_TIMEOUT=1"), "GCW018", Numbers(load_seconds=60))
+    with running(text) as executor:
+        record = tmp_path / "loads"
+        for number in (1, 2, 3):
+            assert "AppTimeout" in remote_text(executor.submit(tasks.load_slowly, str(record), str(tmp_path / "never")), START)
+            assert len(record.read_text().splitlines()) == number, "each task begins the load anew"
+
+
+@contextlib.contextmanager
+def pool(text: str, folder: Path) -> Iterator[Any]:
+    """An engine without jobs, started as an endpoint does it."""
+    loaded: Any = configs.load_to_start(breaks(text, "GCW019"), "x")
+    loaded.engine.start(endpoint_id=uuid.uuid4(), run_dir=str(folder))
+    try:
+        yield loaded.engine
+    finally:
+        loaded.engine.shutdown(block=True)
+        loaded.engine.executor = None
+        gc.collect()  # a pool that is broken keeps its pipes until then
+
+
+def error_in(pool: Any, function: Any, *arguments: Any) -> str | None:
+    """What goes wrong with a task in that engine."""
+    serializer = ComputeSerializer()
+    parts: tuple[Any, ...] = (function, arguments, {})
+    buffer = serializer.pack_buffers([serializer.serialize(part) for part in parts])
+    task = messagepack.message_types.Task(task_id=uuid.uuid4(), task_buffer=buffer)
+    future = GCFuture(task.task_id)
+    pool.submit(future, messagepack.pack(task), {})
+    result: Any = messagepack.unpack(future.result(START))
+    return result.data if result.error_details else None
+
+
+@engine
+def test_gcw019_threads_share_the_endpoints_own_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)  # which a task changes for the whole endpoint
+    monkeypatch.setenv("GC_TASK_UUID", "")
+    with pool("engine:\n  type: ThreadPoolEngine\n  max_workers: 2\n", tmp_path) as threads:
+        assert error_in(threads, tasks.set_environment, "GC_WARM_SEEN", "by all") is None
+    assert os.environ.pop("GC_WARM_SEEN") == "by all"
+    assert Path.cwd() == tmp_path / "tasks_working_dir"
+
+
+@engine
+def test_gcw019_all_tasks_fail_when_one_worker_of_a_process_pool_has_died(tmp_path: Path) -> None:
+    with pool("engine:\n  type: ProcessPoolEngine\n  max_workers: 2\n", tmp_path) as processes:
+        for function, arguments in ((tasks.end, ("os._exit",)), (tasks.rank, ()), (tasks.rank, ())):
+            assert "BrokenProcessPool" in str(error_in(processes, function, *arguments))
+
+
+@engine
+def test_gcw021_a_relative_path_leads_elsewhere_in_each_task() -> None:
+    text = config("max_workers_per_node: 1", "run_in_sandbox: true", init="export MODEL_PATH=weights/model.pt")
+    with running(breaks(text, "GCW021")) as executor:
+        seen = {executor.submit(tasks.real_path_of, "MODEL_PATH").result(START) for _ in range(3)}
+    assert len(seen) == 3
+
+
+@engine
+def test_gcw024_quotes_are_lost() -> None:
+    worker = "globus-compute-endpoint python-exec parsl.executors.high_throughput.process_worker_pool"
+    text = config("max_workers_per_node: 1", f"launch_cmd: \"env NOTE='a b' {worker} {{debug}} {{max_workers_per_node}}\"")
+    with running(breaks(text, "GCW024")) as executor:
+        assert re.search(r"env: .b.: No such file or directory", remote_text(executor.submit(tasks.rank), START))
+
+
+@engine
+def test_gcw025_a_node_is_lost_between_two_heartbeats() -> None:
+    text = config("max_workers_per_node: 1").replace("heartbeat_period: 1", "heartbeat_period: 30")
+    with running(breaks(text, "GCW025")) as executor:
+        assert "ManagerLost" in remote_text(executor.submit(tasks.wait_for_file, "/never"), START)
+
+
+ELSEWHERE = {
+    "GCW006": "tests/check/test_on_engine.py::test_engine_whose_workers_cannot_start_says_why",
+    "GCW007": "tests/check/test_on_engine.py::test_engine_whose_workers_cannot_start_says_why",
+    "GCW010": "tests/journeys/test_slurm.py::test_gcw010_all_managers_are_on_the_first_node",
+    "GCW016": "tests/journeys/test_slurm.py::test_gcw016_a_job_that_does_not_drain_loses_a_task",
+    "GCW022": "tests/journeys/test_slurm.py::test_gcw022_a_program_in_the_background_is_on_the_first_node_only",
+}
+"""Rules whose claims come true in other tests."""
+
+
+def test_every_rule_that_is_said_to_be_reproduced_is_reproduced() -> None:
+    root = Path(__file__).parents[2]
+    tests = [*ELSEWHERE.values(), *(f"tests/check/{Path(__file__).name}::{name}" for name in globals() if name.startswith("test_gcw"))]
+    for test in tests:
+        path, _, name = test.partition("::")
+        assert any(isinstance(node, ast.FunctionDef) and node.name == name for node in ast.parse((root / path).read_text()).body), test
+    here = {f"GCW{name[8:11]}" for name in globals() if name.startswith("test_gcw")}
+    assert here | set(ELSEWHERE) == {rule.id for rule in config_rules.RULES.values() if rule.evidence == REPRODUCED}
