@@ -145,6 +145,97 @@ def test_check_of_what_cannot_be(arguments: list[str], message: str) -> None:
     assert result.stdout == ""
 
 
+BAD = """\
+engine:
+  type: GlobusComputeEngine
+  address: 127.0.0.1
+  max_workers_per_node: 0
+  prefetch_capacity: 3
+  provider:
+    type: LocalProvider
+    max_blocks: 2
+"""
+
+
+def test_check_tells_which_rules_are_broken_where_and_what_to_do(tmp_path: Path) -> None:
+    (tmp_path / "endpoint.yaml").write_text(BAD)
+    result = checked(str(tmp_path / "endpoint.yaml"))
+    assert result.exit_code == 1
+    where = tmp_path / "endpoint.yaml"
+    said, _, last = result.stdout.rstrip("\n").partition("\n\n")[2].partition("\n\n")
+    assert said.splitlines() == [
+        f"{where}:4: GCW005 error: max_workers_per_node 0 means one for each core; write a number above 0",
+        f"{where}:5: GCW017 warning: prefetch_capacity 3: tasks wait on one of 2 nodes though others are free; set it to 0",
+    ]
+    assert last == "1 error, 1 warning. `gc-warm check --explain GCW005` says why, and how it is known."
+    (tmp_path / "endpoint.yaml").write_text(BAD.replace(": 0", ": 2"))
+    assert checked(str(tmp_path / "endpoint.yaml")).exit_code == 0, "a warning is no error"
+
+
+def test_check_takes_configs_and_functions_at_once(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text("def f(x, seen=[]):\n    seen.append(x)\n")
+    said = json.loads(checked("slurm", str(tmp_path / "mine.py"), "gc_warm.functions", "--json").stdout)["targets"]
+    assert [len(target["problems"]) for target in said] == [0, 1, 0]
+    assert said[0]["copies"] == 1
+    assert said[1]["problems"][0] == {
+        "rule": "GCW104",
+        "level": "warning",
+        "file": str(tmp_path / "mine.py"),
+        "line": 1,
+        "text": said[1]["problems"][0]["text"],
+    }
+    cold = checked("slurm", str(tmp_path / "mine.py"), "--strategy", "PureSourceDill")
+    assert (cold.exit_code, "GCW104 error" in cold.stdout) == (1, True)
+
+
+def test_check_reasons_with_numbers() -> None:
+    slow = checked("slurm", "--with", "load_seconds=600", "--with", "queue_seconds=60")
+    assert "GCW011 warning: workers end after 600 s without tasks, and it takes 660 s to be warm again" in slow.stdout
+    assert checked("slurm", "--with", "load_seconds=4000", "--with", "task_seconds=1").exit_code == 1, "no walltime is enough"
+    assert "there is no 'load'; there are load_seconds" in checked("slurm", "--with", "load=3").stderr
+    for value in ("", "x", "-1", "nan", "inf"):
+        assert "write load_seconds=NUMBER, not below 0" in checked("slurm", "--with", f"load_seconds={value}").stderr
+
+
+def test_check_explains_a_rule() -> None:
+    said = checked("--explain", "GCW016")
+    assert (said.exit_code, said.stdout.splitlines()[0]) == (0, "GCW016 (warning): Tasks that still run at the walltime are lost")
+    assert "there is no rule GCW999; there are GCW000, " in checked("--explain", "GCW999").stderr
+
+
+def test_check_of_an_endpoint_of_the_old_kind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GLOBUS_COMPUTE_USER_DIR", str(tmp_path))
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old" / "config.yaml").write_text(BAD)
+    for name in ("old", str(tmp_path / "old")):
+        assert f"{tmp_path / 'old' / 'config.yaml'}:4: GCW005 error" in checked(name).stdout
+    assert "is no template, so that options would mean nothing" in checked("old", "-o", "nodes=2").stderr
+
+
+def test_check_runs_no_python(tmp_path: Path) -> None:
+    shutil.copytree(configs.folders()["local"], tmp_path / "mine")
+    (tmp_path / "mine" / "config.py").write_text("raise SystemExit('run')\n")
+    result = checked(str(tmp_path / "mine"))
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert "a configuration in Python is only known by running it" in result.stderr
+
+
+def test_check_finds_a_template_that_lies_elsewhere(tmp_path: Path) -> None:
+    (tmp_path / "template.yaml.j2").write_text(BAD)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "config.yaml").write_text(f"user_config_template_path: {tmp_path / 'template.yaml.j2'}\n")
+    assert f"{tmp_path / 'template.yaml.j2'}:4: GCW005 error" in checked(str(tmp_path / "mine")).stdout
+
+
+@pytest.mark.parametrize("name", ["a.yaml", "mine/config.yaml", "mine/user_config_schema.json"])
+def test_check_of_what_is_not_text(name: str, tmp_path: Path) -> None:
+    shutil.copytree(configs.folders()["local"], tmp_path / "mine")
+    (tmp_path / name).write_bytes(b"caf\xe9: \x80")
+    result = checked(str(tmp_path / name if name == "a.yaml" else tmp_path / "mine"))
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert f"{tmp_path / name} is not UTF-8 text" in result.stderr
+
+
 def test_check_says_so_when_state_cannot_live_as_long_as_asked_for() -> None:
     said = checked("slurm", "-o", "keep_warm=90", "-o", "walltime=00:30:00").stdout
     assert re.search("stays warm +until its job ends after 30 min, which is sooner than keep_warm;", said)

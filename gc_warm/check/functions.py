@@ -68,7 +68,7 @@ class _Sent:
         """Whether it has no name in its module."""
         if self.function is None:
             return True
-        return not any(self.function is node for node in source.bindings(self.module.tree).get(self.function.name, ()))
+        return not any(self.function is node for node in self.module.top.get(self.function.name, ()))
 
     @functools.cached_property
     def left_behind(self) -> list[str]:

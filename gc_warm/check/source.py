@@ -59,19 +59,24 @@ class Module:
         return found
 
     @functools.cached_property
+    def top(self) -> dict[str, list[ast.AST]]:
+        """What the module itself binds its names to."""
+        return bindings(self.tree)
+
+    @functools.cached_property
     def functions(self) -> dict[str, Function]:
         """Those that the module itself has, also under an if or in a try."""
-        return {name: nodes[-1] for name, nodes in bindings(self.tree).items() if isinstance(nodes[-1], Function)}
+        return {name: nodes[-1] for name, nodes in self.top.items() if isinstance(nodes[-1], Function)}
 
     @functools.cached_property
     def classes(self) -> dict[str, ast.ClassDef]:
         """Those that the module itself has."""
-        return {name: nodes[-1] for name, nodes in bindings(self.tree).items() if isinstance(nodes[-1], ast.ClassDef)}
+        return {name: nodes[-1] for name, nodes in self.top.items() if isinstance(nodes[-1], ast.ClassDef)}
 
     @functools.cached_property
     def names(self) -> set[str]:
         """All that the module itself defines or imports, and that Python does not have anyway."""
-        return set(bindings(self.tree)) - set(dir(builtins))
+        return set(self.top) - set(dir(builtins))
 
     @functools.cached_property
     def calls(self) -> list[Call]:

@@ -103,6 +103,58 @@ def test_what_is_new_or_changed_is_sent_and_it_says_why(clients: Clients) -> Non
     assert clients.sent == ["energy", "forces", "forces"]
 
 
+COLD = (
+    SCIENCE
+    + """
+
+def cold():
+    import functools
+
+    @functools.lru_cache
+    def load():
+        return [0]
+
+    return load()
+"""
+)
+
+
+@pytest.mark.parametrize("mode", [[], ["--dry-run"], ["--check"]])
+def test_what_can_never_be_warm_is_refused_before_anything_is_sent(clients: Clients, folder: Path, mode: list[str]) -> None:
+    write(COLD)
+    refused = register("science", *mode)
+    assert refused.exit_code == 1
+    assert f"{folder / 'science.py'}:14: GCW101 error: load is cached, and made anew with an empty cache in every call" in refused.stderr
+    assert "nothing is registered: mend what can never be warm, silence a rule in its line, or add --force" in refused.stderr
+    assert (clients.made, os.listdir(folder), refused.stdout) == ([], ["science.py"], "")
+    assert register("science", "energy", *mode).exit_code == (mode == ["--check"]), "the others can be registered"
+
+
+def test_force_registers_it_all_the_same_and_so_does_a_comment(clients: Clients) -> None:
+    write(COLD)
+    foretold = register("science", "--dry-run", "--force")
+    assert (foretold.exit_code, clients.made) == (0, []), "which is still asked for nothing"
+    forced = register("science", "--force")
+    assert (forced.exit_code, clients.sent) == (0, ["energy", "forces", "cold"])
+    assert "GCW101 error" in forced.stderr
+    write(COLD.replace("def load():", "def load():  # gc-warm: ignore[GCW101]"))
+    assert register("science").exit_code == 0
+
+
+def test_what_is_warm_only_with_this_strategy_is_told_and_registered(clients: Clients) -> None:
+    write("def energy(x, seen={}):\n    seen[x] = 1\n")
+    told = register("science")
+    assert (told.exit_code, clients.sent) == (0, ["energy"])
+    assert "GCW104 warning: seen keeps state in its default value, which is warm only as long as it travels by DillCode" in told.stderr
+    assert register("science", "--strategy", "AllCodeStrategies").exit_code == 1
+
+
+def test_function_that_has_only_an_object_below_its_decorators_is_passed_over(clients: Clients) -> None:
+    timed = "def timed(f):\n    @functools.wraps(f)\n    def inner():\n        return f()\n    return inner\n"
+    write(f"import functools\nfrom gc_warm import warm\n{timed}@timed\n@warm\ndef energy():\n    return 1\n")
+    assert register("science", "energy", "--dry-run").exit_code == 0
+
+
 def test_nothing_to_send_needs_no_client(clients: Clients) -> None:
     register("science")
     assert register("science").stdout.count("unchanged") == 3
