@@ -224,9 +224,6 @@ def _source_text(source: str | os.PathLike[str]) -> str:
     return Path(source).read_text(encoding="utf-8") if os.path.isfile(source) else ""
 
 
-# ---- what is written -------------------------------------------------------------------------------------------------------------
-
-
 @_WRITTEN.rule("GCW000", "error")
 def refused(config: _Written) -> Iterator[tuple[Any, ...]]:
     """The endpoint's own loader refuses the config.
@@ -334,9 +331,6 @@ def pool_engine(config: _Written) -> Iterator[tuple[Any, ...]]:
         yield (*_ENGINE, "type"), f"ProcessPoolEngine: when one worker dies, all tasks fail from then on{often}; use GlobusComputeEngine"
 
 
-# ---- what the endpoint makes of it -----------------------------------------------------------------------------------------------
-
-
 @_WORKERS.rule("GCW004", "warning")
 def workers_unset(config: _Workers) -> Iterator[tuple[Any, ...]]:
     """Nobody says how many workers a node has.
@@ -434,7 +428,7 @@ def no_such_device(config: _Workers) -> Iterator[tuple[Any, ...]]:
 
 @_WORKERS.rule("GCW009", "warning")
 def devices_and_workers(config: _Workers) -> Iterator[tuple[Any, ...]]:
-    """As many workers are asked for as there are not devices.
+    """Workers and devices differ in number.
 
     Each worker is pinned to one entry of `available_accelerators`. There are never more workers than entries, whatever
     `max_workers_per_node` says; with fewer, the last devices stay idle.

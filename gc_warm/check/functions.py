@@ -218,8 +218,6 @@ def _meant(call: Call) -> ast.expr | Function:
     return call.sent
 
 
-# ---- the rules -------------------------------------------------------------------------------------------------------------------
-
 _REWRITE = "keep it in a module that workers can import, and import that in the body of the function"
 
 

@@ -137,6 +137,7 @@ def _bound_by(node: ast.AST) -> Iterator[tuple[str, ast.AST]]:
 
 
 def arguments(function: Function | ast.Lambda) -> list[ast.arg]:
+    """All parameters of a function."""
     given = function.args
     return [*given.posonlyargs, *given.args, *given.kwonlyargs, *filter(None, (given.vararg, given.kwarg))]
 
@@ -204,6 +205,11 @@ def _spec_of(module: str) -> importlib.machinery.ModuleSpec | None:
 
 
 def file_of(module: str) -> str:
+    """The file of a module, by its dotted name.
+
+    Raises:
+        SourceError: It has none that is Python.
+    """
     spec = _spec_of(module)
     if spec is None or spec.origin is None or not spec.origin.endswith(".py"):
         raise SourceError(f"the module {module} has no source that could be read")
@@ -211,6 +217,16 @@ def file_of(module: str) -> str:
 
 
 def read(path: str, may_be_script: bool) -> Module:
+    """A Python file.
+
+    Args:
+        path: The file.
+        may_be_script: It is named as a file, or runs as ``__main__``; whether it is a script, it says itself.
+
+    Raises:
+        SourceError: It is not Python. The text has the line.
+        OSError: It cannot be read.
+    """
     written = Path(path).read_bytes()
     try:
         text = importlib.util.decode_source(written)
@@ -237,18 +253,22 @@ def _runs_by_itself(module: Module) -> bool:
 
 
 def assigns(node: ast.Assign, name: str) -> bool:
+    """Whether an assignment is to that name."""
     return any(isinstance(target, ast.Name) and target.id == name for target in node.targets)
 
 
 def strings(node: ast.expr) -> set[str]:
+    """All pieces of text in an expression."""
     return {each.value for each in ast.walk(node) if isinstance(each, ast.Constant) and isinstance(each.value, str)}
 
 
 def is_name(node: ast.expr, name: str) -> bool:
+    """Whether an expression is just that name."""
     return isinstance(node, ast.Name) and node.id == name
 
 
 def first_line(node: Function | ast.Lambda) -> int:
+    """Where a function begins, with its decorators: what Python calls its first line."""
     decorators = [] if isinstance(node, ast.Lambda) else node.decorator_list
     return min([node.lineno, *(decorator.lineno for decorator in decorators)])
 
@@ -283,6 +303,7 @@ def _globals(scope: symtable.SymbolTable) -> set[str]:
 
 
 def declared_global(code: ast.AST) -> set[str]:
+    """Names in the global statements of a function."""
     return {name for node in ast.walk(code) if isinstance(node, ast.Global) for name in node.names}
 
 
@@ -298,6 +319,7 @@ def made_first(code: Function | ast.Lambda) -> set[str]:
 
 
 def looks_for_globals(node: ast.AST) -> bool:
+    """Whether something asks for names that may not be there: globals(), or what catches a NameError."""
     caught = node.type if isinstance(node, ast.ExceptHandler) else None
     is_caught = isinstance(node, ast.ExceptHandler) and (caught is None or (isinstance(caught, ast.Name) and caught.id == "NameError"))
     return is_caught or (isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "globals")
@@ -310,6 +332,7 @@ def _names(node: ast.AST, name: str) -> bool:
 
 
 def is_store(node: ast.AST | None) -> bool:
+    """Whether a name is given a value here."""
     return isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)
 
 
