@@ -114,7 +114,7 @@ def render(folder: Path, options: Options, origin: Mapping[str, str] | None = No
     """
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder} is not the folder of a config: it has no {TEMPLATE}")
-    template, rules = template_path(folder), schema_path(folder)
+    parent, template, rules = _files(folder)
     if not template.is_file():
         raise FileNotFoundError(f"{folder} is not the folder of a config: it has no {template.name}")
     schema = schema_of(rules)
@@ -125,16 +125,15 @@ def render(folder: Path, options: Options, origin: Mapping[str, str] | None = No
         wrong += [f"{template}:{places[name]}: default of {what}" for name, what in misfits(defaults, schema, rules)]
         if wrong:
             raise ConfigError("\n".join(wrong))
-        return _filled_in(folder, text, schema, options)
+        return _filled_in(parent, template, text, schema, options)
     except ConfigError:
         raise
     except Exception as error:  # a template can end in any
         raise ConfigError(f"{template}:{_template_line(error)}: {_refusal(error)}") from error
 
 
-def _filled_in(folder: Path, template: str, schema: Mapping[str, Any], options: Options) -> str:
+def _filled_in(parent: CoreEndpointConfig, path: Path, template: str, schema: Mapping[str, Any], options: Options) -> str:
     user = MappedPosixIdentity(_user(), [], uuid.UUID(int=0))
-    parent, path = _parent_config(folder), template_path(folder)
     return str(render_config_user_template(parent, template, path, user, dict(schema), dict(options), {}))
 
 
@@ -144,11 +143,11 @@ def template_lines(folder: Path, options: Options) -> list[int]:
     The template is rendered once more, with marks where a setting ends its line. What has no mark of its own, since it was included
     say, belongs to the last one before it.
     """
-    text = load_user_config_template(template_path(folder))
+    parent, path, rules = _files(folder)
+    text, schema = load_user_config_template(path), schema_of(rules)
     marked = [f"{line}{_MARK}{number}{_MARK}" if _ends_a_setting(line) else line for number, line in enumerate(text.splitlines(), 1)]
-    schema = schema_of(schema_path(folder))
-    with_marks = _filled_in(folder, "\n".join(marked), schema, options).splitlines()
-    without = _filled_in(folder, text, schema, options).splitlines()
+    with_marks = _filled_in(parent, path, "\n".join(marked), schema, options).splitlines()
+    without = _filled_in(parent, path, text, schema, options).splitlines()
     lines: list[int] = []
     for line in with_marks:
         found = re.search(f"{_MARK}(\\d+){_MARK}", line)
@@ -198,14 +197,20 @@ def deploy_command(folder: Path) -> str:
 
 def template_path(folder: Path) -> Path:
     """Where the template of a config is; it may have no ``.j2`` at its end."""
-    path = Path(Endpoint.user_config_template_path(folder, _parent_config(folder)))
-    bare = path.with_suffix("") if path.suffix == ".j2" else path
-    return bare if bare.is_file() and not path.exists() else path
+    return _files(folder)[1]
 
 
 def schema_path(folder: Path) -> Path:
     """Where the schema of a config is, or would be."""
-    return Path(Endpoint.user_config_schema_path(folder, _parent_config(folder)))
+    return _files(folder)[2]
+
+
+def _files(folder: Path) -> tuple[CoreEndpointConfig, Path, Path]:
+    """The configuration of the endpoint itself, its template, and its schema."""
+    parent = _parent_config(folder)
+    template, schema = Path(Endpoint.user_config_template_path(folder, parent)), Path(Endpoint.user_config_schema_path(folder, parent))
+    bare = template.with_suffix("") if template.suffix == ".j2" else template
+    return parent, bare if bare.is_file() and not template.exists() else template, schema
 
 
 def load(text: str, source: str | os.PathLike[str]) -> UserEndpointConfig:

@@ -13,6 +13,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import logbook
 import pytest
 import tasks
 from globus_compute_common import messagepack
@@ -267,7 +268,7 @@ def test_gcw018_state_never_becomes_warm(tmp_path: Path) -> None:
     with running(text) as executor:
         record = tmp_path / "loads"
         for number in (1, 2, 3):
-            assert "AppTimeout" in remote_text(executor.submit(tasks.load_slowly, str(record), str(tmp_path / "never")), START)
+            assert "AppTimeout" in remote_text(executor.submit(logbook.load_slowly, str(record), str(tmp_path / "never")), START)
             assert len(record.read_text().splitlines()) == number, "each task begins the load anew"
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import time
 from collections.abc import Generator
 from pathlib import Path
 
@@ -28,3 +30,19 @@ def note(path: str) -> int:
 def _write(path: str, line: str) -> None:
     with Path(path).open("a") as file:
         file.write(line + "\n")
+
+
+@warm
+def slow_state(path: str, gate: str) -> str:
+    """Its load takes until there is a file *gate*."""
+    _write(path, "loading")
+    while not os.path.exists(gate):
+        time.sleep(0.005)
+    return gate
+
+
+def load_slowly(path: str, gate: str) -> str:
+    """What takes its time to load."""
+    from logbook import slow_state
+
+    return slow_state(path, gate)

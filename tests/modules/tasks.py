@@ -12,8 +12,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
-from gc_warm import warm
-
 
 def same(value: Any) -> Any:
     return value
@@ -146,15 +144,3 @@ def set_environment(name: str, value: str) -> None:
 def real_path_of(name: str) -> str:
     """The absolute path that a variable of the environment leads to."""
     return os.path.abspath(os.environ[name])
-
-
-@warm
-def _slow_state(record: str, gate: str) -> str:
-    with Path(record).open("a") as file:
-        file.write("loading\n")
-    return wait_for_file(gate)
-
-
-def load_slowly(record: str, gate: str) -> str:
-    """Loads state, which takes until the file *gate* is there; each beginning is a line in *record*."""
-    return _slow_state(record, gate)
