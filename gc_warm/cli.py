@@ -106,7 +106,7 @@ def _explain_rule(context: click.Context, _: click.Parameter, rule: str | None) 
 
 
 @main.command("check")
-@click.argument("targets", metavar="TARGET...", nargs=-1, required=True)
+@click.argument("names", metavar="TARGET...", nargs=-1, required=True)
 @click.option("-o", "assignments", multiple=True, metavar="NAME=VALUE", help="An option of the config; can be repeated.")
 @click.option("--options", "options_file", type=click.Path(exists=True, dir_okay=False), help="YAML or JSON file of options.")
 @click.option("--yaml", "as_yaml", is_flag=True, help="Print what the endpoint makes of it, and nothing else.")
@@ -118,20 +118,20 @@ def _explain_rule(context: click.Context, _: click.Parameter, rule: str | None) 
     "--strategy", type=click.Choice(list(registry.STRATEGIES)), default=functions.DEFAULT_STRATEGY, help="How functions are to travel."
 )
 @click.option("--explain", metavar="RULE", is_eager=True, expose_value=False, callback=_explain_rule, help="Say all there is to a rule.")
-def check_command(targets: tuple[str, ...], as_yaml: bool, as_json: bool, here: bool, modules: tuple[str, ...], **given: Any) -> None:
+def check_command(names: tuple[str, ...], as_yaml: bool, as_json: bool, here: bool, modules: tuple[str, ...], **given: Any) -> None:
     """What can never be warm, or work, in each TARGET; and what a config means for warm state, and costs.
 
     A TARGET is the folder of a config, or of an endpoint (~/.globus_compute/NAME), or the name of such an endpoint or of a config that
     comes with gc_warm (local, slurm, slurm-gpu, pbs); the YAML file of a user endpoint; or functions: a Python file, or the dotted name of
     a module. Nothing is submitted, and no Python is run. Exit status 1 means that something cannot work, or can never be warm.
     """
-    if as_yaml and (as_json or here or modules or len(targets) > 1):
+    if as_yaml and (as_json or here or modules or len(names) > 1):
         raise click.UsageError("--yaml prints the YAML of one config and nothing else: leave the others away")
-    looked = [_look_at(target, **given) for target in targets]
+    looked = [_look_at(name, **given) for name in names]
     if as_yaml:
         click.echo(looked[0].text)
         return
-    findings = [_look(target.config, modules) if (here or modules) and target.config is not None else [] for target in looked]
+    findings = [_look(target, modules) if here or modules else [] for target in looked]
     if as_json:
         shown = [_as_json(target, found) for target, found in zip(looked, findings, strict=True)]
         click.echo(json.dumps({"targets": shown}, indent=2))
@@ -143,13 +143,11 @@ def check_command(targets: tuple[str, ...], as_yaml: bool, as_json: bool, here: 
     sys.exit(1 if "error" in levels else 0)
 
 
-def _look_at(
-    target: str, assignments: tuple[str, ...], options_file: str | None, numbers: tuple[str, ...], strategy: str
-) -> targets.Target:
+def _look_at(name: str, assignments: tuple[str, ...], options_file: str | None, numbers: tuple[str, ...], strategy: str) -> targets.Target:
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())  # so that modules are found which lie here
     try:
-        return targets.look_at(target, assignments, options_file, targets.numbers(numbers), strategy)
+        return targets.look_at(name, assignments, options_file, targets.numbers(numbers), strategy)
     except (options.ConfigError, source.SourceError, OSError) as error:
         raise click.ClickException(str(error)) from error
 
@@ -161,9 +159,13 @@ def _as_json(target: targets.Target, findings: list[environment.Finding]) -> dic
     return {"target": target.name, **figures, **said}
 
 
-def _look(config: Any, modules: tuple[str, ...]) -> list[environment.Finding]:
+def _look(target: targets.Target, modules: tuple[str, ...]) -> list[environment.Finding]:
+    if target.text is None:
+        return []
+    if target.config is None:
+        return [environment.Finding("warning", "environment", "not looked at, since the config cannot be relied on")]
     with _ended_in_order(), Console(stderr=True, highlight=False).status("looking at the worker's environment"):
-        return list(environment.look(config, modules))
+        return list(environment.look(target.config, modules))
 
 
 @contextlib.contextmanager

@@ -172,6 +172,11 @@ def test_check_tells_which_rules_are_broken_where_and_what_to_do(tmp_path: Path)
     assert checked(str(tmp_path / "endpoint.yaml")).exit_code == 0, "a warning is no error"
 
 
+def test_environment_of_a_config_that_cannot_be_relied_on_is_not_looked_at(tmp_path: Path) -> None:
+    (tmp_path / "endpoint.yaml").write_text(BAD.replace("prefetch_capacity", "prefetch"))
+    assert "environment: not looked at, since the config cannot be relied on" in checked(str(tmp_path / "endpoint.yaml"), "--here").stdout
+
+
 def test_check_takes_configs_and_functions_at_once(tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text("def f(x, seen=[]):\n    seen.append(x)\n")
     said = json.loads(checked("slurm", str(tmp_path / "mine.py"), "gc_warm.functions", "--json").stdout)["targets"]
