@@ -7,6 +7,7 @@ endpoint's loader makes of it, so that it holds for any config and not only for 
 
 from __future__ import annotations
 
+import functools
 import math
 import os
 import pwd
@@ -173,12 +174,18 @@ def _defaults(text: str, schema: Mapping[str, Any]) -> tuple[dict[str, int], dic
         if found is None or found[1] not in schema.get("properties", {}):
             continue
         try:
-            value = jinja2.sandbox.SandboxedEnvironment().compile_expression(found[2])()
+            value = _default(found[2])
         except jinja2.TemplateSyntaxError as error:
             raise jinja2.TemplateSyntaxError(f"default of {found[1]}: {error.message}; text goes in quotes", number) from None
         if value or (value is not None and "default" in schema["properties"][found[1]]):  # else it means: not given
             lines[found[1]], values[found[1]] = number, value
     return lines, values
+
+
+@functools.cache
+def _default(expression: str) -> Any:
+    """The value of a default, which has no variables; there are many, and Jinja compiles each."""
+    return jinja2.sandbox.SandboxedEnvironment().compile_expression(expression)()
 
 
 def _user() -> pwd.struct_passwd:
