@@ -33,7 +33,7 @@ engine = pytest.mark.engine
 START = 120  # seconds
 
 
-def config(*settings: str, job: tuple[str, ...] = (), init: str = "", top: tuple[str, ...] = (), pace: float = 0.2) -> str:
+def config(*settings: str, job: tuple[str, ...] = (), init: str = "", top: tuple[str, ...] = ()) -> str:
     """A user endpoint on this machine whose engine looks often; *settings* come last."""
     lines = [
         *top,
@@ -42,7 +42,7 @@ def config(*settings: str, job: tuple[str, ...] = (), init: str = "", top: tuple
         "  address: 127.0.0.1",
         "  heartbeat_period: 1",
         "  heartbeat_threshold: 5",
-        *([] if any("job_status_kwargs" in line for line in settings) else [f"  job_status_kwargs: {{strategy_period: {pace}}}"]),
+        *([] if any("job_status_kwargs" in line for line in settings) else ["  job_status_kwargs: {strategy_period: 0.2}"]),
         *(f"  {line}" for line in settings),
         "  provider:",
         "    type: LocalProvider",
@@ -81,7 +81,7 @@ def test_gcw001_the_engine_does_not_start(setting: str, what: str) -> None:
 
 
 @engine
-def test_gcw001_idle_workers_never_end_where_their_idle_time_is_text(tmp_path: Path) -> None:
+def test_gcw001_idle_workers_never_end_where_their_idle_time_is_text() -> None:
     """Side by side with the same as a number: when that one's worker has ended, this one's is there."""
     text = "job_status_kwargs: {strategy_period: 0.2, max_idletime: %s}"
     with running(breaks(config("max_workers_per_node: 1", text % "'1'"), "GCW001")) as wrong:
@@ -172,7 +172,7 @@ def test_gcw008_a_worker_is_pinned_to_a_gpu_that_is_not_there(tmp_path: Path) ->
     program.write_text("#!/bin/sh\necho 'GPU 0: a'\necho 'GPU 1: b'\n")
     program.chmod(0o755)
     settings = ("max_workers_per_node: 3", "cores_per_worker: 0.1", "available_accelerators: 3")
-    with_gpus = config(*settings).replace("LocalProvider", "SlurmProvider\n    gpus_per_node: 2").replace("settings", "")
+    with_gpus = config(*settings).replace("LocalProvider", "SlurmProvider\n    gpus_per_node: 2")
     breaks(with_gpus.replace("  provider:", "  drain_period: 60\n  provider:"), "GCW008")
     with running(config(*settings, init=f"export PATH={program.parent}:$PATH")) as executor:
         (tmp_path / "meeting").mkdir()
@@ -209,7 +209,7 @@ def test_gcw012_the_endpoint_stops_before_its_workers_have_been_idle_for_long_en
 
 
 @engine
-def test_gcw013_idle_jobs_stay(tmp_path: Path) -> None:
+def test_gcw013_idle_jobs_stay() -> None:
     scaling = "job_status_kwargs: {strategy_period: 0.2, max_idletime: 1}"
     text = config("max_workers_per_node: 1", scaling, job=("min_blocks: 1",))
     breaks(text.replace("LocalProvider", "SlurmProvider").replace("  provider:", "  drain_period: 60\n  provider:"), "GCW013")
