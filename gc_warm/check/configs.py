@@ -146,9 +146,11 @@ def template_lines(folder: Path, options: Options) -> list[int]:
     """
     parent, path, rules = _files(folder)
     text, schema = load_user_config_template(path), schema_of(rules)
-    marked = [f"{line}{_MARK}{number}{_MARK}" if _ends_a_setting(line) else line for number, line in enumerate(text.splitlines(), 1)]
-    with_marks = _filled_in(parent, path, "\n".join(marked), schema, options).splitlines()
     without = _filled_in(parent, path, text, schema, options).splitlines()
+    try:
+        with_marks = _filled_in(parent, path, _marked(text), schema, options).splitlines()
+    except Exception:  # it reckons with what it has rendered, so that marks are in its way
+        return [1] * len(without)
     lines: list[int] = []
     for line in with_marks:
         found = re.search(f"{_MARK}(\\d+){_MARK}", line)
@@ -159,10 +161,16 @@ def template_lines(folder: Path, options: Options) -> list[int]:
 _MARK = "\ue000"  # of private use, so that nobody else means anything by it
 
 
-def _ends_a_setting(line: str) -> bool:
-    """Whether something may be put at the end of a template's line without being part of a tag, or of the blanks around one."""
-    is_open = any(line.count(begin) != line.count(end) for begin, end in (("{{", "}}"), ("{%", "%}"), ("{#", "#}")))
-    return bool(re.match(r"\s*(- )?[\w.\"'{}| -]+:(\s|$)", line)) and not is_open and not re.search(r"-[%}#]}\s*$", line)
+def _marked(template: str) -> str:
+    """A template with the number of each line at its end, where a setting ends there: not in a tag, nor in the blanks that it eats."""
+    tags = [found.span() for found in re.finditer(r"\{\{.*?\}\}|\{%.*?%\}|\{#.*?#\}", template, re.DOTALL)]
+    lines, end = [], -1
+    for number, line in enumerate(template.split("\n"), 1):
+        end += len(line) + 1
+        is_setting = re.match(r"\s*(- )?[\w.\"'{}| -]+:(\s|$)", line) and not re.search(r"-[%}#]\}\s*$", line)
+        is_in_tag = any(first < end < last for first, last in tags)
+        lines.append(f"{line}{_MARK}{number}{_MARK}" if is_setting and not is_in_tag else line)
+    return "\n".join(lines)
 
 
 def _defaults(text: str, schema: Mapping[str, Any]) -> tuple[dict[str, int], dict[str, Any]]:

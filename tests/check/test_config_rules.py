@@ -372,6 +372,9 @@ TEMPLATE = """\
 {#- a comment
  of two lines -#}
 {%- set n = n | default(2) -%}
+{%- set table = {
+  "a": 1,
+} -%}
 engine:
   type: GlobusComputeEngine
   address: 127.0.0.1
@@ -395,15 +398,22 @@ def test_line_is_that_of_the_template_where_the_yaml_comes_from_one(tmp_path: Pa
     (tmp_path / configs.TEMPLATE).write_text(TEMPLATE)
     (tmp_path / "more.yaml").write_text("    min_blocks: one\n")
     (wrong,) = targets.look_at(str(tmp_path), [], None, Numbers(), "DillCode").problems
-    assert (wrong.rule, wrong.line) == ("GCW001", 17), "what is included belongs to what stands before it"
+    assert (wrong.rule, wrong.line) == ("GCW001", 20), "what is included belongs to what stands before it"
     (tmp_path / "more.yaml").write_text("    min_blocks: 0\n")
     found = targets.look_at(str(tmp_path), [], None, Numbers(), "DillCode").problems
-    assert [(problem.rule, problem.line) for problem in found] == [("GCW005", 10), ("GCW005", 15)]
+    assert [(problem.rule, problem.line) for problem in found] == [("GCW005", 13), ("GCW005", 18)]
     silenced = TEMPLATE.replace("{{ n - 2 }}\n{%- endif", "{{ n - 2 }} {# gc-warm: ignore[GCW005] #}\n{%- endif")
     (tmp_path / configs.TEMPLATE).write_text(
         silenced.replace("{{ name }}: {{ n - 2 }}", "{{ name }}: {{ n - 2 }} # gc-warm: ignore[GCW005]")
     )
     assert targets.look_at(str(tmp_path), [], None, Numbers(), "DillCode").problems == []
+
+
+def test_template_that_reckons_with_what_it_renders_is_looked_at_all_the_same(tmp_path: Path) -> None:
+    text = "{% set number %}\nn: 0\n{% endset %}\n" + engine(workers="{{ 0 // (1 if number | length == 6 else 0) }}")
+    (tmp_path / configs.TEMPLATE).write_text(text)
+    (found,) = targets.look_at(str(tmp_path), [], None, Numbers(), "DillCode").problems
+    assert (found.rule, found.line) == ("GCW005", 1)
 
 
 @pytest.mark.parametrize(
