@@ -155,7 +155,8 @@ def template_lines(folder: Path, options: Options) -> list[int]:
     for line in with_marks:
         found = re.search(f"{_MARK}(\\d+){_MARK}", line)
         lines.append(int(found[1]) if found else lines[-1] if lines else 1)
-    return lines if len(with_marks) == len(without) else [1] * len(without)
+    is_same = [re.sub(f"{_MARK}\\d+{_MARK}", "", line) for line in with_marks] == without
+    return lines if is_same else [1] * len(without)
 
 
 _MARK = "\ue000"  # of private use, so that nobody else means anything by it
@@ -167,7 +168,8 @@ def _marked(template: str) -> str:
     lines, end = [], -1
     for number, line in enumerate(template.split("\n"), 1):
         end += len(line) + 1
-        is_setting = re.match(r"\s*(- )?[\w.\"'{}| -]+:(\s|$)", line) and not re.search(r"-[%}#]\}\s*$", line)
+        words = re.sub(r"\{%.*?%\}", "", line)
+        is_setting = re.match(r"\s*(- )?[\w.\"'{}| -]+:(\s|$)", words) and not re.search(r"-[%}#]\}\s*$", line)
         is_in_tag = any(first < end < last for first, last in tags)
         lines.append(f"{line}{_MARK}{number}{_MARK}" if is_setting and not is_in_tag else line)
     return "\n".join(lines)

@@ -82,7 +82,7 @@ class _Sent:
 
     def _names_inside(self) -> set[str]:
         code = self._code()
-        return (source.free_names(code) & self.module.names) - source.made_first(code) if code is not None else set()
+        return set(source.free_names(code) & self.module.names) - source.made_first(code) if code is not None else set()
 
     def _code(self) -> Function | ast.Lambda | None:
         """What runs: the function itself, or of an object of a class here, its method."""
@@ -101,7 +101,9 @@ class _Sent:
         around = [scope for scope in ast.walk(self.module.tree) if isinstance(scope, Function) and scope is not self.node]
         around = [scope for scope in around if any(node is self.node for node in ast.walk(scope))]
         code = self._code()
-        return sorted(source.free_names(code) & {name for scope in around for name in source.bindings(scope)}) if code is not None else []
+        own = {self.function.name} if self.function else set()
+        known = {name for scope in around for name in source.bindings(scope)} - own
+        return sorted(source.free_names(code) & known) if code is not None else []
 
     @functools.cached_property
     def method(self) -> tuple[str, Function | None, dict[str, Function]]:
@@ -180,9 +182,9 @@ def examine_functions(functions: Iterable[FunctionType], strategy: str = DEFAULT
 def _problems(sent: Sequence[_Sent]) -> list[Problem]:
     found: dict[tuple[object, ...], Problem] = {}
     for each in sent:
-        lines = dict(enumerate(each.module.lines, 1))
+        lines = each.module.lines
         for rule, level, place, text in _RULES.broken(each):
-            if not any(is_silenced(rule, lines.get(line, "")) for line in {place, *_lines_of(each)}):
+            if not any(is_silenced(rule, lines[line - 1]) for line in {place, *_lines_of(each)}):
                 found.setdefault((rule, each.module.path, place), Problem(rule, level, each.module.path, place, text))
     return sorted(found.values(), key=lambda problem: (problem.level, problem.file, problem.line))
 
@@ -401,8 +403,8 @@ def main_global(sent: _Sent) -> Iterator[tuple[object, ...]]:
 def instance_state(sent: _Sent) -> Iterator[tuple[object, ...]]:
     """A method that keeps state on its object is what is sent.
 
-    The object travels with every task, as it is at home: what a call leaves on it is lost with the call. Send a function, and keep the
-    object where the worker keeps it:
+    The object travels with every task, as it is at home: what a call leaves on it is lost with the call. (What it stores before it uses it
+    may be meant for one call: a warning.) Send a function, and keep the object where the worker keeps it:
 
         # my_model.py, which workers can import            # the function to register
         @warm                                              def predict(x):
@@ -411,7 +413,20 @@ def instance_state(sent: _Sent) -> Iterator[tuple[object, ...]]:
     """
     kind, method, methods = sent.method
     if method is not None and _keeps_state(sent.module, methods, method.name, set()):
-        yield sent.node.lineno, f"{kind}.{method.name} keeps state on its object, which is sent anew with every task: {_REWRITE}"
+        text = f"{kind}.{method.name} keeps state on its object, which is sent anew with every task: {_REWRITE}"
+        yield sent.node.lineno, text, "warning" if _is_for_one_call(sent.module, method) else "error"
+
+
+def _is_for_one_call(module: Module, method: Function) -> bool:
+    """Whether all that a method stores on its object is stored before it is used: it may be meant for this one call."""
+    own = next((argument.arg for argument in source.arguments(method)), "")
+    uses = [node for node in source.in_order(method) if isinstance(node, ast.Attribute) and source.is_name(node.value, own)]
+    first = {node.attr: node for node in uses[::-1]}
+    changes = [node for node in ast.walk(method) if _changes_attribute(module, node, own)]
+    is_plain = all(isinstance(node, ast.Attribute) and isinstance(first[node.attr].ctx, ast.Store) for node in changes)
+    return (
+        bool(changes) and is_plain and not any(source.is_name(node, "hasattr") for node in ast.walk(method) if isinstance(node, ast.Name))
+    )
 
 
 def _keeps_state(module: Module, methods: dict[str, Function], name: str, seen: set[str]) -> bool:

@@ -83,7 +83,7 @@ class Module:
         """All that submit or register something with Globus Compute, as far as is written here."""
         if not any(name.partition(".")[0] in _OURS for name in self.imports.values()):
             return []
-        return list(_calls(self, self.tree, (self.tree,)))
+        return list(_calls(self, self.tree, (self.tree,), frozenset()))
 
     def origin(self, node: ast.expr) -> str:
         """The dotted name that an expression stands for; of a call, that of what is called; empty if it is something else."""
@@ -103,6 +103,7 @@ class Module:
         return bool(function.decorator_list) and self.origin(function.decorator_list[0]) in decorators
 
 
+@functools.lru_cache(maxsize=1024)
 def bindings(scope: Scope) -> dict[str, list[ast.AST]]:
     """What a scope binds each of its names to, in the order of the source: a definition, a value, or whatever else binds."""
     found: dict[str, list[ast.AST]] = {}
@@ -154,14 +155,21 @@ def resolved(name: str, scopes: Sequence[Scope], line: int) -> ast.AST | None:
     return None
 
 
-def _calls(module: Module, node: ast.AST, scopes: tuple[Scope, ...]) -> Iterator[Call]:
+def _calls(module: Module, node: ast.AST, scopes: tuple[Scope, ...], hidden: frozenset[str]) -> Iterator[Call]:
+    """The calls below a node; *hidden* are names that a lambda or a comprehension around it has taken for itself."""
+    if isinstance(node, ast.Lambda):
+        hidden |= {argument.arg for argument in arguments(node)}
+    elif isinstance(node, (ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)):
+        hidden |= {each.id for part in node.generators for each in ast.walk(part.target) if isinstance(each, ast.Name)}
     for child in ast.iter_child_nodes(node):
         if isinstance(child, ast.Call) and isinstance(child.func, ast.Attribute) and child.func.attr in ("submit", "register_function"):
             named = [keyword.value for keyword in child.keywords if keyword.arg in ("fn", "function")]
-            if (sent := [*child.args[:1], *named]) and _is_ours(module, child.func.value, scopes):
+            sent = [*child.args[:1], *named]
+            is_known = bool(sent) and not (isinstance(sent[0], ast.Name) and sent[0].id in hidden)
+            if is_known and _is_ours(module, child.func.value, scopes):
                 yield Call(child, sent[0], scopes)
         inner = (*scopes, child) if isinstance(child, (Function, ast.ClassDef)) else scopes
-        yield from _calls(module, child, inner)
+        yield from _calls(module, child, inner, hidden)
 
 
 def _is_ours(module: Module, receiver: ast.expr, scopes: tuple[Scope, ...]) -> bool:
@@ -178,9 +186,10 @@ def _is_ours(module: Module, receiver: ast.expr, scopes: tuple[Scope, ...]) -> b
     if isinstance(made, ast.Call) and isinstance(made.func, ast.Attribute) and made.func.attr == "enter_context" and made.args:
         made = made.args[0]
     head, dot, _ = module.origin(made).partition(".") if isinstance(made, ast.expr) else ("", "", "")
-    if dot and (head in _OURS or head in _OTHER_POOLS):
+    imported = {name.partition(".")[0] for name in module.imports.values()}
+    if dot and head in imported:
         return head in _OURS
-    return not any(name.partition(".")[0] in _OTHER_POOLS for name in module.imports.values())
+    return not imported & set(_OTHER_POOLS)
 
 
 def _stored(node: ast.Attribute) -> str:
@@ -281,20 +290,33 @@ class _Bare(ast.NodeTransformer):
         self.generic_visit(node)
         return ast.copy_location(ast.Assign([node.target], node.value or ast.Constant(None)), node)
 
+    def visit_Nonlocal(self, node: ast.Nonlocal) -> ast.AST:
+        """Without the function around it, there is nothing that the statement could mean."""
+        return ast.copy_location(ast.Pass(), node)
+
     def visit_arg(self, node: ast.arg) -> ast.AST:
         """An argument without its annotation."""
         return ast.copy_location(ast.arg(node.arg), node)
 
 
-def free_names(code: Function | ast.Lambda) -> set[str]:
-    """Names that the body of a function, and of those inside it, takes from around it."""
+@functools.lru_cache(maxsize=1024)
+def free_names(code: Function | ast.Lambda) -> frozenset[str]:
+    """Names that the body of a function, and of those inside it, takes from around it.
+
+    Raises:
+        SourceError: It is no function that Python would take.
+    """
     bare: ast.AST = _Bare().visit(copy.deepcopy(code))
     if isinstance(bare, Function):
         bare.decorator_list, bare.returns = [], None
         bare.args.defaults = [ast.Constant(None) for _ in bare.args.defaults]
         bare.args.kw_defaults = [default and ast.Constant(None) for default in bare.args.kw_defaults]
-    scope = symtable.symtable(ast.unparse(ast.fix_missing_locations(bare)), "function", "exec")
-    return set().union(*map(_globals, scope.get_children()))
+    try:
+        scope = symtable.symtable(ast.unparse(ast.fix_missing_locations(bare)), "function", "exec")
+    except SyntaxError as error:
+        raise SourceError(f"the function in line {code.lineno}: {error.msg}") from error
+    outer = {name for node in ast.walk(code) if isinstance(node, ast.Nonlocal) for name in node.names}
+    return frozenset(outer.union(*map(_globals, scope.get_children())))
 
 
 def _globals(scope: symtable.SymbolTable) -> set[str]:
@@ -313,9 +335,10 @@ def made_first(code: Function | ast.Lambda) -> set[str]:
     if not declared:
         return set()
     looks = any(looks_for_globals(node) for node in ast.walk(code))
-    order = list(_in_order(code))
+    order = list(in_order(code))
     first = {name: next((node for node in order if _names(node, name)), None) for name in declared}
-    return {name for name, node in first.items() if looks or isinstance(node, (ast.Import, ast.ImportFrom)) or is_store(node)}
+    makes = (ast.Import, ast.ImportFrom, Function, ast.ClassDef)
+    return {name for name, node in first.items() if looks or isinstance(node, makes) or is_store(node)}
 
 
 def looks_for_globals(node: ast.AST) -> bool:
@@ -328,6 +351,8 @@ def looks_for_globals(node: ast.AST) -> bool:
 def _names(node: ast.AST, name: str) -> bool:
     if isinstance(node, (ast.Import, ast.ImportFrom)):
         return any((alias.asname or alias.name.partition(".")[0]) == name for alias in node.names)
+    if isinstance(node, (Function, ast.ClassDef)):
+        return node.name == name
     return isinstance(node, ast.Name) and node.id == name
 
 
@@ -336,7 +361,7 @@ def is_store(node: ast.AST | None) -> bool:
     return isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)
 
 
-def _in_order(node: ast.AST) -> Iterator[ast.AST]:
+def in_order(node: ast.AST) -> Iterator[ast.AST]:
     """The nodes in the order in which they run: the value of an assignment before its targets. x += 1 reads x first."""
     yield node
     children = list(ast.iter_child_nodes(node))
@@ -344,8 +369,10 @@ def _in_order(node: ast.AST) -> Iterator[ast.AST]:
         children = children[::-1]
     if isinstance(node, ast.AugAssign) and isinstance(node.target, ast.Name):
         yield ast.Name(node.target.id, ast.Load())
+    elif isinstance(node, ast.AugAssign) and isinstance(node.target, ast.Attribute):
+        yield ast.Attribute(node.target.value, node.target.attr, ast.Load())
     for child in children:
-        yield from _in_order(child)
+        yield from in_order(child)
 
 
 def methods(module: Module, name: str, below: tuple[str, ...]) -> dict[str, Function]:

@@ -414,6 +414,32 @@ FINE_TEXTS = {
         with Executor() as e:
             found = sorted([1], key=lambda t: math.sin(t)) + [e.submit(lambda: 2)]
         """,
+    "a pool of another system": """
+        import math
+        import submitit
+        def f():
+            return math.pi
+        pool = submitit.AutoExecutor("x")
+        pool.submit(f)
+        """,
+    "what a lambda and a comprehension take for themselves": """
+        import math
+        def f():
+            return math.pi
+        with Executor() as e:
+            list(map(lambda f: e.submit(f), [1]))
+            [e.submit(f) for f in [1]]
+        """,
+    "a global function that the body makes": """
+        helper = None
+        def f(x):
+            global helper
+            def helper(y):
+                return y
+            return helper(x)
+        with Executor() as e:
+            e.submit(f)
+        """,
     "a list of what is public": """
         __all__ = ['f']
         def g(seen=[]):
@@ -590,6 +616,41 @@ def test_packages_are_not_imported_to_find_a_module(tmp_path: Path, monkeypatch:
     (tmp_path / "package" / "inside.py").write_text("def f(seen=[]):\n    seen.append(1)\n")
     monkeypatch.syspath_prepend(str(tmp_path))
     assert [problem.rule for problem in functions.examine("package.inside")] == ["GCW104"]
+
+
+NESTED = """
+def main(e):
+    n = 0
+    def fibonacci(n):
+        return n if n < 2 else fibonacci(n - 1) + fibonacci(n - 2)
+    def count():
+        nonlocal n
+        n += 1
+    e.submit(fibonacci, 5)
+    e.submit(count)
+"""
+
+
+def test_nested_function_may_call_itself_and_may_not_take_what_is_around_it(tmp_path: Path) -> None:
+    (found,) = functions.examine(written(tmp_path, NESTED), "AllCodeStrategies")
+    assert (found.rule, "count is sent as source by AllCodeStrategies, without n" in found.text) == ("GCW107", True)
+
+
+def test_function_that_python_would_not_take_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(SourceError, match="duplicate argument"):
+        functions.examine(written(tmp_path, "def f(x, x):\n    return x\nwith Executor() as e:\n    e.submit(f)\n"))
+
+
+def test_what_a_method_stores_for_one_call_is_a_warning(tmp_path: Path) -> None:
+    text = "class A:\n    def run(self):\n        self.result = 1\n        return self.result\ndef main(e):\n    e.submit(A().run)\n"
+    assert [problem.level for problem in functions.examine(written(tmp_path, text))] == ["warning"]
+    kept = text.replace("self.result = 1", "self.result += 1")
+    assert [problem.level for problem in functions.examine(written(tmp_path, kept))] == ["error"]
+
+
+def test_many_submissions_are_read_in_a_moment(tmp_path: Path) -> None:
+    calls = "def f(x):\n    return x\ndef main(e):\n" + "    e.submit(f, 1)\n" * 2000
+    assert functions.examine(written(tmp_path, calls)) == []
 
 
 def test_class_that_inherits_from_itself_in_a_circle_ends(tmp_path: Path) -> None:
