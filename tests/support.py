@@ -17,6 +17,9 @@ import programs
 import psutil
 from globus_compute_sdk.errors import TaskExecutionFailed
 
+from gc_warm.check import config_rules
+from gc_warm.check.config_rules import Numbers
+
 MODULES = Path(__file__).parent / "modules"
 """Warmable modules of the tests; on a worker's import path only where a test puts this folder there."""
 FAULTY = [sys.executable, "-I", "-S", str(MODULES.parent / "programs" / "faulty.py")]
@@ -62,6 +65,12 @@ class ScriptStep:
         output, _ = self._process.communicate(timeout=600)
         assert self._process.returncode == 0
         return json.loads(output)
+
+
+def breaks(text: str, rule: str, numbers: Numbers | None = None) -> str:
+    """A config's text, which is said to break that rule and no other."""
+    assert [problem.rule for problem in config_rules.examine(text, "x", numbers).problems] == [rule]
+    return text
 
 
 def has_ended(pid: int) -> bool:

@@ -161,12 +161,13 @@ def examine(
         config = None
     if config is not None:
         found += _WORKERS.broken(_Workers(document, config, numbers or Numbers()))
-    where = source_lines() if source_lines and found else list(range(1, len(text.splitlines()) + 1))
+    rendered, original = _numbered(text), _numbered(_source_text(source))
+    where = source_lines() if source_lines and found else list(rendered)
     problems = []
     for rule, level, place, what in found:
         line: int = place if isinstance(place, int) else _line_of(root, place)
         shown = where[line - 1] if line <= len(where) else 1
-        if not any(is_silenced(rule, each) for each in (_line(text, line), _line(_source_text(source), shown))):
+        if not any(is_silenced(rule, each) for each in (rendered.get(line, ""), original.get(shown, ""))):
             problems.append(Problem(rule, level, os.fspath(source), shown, " ".join(what.split())))
     return Examined(sorted(problems, key=lambda problem: problem.level), config)  # "error" comes before "warning"
 
@@ -176,12 +177,9 @@ def _refusal(said: str, root: yaml.Node | None) -> tuple[int, str] | None:
     found = re.fullmatch(r":(\d+): (.*)", said, re.DOTALL)
     if found is None:
         return None
-    named = [(len(key.value), key) for key in _keys(root) if re.search(rf"\b{re.escape(str(key.value))}\b", found[2])]
+    keys = [key for section in _sections(root) for key, _ in section.value]
+    named = [(len(key.value), key) for key in keys if re.search(rf"\b{re.escape(str(key.value))}\b", found[2])]
     return max(named, key=lambda pair: pair[0])[1].start_mark.line + 1 if named else int(found[1]), found[2]
-
-
-def _keys(root: yaml.Node | None) -> Iterator[yaml.Node]:
-    return (key for section in _sections(root) for key, _ in section.value)
 
 
 def _sections(root: yaml.Node | None) -> Iterator[yaml.MappingNode]:
@@ -216,8 +214,8 @@ def _line_of(root: yaml.Node | None, place: tuple[str, ...]) -> int:
     return line
 
 
-def _line(text: str, number: int) -> str:
-    return dict(enumerate(text.splitlines(), 1)).get(number, "")
+def _numbered(text: str) -> dict[int, str]:
+    return dict(enumerate(text.splitlines(), 1))
 
 
 def _source_text(source: str | os.PathLike[str]) -> str:

@@ -138,15 +138,15 @@ def _filled_in(parent: CoreEndpointConfig, path: Path, template: str, schema: Ma
     return str(render_config_user_template(parent, template, path, user, dict(schema), dict(options), {}))
 
 
-def template_lines(folder: Path, options: Options) -> list[int]:
-    """For each line of what `render` gives, the line of the template that it comes from; 1 where that cannot be told.
+def template_lines(folder: Path, options: Options, rendered: str) -> list[int]:
+    """For each line of what `render` has given, the line of the template that it comes from; 1 where that cannot be told.
 
     The template is rendered once more, with marks where a setting ends its line. What has no mark of its own, since it was included
     say, belongs to the last one before it.
     """
+    without = rendered.splitlines()
     parent, path, rules = _files(folder)
     text, schema = load_user_config_template(path), schema_of(rules)
-    without = _filled_in(parent, path, text, schema, options).splitlines()
     try:
         with_marks = _filled_in(parent, path, _marked(text), schema, options).splitlines()
     except Exception:  # it reckons with what it has rendered, so that marks are in its way

@@ -300,10 +300,17 @@ def _changes_attribute(module: Module, node: ast.AST, name: str) -> bool:
     """Whether something is stored in an attribute of the object of that name, or in what such an attribute holds."""
     if isinstance(node, ast.Call) and module.origin(node) == "setattr" and node.args:
         return source.is_name(node.args[0], name)
-    if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
-        return node.func.attr in _CHANGES and _is_attribute(node.func.value, name)
-    is_changed = isinstance(getattr(node, "ctx", None), (ast.Store, ast.Del))
-    return is_changed and (_is_attribute(node, name) or (isinstance(node, ast.Subscript) and _is_attribute(node.value, name)))
+    is_stored = isinstance(node, ast.Attribute) and isinstance(node.ctx, (ast.Store, ast.Del))
+    changed = node if is_stored else _changed_by(node)
+    return changed is not None and _is_attribute(changed, name)
+
+
+def _changed_by(node: ast.AST) -> ast.expr | None:
+    """The container that is changed in place: an item of it, or by a method of its own."""
+    if isinstance(node, ast.Subscript) and isinstance(node.ctx, (ast.Store, ast.Del)):
+        return node.value
+    called = node.func if isinstance(node, ast.Call) else None
+    return called.value if isinstance(called, ast.Attribute) and called.attr in _CHANGES else None
 
 
 def _is_attribute(node: ast.AST, name: str) -> bool:
@@ -312,10 +319,10 @@ def _is_attribute(node: ast.AST, name: str) -> bool:
 
 def _changes_globals(function: Function) -> int | None:
     """Where a function keeps something in its globals, and looks whether it is there; None if it does not."""
-    spaces = {name for name, nodes in source.bindings(function).items() for node in nodes if _is_globals(node)}
+    spaces = {name for name, nodes in source.bindings(function).items() for node in nodes if source.is_globals(node)}
     for node in ast.walk(function):
         space = node.value if isinstance(node, (ast.Subscript, ast.Attribute)) else None
-        if space is None or not (_is_globals(space) or (isinstance(space, ast.Name) and space.id in spaces)):
+        if space is None or not (source.is_globals(space) or (isinstance(space, ast.Name) and space.id in spaces)):
             continue
         if isinstance(node, ast.Attribute) and node.attr in _CHANGES:
             return node.lineno
@@ -326,10 +333,6 @@ def _changes_globals(function: Function) -> int | None:
         stored = [node for node in ast.walk(function) if isinstance(node, ast.Name) and source.is_store(node) and node.id in declared]
         return stored[0].lineno if stored else None
     return None
-
-
-def _is_globals(node: ast.AST) -> bool:
-    return isinstance(node, ast.Call) and source.is_name(node.func, "globals")
 
 
 @_RULES.rule("GCW104", "error")
@@ -371,12 +374,8 @@ def _is_mutable(module: Module, node: ast.expr) -> bool:
 
 def _is_changed(function: Function, name: str) -> bool:
     for node in ast.walk(function):
-        if isinstance(node, ast.Subscript) and isinstance(node.ctx, (ast.Store, ast.Del)) and source.is_name(node.value, name):
-            return True
-        if isinstance(node, ast.AugAssign) and source.is_name(node.target, name):
-            return True
-        called = node.func if isinstance(node, ast.Call) else None
-        if isinstance(called, ast.Attribute) and source.is_name(called.value, name) and called.attr in _CHANGES:
+        changed = node.target if isinstance(node, ast.AugAssign) else _changed_by(node)
+        if changed is not None and source.is_name(changed, name):
             return True
     return False
 

@@ -345,7 +345,12 @@ def looks_for_globals(node: ast.AST) -> bool:
     """Whether something asks for names that may not be there: globals(), or what catches a NameError."""
     caught = node.type if isinstance(node, ast.ExceptHandler) else None
     is_caught = isinstance(node, ast.ExceptHandler) and (caught is None or (isinstance(caught, ast.Name) and caught.id == "NameError"))
-    return is_caught or (isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "globals")
+    return is_caught or is_globals(node)
+
+
+def is_globals(node: ast.AST) -> bool:
+    """Whether this is a call of globals()."""
+    return isinstance(node, ast.Call) and is_name(node.func, "globals")
 
 
 def _names(node: ast.AST, name: str) -> bool:

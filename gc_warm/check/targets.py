@@ -88,7 +88,7 @@ def look_at(name: str, assignments: Sequence[str], options_file: str | None, kno
         return Target(name, functions.examine(name, strategy))
     given, origin = _options(folder, assignments, options_file)
     text = configs.render(folder, given, origin)
-    examined = config_rules.examine(text, configs.template_path(folder), known, lambda: configs.template_lines(folder, given))
+    examined = config_rules.examine(text, configs.template_path(folder), known, lambda: configs.template_lines(folder, given, text))
     return Target(str(folder), examined.problems, text, examined.config, is_folder=True)
 
 

@@ -27,7 +27,7 @@ from gc_warm.check.options import ConfigError
 from gc_warm.check.rules import REPRODUCED
 from gc_warm.testing.cloud import LocalCloud
 from gc_warm.testing.daemon import EndpointDaemon
-from tests.support import MODULES, ScriptStep, has_ended, remote_text, wait_until
+from tests.support import MODULES, ScriptStep, breaks, has_ended, remote_text, wait_until
 
 engine = pytest.mark.engine
 START = 120  # seconds
@@ -52,12 +52,6 @@ def config(*settings: str, job: tuple[str, ...] = (), init: str = "", top: tuple
         *(f"      {line}" for line in init.splitlines()),
     ]
     return "\n".join(lines) + "\n"
-
-
-def breaks(text: str, rule: str, numbers: Numbers | None = None) -> str:
-    """The text, which is said to break that rule and no other."""
-    assert [problem.rule for problem in config_rules.examine(text, "x", numbers).problems] == [rule]
-    return text
 
 
 @contextlib.contextmanager

@@ -23,12 +23,12 @@ import tasks
 from click.testing import CliRunner
 
 from gc_warm import MockExecutor, functions
-from gc_warm.check import config_rules, configs
+from gc_warm.check import configs
 from gc_warm.check.options import ConfigError
 from gc_warm.cli import main
 from tests import slurm_cluster
 from tests.slurm_cluster import SlurmCluster
-from tests.support import MODULES, programs_end_with, remote_text, wait_until
+from tests.support import MODULES, breaks, programs_end_with, remote_text, wait_until
 
 pytestmark = pytest.mark.slurm
 
@@ -332,9 +332,7 @@ class Lost:
 def loses_a_task(cluster: SlurmCluster, folder: Path) -> Lost:
     """Tasks follow each other, as they do in a job that drains."""
     text = SLURM + '    walltime: "00:01:00"\n    scheduler_options: "#SBATCH --cpus-per-task=1"\n'
-    (problem,) = config_rules.examine(text, "x").problems
-    assert problem.rule == "GCW016"
-    with on(cluster, text) as executor:
+    with on(cluster, breaks(text, "GCW016")) as executor:
         job, _, _ = executor.submit(tasks.work, 0.1).result(120)
         while True:
             future = executor.submit(tasks.work, 3.0)
@@ -524,8 +522,7 @@ def test_workers_that_cannot_share_the_gpus_evenly_are_refused_before_anything_s
 
 def test_gcw010_all_managers_are_on_the_first_node(roomy: SlurmCluster, tmp_path: Path) -> None:
     text = SLURM.replace("  provider:", "  drain_period: 300\n  provider:") + "    nodes_per_block: 2\n"
-    assert [problem.rule for problem in config_rules.examine(text, "x").problems] == ["GCW010"]
-    with on(roomy, text) as executor:
+    with on(roomy, breaks(text, "GCW010")) as executor:
         workers = meet(executor, 2, tmp_path / "meeting")
     assert len({worker.environment["PARSL_WORKER_POOL_ID"] for worker in workers}) == 2
     assert [worker.node for worker in workers] == ["n1", "n1"]
@@ -534,8 +531,7 @@ def test_gcw010_all_managers_are_on_the_first_node(roomy: SlurmCluster, tmp_path
 def test_gcw022_a_program_in_the_background_is_on_the_first_node_only(roomy: SlurmCluster, tmp_path: Path) -> None:
     text = SLURM.replace("  provider:", "  drain_period: 300\n  provider:") + f"      echo $SLURMD_NODENAME >> {tmp_path / 'started'} &\n"
     text += "    nodes_per_block: 2\n    launcher:\n      type: SrunLauncher\n      overrides: --overlap\n"
-    assert [problem.rule for problem in config_rules.examine(text, "x").problems] == ["GCW022"]
-    with on(roomy, text) as executor:
+    with on(roomy, breaks(text, "GCW022")) as executor:
         workers = meet(executor, 2, tmp_path / "meeting")
     assert [worker.node for worker in workers] == ["n1", "n2"]
     assert (tmp_path / "started").read_text() == "n1\n"
