@@ -56,13 +56,20 @@ def _why_workers_die(folder: Path, managers: set[str]) -> str | None:
         text = log.read_text(errors="replace")
         ends = re.findall(r"Worker (\d+) was not busy when it died", text)
         ranks = set(re.findall(r"Manager will spawn (\d+) workers", text))
-        if not ranks or any(ends.count(str(rank)) < _DEATHS for rank in range(int(max(ranks)))):
+        if not ranks or any(ends.count(str(rank)) < _DEATHS or _has_worked(log, rank) for rank in range(int(max(ranks)))):
             return None
         dying[log] = ends
     for log, ends in dying.items():
         what = f"worker {ends[-1]} has died {ends.count(ends[-1])} times before its first task, and so have the others"
         return _quote(what, log.with_name(f"worker_{ends[-1]}.log"))
     return None
+
+
+def _has_worked(manager_log: Path, rank: int) -> bool:
+    """Whether that worker had a task in one of its latest lives: then it was killed while it was idle."""
+    log = manager_log.with_name(f"worker_{rank}.log")
+    lives = log.read_text(errors="replace").split(f"Worker {rank} started") if log.exists() else []
+    return any("Received executor task" in life for life in lives[-_DEATHS:])
 
 
 def _quote(what: str, *logs: str | Path | None) -> str:
