@@ -24,6 +24,8 @@ log = logging.getLogger("gc_warm")
 
 _ROUNDS = 3  # a teardown may load something for its own use, which then has to be torn down too; or it may take two, as that of programs
 
+_LAST_SECONDS = 10  # of a worker that was asked to end; its manager grants one, but somebody else may have asked
+
 _armed = False  # tear_down() is registered to run at the end of this process
 _ending = False  # it runs: a second SIGTERM must not interrupt it
 
@@ -38,6 +40,7 @@ class Worker:
         block: The block (batch job) its manager belongs to, as Parsl numbers them: "0", "1", ...
         pool: Id of its manager; the workers of one node share it.
         rank: Its number among the workers of that manager. A restarted worker keeps the rank and has another pid.
+        count: How many workers that manager has.
     """
 
     host: str
@@ -45,18 +48,24 @@ class Worker:
     block: str | None
     pool: str | None
     rank: int | None
+    count: int | None = None
 
 
 def worker() -> Worker:
     """Who this process is. Parsl sets ``PARSL_WORKER_*`` in every worker of an endpoint; without them only host and pid are known."""
-    rank = os.environ.get("PARSL_WORKER_RANK")
     return Worker(
         host=socket.gethostname(),
         pid=os.getpid(),
         block=os.environ.get("PARSL_WORKER_BLOCK_ID"),
         pool=os.environ.get("PARSL_WORKER_POOL_ID"),
-        rank=int(rank) if rank and rank.isdecimal() else None,
+        rank=_number("PARSL_WORKER_RANK"),
+        count=_number("PARSL_WORKER_COUNT"),
     )
+
+
+def _number(variable: str) -> int | None:
+    text = os.environ.get(variable, "")
+    return int(text) if text.isdecimal() else None
 
 
 def tear_down() -> None:
@@ -107,6 +116,8 @@ class _Sigterm:
             return
         if callable(self._previous):
             self._previous(signum, frame)
+        if "PARSL_WORKER_RANK" in os.environ and signal.getsignal(signal.SIGALRM) is signal.SIG_DFL:
+            signal.alarm(_LAST_SECONDS)  # no lock, no thread: the kernel ends what a thread of the user's would keep from ending
         raise SystemExit(128 + signum)
 
 

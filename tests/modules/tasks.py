@@ -144,3 +144,7 @@ def set_environment(name: str, value: str) -> None:
 def real_path_of(name: str) -> str:
     """The absolute path that a variable of the environment leads to."""
     return os.path.abspath(os.environ[name])
+
+
+def pid_of(number: int) -> tuple[int, int]:
+    return os.getpid(), number

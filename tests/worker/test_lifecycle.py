@@ -540,3 +540,17 @@ def test_only_the_standard_library_is_imported() -> None:
     said = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     imported = {name.partition(".")[0] for name in said.split()}
     assert imported - sys.stdlib_module_names == {"gc_warm"}
+
+
+def test_a_worker_with_a_thread_that_does_not_end_is_ended_all_the_same(script: Script) -> None:
+    code = """\
+        os.environ["PARSL_WORKER_RANK"] = "0"
+        from gc_warm.worker import lifecycle
+        lifecycle._LAST_SECONDS = 1
+        state("a")
+        threading.Thread(target=threading.Event().wait).start()
+        terminate()
+    """
+    status, said, _ = script(code)
+    assert status == -signal.SIGALRM
+    assert said[0] == "open a"

@@ -1,0 +1,71 @@
+"""What the tests of the hook at worker start preload."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Generator
+from dataclasses import dataclass
+from pathlib import Path
+
+from gc_warm import warm
+
+
+@dataclass(frozen=True)
+class State:
+    """What a task found on its worker."""
+
+    rank: int
+    pid: int
+    loads: int
+    hits: int
+    device: str | None
+    environment: dict[str, str]
+
+
+@warm
+def table() -> str | None:
+    """The device that the worker was pinned to when this was loaded."""
+    return os.environ.get("CUDA_VISIBLE_DEVICES")
+
+
+def use(meeting: str, number: int) -> State:
+    """Return what there is once *number* tasks have come, so that each of those that meet is on a worker of its own."""
+    from preloaded import State, table
+
+    Path(meeting, os.environ["GC_TASK_UUID"]).touch()
+    end = time.monotonic() + 60
+    while len(os.listdir(meeting)) < number and time.monotonic() < end:
+        time.sleep(0.01)
+    device = table()
+    info = table.info()
+    return State(int(os.environ["PARSL_WORKER_RANK"]), os.getpid(), info.loads, info.hits, device, dict(os.environ))
+
+
+def fail() -> None:
+    raise LookupError("nothing to load")
+
+
+def leave() -> None:
+    sys.exit(3)
+
+
+def crash() -> None:
+    os.abort()
+
+
+@warm
+def _connection() -> Generator[None, None, None]:
+    yield
+    with Path(os.environ["BEGUN"]).open("a") as file:
+        file.write("torn down")
+
+
+def for_ever() -> None:
+    _connection()
+    begun = Path(os.environ["BEGUN"])
+    begun.with_suffix(".part").write_text(f"{os.getpid()} ")
+    begun.with_suffix(".part").rename(begun)
+    while True:
+        time.sleep(0.01)
