@@ -72,7 +72,7 @@ def look(config: UserEndpointConfig, modules: Sequence[str] = ()) -> Iterator[Fi
         modules: Warmable modules that workers have to be able to import.
     """
     executor: Any = config.engine.executor
-    yield from _worker_environment(executor.provider, modules)
+    yield from _worker_environment(executor.provider, [*dict.fromkeys([*modules, *_preloaded(executor.provider)])])
     yield from _scheduler(executor.provider)
     yield from _ports(config, executor)
     yield from _left_behind()
@@ -99,6 +99,12 @@ def _worker_environment(provider: Any, modules: Sequence[str]) -> Iterator[Findi
             yield Finding("ok", f"module {name}", f"imported in {result['seconds']:.1f} s")
     if found["importing"]:
         yield Finding("error", f"module {found['importing']}", f"its import does not come back: the process ended with status {status}")
+
+
+def _preloaded(provider: Any) -> list[str]:
+    """The modules that workers import before their first task, see `gc_warm.worker.boot`."""
+    named = re.findall(r"gc_warm\.worker\.boot\b([^)\n]*)", provider.worker_init)
+    return [word.partition(":")[0] for words in named for word in words.split() if not word.startswith("-")]
 
 
 def _probe(provider: Any, modules: Sequence[str], folder: Path) -> tuple[int, dict[str, Any] | None, str]:

@@ -254,6 +254,9 @@ def shell_text(name: str, options: Values) -> str:
         lines.append(f'export PYTHONPATH={folders}"${{PYTHONPATH:+:$PYTHONPATH}}"')
     if options.get("task_timeout"):
         lines.append(f"export GC_TASK_TIMEOUT={options['task_timeout']}")
+    words = ["--survive-idle-kill"] * options.get("survive_idle_kill", False) + options.get("preload", [])
+    if words:
+        lines.append(f'eval "$(globus-compute-endpoint python-exec gc_warm.worker.boot {" ".join(words)})"')
     return "\n".join(lines) + "\n"
 
 
@@ -383,6 +386,7 @@ BREAKING_OUT = [
 PLACES = {
     "environment": "engine.provider.worker_init",
     "python_path": "engine.provider.worker_init",
+    "preload": "engine.provider.worker_init",
     "account": "engine.provider.account",
     "partition": "engine.provider.partition",
     "queue": "engine.provider.queue",
@@ -397,7 +401,7 @@ PLACES = {
     "mpiexec": "",
     "walltime": "engine.provider.walltime",
 }
-NOT_FREE = {"address", "mpiexec", "walltime"}
+NOT_FREE = {"address", "mpiexec", "preload", "walltime"}
 """Options that are text, but no text of which a part can be chosen freely."""
 
 
@@ -410,7 +414,7 @@ def dressed(name: str, option: str, text: str) -> Any:
     """The text as a value of an option, with what the option cannot be without."""
     if option == "python_path":
         return [f"/{text}"]
-    if option == "accelerators":
+    if option in ("accelerators", "preload"):
         return [text]
     return f"{CLUSTERS[name]} {text}" if option == "scheduler_options" else text
 
@@ -915,6 +919,8 @@ SOME = {
     "task_timeout": 60,
     "environment": "module load \U0001f47e\n",
     "python_path": ["/a b", "/$HOME"],
+    "preload": ["my_model:default", "my_tables"],
+    "survive_idle_kill": True,
     "amqp_port": 443,
 }
 

@@ -7,6 +7,7 @@ import json
 import os
 import re
 import secrets
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import logbook
+import preloaded
 import programs
 import psutil
 import pytest
@@ -35,6 +37,8 @@ pytestmark = pytest.mark.slurm
 OPTIONS = {"address": "127.0.0.1", "partition": "debug", "python_path": [str(MODULES)]}
 NAMES = ["CUDA_VISIBLE_DEVICES", "PARSL_CORES", "PARSL_WORKER_POOL_ID", "PARSL_WORKER_RANK"]
 NAMES += ["SLURM_JOB_ID", "SLURM_NODEID", "SLURM_STEP_GPUS", "SLURMD_NODENAME"]
+ENGINE_HEARTBEAT = 5  # seconds, as the configs for Slurm have it
+START = 10  # seconds that a worker may take to start beside all that runs here
 STRICT = "KillOnBadExit=1\n"
 """What a site may have set: without a word of the config against it, a node that is lost takes the others' workers along."""
 
@@ -341,6 +345,39 @@ def loses_a_task(cluster: SlurmCluster, folder: Path) -> Lost:
             assert future.result()[0] == job, "it takes tasks until it is killed"
 
 
+@dataclass(frozen=True)
+class Preloaded:
+    """What the first task of every worker found, and after one of them was killed the next: and the seconds until it was replaced."""
+
+    first: list[preloaded.State]
+    second: list[preloaded.State]
+    killed: int
+    error: str
+    seconds: float
+
+
+def preloads(cluster: SlurmCluster, folder: Path) -> Preloaded:
+    """Four workers on two nodes, with a site's own sitecustomize."""
+    site = folder / "site"
+    site.mkdir()
+    (site / "sitecustomize.py").write_text(f"import os, pathlib\npathlib.Path({str(folder)!r}, f'site-{{os.getpid()}}').touch()\n")
+    options = {"nodes": 2, "gpus_per_node": 2, "preload": ["preloaded:table"], "survive_idle_kill": True}
+    (folder / "meeting").mkdir()
+    with on(cluster, "slurm-gpu", **options, python_path=[str(site), str(MODULES)]) as executor:
+        first = [executor.submit(preloaded.use, str(folder / "meeting"), 4) for _ in range(4)]
+        wait(first, 180)
+        busy = executor.submit(tasks.for_ever, str(folder / "started"))
+        wait_until((folder / "started").exists, "it is busy", 60)
+        killed = int((folder / "started").read_text())
+        os.kill(killed, signal.SIGKILL)
+        begun = time.monotonic()
+        second = [executor.submit(preloaded.use, str(folder / "meeting"), 8) for _ in range(4)]
+        wait(second, 180)
+        seconds = time.monotonic() - begun
+        found = [[future.result(0) for future in futures] for futures in (first, second)]
+        return Preloaded(first=found[0], second=found[1], killed=killed, error=remote_text(busy), seconds=seconds)
+
+
 JOURNEYS = (
     drains,
     loses_a_task,
@@ -349,6 +386,7 @@ JOURNEYS = (
     loses_a_node,
     loses_a_node_where_srun_does_not_wait,
     keeps_warm_and_ends,
+    preloads,
 )
 
 
@@ -362,6 +400,24 @@ def side_by_side(roomy: SlurmCluster, tmp_path_factory: pytest.TempPathFactory) 
         wait_until(lambda: (folders["drains"] / "logbook").exists() or first.done(), "the first of them runs", 120)
         others: list[Callable[[SlurmCluster, Path], Any]] = list(JOURNEYS[1:])
         return {"drains": first} | {journey.__name__: pool.submit(journey, roomy, folders[journey.__name__]) for journey in others}
+
+
+def test_preload_has_every_worker_of_two_nodes_warm_before_its_first_task(
+    side_by_side: dict[str, Future[Any]],
+) -> None:
+    found: Preloaded = side_by_side["preloads"].result()
+    assert len({state.pid for state in found.first}) == len({state.environment["PARSL_WORKER_POOL_ID"] for state in found.first}) * 2 == 4
+    assert {(state.loads, state.hits) for state in found.first} == {(1, 1)}, "loaded before the first task, and found by it"
+    assert all(state.device == state.environment["CUDA_VISIBLE_DEVICES"] for state in found.first), "pinned when it was loaded"
+    assert sorted(state.device or "" for state in found.first) == ["0", "0", "1", "1"]
+    site = Path(found.first[0].environment["PYTHONPATH"].split(os.pathsep)[0])
+    assert {state.pid for state in found.first} <= {int(path.name.removeprefix("site-")) for path in site.parent.glob("site-*")}
+    assert "WorkerLost" in found.error
+    (new,) = (state for state in found.second if state.pid not in {old.pid for old in found.first})
+    assert (new.loads, new.hits) == (1, 1), "warm before its first task, too"
+    assert found.killed not in {state.pid for state in found.second}
+    assert found.seconds < 2 * ENGINE_HEARTBEAT + START, found.seconds
+    print(f"replaced, and warm, {found.seconds:.1f} s after its death")
 
 
 def test_a_worker_stays_warm_for_a_hundred_tasks_until_there_are_none(side_by_side: dict[str, Future[Any]]) -> None:
