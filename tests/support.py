@@ -19,6 +19,7 @@ from globus_compute_sdk.errors import TaskExecutionFailed
 
 from gc_warm.check import config_rules
 from gc_warm.check.config_rules import Numbers
+from gc_warm.worker.calls import Recording
 
 MODULES = Path(__file__).parent / "modules"
 """Warmable modules of the tests; on a worker's import path only where a test puts this folder there."""
@@ -65,6 +66,13 @@ class ScriptStep:
         output, _ = self._process.communicate(timeout=600)
         assert self._process.returncode == 0
         return json.loads(output)
+
+
+def observe(function: Callable[..., Any], *args: Any) -> tuple[Any, dict[str, Any]]:
+    """What a call returns, and its record."""
+    with Recording() as recording:
+        result = function(*args)
+    return result, recording.record()
 
 
 def breaks(text: str, rule: str, numbers: Numbers | None = None) -> str:

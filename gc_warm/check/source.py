@@ -12,11 +12,11 @@ import copy
 import functools
 import importlib.util
 import symtable
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from importlib.machinery import PathFinder
 from pathlib import Path
+
+from gc_warm.worker import sources
 
 _OURS = ("globus_compute_sdk", "gc_warm")
 _OTHER_POOLS = ("concurrent", "multiprocessing", "dask", "distributed", "joblib", "parsl", "ray", "loky", "mpi4py")
@@ -198,19 +198,7 @@ def _stored(node: ast.Attribute) -> str:
 
 def exists(module: str) -> bool:
     """Whether there is a module of that dotted name. Nothing is imported to find it."""
-    return _spec_of(module) is not None
-
-
-def _spec_of(module: str) -> importlib.machinery.ModuleSpec | None:
-    """Found as an import would find it, but for what a package does to its own path."""
-    spec, path = None, sys.path
-    parts = module.split(".")
-    for number in range(1, len(parts) + 1):
-        spec = PathFinder.find_spec(".".join(parts[:number]), path) if all(parts) else None
-        if spec is None:
-            return None
-        path = list(spec.submodule_search_locations or ())
-    return spec
+    return sources.spec_of(module) is not None
 
 
 def file_of(module: str) -> str:
@@ -219,7 +207,7 @@ def file_of(module: str) -> str:
     Raises:
         SourceError: It has none that is Python.
     """
-    spec = _spec_of(module)
+    spec = sources.spec_of(module)
     if spec is None or spec.origin is None or not spec.origin.endswith(".py"):
         raise SourceError(f"the module {module} has no source that could be read")
     return spec.origin

@@ -18,13 +18,13 @@ from __future__ import annotations
 import itertools
 import reprlib
 import time
-from collections import deque
-from collections.abc import Callable
+from collections import Counter, deque
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from operator import attrgetter
 from typing import Literal, Protocol
 
-Kind = Literal["loaded", "failed", "evicted", "cleared"]
+Kind = Literal["loaded", "failed", "evicted", "cleared", "replaced"]
 
 _EVENTS_KEPT = 1000  # a worker can live for weeks; its memory should not grow with its age
 _TEXT_KEPT = 300
@@ -38,7 +38,8 @@ class Event:
 
     Attributes:
         number: Position in this process's history, from 1.
-        kind: ``loaded``, ``failed`` (a load that raised), ``evicted`` (made room for another) or ``cleared``.
+        kind: ``loaded``, ``failed`` (a load that raised), ``evicted`` (made room for another), ``cleared``, or ``replaced`` (its module
+            was imported anew).
         name: The loader, as ``module.function``; where it is a program, the beginning of its command line.
         key: The arguments it was called with, as short text; a program's command line.
         at: When it was over, in seconds since the epoch.
@@ -86,6 +87,7 @@ class Holding(Protocol):
 
 _events: deque[Event] = deque(maxlen=_EVENTS_KEPT)
 _numbers = itertools.count(1)
+_counts: list[Callable[[], Mapping[str, int]]] = []
 _held: dict[int, Holding] = {}  # by id(); plain dict operations, so no lock and no deadlock
 
 
@@ -118,6 +120,19 @@ def mark() -> int:
 def events(since: int = 0) -> tuple[Event, ...]:
     """What happened after the event numbered *since*, oldest first; the latest 1000 events are kept."""
     return tuple(event for event in _events.copy() if event.number > since)
+
+
+def count_uses(counts: Callable[[], Mapping[str, int]]) -> None:
+    """Have *counts* asked whenever somebody wants to know how often what is loaded has been used: a number for each loader."""
+    _counts.append(counts)
+
+
+def uses() -> Counter[str]:
+    """How often each loader's state was there when it was asked for, and each program answered, since this process began."""
+    total: Counter[str] = Counter()
+    for counts in _counts:
+        total.update(counts())
+    return total
 
 
 def loaded() -> tuple[Loaded, ...]:

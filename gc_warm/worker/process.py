@@ -30,6 +30,7 @@ import tempfile
 import threading
 import time
 import warnings
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,9 @@ from gc_warm.worker.pipe import Pipe, ProcessStartError, ProcessTimeoutError, Pr
 from gc_warm.worker.protocols import Protocol, json_lines
 
 log = logging.getLogger("gc_warm")
+
+_answers: Counter[str] = Counter()  # of each program, by its short name
+ledger.count_uses(lambda: _answers)
 
 _KEEPER = str(Path(keeper.__file__))
 _NAME = 60  # characters of a command line in a message
@@ -277,6 +281,7 @@ class Program:
 
     def _answered(self) -> None:
         self._pipe.answered = True
+        _answers[self._name] += 1
         if not self._at:
             self._seconds, self._at = time.monotonic() - self._begun, time.time()
             ledger.record("loaded", self._name, self._command, seconds=self._seconds)

@@ -43,7 +43,7 @@ from types import GeneratorType
 from typing import Any, Generic, ParamSpec, TypeVar, cast, overload
 from weakref import WeakSet, WeakValueDictionary
 
-from gc_warm.worker import ledger, lifecycle
+from gc_warm.worker import ledger, lifecycle, sources
 
 log = logging.getLogger("gc_warm")
 
@@ -147,6 +147,8 @@ class Warm(Generic[P, T]):
         self._loads = self._failures = self._evictions = self._infos = 0
         self._load_seconds = 0.0
         _tables.add(self)
+        if "<" not in self.__qualname__:  # its module is being imported
+            sources.note(self.__module__)
         _replace(self)
 
     def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> T:
@@ -214,10 +216,13 @@ class Warm(Generic[P, T]):
 
     def clear(self) -> None:
         """Tear down everything that is loaded, latest first, and forget it; values on lease stay. Teardown errors are logged."""
+        self._clear("cleared")
+
+    def _clear(self, kind: ledger.Kind) -> None:
         for value in reversed(list(self._values.values())):
             with self._lock(value.key):
                 if self._values.get(value.key) is value and self._claim([value]) is not None:
-                    self._drop(value, "cleared")
+                    self._drop(value, kind)
 
     def info(self) -> Info:
         """The counts so far, as a frozen value."""
@@ -438,7 +443,13 @@ def _replace(table: Warm[Any, Any]) -> None:
     previous = _by_name.get(name)
     _by_name[name] = table
     if previous is not None and previous._loader is not table._loader:
-        previous.clear()
+        previous._clear("replaced")
+
+
+def _uses() -> dict[str, int]:
+    """Hits of all tables that modules have."""
+    tables = [table for reference in _by_name.valuerefs() if (table := reference()) is not None]
+    return {table._name: table.info().hits for table in tables}
 
 
 def _binder(loader: Callable[..., Any]) -> Callable[..., tuple[Any, ...]]:
@@ -476,3 +487,4 @@ def _after_fork() -> None:
 
 
 os.register_at_fork(after_in_child=_after_fork)
+ledger.count_uses(_uses)

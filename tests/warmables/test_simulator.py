@@ -16,7 +16,7 @@ from gc_warm.warmables import simulator
 from gc_warm.warmables.dynamics import Forces, velocities, verlet
 from gc_warm.warmables.potential import LJ13, LennardJones, read_xyz
 from gc_warm.warmables.simulator import simulate
-from gc_warm.worker.calls import observe
+from tests.support import observe
 
 COARSE = LennardJones(error=1e-5)
 
@@ -142,10 +142,10 @@ def test_relative_paths_are_those_of_the_caller(tmp_path: Path, monkeypatch: pyt
 def test_its_function_is_warm_from_the_second_call_on(tmp_path: Path) -> None:
     way = str(tmp_path / "way.xyz")
     simulator.dynamics.close()
-    cold, warm = (observe(functions.cluster_dynamics, None, 10, 0.1, way) for _ in range(2))
+    (cold, cold_record), (warm, record) = (observe(functions.cluster_dynamics, None, 10, 0.1, way) for _ in range(2))
     simulator.dynamics.close()
-    assert cold.result == warm.result
-    assert set(warm.result) == {"energy", "drift", "temperature"}
-    assert [load.name.split()[1:] for load in cold.loads] == [["-m", "gc_warm.warmables.dynamics"]]
-    assert warm.loads == ()
+    assert cold == warm
+    assert set(warm) == {"energy", "drift", "temperature"}
+    assert [load["name"].split()[1:] for load in cold_record["loads"]] == [["-m", "gc_warm.warmables.dynamics"]]
+    assert record["loads"] == []
     assert (tmp_path / "way.xyz").exists()

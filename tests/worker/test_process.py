@@ -23,9 +23,8 @@ import pytest
 
 from gc_warm import ExternalProcess, Marker, ProcessDiedError, ProcessError, ProcessStartError, ProcessTimeoutError, ProgramError, warm
 from gc_warm.worker import ledger, lifecycle, process
-from gc_warm.worker.calls import observe
 from gc_warm.worker.pipe import Pipe
-from tests.support import FAULTY, has_ended, wait_until
+from tests.support import FAULTY, has_ended, observe, wait_until
 
 SHELL = Marker("echo {marker}")
 ROOT = Path(__file__).parents[2]
@@ -57,13 +56,13 @@ def test_it_starts_at_the_first_call_and_ends_at_close() -> None:
 
 
 def test_its_start_is_a_load_that_a_call_pays_for(shell: ExternalProcess) -> None:
-    cold, warm_one = observe(shell.call, "echo 1"), observe(shell.call, "echo 2")
-    assert (cold.result, warm_one.result, warm_one.loads) == ("1", "2", ())
-    (load,) = cold.loads
-    assert (load.kind, load.name, load.key) == ("loaded", "sh", "['sh']")
-    assert 0 < load.seconds <= cold.seconds
+    (cold, first), (warm_one, second) = observe(shell.call, "echo 1"), observe(shell.call, "echo 2")
+    assert (cold, warm_one, second["loads"], second["uses"]) == ("1", "2", [], 1)
+    (load,) = first["loads"]
+    assert (load["name"], load["key"]) == ("sh", "['sh']")
+    assert 0 < load["seconds"] <= first["seconds"]
     (held,) = [found for found in ledger.loaded() if found.name == "sh"]
-    assert (held.key, held.seconds) == ("['sh']", load.seconds)
+    assert (held.key, held.seconds) == ("['sh']", load["seconds"])
     before = ledger.mark()
     shell.close()
     assert [(event.kind, event.name) for event in ledger.events(since=before)] == [("cleared", "sh")]
