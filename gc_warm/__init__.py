@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from gc_warm.check.options import ConfigError as ConfigError
     from gc_warm.client.bookfile import BookError as BookError
+    from gc_warm.client.executor import StaleModuleError as StaleModuleError
+    from gc_warm.client.executor import WarmExecutor as WarmExecutor
     from gc_warm.client.registry import FunctionBook as FunctionBook
     from gc_warm.testing.mock import MockClient as MockClient
     from gc_warm.testing.mock import MockExecutor as MockExecutor
@@ -43,7 +45,9 @@ _HOME = {
     "ProcessTimeoutError": "gc_warm.worker.pipe",
     "ProgramError": "gc_warm.worker.pipe",
     "serve": "gc_warm.worker.program",
+    "StaleModuleError": "gc_warm.client.executor",
     "warm": "gc_warm.worker.state",
+    "WarmExecutor": "gc_warm.client.executor",
     "WorkerStartError": "gc_warm.testing.runners",
 }
 __all__ = [
@@ -59,6 +63,8 @@ __all__ = [
     "ProcessStartError",
     "ProcessTimeoutError",
     "ProgramError",
+    "StaleModuleError",
+    "WarmExecutor",
     "WorkerStartError",
     "json_lines",
     "serve",

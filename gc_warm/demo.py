@@ -13,14 +13,18 @@ from typing import Any
 from globus_compute_sdk.errors import TaskExecutionFailed
 
 from gc_warm import functions
+from gc_warm.client.executor import WarmExecutor
+from gc_warm.client.warmth import Warmth
 from gc_warm.testing.mock import MockExecutor
-from gc_warm.worker.calls import Call, observe
 
 LJ13_ENERGY = -44.326801  # Cambridge Cluster Database; see gc_warm.warmables.potential
 _ERROR = 1e-8  # allowed for one pair
 _PATIENCE = 60.0  # seconds to wait for a killed worker's successor
 _DRIFT = 3e-3  # of the total energy, in 200 steps of 0.005 from LJ13 at rest and a temperature of 0.1
 _TOLERANCE = 78 * _ERROR + 5e-7  # 78 pairs, and the digits that are published
+
+
+_Answer = tuple[Any, Warmth]  # what a call returned, and what is known of it
 
 
 @dataclass(frozen=True)
@@ -75,45 +79,46 @@ def run(workers: int, engine: bool, progress: Callable[[Part], None]) -> Iterato
         Each part when it is complete.
     """
     options = {"workers_per_node": workers}
-    with MockExecutor(config="local", user_endpoint_config=options) if engine else MockExecutor(workers=workers) as executor:
+    plain = MockExecutor(config="local", user_endpoint_config=options) if engine else MockExecutor(workers=workers)
+    with WarmExecutor(plain) as executor:
         yield _counted(executor, workers, progress)
         yield _tabulated(executor, workers, progress)
         yield _simulated(executor, workers, progress)
         yield _killed(executor, progress)
-    with MockExecutor(workers=1, fresh_process_per_task=True) as executor:
+    with WarmExecutor(MockExecutor(workers=1, fresh_process_per_task=True)) as executor:
         yield _fresh_processes(executor, progress)
 
 
-def _counted(executor: MockExecutor, workers: int, progress: Callable[[Part], None]) -> Part:
+def _counted(executor: WarmExecutor, workers: int, progress: Callable[[Part], None]) -> Part:
     part = Part("a module global: gc_warm.warmables.counter", 3 * workers)
     seen: dict[int, int] = {}
-    for call in _calls(executor, part, progress, functions.count):
-        seen[call.worker.pid] = seen.get(call.worker.pid, 0) + 1
-        _add(part, call, warm=call.result > 1, right=call.result == seen[call.worker.pid])
+    for result, warmth in _calls(executor, part, progress, functions.count):
+        seen[_pid(warmth)] = seen.get(_pid(warmth), 0) + 1
+        _add(part, (result, warmth), warm=result > 1, right=result == seen[_pid(warmth)])
     return part
 
 
-def _tabulated(executor: MockExecutor, workers: int, progress: Callable[[Part], None]) -> Part:
+def _tabulated(executor: WarmExecutor, workers: int, progress: Callable[[Part], None]) -> Part:
     part = Part("@warm: gc_warm.warmables.potential, energy of 13 Lennard-Jones atoms", 3 * workers)
     return _filled(part, _calls(executor, part, progress, functions.cluster_energy, None, _ERROR), _add_energy)
 
 
-def _simulated(executor: MockExecutor, workers: int, progress: Callable[[Part], None]) -> Part:
+def _simulated(executor: WarmExecutor, workers: int, progress: Callable[[Part], None]) -> Part:
     part = Part("a program kept alive: gc_warm.warmables.simulator, 200 steps of molecular dynamics and their total energy", 3 * workers)
     return _filled(part, _calls(executor, part, progress, functions.cluster_dynamics), _add_dynamics)
 
 
-def _filled(part: Part, calls: Iterator[Call], add: Callable[..., None]) -> Part:
+def _filled(part: Part, calls: Iterator[_Answer], add: Callable[..., None]) -> Part:
     """The part with these calls, of which the first on each worker is to be cold."""
     known: set[int] = set()
     for call in calls:
-        add(part, call, cold=call.worker.pid not in known)
-        known.add(call.worker.pid)
+        add(part, call, cold=_pid(call[1]) not in known)
+        known.add(_pid(call[1]))
     part.ratio = _ratio(part)
     return part
 
 
-def _killed(executor: MockExecutor, progress: Callable[[Part], None]) -> Part:
+def _killed(executor: WarmExecutor, progress: Callable[[Part], None]) -> Part:
     part = Part("a limit: a killed worker is cold again", 3)
     progress(part)
     try:
@@ -126,46 +131,61 @@ def _killed(executor: MockExecutor, progress: Callable[[Part], None]) -> Part:
     number = 0
     while time.monotonic() < give_up:
         number += 1
-        call = executor.submit(observe, functions.cluster_energy, None, _ERROR).result()
-        if call.loads or number == 1 or call.worker.pid == replaced:
-            _add_energy(part, call, cold=bool(call.loads) and replaced is None, number=number)
+        result, warmth = _answer(executor, functions.cluster_energy, None, _ERROR)
+        if warmth.loads or number == 1 or _pid(warmth) == replaced:
+            _add_energy(part, (result, warmth), cold=bool(warmth.loads) and replaced is None, number=number)
             progress(part)
-        if call.worker.pid == replaced:
+        if _pid(warmth) == replaced:
             return part
-        replaced = call.worker.pid if call.loads else replaced
+        replaced = _pid(warmth) if warmth.loads else replaced
     part.rows[-1] = replace(part.rows[-1], right=False)
     part.note += f" In {_PATIENCE} s no worker took its place."
     return part
 
 
-def _fresh_processes(executor: MockExecutor, progress: Callable[[Part], None]) -> Part:
+def _fresh_processes(executor: WarmExecutor, progress: Callable[[Part], None]) -> Part:
     part = Part("a limit: with one process a task, every call is cold", 2)
     for call in _calls(executor, part, progress, functions.cluster_energy, None, _ERROR):
         _add_energy(part, call, cold=True)
     return part
 
 
-def _calls(executor: MockExecutor, part: Part, progress: Callable[[Part], None], *call: Any) -> Iterator[Call]:
+def _answer(executor: WarmExecutor, function: Callable[..., Any], *args: Any) -> _Answer:
+    future = executor.submit(function, *args)
+    return future.result(), future.warmth
+
+
+def _pid(warmth: Warmth) -> int:
+    assert warmth.worker is not None
+    return warmth.worker.pid
+
+
+def _calls(executor: WarmExecutor, part: Part, progress: Callable[[Part], None], *call: Any) -> Iterator[_Answer]:
     """As many calls as the part expects, one after the other."""
     for _ in range(part.expected):
         progress(part)
-        yield executor.submit(observe, *call).result()
+        yield _answer(executor, *call)
     progress(part)
 
 
-def _add_energy(part: Part, call: Call, *, cold: bool, number: int | None = None) -> None:
-    near = abs(call.result - LJ13_ENERGY) <= _TOLERANCE
-    _add(part, call, warm=not call.loads, right=near and cold == bool(call.loads), number=number)
+def _add_energy(part: Part, call: _Answer, *, cold: bool, number: int | None = None) -> None:
+    energy, warmth = call
+    near = abs(energy - LJ13_ENERGY) <= _TOLERANCE
+    _add(part, call, warm=warmth.state == "warm", right=near and cold == (warmth.state == "cold"), number=number)
 
 
-def _add_dynamics(part: Part, call: Call, *, cold: bool) -> None:
-    energy, steady = call.result["energy"], call.result["drift"] <= _DRIFT
-    _add(part, replace(call, result=energy), warm=not call.loads, right=steady and cold == bool(call.loads))
+def _add_dynamics(part: Part, call: _Answer, *, cold: bool) -> None:
+    result, warmth = call
+    right = result["drift"] <= _DRIFT and cold == (warmth.state == "cold")
+    _add(part, (result["energy"], warmth), warm=warmth.state == "warm", right=right)
 
 
-def _add(part: Part, call: Call, *, warm: bool, right: bool, number: int | None = None) -> None:
-    rank = "" if call.worker.rank is None else f"{call.worker.rank}, "
-    part.rows.append(Row(number or len(part.rows) + 1, warm, f"{rank}pid {call.worker.pid}", call.seconds, call.result, right))
+def _add(part: Part, call: _Answer, *, warm: bool, right: bool, number: int | None = None) -> None:
+    result, warmth = call
+    assert warmth.worker is not None
+    assert warmth.seconds is not None
+    rank = "" if warmth.worker.rank is None else f"{warmth.worker.rank}, "
+    part.rows.append(Row(number or len(part.rows) + 1, warm, f"{rank}pid {warmth.worker.pid}", warmth.seconds, result, right))
 
 
 def _ratio(part: Part) -> float | None:

@@ -1,10 +1,12 @@
 """A client's script: submits callables of every shape three times with every strategy, and prints what came back, as JSON.
 
-A script of its own, since only then ``__main__`` is what it is for a user. Usage: python persistence_client.py BACKEND
+A script of its own, since only then ``__main__`` is what it is for a user. Usage: python persistence_client.py BACKEND [recorded], where
+"recorded" submits through a `WarmExecutor`, which has to change nothing.
 """
 
 from __future__ import annotations
 
+import functools
 import importlib
 import json
 import re
@@ -17,7 +19,7 @@ import shapes
 from globus_compute_sdk.errors import TaskExecutionFailed
 from globus_compute_sdk.serialize import AllCodeStrategies, ComputeSerializer, DillCode, PureSourceDill, PureSourceTextInspect
 
-from gc_warm import MockClient, MockExecutor, functions
+from gc_warm import MockClient, MockExecutor, WarmExecutor, functions
 from tests.testing.backends import workers
 
 count = 0
@@ -81,26 +83,32 @@ def outcome(future: Future[Any]) -> Any:
     return "worker: " + str(re.findall(r"^(?:\w+\.)*(\w+Error)\b", error.remote_data, re.MULTILINE)[-1])
 
 
-def three_calls(client: MockClient, executor: MockExecutor, function: Callable[..., Any]) -> Any:
+def submitter(client: MockClient, executor: MockExecutor, function: Callable[..., Any], recorded: bool) -> Callable[[], Future[Any]]:
+    if recorded:
+        return functools.partial(WarmExecutor(executor).submit, function)
+    return functools.partial(executor.submit_to_registered_function, client.register_function(function))
+
+
+def three_calls(client: MockClient, executor: MockExecutor, function: Callable[..., Any], recorded: bool) -> Any:
     try:
-        function_id = client.register_function(function)
+        submit = submitter(client, executor, function, recorded)
+        futures = [submit() for _ in range(3)]
     except Exception as error:
         return f"client: {type(error).__name__}"
-    futures = [executor.submit_to_registered_function(function_id) for _ in range(3)]
     first, *others = outcomes = [outcome(future) for future in futures]
     return first if isinstance(first, str) and others == [first, first] else outcomes
 
 
-def main(backend: str) -> None:
+def main(backend: str, recorded: bool) -> None:
     table: dict[str, dict[str, Any]] = {name: {} for name in callables()}
     with MockClient(**workers(backend)) as client, MockExecutor(client=client) as executor:
         for strategy in (DillCode, AllCodeStrategies, PureSourceTextInspect, PureSourceDill):
             client.fx_serializer = ComputeSerializer(strategy_code=strategy())
             for name, function in callables().items():
                 executor.submit(forget).result()
-                table[name][strategy.__name__] = three_calls(client, executor, function)
+                table[name][strategy.__name__] = three_calls(client, executor, function, recorded)
     print(json.dumps(table))
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(sys.argv[1], "recorded" in sys.argv)

@@ -1,4 +1,7 @@
-"""When state is still there for the next task: the same table on every backend, the cold and the failing cells included."""
+"""When state is still there for the next task: the same table on every backend, the cold and the failing cells included.
+
+And the same through a `WarmExecutor`, whose results and errors are those of the executor inside.
+"""
 
 from __future__ import annotations
 
@@ -53,13 +56,17 @@ TABLE: dict[str, tuple[Any, Any, Any, Any]] = {
 }
 
 
-@pytest.fixture(scope="module", params=BACKENDS)
+@pytest.fixture(scope="module", params=[*BACKENDS, "spawned recorded", pytest.param("engine recorded", marks=pytest.mark.engine)])
 def observed(request: pytest.FixtureRequest) -> dict[str, dict[str, Any]]:
     """What a client's script saw, for each callable and each strategy."""
     script = Path(__file__).with_name("persistence_client.py")
     path = os.pathsep.join([str(Path(__file__).parents[2]), str(MODULES)])
     run = subprocess.run(
-        [sys.executable, script, request.param], env={**os.environ, "PYTHONPATH": path}, stdout=subprocess.PIPE, check=True, timeout=120
+        [sys.executable, script, *request.param.split()],
+        env={**os.environ, "PYTHONPATH": path},
+        stdout=subprocess.PIPE,
+        check=True,
+        timeout=120,
     )
     seen: dict[str, dict[str, Any]] = json.loads(run.stdout)
     return seen

@@ -1,0 +1,369 @@
+"""WarmExecutor: an executor that knows which of its calls were warm.
+
+What it submits in place of a function is a few lines of source, registered once for each function, that carry the function as the
+serialization strategy of the executor wrote it. On the worker they deserialize it as the endpoint would have, and run it in the hands
+of `gc_warm.worker.calls.Recording`. So nothing depends on the strategy, the arguments travel as they always do, and where the
+worker's environment has no gc_warm, the function runs without a record.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import io
+import json
+import logging
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any, Literal, ParamSpec, TypeVar
+
+from globus_compute_sdk import Executor
+from globus_compute_sdk.errors import TaskExecutionFailed
+from globus_compute_sdk.sdk.asynchronous.compute_future import ComputeFuture
+
+from gc_warm.client.report import Report
+from gc_warm.client.warm_up import WarmUp, visits
+from gc_warm.client.warmth import Call, Warmth, told, unknown
+from gc_warm.worker.calls import RECORD, RESULT
+
+log = logging.getLogger("gc_warm")
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+_KEPT = 100_000  # calls in memory; the file of records has all
+_REMEMBERED = 10_000  # loads of processes that have ended, in each worker's place
+_LOST = ("WorkerLost", "ManagerLost")
+
+_CARRIER = """\
+def {name}(*args, **kwargs):
+    from globus_compute_sdk.serialize import ComputeSerializer
+    function = {function!r}
+    try:
+        from gc_warm.worker.calls import Recording
+    except ImportError:
+        return ComputeSerializer().deserialize(function)(*args, **kwargs)
+    recording = Recording()
+    function = ComputeSerializer().deserialize(function)
+    with recording.of(function):
+        result = function(*args, **kwargs)
+    return recording.envelope(result)
+"""
+_VISITOR = """\
+def {name}(token, seconds, args):
+    from globus_compute_sdk.serialize import ComputeSerializer
+    from gc_warm.worker.calls import visit
+    return visit(token, seconds, lambda: ComputeSerializer().deserialize({function!r}), args)
+"""
+
+
+class StaleModuleError(RuntimeError):
+    """A worker holds another version of a module than this machine. Its result is not to be trusted; the state behind it is old."""
+
+
+class WarmFuture(ComputeFuture):
+    """The future of a call; like any other of the SDK's, and it knows whether the call was warm."""
+
+    def __init__(self, inner: ComputeFuture) -> None:
+        concurrent.futures.Future.__init__(self)
+        self._inner = inner
+        self._metadata = inner._metadata
+        self._warmth = unknown("has not ended")
+
+    @property
+    def warmth(self) -> Warmth:
+        """Whether the call was warm, with the evidence; "unknown" until it has ended."""
+        return self._warmth
+
+    @property
+    def task_id(self) -> str | None:
+        """Id of the task, once the service has accepted it."""
+        return self._inner.task_id
+
+    @task_id.setter
+    def task_id(self, task_id: str | None) -> None:
+        self._inner.task_id = task_id
+
+    def cancel(self) -> bool:
+        """As that of the SDK's future: only what has not been sent can be cancelled."""
+        return self._inner.cancel()
+
+    def running(self) -> bool:
+        """Whether it is too late to cancel it."""
+        return self._inner.running()
+
+    def _end(self, warmth: Warmth, result: Any, error: BaseException | None) -> None:
+        self._warmth = warmth
+        if self._inner.cancelled():
+            super().cancel()
+            self.set_running_or_notify_cancel()
+        elif error is not None:
+            self.set_exception(error)
+        else:
+            self.set_result(result)
+
+
+class WarmExecutor(concurrent.futures.Executor):
+    """An executor around another, whose futures also have ``.warmth``. Results and errors are those of the executor inside.
+
+    Everything else (``endpoint_id``, ``user_endpoint_config``, ``reload_tasks()``, ...) is that of the executor inside, to be read and
+    set here as there. Only what is submitted as a function is recorded; what is submitted by its id, and functions that were registered
+    explicitly, are sent as they are.
+
+    Lives as long as the executor inside; usable with ``with``, which ends both.
+
+    Args:
+        executor: A `globus_compute_sdk.Executor`, or a stand-in such as `gc_warm.MockExecutor`.
+        stale: What to do when a worker holds another version of a module than this machine: "warn" logs it, and ``.warmth.stale`` names
+            the modules; "error" ends the future with a `StaleModuleError`. Looked at are the modules of the ``@warm`` loaders that a
+            call used, and of the function itself where it is sent by name.
+        records: Append a line for each call to this file, for ``python -m gc_warm.client.report``.
+
+    Raises:
+        ValueError: *stale* is neither.
+        OSError: The file cannot be opened; the executor inside is then ended.
+
+    Example:
+        >>> from gc_warm import MockExecutor, WarmExecutor
+        >>> from gc_warm.functions import cluster_energy
+        >>> with WarmExecutor(MockExecutor(workers=1)) as executor:
+        ...     futures = [executor.submit(cluster_energy) for _ in range(2)]
+        ...     [future.result() is not None and str(future.warmth) for future in futures]
+        ['cold (first on this worker)', 'warm']
+    """
+
+    _OWN = frozenset({"_executor", "_stale", "_ids", "_by_id", "_lock", "_open", "_calls", "_file", "_lives", "_ended"})
+
+    def __init__(
+        self, executor: Executor, *, stale: Literal["warn", "error"] = "warn", records: str | os.PathLike[str] | None = None
+    ) -> None:
+        if stale not in ("warn", "error"):
+            raise ValueError(f"stale={stale!r} is neither 'warn' nor 'error'")
+        self._executor = executor
+        self._stale = stale
+        self._lock = threading.Lock()
+        self._ids: dict[tuple[str, Any], str] = {}  # of carriers and visitors, by function
+        self._open: set[WarmFuture] = set()
+        self._calls: deque[Call] = deque(maxlen=_KEPT)
+        self._lives: dict[tuple[Any, ...], _Life] = {}  # by the worker's place
+        self._ended = False
+        try:
+            self._file = None if records is None else _append_to(records)
+        except OSError:
+            executor.shutdown(wait=False)
+            raise
+
+    def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> WarmFuture:
+        """As the SDK's.
+
+        Args:
+            fn: The function to run on the endpoint.
+            *args: Its arguments.
+            **kwargs: Likewise.
+
+        Returns:
+            A future that also has ``.warmth``.
+        """
+        name = getattr(fn, "__name__", type(fn).__name__)
+        if fn in getattr(self._executor, "_function_registry", {}):
+            return self._watch(self._executor.submit(fn, *args, **kwargs), name, "submitted by id")
+        function_id = self._id_of(_CARRIER, fn)
+        return self._watch(self._executor.submit_to_registered_function(function_id, args, kwargs), name)
+
+    def submit_to_registered_function(
+        self, function_id: str, args: tuple[Any, ...] | None = None, kwargs: dict[str, Any] | None = None
+    ) -> WarmFuture:
+        """As the SDK's. Of such a call nothing is known but that it ended."""
+        return self._watch(self._executor.submit_to_registered_function(function_id, args, kwargs), str(function_id), "submitted by id")
+
+    def reload_tasks(self, *args: Any, **kwargs: Any) -> list[WarmFuture]:
+        """As the SDK's; tasks of an earlier `WarmExecutor` have their records."""
+        return [self._watch(future, "reloaded") for future in self._executor.reload_tasks(*args, **kwargs)]
+
+    def map(self, fn: Callable[..., T], *iterables: Any, **options: Any) -> Any:
+        """As the SDK's, which raises `NotImplementedError`."""
+        return self._executor.map(fn, *iterables, **options)
+
+    def warm_up(self, function: Callable[..., Any], /, *args: Any, workers: int, timeout: float = 600.0) -> WarmUp:
+        """Run a function on every worker, once on each.
+
+        Tasks do not choose their workers. So as many tasks as there are workers keep theirs busy for a moment, all at the same time,
+        and again and for longer if one of them was occupied otherwise. A terminal shows how far it is.
+
+        Args:
+            function: What to run; it may load, or call what loads.
+            *args: Its arguments.
+            workers: How many there are in all: workers of a node, times nodes of a job, times jobs.
+            timeout: Seconds after which it returns with what there is.
+
+        Returns:
+            Which workers were reached, what they loaded, and which are missing.
+
+        Raises:
+            ValueError: *workers* is below 1.
+            TaskExecutionFailed: The workers have no gc_warm.
+        """
+        if workers < 1:
+            raise ValueError(f"workers={workers}: there has to be at least one to warm up")
+        function_id = self._id_of(_VISITOR, function)
+
+        def send(*call: Any) -> ComputeFuture:
+            future: ComputeFuture = self._executor.submit_to_registered_function(function_id, (*call, args))
+            return future
+
+        return visits(send, self._told, lambda: getattr(self._executor, "_stopped", False), workers, timeout)
+
+    def report(self) -> Report:
+        """What was warm so far, where, and what cold calls cost; of the latest 100,000 calls that have ended."""
+        return Report.of(self._calls.copy())
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        """As that of the executor inside, which it ends. Idempotent."""
+        self._executor.shutdown(wait=wait, cancel_futures=cancel_futures)
+        self._finish(wait)
+
+    def __enter__(self) -> WarmExecutor:
+        self._executor.__enter__()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> bool | None:
+        try:
+            return self._executor.__exit__(kind, error, trace)
+        finally:
+            self._finish(wait=kind is None or issubclass(kind, Exception))
+
+    def __getattr__(self, name: str) -> Any:
+        if name in WarmExecutor._OWN:  # it has not been made yet
+            raise AttributeError(name)
+        return getattr(self._executor, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in self._OWN:
+            super().__setattr__(name, value)
+        else:
+            setattr(self._executor, name, value)
+
+    def __repr__(self) -> str:
+        return f"WarmExecutor({self._executor!r})"
+
+    def _id_of(self, template: str, function: Callable[..., Any]) -> str:
+        """The id of what carries a function, which is registered when it is first needed."""
+        if (template, function) not in self._ids:
+            name = function.__name__ if function.__name__.isidentifier() else "function"
+            source = template.format(name=name, function=self._executor.serializer.serialize(function))
+            self._ids[template, function] = self._executor.client.register_source_code(source, name)
+        return self._ids[template, function]
+
+    def _watch(self, inner: ComputeFuture, name: str, why_unknown: str | None = None) -> WarmFuture:
+        outer, submitted = WarmFuture(inner), time.time()
+        with self._lock:
+            self._open.add(outer)
+
+        def end(_: Any) -> None:
+            warmth, result, error = self._read(inner, why_unknown)
+            self._keep(Call(name, inner.task_id, submitted, time.time(), warmth))
+            outer._end(warmth, result, error)
+            with self._lock:
+                self._open.discard(outer)
+            self._close_file()
+
+        inner.add_done_callback(end)
+        return outer
+
+    def _read(self, inner: ComputeFuture, why_unknown: str | None) -> tuple[Warmth, Any, BaseException | None]:
+        """What came back: warmth, result, error."""
+        if inner.cancelled():
+            return unknown("cancelled"), None, None
+        error = inner.exception()
+        if error is not None:
+            lost = isinstance(error, TaskExecutionFailed) and any(f".{name}:" in error.remote_data for name in _LOST)
+            return unknown("lost" if lost else "failed"), None, error
+        result = inner.result()
+        if not isinstance(result, dict) or result.keys() != {RECORD, RESULT}:
+            return unknown(why_unknown or "came without a record"), result, None
+        try:
+            warmth = self._told(result[RECORD])
+        except (LookupError, TypeError, ValueError) as error:
+            log.warning("a record cannot be read, since the worker's gc_warm is of another version: %r", error)
+            return unknown("came with a record of another version"), result[RESULT], None
+        return warmth, result[RESULT], self._complaint(warmth)
+
+    def _told(self, record: dict[str, Any]) -> Warmth:
+        """What a record says, in the light of those that came before."""
+        worker = record["worker"]
+        loads = {(load["name"], load["key"]) for load in record["loads"]}
+        if worker["rank"] is None:
+            return told(record)
+        with self._lock:
+            life = self._lives.setdefault((worker["host"], worker["pool"], worker["rank"]), _Life())
+            return told(record, life.died_with_others(worker["pid"], loads))
+
+    def _complaint(self, warmth: Warmth) -> Exception | None:
+        if not warmth.stale:
+            return None
+        text = (
+            f"worker {warmth.worker} holds another version of {', '.join(warmth.stale)} than this machine: restart the endpoint, "
+            "or change any option of user_endpoint_config, for workers that import it anew"
+        )
+        if self._stale == "error":
+            return StaleModuleError(text)
+        log.warning(text)
+        return None
+
+    def _keep(self, call: Call) -> None:
+        self._calls.append(call)
+        with self._lock:
+            if self._file is None:
+                return
+            try:
+                self._file.write(json.dumps(call.plain()).encode() + b"\n")
+            except OSError as error:  # a full disk: results matter more
+                log.error("no more records are written to %s: %s", self._file.name, error)
+                self._file.close()
+                self._file = None
+
+    def _finish(self, wait: bool) -> None:
+        """What is left to do when the executor inside has ended: its futures end before what hangs on them has run."""
+        with self._lock:
+            left = [outer for outer in self._open if outer._inner.done()]  # the SDK leaves some of those that it cannot send
+        if wait:
+            concurrent.futures.wait(left)
+        self._ended = True
+        self._close_file()
+
+    def _close_file(self) -> None:
+        """Close it after the last call."""
+        with self._lock:
+            if self._ended and self._file is not None and not any(outer._inner.done() for outer in self._open):
+                self._file.close()
+                self._file = None
+
+
+class _Life:
+    """What was loaded in a worker's place: by the process that is there now, and by those before it."""
+
+    def __init__(self) -> None:
+        self._pid = 0
+        self._own: set[tuple[str, str]] = set()
+        self._died: set[tuple[str, str]] = set()
+
+    def died_with_others(self, pid: int, loads: set[tuple[str, str]]) -> set[tuple[str, str]]:
+        """Those of *loads*, which a process makes now, that other processes had made."""
+        if pid != self._pid:
+            self._died = self._own if len(self._died) > _REMEMBERED else self._died | self._own
+            self._pid, self._own = pid, set()
+        self._own |= loads
+        return self._died & loads
+
+
+def _append_to(records: str | os.PathLike[str]) -> io.FileIO:
+    """The file, to be appended to; a line that another client could not complete is ended."""
+    file = io.FileIO(records, "a+")
+    if file.seekable() and file.seek(0, os.SEEK_END):
+        file.seek(-1, os.SEEK_END)
+        if file.read(1) != b"\n":
+            file.write(b"\n")
+    return file

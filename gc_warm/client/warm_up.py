@@ -1,0 +1,159 @@
+"""Reaching every worker: what `gc_warm.client.executor.WarmExecutor.warm_up` does, and what it tells.
+
+Nobody can send a task to a worker of choice. But a worker has one task at a time: of as many tasks as there are workers, all running at
+the same instant, each is on a worker of its own. So every task of a round takes some time, counted from its own beginning, since the
+clocks of nodes differ. Where a task waited for a worker that was occupied by others', another has taken two; then there is another
+round, a longer one. On a worker that has been reached, a task does nothing but take its time.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import time
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from globus_compute_sdk.errors import TaskExecutionFailed
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from gc_warm.client.warmth import Warmth
+from gc_warm.worker.lifecycle import Worker
+
+_SHORTEST, _LONGEST = 0.1, 8.0  # seconds that a task of a round takes at least
+_LOOK = 1.0  # seconds between looks at whether the executor is still there
+
+
+@dataclass(frozen=True)
+class Visit:
+    """A worker that was reached.
+
+    Attributes:
+        worker: Which it is.
+        warmth: What the function found there: cold if it had to load, and what.
+        error: What the function raised there, as text; None if it returned.
+    """
+
+    worker: Worker
+    warmth: Warmth
+    error: str | None
+
+
+@dataclass(frozen=True)
+class WarmUp:
+    """What a warm-up has come to.
+
+    Attributes:
+        workers: How many were asked for.
+        reached: Those that the function ran on, in the order in which they answered.
+        rounds: How often as many tasks as there are workers were sent.
+        seconds: How long it took.
+    """
+
+    workers: int
+    reached: tuple[Visit, ...]
+    rounds: int
+    seconds: float
+
+    @property
+    def complete(self) -> bool:
+        """Whether as many workers as were asked for were reached, and the function failed on none of them."""
+        return len(self.reached) >= self.workers and not self.failed
+
+    @property
+    def failed(self) -> tuple[Visit, ...]:
+        """The workers on which the function raised."""
+        return tuple(visit for visit in self.reached if visit.error is not None)
+
+    @property
+    def missing(self) -> tuple[str, ...]:
+        """Who was not reached: by host and rank as far as its manager is known, and how many more."""
+        ranks: dict[tuple[str, str], set[int]] = {}
+        counts: dict[tuple[str, str], int] = {}
+        for worker in (visit.worker for visit in self.reached):
+            if worker.pool is not None and worker.rank is not None and worker.count is not None:
+                ranks.setdefault((worker.host, worker.pool), set()).add(worker.rank)
+                counts[worker.host, worker.pool] = worker.count
+        named = [
+            f"worker {rank} of manager {pool} on {host}"
+            for (host, pool), count in counts.items()
+            for rank in sorted(set(range(count)) - ranks[host, pool])
+        ]
+        left = max(0, self.workers - len(self.reached))
+        if left > len(named):
+            named.append(f"{left - len(named)} of which nothing is known")
+        return tuple(named) if left else ()
+
+    def __str__(self) -> str:
+        text = f"{len(self.reached)} of {self.workers} workers reached in {self.seconds:.1f} s"
+        text += "".join(f"\n  missing: {who}" for who in self.missing)
+        return text + "".join(f"\n  failed on {visit.worker.host}, pid {visit.worker.pid}: {visit.error}" for visit in self.failed)
+
+
+@dataclass
+class _Visits:
+    """A warm-up under way."""
+
+    send: Callable[[str, float], concurrent.futures.Future[Any]]
+    tell: Callable[[dict[str, Any]], Warmth]
+    has_ended: Callable[[], bool]
+    workers: int
+    end: float
+    token: str = field(default_factory=lambda: uuid.uuid4().hex)
+    reached: dict[tuple[str, str | None, int], Visit] = field(default_factory=dict)
+
+    def round(self, seconds: float, progress: Callable[[int], None]) -> None:
+        """Send a task for each worker, and take in what comes back in time; what was sent cannot be called back, and will do no harm."""
+        waiting = {self.send(self.token, seconds) for _ in range(self.workers)}
+        while waiting and time.monotonic() < self.end:
+            left = max(0.0, self.end - time.monotonic())
+            done, waiting = concurrent.futures.wait(waiting, min(_LOOK, left), concurrent.futures.FIRST_COMPLETED)
+            for future in done:
+                self._take_in(future)
+            progress(len(self.reached))
+            if not done and self.has_ended():
+                raise RuntimeError("the executor has ended; a task that it could not send, such as one with odd arguments, ends it")
+
+    def _take_in(self, future: concurrent.futures.Future[Any]) -> None:
+        error = future.exception()
+        if isinstance(error, TaskExecutionFailed) and ("WorkerLost" in error.remote_data or "ManagerLost" in error.remote_data):
+            return  # the round after this one will tell
+        if error is not None:
+            raise error
+        record = future.result()
+        warmth = self.tell(record)
+        worker = warmth.worker
+        assert worker is not None
+        place = worker.pid if worker.rank is None else worker.rank  # one that was restarted meanwhile counts once
+        self.reached[worker.host, worker.pool, place] = Visit(worker, warmth, record["error"])
+
+
+def visits(
+    send: Callable[[str, float], concurrent.futures.Future[Any]],
+    tell: Callable[[dict[str, Any]], Warmth],
+    has_ended: Callable[[], bool],
+    workers: int,
+    timeout: float,
+) -> WarmUp:
+    """Send tasks until they have been on as many workers as there are, or time is over.
+
+    Args:
+        send: Submits a task, given the warm-up's token and the seconds it is to take at least.
+        tell: What a worker's record says.
+        has_ended: Whether the executor sends nothing any more.
+        workers: How many workers there are.
+        timeout: Seconds.
+    """
+    start = time.monotonic()
+    under_way = _Visits(send, tell, has_ended, workers, start + timeout)
+    rounds, seconds = 0, _SHORTEST
+    console = Console(stderr=True)
+    columns = (TextColumn("workers warmed up"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        bar = progress.add_task("", total=workers)
+        while len(under_way.reached) < workers and time.monotonic() < under_way.end:
+            under_way.round(seconds if workers > 1 else 0.0, lambda done: progress.update(bar, completed=done))
+            rounds, seconds = rounds + 1, min(2 * seconds, _LONGEST)
+    return WarmUp(workers, tuple(under_way.reached.values()), rounds, time.monotonic() - start)

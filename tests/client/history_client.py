@@ -1,0 +1,122 @@
+"""A client's script: a history of calls through a `WarmExecutor`, of which it prints what each future says of its warmth, as JSON.
+
+A script of its own, since only then ``__main__`` is what it is for a user. Usage: python history_client.py BACKEND KIND STRATEGY FOLDER
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from globus_compute_sdk.serialize import AllCodeStrategies, ComputeSerializer, DillCode
+
+from gc_warm import MockExecutor, WarmExecutor
+from gc_warm.client.executor import WarmFuture
+from tests.support import MODULES, wait_until
+from tests.testing.backends import workers
+
+STRATEGIES = {"DillCode": DillCode, "AllCodeStrategies": AllCodeStrategies}
+
+
+def use(name: str, flag: str) -> str:
+    from history import table
+
+    return table(name, flag)[0]
+
+
+def _closure() -> Callable[[str, str], str]:
+    suffix = ""
+
+    def use(name: str, flag: str) -> str:
+        from history import table
+
+        return table(name, flag)[0] + suffix
+
+    return use
+
+
+def _self_contained_closure() -> Callable[[str, str], str]:
+    def use(name: str, flag: str) -> str:
+        from history import table
+
+        return table(name, flag)[0]
+
+    return use
+
+
+def callable_of(kind: str, strategy: str) -> Callable[[str, str], str]:
+    """A closure that uses what is around it cannot be sent as source, by any executor."""
+    if kind == "module":
+        function: Callable[[str, str], str] = importlib.import_module("history").use
+        return function
+    return use if kind == "__main__" else _closure() if strategy == "DillCode" else _self_contained_closure()
+
+
+def die() -> None:
+    import os
+    import signal
+
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def reload() -> None:
+    import importlib
+
+    import history
+
+    importlib.reload(history)
+
+
+def main(backend: str, kind: str, strategy: str, folder: Path) -> None:
+    shutil.copy(MODULES / "history.py", folder)
+    sys.path.insert(0, str(folder))
+    flag = folder / "flag"
+    said: list[list[Any]] = []
+    options = workers(backend)
+    if backend == "engine":
+        options["config"] = options["config"].replace(str(MODULES), f"{folder}:{MODULES}")
+    else:
+        options["pythonpath"] = [folder, MODULES]
+    with WarmExecutor(MockExecutor(**options, serializer=ComputeSerializer(strategy_code=STRATEGIES[strategy]()))) as executor:
+        function = callable_of(kind, strategy)
+
+        def tell(what: str, future: WarmFuture) -> None:
+            error = future.exception(60)
+            warmth = future.warmth
+            said.append([what, warmth.state, warmth.why, [load.name for load in warmth.loads], list(warmth.stale), error is None])
+
+        def call(what: str, name: str) -> None:
+            tell(what, executor.submit(function, name, str(flag)))
+
+        call("first", "a")
+        call("second", "a")
+        call("another key", "b")
+        call("after its eviction", "a")
+        flag.touch()
+        call("a load that fails", "c")
+        flag.unlink()
+        call("after the failure", "c")
+        tell("by id", executor.submit_to_registered_function(executor.client.register_function(function), ("c", str(flag))))
+        tell("a worker that dies", executor.submit(die))
+        call("after a restart", "a")
+        call("again", "a")
+        with (folder / "history.py").open("a") as file:
+            file.write("\n# edited\n")
+        call("after an edit", "a")
+        executor.submit(reload).result(60)
+        call("after a reload", "a")
+        call("and again", "a")
+        wait_until(lambda: executor.report().calls == len(said) + 1, "all of it is in the report")
+        report = executor.report()
+        said.append(["report", report.warm, report.cold, report.unknown, report.reasons, report.stale])
+    print(json.dumps(said))
+
+
+if __name__ == "__main__":
+    backend, kind, strategy, folder = sys.argv[1:]
+    main(backend, kind, strategy, Path(folder))

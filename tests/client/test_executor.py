@@ -1,0 +1,357 @@
+"""WarmExecutor: what each future says of its call, on every backend, and that nothing else is changed."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import importlib
+import json
+import os
+import subprocess
+import sys
+import threading
+import uuid
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import history as history_module
+import pytest
+import tasks
+from globus_compute_sdk import Executor
+from globus_compute_sdk.serialize import ComputeSerializer, JSONData, PureSourceDill
+
+from gc_warm import FunctionBook, MockClient, MockExecutor, StaleModuleError, WarmExecutor, functions
+from gc_warm.client.report import Report
+from tests.support import MODULES, client_environment, remote_text, wait_until
+from tests.testing.backends import BACKENDS
+
+TABLE = ["history.table"]
+FIRST = "first on this worker"
+CASES = [(kind, strategy) for kind in ("module", "__main__", "closure") for strategy in ("DillCode", "AllCodeStrategies")]
+
+
+def expected() -> list[list[Any]]:
+    """What every row of the history says: what, state, why, loads, stale modules, whether it returned."""
+    return [
+        ["first", "cold", FIRST, TABLE, [], True],
+        ["second", "warm", None, [], [], True],
+        ["another key", "cold", FIRST, TABLE, [], True],
+        ["after its eviction", "cold", "evicted", TABLE, [], True],
+        ["a load that fails", "unknown", "failed", [], [], False],
+        ["after the failure", "cold", "failed before", TABLE, [], True],
+        ["by id", "unknown", "submitted by id", [], [], True],
+        ["a worker that dies", "unknown", "lost", [], [], False],
+        ["after a restart", "cold", "worker restarted", TABLE, [], True],
+        ["again", "warm", None, [], [], True],
+        ["after an edit", "warm", None, [], ["history"], True],
+        ["after a reload", "cold", "module changed", TABLE, [], True],
+        ["and again", "warm", None, [], [], True],
+    ]
+
+
+def history(backend: str, case: tuple[str, str], folder: Path) -> list[list[Any]]:
+    folder.mkdir()
+    script = Path(__file__).with_name("history_client.py")
+    command = [sys.executable, str(script), backend, *case, str(folder)]
+    run = subprocess.run(command, env=client_environment(), stdout=subprocess.PIPE, check=True, timeout=120)
+    said: list[list[Any]] = json.loads(run.stdout)
+    return said
+
+
+@pytest.fixture(scope="module", params=BACKENDS)
+def histories(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], list[list[Any]]]:
+    """Several at the same time, since most of each is waiting."""
+    folder = tmp_path_factory.mktemp("histories")
+    with ThreadPoolExecutor(3) as pool:
+        runs = {case: pool.submit(history, request.param, case, folder / "-".join(case)) for case in CASES}
+        return {case: run.result() for case, run in runs.items()}
+
+
+@pytest.mark.parametrize("case", CASES, ids="-".join)
+def test_every_row_of_a_history(histories: dict[tuple[str, str], list[list[Any]]], case: tuple[str, str]) -> None:
+    *rows, report = histories[case]
+    assert rows == expected()
+    assert report[1:4] == [4, 6, 4], "warm, cold, unknown: that of the reload, too"
+    assert report[4]["cold: worker restarted"] == 1
+    assert report[5] == {"history": 1}
+
+
+@pytest.fixture(scope="module")
+def client() -> Iterator[MockClient]:
+    with MockClient(workers=2, pythonpath=[MODULES]) as client:
+        client.runner()  # started here, and so ended here
+        yield client
+
+
+@pytest.fixture
+def executor(client: MockClient) -> Iterator[WarmExecutor]:
+    with WarmExecutor(MockExecutor(client=client)) as executor:
+        yield executor
+
+
+def test_the_record_of_a_call(executor: WarmExecutor) -> None:
+    future = executor.submit(functions.cluster_energy, None, 1e-5)
+    future.result(60)
+    warmth = future.warmth
+    (load,) = warmth.loads
+    assert (warmth.state, warmth.why, load.name) == ("cold", FIRST, "gc_warm.warmables.potential.table")
+    assert warmth.worker is not None
+    assert warmth.worker.rank in (0, 1)
+    assert warmth.worker.count == 2
+    assert warmth.seconds is not None
+    assert 0 < load.seconds == warmth.load_seconds <= warmth.seconds
+    assert future.task_id is not None
+
+
+def test_what_keeps_no_state_is_not_called_warm(executor: WarmExecutor) -> None:
+    futures = [executor.submit(functions.count) for _ in range(3)]
+    concurrent.futures.wait(futures)
+    assert {str(future.warmth) for future in futures} == {"unknown (used nothing of @warm or ExternalProcess)"}
+
+
+def test_a_program_is_cold_when_it_starts_and_warm_when_it_answers() -> None:
+    with WarmExecutor(MockExecutor(workers=2)) as executor:
+        states: dict[int, list[str]] = {}
+        for _ in range(4):
+            future = executor.submit(functions.cluster_dynamics)
+            future.result(60)
+            assert future.warmth.worker is not None
+            states.setdefault(future.warmth.worker.pid, []).append(future.warmth.state)
+        assert all(seen == ["cold", *["warm"] * (len(seen) - 1)] for seen in states.values())
+        assert max(map(len, states.values())) > 1
+
+
+def test_attributes_are_those_of_the_executor_inside(client: MockClient) -> None:
+    inner = MockExecutor(client=client)
+    with WarmExecutor(inner) as executor:
+        executor.batch_size = 7
+        executor.user_endpoint_config = None
+        assert inner.batch_size == executor.batch_size == 7
+        assert executor.workers == inner.workers
+        assert executor.endpoint_id == inner.endpoint_id
+        with pytest.raises(AttributeError, match="no_such_thing"):
+            executor.no_such_thing  # noqa: B018
+        with pytest.raises(NotImplementedError):
+            executor.map(len, [[]])
+
+
+def test_a_function_of_a_book_keeps_its_id(client: MockClient, tmp_path: Path) -> None:
+    book = FunctionBook.register(tmp_path / "functions.yaml", client, [functions.count])
+    with WarmExecutor(MockExecutor(client=client)) as executor:
+        book.prime(executor)  # type: ignore[arg-type]
+        future = executor.submit(functions.count)
+        assert future.result(60) >= 1
+        assert str(future.warmth) == "unknown (submitted by id)"
+
+
+def test_results_and_arguments_in_json(client: MockClient) -> None:
+    plain = MockExecutor(client=client, result_serializers=[JSONData()])
+    plain.serializer = ComputeSerializer(strategy_data=JSONData())
+    try:
+        with WarmExecutor(plain) as executor:
+            argument = {"a": (1, 2), "b": None}
+            future = executor.submit(tasks.same, argument)
+            assert future.result(60) == {"a": [1, 2], "b": None} == plain.submit(tasks.same, argument).result(60)
+            assert future.warmth.worker is not None
+    finally:
+        client.fx_serializer = ComputeSerializer()
+
+
+def test_errors_are_those_of_the_executor_inside(executor: WarmExecutor) -> None:
+    assert "ZeroDivisionError: float division by zero" in remote_text(executor.submit(tasks.invert, 0.0))
+    with pytest.raises(TypeError, match="unhashable"):
+        executor.submit([])  # type: ignore[arg-type]
+
+
+def test_a_future_that_was_cancelled_before_it_was_sent(client: MockClient) -> None:
+    inner = MockExecutor(client=client)
+    with WarmExecutor(inner) as executor:
+        executor.submit(functions.count).result(60)
+        with inner._mock_client._request_lock:  # nothing leaves as long as this is held
+            sent, held = executor.submit(functions.count), executor.submit(functions.count)
+            cancelled = held.cancel()
+        assert cancelled == held.cancelled()
+        sent.result(60)
+        concurrent.futures.wait([held], 60)
+        assert held.done()
+        assert cancelled == (str(held.warmth) == "unknown (cancelled)")
+
+
+def test_workers_without_gc_warm_run_the_function_without_a_record(tmp_path: Path) -> None:
+    (tmp_path / "gc_warm").mkdir()
+    (tmp_path / "gc_warm" / "__init__.py").write_text("raise ModuleNotFoundError('No module named gc_warm', name='gc_warm')")
+    with WarmExecutor(MockExecutor(workers=1, pythonpath=[tmp_path])) as executor:
+        future = executor.submit(len, "four")
+        assert future.result(60) == 4
+        assert str(future.warmth) == "unknown (came without a record)"
+        with pytest.raises(Exception, match="No module named gc_warm"):
+            executor.warm_up(len, "four", workers=1)
+
+
+def test_stale_error_ends_the_future(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = tmp_path / "edited.py"
+    module.write_text("def use():\n    return 1\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    use = importlib.import_module("edited").use
+    with WarmExecutor(MockExecutor(workers=1, pythonpath=[tmp_path]), stale="error") as executor:
+        assert executor.submit(use).result(60) == 1
+        module.write_text(module.read_text().replace("1", "2"))
+        with pytest.raises(StaleModuleError, match=r"another version of edited .*restart the endpoint"):
+            executor.submit(use).result(60)
+    with pytest.raises(ValueError, match="neither"):
+        WarmExecutor(executor._executor, stale="ignore")  # type: ignore[arg-type]
+
+
+def test_records_are_in_the_file_when_the_executor_has_ended(client: MockClient, tmp_path: Path) -> None:
+    file = tmp_path / "records.jsonl"
+    for _ in range(2):
+        with WarmExecutor(MockExecutor(client=client), records=file) as executor:
+            for _ in range(3):
+                executor.submit(functions.cluster_energy)
+        report = executor.report()
+        assert report.calls == 3
+    both = Report.read(file)
+    assert both.calls == 6
+    assert both.records[3:] == report.records
+
+
+def test_a_disk_that_is_full_costs_records_and_no_results(client: MockClient, caplog: pytest.LogCaptureFixture) -> None:
+    with WarmExecutor(MockExecutor(client=client), records="/dev/full") as executor:
+        assert [executor.submit(len, "ab").result(60) for _ in range(2)] == [2, 2]
+    assert caplog.text.count("no more records are written to /dev/full") == 1
+
+
+def test_many_threads_submit_at_the_same_time(executor: WarmExecutor) -> None:
+    with ThreadPoolExecutor(8) as pool:
+        results = list(pool.map(lambda n: executor.submit(len, "x" * n).result(60), range(40)))
+    assert results == list(range(40))
+    assert executor.report().calls == 40
+
+
+def test_shutdown_waits_for_what_hangs_on_a_future(client: MockClient) -> None:
+    seen = threading.Event()
+    executor = WarmExecutor(MockExecutor(client=client))
+    executor.submit(len, "ab").add_done_callback(lambda _: seen.set())
+    executor.shutdown()
+    assert seen.is_set()
+    executor.shutdown()
+    with pytest.raises(RuntimeError, match="shutdown"):
+        executor.submit(len, "ab")
+
+
+def test_tasks_of_an_earlier_executor_have_their_records(client: MockClient) -> None:
+    with WarmExecutor(MockExecutor(client=client)) as executor:
+        executor.submit(functions.cluster_energy).result(60)
+        group = executor.task_group_id
+        (future,) = executor.reload_tasks()
+        assert abs(future.result(60) + 44.3268) < 1e-3
+        assert future.warmth.worker is not None
+        assert executor.task_group_id == group
+        wait_until(lambda: executor.report().calls == 2, "it is in the report")
+
+
+def test_importing_gc_warm_on_a_worker_brings_nothing_of_the_client() -> None:
+    code = (
+        "import sys, gc_warm.worker.calls; print([name for name in sys.modules if name.startswith(('globus', 'rich', 'gc_warm.client'))])"
+    )
+    run = subprocess.run([sys.executable, "-c", code], env=os.environ, stdout=subprocess.PIPE, check=True)
+    assert run.stdout == b"[]\n"
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # of the SDK's submitter
+def test_a_task_that_cannot_be_sent_ends_its_executor_and_nobody_waits_for_it(client: MockClient) -> None:
+    """Around the SDK's own executor, which leaves the future of such a task to itself."""
+    group = Executor._default_task_group_id
+    with WarmExecutor(Executor(client.endpoint_id, client, task_group_id=uuid.uuid4())) as executor:
+        future = executor.submit(tasks.same, (_ for _ in ()))
+        wait_until(lambda: executor._stopped, "it has ended itself")
+        with pytest.raises(RuntimeError, match="shutdown"):
+            executor.warm_up(len, "", workers=1)
+    assert not future.done()
+    Executor._default_task_group_id = group
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # of the SDK's submitter
+def test_a_warm_up_tells_that_its_executor_has_ended(client: MockClient) -> None:
+    group = Executor._default_task_group_id
+    executor = WarmExecutor(Executor(client.endpoint_id, client, task_group_id=uuid.uuid4()))
+    with pytest.raises(RuntimeError, match="the executor has ended"):
+        executor.warm_up(len, (_ for _ in ()), workers=1)
+    executor.shutdown()
+    Executor._default_task_group_id = group
+
+
+def test_versions_of_modules_that_are_decorated_nested_or_of_a_namespace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """None of them is stale before it is edited, and all of them are afterwards."""
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "outer" / "inner").mkdir(parents=True)
+    nested = (
+        "from gc_warm import warm\n@warm\ndef state(): return [1]\ndef fresh():\n    @warm\n    def own(): return [1]\n    return own()\n"
+    )
+    decorated = "from gc_warm import warm\nfrom helper import logged\n@warm\n@logged\ndef state(): return [1]\nfresh = state\n"
+    (tmp_path / "helper.py").write_text("import functools\ndef logged(f):\n    return functools.wraps(f)(lambda *args: f(*args))\n")
+    names = {"nested_state": nested, "decorated_state": decorated, "outer.inner.deep_state": nested}
+    files = [tmp_path / (name.replace(".", "/") + ".py") for name in names]
+    for file, text in zip(files, names.values(), strict=True):
+        file.write_text(text)
+
+    def use(name: str, what: str) -> int:
+        import importlib
+
+        return int(getattr(importlib.import_module(name), what)()[0])
+
+    serializer = ComputeSerializer(strategy_code=PureSourceDill())
+    with WarmExecutor(MockExecutor(workers=1, pythonpath=[tmp_path], serializer=serializer)) as executor:
+        for name, file in zip(names, files, strict=True):
+            said = []
+            for what in ("state", "fresh", "state"):
+                future = executor.submit(use, name, what)
+                future.result(60)
+                said.append(future.warmth.stale)
+            assert said == [(), (), ()], name
+            file.write_text(file.read_text() + "\n")
+            for what in ("fresh", "state"):
+                future = executor.submit(use, name, what)
+                future.result(60)
+            assert future.warmth.stale == (name,)
+
+
+def test_a_load_that_fails_is_not_passed_over(executor: WarmExecutor, tmp_path: Path) -> None:
+    def use(flag: str) -> str:
+        from history import table
+
+        try:
+            return str(table("never", flag)[0])
+        except RuntimeError:
+            return "another way"
+
+    (tmp_path / "flag").touch()
+    executor.serializer = ComputeSerializer(strategy_code=PureSourceDill())
+    future = executor.submit(use, str(tmp_path / "flag"))
+    assert future.result(60) == "another way"
+    assert str(future.warmth) == "unknown (a load failed)"
+    executor.serializer = ComputeSerializer()
+
+
+def test_a_file_of_records_that_cannot_be_opened_leaves_no_executor() -> None:
+    with pytest.raises(FileNotFoundError):
+        WarmExecutor(MockExecutor(workers=1), records="/no/such/folder/records.jsonl")
+
+
+def test_a_line_that_another_client_has_not_completed_is_ended_first(client: MockClient, tmp_path: Path) -> None:
+    file = tmp_path / "records.jsonl"
+    file.write_text('{"function": "le')
+    with WarmExecutor(MockExecutor(client=client), records=file) as executor:
+        executor.submit(len, "ab").result(60)
+    assert Report.read(file).calls == 1
+
+
+def test_a_restart_is_known_also_where_a_warm_up_had_loaded() -> None:
+    with WarmExecutor(MockExecutor(workers=1, pythonpath=[MODULES])) as executor:
+        executor.warm_up(history_module.use, "a", "/no/such/flag", workers=1)
+        executor.workers[0].kill()
+        executor.warm_up(len, "", workers=1)
+        future = executor.submit(history_module.use, "a", "/no/such/flag")
+        future.result(60)
+        assert str(future.warmth) == "cold (worker restarted)"

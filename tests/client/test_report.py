@@ -1,0 +1,140 @@
+"""The report: its figures, its file, its picture, and its command."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from gc_warm.client.report import Report, main
+from gc_warm.client.warmth import Call, Load, Warmth, unknown
+from gc_warm.worker.lifecycle import Worker
+
+W0, W1 = (Worker("node1", 100 + rank, "0", "5d0c", rank, 2) for rank in range(2))
+
+
+def load(seconds: float, at: float, why: str = "first on this worker") -> Load:
+    return Load("my_model.model", "('a',)", seconds, at, why)
+
+
+def call(worker: Worker, at: float, seconds: float, *loads: Load, stale: tuple[str, ...] = ()) -> Call:
+    why = loads[0].why if loads else None
+    warmth = Warmth("cold" if loads else "warm", why, loads, 0 if loads else 1, 0, worker, at, seconds, stale)
+    return Call("predict", "b6f0", at - 0.1, at + seconds + 0.1, warmth)
+
+
+CALLS = [
+    call(W0, 1000.0, 3.0, load(2.5, 1002.5)),
+    call(W1, 1000.0, 4.0, load(3.0, 1003.0)),
+    call(W0, 1003.0, 0.5),
+    call(W0, 1003.5, 0.5, stale=("my_model",)),
+    call(W1, 1004.0, 2.0, load(1.5, 1005.5, "evicted")),
+    Call("predict", None, 1006.0, 1007.0, unknown("lost")),
+]
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "records.jsonl"
+    path.write_text("".join(json.dumps(call.plain()) + "\n" for call in CALLS))
+    return path
+
+
+def test_figures() -> None:
+    report = Report.of(CALLS)
+    assert (report.calls, report.warm, report.cold, report.unknown) == (6, 2, 3, 1)
+    assert report.hit_rate == pytest.approx(2 / 5)
+    assert report.seconds_lost == pytest.approx(7.0)
+    assert report.reasons == {"cold: first on this worker": 2, "cold: evicted": 1, "unknown: lost": 1}
+    assert report.stale == {"my_model": 1}
+    assert [(lane.worker, lane.calls, lane.warm, lane.cold) for lane in report.workers] == [(W0, 3, 2, 1), (W1, 2, 0, 2)]
+    assert [slow.load.seconds for slow in report.slowest] == [3.0, 2.5, 1.5]
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        report.calls = 0  # type: ignore[misc]
+
+
+def test_a_load_within_a_load_is_not_lost_twice() -> None:
+    outer, inner = load(2.0, 1002.0), load(1.5, 1001.9)
+    assert call(W0, 1000.0, 3.0, inner, outer).warmth.load_seconds == 2.0
+    assert call(W0, 1000.0, 3.0, load(1.0, 1001.0), load(1.0, 1002.0)).warmth.load_seconds == 2.0
+    assert call(W0, 1000.0, 3.0, load(1.0, 1001.0), load(1.0, 1001.5)).warmth.load_seconds == 1.5, "side by side"
+
+
+@pytest.mark.parametrize(("name", "value"), [("seconds", "long"), ("state", []), ("worker", {"host": None, "pid": 1}), ("at", [1])])
+def test_a_record_with_odd_values_is_none(name: str, value: object) -> None:
+    plain = CALLS[0].plain()
+    plain["warmth"][name] = value
+    with pytest.raises(ValueError, match=name):
+        Call.of(plain)
+
+
+def test_what_looks_like_markup_is_shown_as_it_is() -> None:
+    odd = dataclasses.replace(load(1.0, 1001.0), key="('[/a]', c1cc[nH]c1')")
+    assert "c1cc[nH]c1" in str(Report.of([call(W0, 1000.0, 2.0, odd)]))
+
+
+def test_a_hundred_thousand_calls_are_drawn_at_once(tmp_path: Path) -> None:
+    script = "from tests.client.test_report import CALLS; from gc_warm.client.report import Report\n"
+    script += f"Report.of(CALLS * 16_000).picture({str(tmp_path / 'many.png')!r})"
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=60)
+
+
+def test_of_nothing() -> None:
+    report = Report.of([])
+    assert report.hit_rate is None
+    assert "0: 0 warm, 0 cold, 0 unknown" in str(report)
+    with pytest.raises(ValueError, match="nothing to draw"):
+        report.picture("never.png")
+
+
+def test_what_is_written_is_what_is_read(file: Path) -> None:
+    assert Report.read(file) == Report.of(CALLS)
+
+
+def test_a_line_that_was_cut_off_is_passed_over_and_nothing_else(file: Path) -> None:
+    lines = file.read_text().splitlines()
+    file.write_text("\n".join(lines) + '\n{"function": "predict", "task')
+    assert Report.read(file).calls == 6
+    file.write_text("\n".join([lines[0], lines[1][:-9], lines[2]]))
+    assert Report.read(file).calls == 2
+    file.write_text("\n".join([lines[0], "{}", lines[1]]))
+    with pytest.raises(ValueError, match=rf"{re.escape(str(file))}:2 is no record of a call"):
+        Report.read(file)
+
+
+def test_what_another_version_has_added_is_passed_over(file: Path) -> None:
+    plain = CALLS[0].plain()
+    plain["new"] = plain["warmth"]["new"] = plain["warmth"]["worker"]["new"] = 1
+    assert Call.of(plain) == CALLS[0]
+
+
+def test_the_command_shows_tables_json_and_errors(file: Path, tmp_path: Path) -> None:
+    shown = CliRunner().invoke(main, [str(file)])
+    assert shown.exit_code == 0, shown.output
+    assert "2 warm, 3 cold, 1 unknown" in shown.output
+    assert "my_model.model ('a',)" in shown.output
+    told = json.loads(CliRunner().invoke(main, [str(file), "--json"]).output)
+    assert (told["calls"], told["hit_rate"], "records" in told) == (6, 0.4, False)
+    (tmp_path / "odd").write_text("no record\n")
+    failed = CliRunner().invoke(main, [str(tmp_path / "odd")])
+    assert failed.exit_code == 1
+    assert "odd has no record of a call" in failed.output
+
+
+def test_the_picture_has_a_lane_for_each_worker(file: Path, tmp_path: Path) -> None:
+    picture = tmp_path / "timeline.svg"
+    command = [sys.executable, "-m", "gc_warm.client.report", str(file), "--picture"]  # Matplotlib keeps its fonts open
+    subprocess.run([*command, picture], check=True, stdout=subprocess.DEVNULL)
+    text = picture.read_text()
+    for word in ("node1, block 0, worker 0, pid 100", "node1, block 0, worker 1, pid 101", "cold call", "warm call", "load"):
+        assert f"<!-- {word} -->" in text, word
+    refused = subprocess.run([*command, tmp_path / "a.xyz"], check=False, stderr=subprocess.PIPE, text=True)
+    assert refused.returncode == 1
+    assert "xyz" in refused.stderr
+    assert {path.name for path in tmp_path.iterdir()} == {"records.jsonl", "timeline.svg"}

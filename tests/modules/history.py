@@ -1,0 +1,21 @@
+"""What the scripted histories of warmth run: one ``@warm`` loader with everything that can happen to its state."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from gc_warm import warm
+
+
+@warm(maxsize=1)
+def table(name: str, flag: str) -> list[str]:
+    """Fails as long as there is a file *flag*."""
+    if Path(flag).exists():
+        raise RuntimeError("not yet")
+    return [name]
+
+
+def use(name: str, flag: str) -> str:
+    from history import table
+
+    return table(name, flag)[0]
