@@ -134,7 +134,6 @@ class _Arguments:
                 "survive_idle_kill is not done: it was tested with Parsl %s, and this is %s", ", ".join(queues.TESTED_PARSL), version
             )
             return
-
         try:
             own = self._own_queues()
         except Exception:
@@ -173,6 +172,9 @@ class _FirstGet:
         self._first()
         return self.get(*args, **kwargs)
 
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stock, name)
+
 
 def _preload(specs: Sequence[str], in_progress: MutableMapping[Any, Any], number: int) -> None:
     """Load what is named, and note with the manager that this is under way, for the case that it ends this process."""
@@ -186,9 +188,11 @@ def _preload(specs: Sequence[str], in_progress: MutableMapping[Any, Any], number
         log.error("the worker before this one died in its preload of %s: this one starts cold", " ".join(specs))
         return
     in_progress[mark] = True
-    for spec in specs:
-        _load(spec)
-    in_progress.pop(mark)
+    try:
+        for spec in specs:
+            _load(spec)
+    finally:  # not after a crash
+        in_progress.pop(mark)
 
 
 def _load(spec: str) -> None:
