@@ -79,10 +79,10 @@ def test_what_looks_like_markup_is_shown_as_it_is() -> None:
     assert "c1cc[nH]c1" in str(Report.of([call(W0, 1000.0, 2.0, odd)]))
 
 
-def test_a_hundred_thousand_calls_are_drawn_at_once(tmp_path: Path) -> None:
+def test_many_calls_are_drawn_at_once(tmp_path: Path) -> None:
     script = "from tests.client.test_report import CALLS; from gc_warm.client.report import Report\n"
-    script += f"Report.of(CALLS * 16_000).picture({str(tmp_path / 'many.png')!r})"
-    subprocess.run([sys.executable, "-c", script], check=True, timeout=60)
+    script += f"Report.of(CALLS * 2_000).picture({str(tmp_path / 'many.png')!r})"
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=30)
 
 
 def test_of_nothing() -> None:
