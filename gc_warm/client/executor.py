@@ -135,7 +135,7 @@ class WarmExecutor(concurrent.futures.Executor):
         ['cold (first on this worker)', 'warm']
     """
 
-    _OWN = frozenset({"_executor", "_stale", "_ids", "_by_id", "_lock", "_open", "_calls", "_file", "_lives", "_ended"})
+    _OWN = frozenset({"_executor", "_stale", "_ids", "_lock", "_open", "_calls", "_file", "_lives", "_ended"})
 
     def __init__(
         self, executor: Executor, *, stale: Literal["warn", "error"] = "warn", records: str | os.PathLike[str] | None = None
