@@ -187,13 +187,13 @@ def test_a_second_one_refuses_to_start(local: Up) -> None:
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL], ids=["stopped", "killed"])
 def test_a_daemon_that_ends_is_started_again_and_its_tasks_are_delivered(local: Up, number: signal.Signals, tmp_path: Path) -> None:
     assert local.run("by_function_and_by_id")[1]
+    restarts = local.log.read_text().count("is started again")
     before = local.daemon
     before.suspend()  # so that it is there, and takes no tasks
     waiting = local.start("submit_many", "20", str(tmp_path / "record"), task_timeout=200 + number)
     wait_until(lambda: f'"task_timeout": {200 + number}' in local.log.read_text(), "the tasks have been submitted", 60)
     before.send_signal(number)
     before.resume()
-    assert waiting.answer() == list(range(20))
-    assert local.daemon.pid != before.pid
-    assert "is started again" in local.log.read_text()
+    assert waiting.answer() == list(range(20))  # by the next, or by one that is told to stop and runs them before it does
+    wait_until(lambda: local.log.read_text().count("is started again") == restarts + 1, "the next has been started", 60)
     assert sorted(map(int, (tmp_path / "record").read_text().split())) == list(range(20))

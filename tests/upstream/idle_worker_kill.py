@@ -29,6 +29,7 @@ HEARTBEAT = 1  # seconds between the watchdog's looks
 
 
 def main() -> int:
+    os.environ["PATH"] = os.path.dirname(sys.executable) + os.pathsep + os.environ["PATH"]  # where Parsl looks for its programs
     executor = HighThroughputExecutor(
         label="one_worker",
         address="127.0.0.1",
