@@ -30,7 +30,6 @@ from globus_compute_sdk.sdk.batch import create_user_runtime
 from globus_compute_sdk.sdk.utils.uuid_like import as_optional_uuid
 from pika import BasicProperties
 
-from gc_warm.testing.engine import EngineRunner
 from gc_warm.testing.runners import SpawnedRunner, SpawnedWorker
 from gc_warm.testing.service import Service, ServiceError, TaskRunner
 from gc_warm.worker.ledger import describe
@@ -96,6 +95,8 @@ class MockClient(Client):
 
         def make_runner(user_endpoint_config: Mapping[str, Any], _runtime: Mapping[str, Any]) -> TaskRunner:
             if config is not None:
+                from gc_warm.testing.engine import EngineRunner  # with Parsl, which takes as long to import as all the rest
+
                 return EngineRunner(config, user_endpoint_config, on)
             number = 2 if workers is None else workers
             return SpawnedRunner(workers=number, pythonpath=pythonpath, env=env, fresh_process_per_task=fresh_process_per_task)
