@@ -1,6 +1,6 @@
-"""A client's script: a history of calls through a `WarmExecutor`, of which it prints what each future says of its warmth, as JSON.
+"""A client's script: histories of calls through a `WarmExecutor`, of which it prints what each future says of its warmth, as JSON.
 
-A script of its own, since only then ``__main__`` is what it is for a user. Usage: python history_client.py BACKEND KIND STRATEGY FOLDER
+A script of its own, since only then ``__main__`` is what it is for a user. Usage: python history_client.py BACKEND STRATEGY FOLDER
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from gc_warm.client.executor import WarmFuture
 from tests.support import MODULES, wait_until
 from tests.testing.backends import workers
 
+KINDS = ("module", "__main__", "closure")
 STRATEGIES = {"DillCode": DillCode, "AllCodeStrategies": AllCodeStrategies}
 
 
@@ -72,9 +73,8 @@ def reload() -> None:
     importlib.reload(history)
 
 
-def main(backend: str, kind: str, strategy: str, folder: Path) -> None:
+def history(backend: str, kind: str, strategy: str, folder: Path) -> list[list[Any]]:
     shutil.copy(MODULES / "history.py", folder)
-    sys.path.insert(0, str(folder))
     flag = folder / "flag"
     said: list[list[Any]] = []
     options = workers(backend)
@@ -114,9 +114,14 @@ def main(backend: str, kind: str, strategy: str, folder: Path) -> None:
         wait_until(lambda: executor.report().calls == len(said) + 1, "all of it is in the report")
         report = executor.report()
         said.append(["report", report.warm, report.cold, report.unknown, report.reasons, report.stale])
-    print(json.dumps(said))
+    return said
+
+
+def main(backend: str, strategy: str, folder: Path) -> None:
+    sys.path.insert(0, str(folder))
+    print(json.dumps({kind: history(backend, kind, strategy, folder) for kind in KINDS}))
 
 
 if __name__ == "__main__":
-    backend, kind, strategy, folder = sys.argv[1:]
-    main(backend, kind, strategy, Path(folder))
+    backend, strategy, folder = sys.argv[1:]
+    main(backend, strategy, Path(folder))

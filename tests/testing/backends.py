@@ -16,8 +16,14 @@ def workers(backend: str, number: int = 1) -> dict[str, Any]:
     return {"config": engine_config(number)} if backend == "engine" else {"workers": number, "pythonpath": [MODULES]}
 
 
-def engine_config(number: int) -> str:
-    """A user endpoint on this machine with so many workers, which may be more than there are cores."""
+def engine_config(number: int, *lines: str) -> str:
+    """A user endpoint on this machine with so many workers, which may be more than there are cores.
+
+    Args:
+        number: How many.
+        *lines: What its ``worker_init`` does besides letting them import what the tests send.
+    """
+    worker_init = "".join(f"\n      {line}" for line in (f"export PYTHONPATH={MODULES}", *lines))
     return f"""
 engine:
   type: GlobusComputeEngine
@@ -34,5 +40,5 @@ engine:
     init_blocks: 1
     min_blocks: 0
     max_blocks: 1
-    worker_init: export PYTHONPATH={MODULES}
+    worker_init: |{worker_init}
 """

@@ -97,10 +97,9 @@ def engine(line: str, *paths: Path, number: int = 2, **variables: str) -> Iterat
     """The real engine with that line at the end of its worker_init."""
     path = ":".join(map(str, [*paths, MODULES]))
     exports = " ".join(f"{name}={shlex.quote(value)}" for name, value in {"PYTHONPATH": path, **variables}.items())
-    config = engine_config(number).replace(
-        f"worker_init: export PYTHONPATH={MODULES}", f"worker_init: |\n      export {exports}\n      {line}"
+    config = engine_config(number, f"export {exports}", line).replace(
+        "cores_per_worker", 'available_accelerators: ["3", "5", "7", "9"]\n  cores_per_worker', 1
     )
-    config = config.replace("cores_per_worker", 'available_accelerators: ["3", "5", "7", "9"]\n  cores_per_worker', 1)
     with MockExecutor(config=config) as executor:
         yield executor
 

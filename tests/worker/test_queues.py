@@ -29,7 +29,7 @@ from globus_compute_sdk.errors import TaskExecutionFailed
 
 from gc_warm import MockExecutor
 from gc_warm.worker.queues import TESTED_PARSL, ResultQueue, TaskQueue
-from tests.support import MODULES, has_ended, wait_until
+from tests.support import has_ended, wait_until
 from tests.testing.backends import engine_config
 
 SPAWN = multiprocessing.get_context("spawn")
@@ -166,11 +166,8 @@ def test_a_task_that_was_announced_by_a_worker_that_dies_is_there_for_the_next(s
 
 def engine(number: int, survive: bool) -> MockExecutor:
     """The real engine, whose watchdog looks every second."""
-    line = 'eval "$(globus-compute-endpoint python-exec gc_warm.worker.boot --survive-idle-kill)"' if survive else "true"
-    init = f"worker_init: export PYTHONPATH={MODULES}"
-    config = engine_config(number)
-    assert init in config
-    return MockExecutor(config=config.replace(init, f"worker_init: |\n      export PYTHONPATH={MODULES}\n      {line}"))
+    line = 'eval "$(globus-compute-endpoint python-exec gc_warm.worker.boot --survive-idle-kill)"'
+    return MockExecutor(config=engine_config(number, *[line] * survive))
 
 
 @pytest.fixture(scope="module")
