@@ -21,12 +21,11 @@ from types import TracebackType
 from typing import Any, Literal, ParamSpec, TypeVar
 
 from globus_compute_sdk import Executor
-from globus_compute_sdk.errors import TaskExecutionFailed
 from globus_compute_sdk.sdk.asynchronous.compute_future import ComputeFuture
 
 from gc_warm.client.report import Report
-from gc_warm.client.warm_up import WarmUp, visits
-from gc_warm.client.warmth import Call, Warmth, told, unknown
+from gc_warm.client.warm_up import Visits, WarmUp
+from gc_warm.client.warmth import Call, Warmth, told, unknown, was_lost
 from gc_warm.worker.calls import RECORD, RESULT
 
 log = logging.getLogger("gc_warm")
@@ -36,7 +35,6 @@ T = TypeVar("T")
 
 _KEPT = 100_000  # calls in memory; the file of records has all
 _REMEMBERED = 10_000  # loads of processes that have ended, in each worker's place
-_LOST = ("WorkerLost", "ManagerLost")
 
 _CARRIER = """\
 def {name}(*args, **kwargs):
@@ -210,11 +208,11 @@ class WarmExecutor(concurrent.futures.Executor):
             raise ValueError(f"workers={workers}: there has to be at least one to warm up")
         function_id = self._id_of(_VISITOR, function)
 
-        def send(*call: Any) -> ComputeFuture:
-            future: ComputeFuture = self._executor.submit_to_registered_function(function_id, (*call, args))
+        def send(token: str, seconds: float) -> ComputeFuture:
+            future: ComputeFuture = self._executor.submit_to_registered_function(function_id, (token, seconds, args))
             return future
 
-        return visits(send, self._told, lambda: getattr(self._executor, "_stopped", False), workers, timeout)
+        return Visits(send, self._told, lambda: getattr(self._executor, "_stopped", False), workers, timeout).make()
 
     def report(self) -> Report:
         """What was warm so far, where, and what cold calls cost; of the latest 100,000 calls that have ended."""
@@ -279,8 +277,7 @@ class WarmExecutor(concurrent.futures.Executor):
             return unknown("cancelled"), None, None
         error = inner.exception()
         if error is not None:
-            lost = isinstance(error, TaskExecutionFailed) and any(f".{name}:" in error.remote_data for name in _LOST)
-            return unknown("lost" if lost else "failed"), None, error
+            return unknown("lost" if was_lost(error) else "failed"), None, error
         result = inner.result()
         if not isinstance(result, dict) or result.keys() != {RECORD, RESULT}:
             return unknown(why_unknown or "came without a record"), result, None

@@ -12,14 +12,13 @@ import concurrent.futures
 import time
 import uuid
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
-from globus_compute_sdk.errors import TaskExecutionFailed
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from gc_warm.client.warmth import Warmth
+from gc_warm.client.warmth import Warmth, was_lost
 from gc_warm.worker.lifecycle import Worker
 
 _SHORTEST, _LONGEST = 0.1, 8.0  # seconds that a task of a round takes at least
@@ -93,32 +92,58 @@ class WarmUp:
 
 
 @dataclass
-class _Visits:
-    """A warm-up under way."""
+class Visits:
+    """A warm-up under way: tasks are sent until they have been on as many workers as there are, or time is over.
+
+    Attributes:
+        send: Submits a task, given the warm-up's token and the seconds it is to take at least.
+        tell: What a worker's record says.
+        has_ended: Whether the executor sends nothing any more.
+        workers: How many workers there are.
+        timeout: Seconds.
+    """
 
     send: Callable[[str, float], concurrent.futures.Future[Any]]
     tell: Callable[[dict[str, Any]], Warmth]
     has_ended: Callable[[], bool]
     workers: int
-    end: float
-    token: str = field(default_factory=lambda: uuid.uuid4().hex)
-    reached: dict[tuple[str, str | None, int], Visit] = field(default_factory=dict)
+    timeout: float
 
-    def round(self, seconds: float, progress: Callable[[int], None]) -> None:
+    def __post_init__(self) -> None:
+        self._token = uuid.uuid4().hex
+        self._start = time.monotonic()
+        self._reached: dict[tuple[str, str | None, int], Visit] = {}
+
+    def make(self) -> WarmUp:
+        """Send the tasks, in rounds, and show on a terminal how many workers have been reached."""
+        rounds, seconds = 0, _SHORTEST
+        console = Console(stderr=True)
+        columns = (TextColumn("workers warmed up"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+            bar = progress.add_task("", total=self.workers)
+            while len(self._reached) < self.workers and self._left > 0:
+                self._round(seconds if self.workers > 1 else 0.0, lambda done: progress.update(bar, completed=done))
+                rounds, seconds = rounds + 1, min(2 * seconds, _LONGEST)
+        return WarmUp(self.workers, tuple(self._reached.values()), rounds, time.monotonic() - self._start)
+
+    @property
+    def _left(self) -> float:
+        return max(0.0, self._start + self.timeout - time.monotonic())
+
+    def _round(self, seconds: float, progress: Callable[[int], None]) -> None:
         """Send a task for each worker, and take in what comes back in time; what was sent cannot be called back, and will do no harm."""
-        waiting = {self.send(self.token, seconds) for _ in range(self.workers)}
-        while waiting and time.monotonic() < self.end:
-            left = max(0.0, self.end - time.monotonic())
+        waiting = {self.send(self._token, seconds) for _ in range(self.workers)}
+        while waiting and (left := self._left) > 0:
             done, waiting = concurrent.futures.wait(waiting, min(_LOOK, left), concurrent.futures.FIRST_COMPLETED)
             for future in done:
                 self._take_in(future)
-            progress(len(self.reached))
+            progress(len(self._reached))
             if not done and self.has_ended():
                 raise RuntimeError("the executor has ended; a task that it could not send, such as one with odd arguments, ends it")
 
     def _take_in(self, future: concurrent.futures.Future[Any]) -> None:
         error = future.exception()
-        if isinstance(error, TaskExecutionFailed) and ("WorkerLost" in error.remote_data or "ManagerLost" in error.remote_data):
+        if was_lost(error):
             return  # the round after this one will tell
         if error is not None:
             raise error
@@ -127,33 +152,4 @@ class _Visits:
         worker = warmth.worker
         assert worker is not None
         place = worker.pid if worker.rank is None else worker.rank  # one that was restarted meanwhile counts once
-        self.reached[worker.host, worker.pool, place] = Visit(worker, warmth, record["error"])
-
-
-def visits(
-    send: Callable[[str, float], concurrent.futures.Future[Any]],
-    tell: Callable[[dict[str, Any]], Warmth],
-    has_ended: Callable[[], bool],
-    workers: int,
-    timeout: float,
-) -> WarmUp:
-    """Send tasks until they have been on as many workers as there are, or time is over.
-
-    Args:
-        send: Submits a task, given the warm-up's token and the seconds it is to take at least.
-        tell: What a worker's record says.
-        has_ended: Whether the executor sends nothing any more.
-        workers: How many workers there are.
-        timeout: Seconds.
-    """
-    start = time.monotonic()
-    under_way = _Visits(send, tell, has_ended, workers, start + timeout)
-    rounds, seconds = 0, _SHORTEST
-    console = Console(stderr=True)
-    columns = (TextColumn("workers warmed up"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        bar = progress.add_task("", total=workers)
-        while len(under_way.reached) < workers and time.monotonic() < under_way.end:
-            under_way.round(seconds if workers > 1 else 0.0, lambda done: progress.update(bar, completed=done))
-            rounds, seconds = rounds + 1, min(2 * seconds, _LONGEST)
-    return WarmUp(workers, tuple(under_way.reached.values()), rounds, time.monotonic() - start)
+        self._reached[worker.host, worker.pool, place] = Visit(worker, warmth, record["error"])

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from globus_compute_sdk.errors import TaskExecutionFailed
 from pydantic import TypeAdapter
 
 from gc_warm.worker import sources
@@ -14,6 +15,7 @@ from gc_warm.worker.calls import FIRST
 from gc_warm.worker.lifecycle import Worker
 
 RESTARTED = "worker restarted"
+_LOST = ("WorkerLost", "ManagerLost")
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,7 @@ class Call:
     """One call as its client saw it.
 
     Attributes:
-        function: Name of the function.
+        function: Name of the function; its id if it was submitted by that; "reloaded" where all that is known is the id of the task.
         task_id: Id of the task; None if it never had one.
         submitted: When it was submitted, in seconds since the epoch.
         ended: When its result was there.
@@ -114,6 +116,11 @@ _CALL, _WARMTH = TypeAdapter(Call), TypeAdapter(Warmth)
 def unknown(why: str) -> Warmth:
     """Nothing can be said, and why."""
     return Warmth("unknown", why)
+
+
+def was_lost(error: BaseException | None) -> bool:
+    """Whether a task ended with this error because its worker, or the manager of that, had ended."""
+    return isinstance(error, TaskExecutionFailed) and any(f".{name}:" in error.remote_data for name in _LOST)
 
 
 def told(record: Mapping[str, Any], died: Collection[tuple[str, str]] = ()) -> Warmth:

@@ -89,7 +89,13 @@ def _begin(process: Any) -> None:
         worker = _Arguments(call.arguments)
         if survive:
             worker.survive_idle_kill()
-        worker.stand_in(lambda: _preload(preload, worker.in_progress, worker.number))
+
+        def first() -> None:
+            _log_as_the_worker_does()
+            if preload:
+                _preload(preload, worker.in_progress, worker.number)
+
+        worker.stand_in(first)
         process._args, process._kwargs = call.args, call.kwargs
     except Exception:
         log.warning("this Parsl is not as gc_warm knows it: its workers work, and start cold", exc_info=True)
@@ -176,13 +182,14 @@ class _FirstGet:
         return getattr(self._stock, name)
 
 
-def _preload(specs: Sequence[str], in_progress: MutableMapping[Any, Any], number: int) -> None:
-    """Load what is named, and note with the manager that this is under way, for the case that it ends this process."""
+def _log_as_the_worker_does() -> None:
     for handler in logging.getLogger("parsl").handlers:  # the worker's own file
         log.addHandler(handler)
     log.setLevel(logging.INFO)
-    if not specs:
-        return
+
+
+def _preload(specs: Sequence[str], in_progress: MutableMapping[Any, Any], number: int) -> None:
+    """Load what is named, and note with the manager that this is under way, for the case that it ends this process."""
     mark = f"gc_warm preload {number}"
     if in_progress.pop(mark, False):
         log.error("the worker before this one died in its preload of %s: this one starts cold", " ".join(specs))

@@ -43,7 +43,6 @@ _PEEK = 1024  # bytes; a task's id is among the first hundred
 _PAGES = 2 * os.sysconf("SC_PAGE_SIZE")  # what a pipe may hold less than its size says, since it counts in pages
 _ORPHANED = 10.0  # seconds, after which a lock that the manager takes for moments belongs to nobody any more
 _NONBLOCK = 2  # SPLICE_F_NONBLOCK
-_SET_PIPE_SIZE, _GET_PIPE_SIZE = 1031, 1032  # F_SETPIPE_SZ and F_GETPIPE_SZ, which have names from Python 3.10 on Linux
 _ARRIVING = 0.0005  # seconds between looks at a message of which the manager has written a part
 
 Announce = Callable[[int], None]
@@ -203,8 +202,8 @@ def _locked(pipe: int) -> Iterator[None]:
 def _widen(pipe: int) -> int:
     """Let the pipe hold as much as may be; returns how many bytes that is."""
     with contextlib.suppress(OSError):  # it stays as it is where this user's pipes have all that they may
-        fcntl.fcntl(pipe, _SET_PIPE_SIZE, _CAPACITY)
-    return fcntl.fcntl(pipe, _GET_PIPE_SIZE)
+        fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, _CAPACITY)
+    return fcntl.fcntl(pipe, fcntl.F_GETPIPE_SZ)
 
 
 def _available(descriptor: int) -> int:
