@@ -11,10 +11,12 @@ What is done about it, in the workers alone, where the manager cannot be changed
 - A task is announced to the manager *before* it is taken from the pipe, so that there is no moment in which it is only in the memory
   of a process that may be killed. A worker that dies in between has its task reported as lost although another will run it; the
   interchange drops the second result.
-- Task and result cross the pipe in one system call each, which a kill cannot divide, up to about the mebibyte that a pipe holds. Beyond
+- Task and result cross the pipe in one system call each, which does not wait, and so is not divided by a kill: a task is read when all
+  of it has come, a result is written when there is room for all of it. That is up to about the mebibyte that a pipe holds. Beyond
   that, a kill in the very middle of reading or writing still leaves the pipe out of step.
 - The manager writes to the result pipe, too, under the stock lock: a result that may not fit at once, so that its parts could be
-  interleaved with the manager's, takes that lock as well. One that is not to be had was left by a worker that was killed.
+  interleaved with the manager's, takes that lock as well. One that is not to be had was left by a worker that was killed; whoever
+  replaces it makes it free again.
 """
 
 from __future__ import annotations
@@ -41,9 +43,10 @@ TESTED_PARSL = ("2026.10.26",)
 _CAPACITY = 1 << 20  # bytes of a pipe: the most that a user may ask for unless the machine says otherwise
 _PEEK = 1024  # bytes; a task's id is among the first hundred
 _PAGES = 2 * os.sysconf("SC_PAGE_SIZE")  # what a pipe may hold less than its size says, since it counts in pages
+_MARGIN = 4 * os.sysconf("SC_PAGE_SIZE")  # the same for a pipe that is not empty, with something small that the manager may add
 _ORPHANED = 10.0  # seconds, after which a lock that the manager takes for moments belongs to nobody any more
 _NONBLOCK = 2  # SPLICE_F_NONBLOCK
-_ARRIVING = 0.0005  # seconds between looks at a message of which the manager has written a part
+_ARRIVING = 0.0005  # seconds between looks at a message of which the manager has written a part, or at how much it has read
 
 Announce = Callable[[int], None]
 
@@ -126,25 +129,42 @@ class ResultQueue:
         self._descriptor = stock._writer.fileno()  # type: ignore[attr-defined]
         self._counted: Callable[[], bool] = stock._sem.acquire  # type: ignore[attr-defined]
         self._managers: Any = stock._wlock  # type: ignore[attr-defined]
-        self._roomy = _widen(self._descriptor) // 4
+        self._capacity = _widen(self._descriptor)
+        self._manager = os.getppid()
+        with _locked(self._descriptor), self._managers_lock():  # no worker has it now, unless one that this one replaces
+            pass
 
     def put(self, result: bytes) -> None:
-        """Write *result* as the manager will read it."""
+        """Write *result* as the manager will read it; where the manager has ended, nobody will."""
         message = ForkingPickler.dumps(result)
         size = len(message)
         header = struct.pack("!i", size) if size <= 0x7FFFFFFF else struct.pack("!iQ", -1, size)  # as multiprocessing.connection does
         self._counted()
         rest = memoryview(header + bytes(message))
         with _locked(self._descriptor), contextlib.ExitStack() as held:
-            if max(len(rest), _available(self._descriptor)) > self._roomy:
-                self._managers.acquire(timeout=_ORPHANED)
-                held.callback(self._release)
+            if not self._wait_for_room(len(rest)):
+                return
+            if max(len(rest), _available(self._descriptor)) > self._capacity // 4:
+                held.enter_context(self._managers_lock())
             while rest:
                 rest = rest[os.write(self._descriptor, rest) :]
 
-    def _release(self) -> None:
-        with contextlib.suppress(ValueError):  # it has been released by the manager, which was only slow
-            self._managers.release()
+    def _wait_for_room(self, size: int) -> bool:
+        """Wait until *size* bytes can be written at once, if they ever can: what is there may fill its pages by half."""
+        while (there := _available(self._descriptor)) and 2 * there + size > self._capacity - _MARGIN:
+            if os.getppid() != self._manager:
+                return False
+            time.sleep(_ARRIVING)
+        return True
+
+    @contextlib.contextmanager
+    def _managers_lock(self) -> Iterator[None]:
+        self._managers.acquire(timeout=_ORPHANED)
+        try:
+            yield
+        finally:
+            with contextlib.suppress(ValueError):  # it has been released by the manager, which was only slow
+                self._managers.release()
 
 
 class ReadyCount:

@@ -28,6 +28,7 @@ import tasks
 from globus_compute_sdk.errors import TaskExecutionFailed
 
 from gc_warm import MockExecutor
+from gc_warm.worker import queues
 from gc_warm.worker.queues import TESTED_PARSL, ResultQueue, TaskQueue
 from tests.support import has_ended, wait_until
 from tests.testing.backends import engine_config
@@ -129,6 +130,50 @@ def test_large_results_are_not_mixed_with_what_the_manager_writes() -> None:
     assert set(sizes) <= {3000, 3_000_000}
     results.close()
     results.join_thread()
+
+
+def put_for_ever(results: Queue[Any], begun: Any, size: int) -> None:
+    out = ResultQueue(results)
+    while True:
+        begun.release()
+        out.put(bytes(size))
+
+
+@pytest.mark.parametrize("size", [300_000, 700_000])
+def test_a_worker_that_is_killed_while_its_result_waits_for_room_leaves_no_part_of_it_and_no_lock(stock: Queue[Any], size: int) -> None:
+    begun = SPAWN.Semaphore(0)
+    writer = SPAWN.Process(target=put_for_ever, args=(stock, begun, size))
+    writer.start()
+    looks: deque[int] = deque(maxlen=10)
+
+    def waits() -> bool:
+        looks.append(begun.get_value())
+        return len(looks) == looks.maxlen and len(set(looks)) == 1 and looks[0] > 1
+
+    wait_until(waits, "nobody reads, so that there is no room any more")
+    writer.kill()
+    writer.join()
+    assert [len(stock.get(timeout=20)) for _ in range(looks[0] - 1)] == [size] * (looks[0] - 1)
+    assert stock.empty()
+    stock.put("what the manager says")
+    assert stock.get(timeout=20) == "what the manager says"
+
+
+def take_lock_and_die(results: Queue[Any]) -> None:
+    results._wlock.acquire()  # type: ignore[attr-defined]
+    os._exit(0)
+
+
+def test_the_managers_lock_that_a_dead_worker_held_is_free_again_when_the_next_begins(
+    stock: Queue[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    holder = SPAWN.Process(target=take_lock_and_die, args=(stock,))
+    holder.start()
+    holder.join()
+    monkeypatch.setattr(queues, "_ORPHANED", 0.1)
+    ResultQueue(stock)
+    stock.put("lost")
+    assert stock.get(timeout=20) == "lost"
 
 
 def test_an_empty_queue_says_so_after_its_timeout(stock: Queue[Any]) -> None:
