@@ -17,6 +17,7 @@ import sys
 import threading
 from dataclasses import dataclass
 from types import FrameType
+from typing import Any
 
 from gc_warm.worker import ledger
 
@@ -108,14 +109,14 @@ def _register_with_multiprocessing() -> None:
 class _Sigterm:
     """The SIGTERM handler: calls the handler that was there before, then raises `SystemExit`."""
 
-    def __init__(self, previous: object) -> None:
-        self._previous = previous
+    def __init__(self, previous: Any) -> None:
+        self.previous = previous
 
     def __call__(self, signum: int, frame: FrameType | None) -> None:
         if _ending:
             return
-        if callable(self._previous):
-            self._previous(signum, frame)
+        if callable(self.previous):
+            self.previous(signum, frame)
         if "PARSL_WORKER_RANK" in os.environ and signal.getsignal(signal.SIGALRM) is signal.SIG_DFL:
             signal.alarm(_LAST_SECONDS)  # no lock, no thread: the kernel ends what a thread of the user's would keep from ending
         raise SystemExit(128 + signum)
@@ -134,6 +135,9 @@ def _catch_sigterm() -> None:
 def _after_fork() -> None:
     global _armed, _ending
     _armed = _ending = False  # multiprocessing has emptied its list of finalizers; atexit callbacks are harmless more than once
+    present = signal.getsignal(signal.SIGTERM)
+    if isinstance(present, _Sigterm) and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, present.previous)  # it holds nothing, and is to end at once, as a pool's processes are used to
     for holding in ledger.held():
         holding.disown()
 

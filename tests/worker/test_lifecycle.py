@@ -313,7 +313,7 @@ else:
     [
         ("pass", 0),
         ("sys.exit(3)", 3),
-        ("terminate()", 143),
+        ("terminate()", -signal.SIGTERM),
         ("state.clear(), careful.clear()", 0),
         ("del state, careful", 0),
         ("import gc; del state, careful; gc.collect()", 0),
@@ -476,16 +476,32 @@ def test_process_forked_by_a_teardown_can_be_ended(script: Script) -> None:
                 wait_for(child)
             else:
                 signal.alarm(3)  # ends it if SIGTERM does not
-                try:
-                    os.write(tell, b"ready")
-                    while True:
-                        signal.pause()
-                except SystemExit:
-                    os._exit(143)
+                os.write(tell, b"ready")
+                while True:
+                    signal.pause()
 
         state("a")
     """)
-    assert (status, said) == (0, ["child ended 143"])
+    assert (status, said) == (0, ["child ended -15"])
+
+
+def test_forked_child_that_holds_nothing_is_ended_by_sigterm_also_where_python_cannot_handle_it(script: Script) -> None:
+    """As ``Pool.terminate`` and ``Process.terminate`` have it, with any code that is not Python."""
+    status, said, _ = script("""
+        import hashlib
+        state("a")
+        ready, tell = os.pipe()
+        child = os.fork()
+        if child:
+            os.read(ready, 1)
+            os.kill(child, signal.SIGTERM)
+            wait_for(child)
+        else:
+            os.write(tell, b"ready")
+            hashlib.pbkdf2_hmac("sha256", b"x", b"y", 20_000_000)
+            os._exit(0)
+    """)
+    assert (status, said) == (0, ["open a", "child ended -15", "close a"])
 
 
 MULTIPROCESSING = """
