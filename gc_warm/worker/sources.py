@@ -79,7 +79,8 @@ def _file_of(module: str) -> str | None:
 
 def _older_than_this_process(path: str) -> bool:
     try:
-        changed = os.stat(path).st_mtime
+        status = os.stat(path)
+        changed = max(status.st_mtime, status.st_ctime)  # what is copied with its times kept has an old mtime
         with open("/proc/self/stat") as file:
             ticks = int(file.read().rpartition(")")[2].split()[19])  # field 22, starttime, see proc(5)
     except OSError:

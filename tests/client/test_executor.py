@@ -23,6 +23,7 @@ from globus_compute_sdk.serialize import ComputeSerializer, JSONData, PureSource
 
 from gc_warm import FunctionBook, MockClient, MockExecutor, StaleModuleError, WarmExecutor, functions
 from gc_warm.client.report import Report
+from gc_warm.worker import sources
 from tests.support import MODULES, client_environment, remote_text, wait_until
 from tests.testing.backends import BACKENDS
 
@@ -315,6 +316,19 @@ def test_versions_of_modules_that_are_decorated_nested_or_of_a_namespace(tmp_pat
                 future = executor.submit(use, name, what)
                 future.result(60)
             assert future.warmth.stale == (name,)
+
+
+def test_a_file_that_was_copied_with_its_times_is_not_taken_for_older_than_the_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As ``rsync -t``, ``cp -p`` and ``tar`` do; what was imported before may have been another file."""
+    module = tmp_path / "replaced.py"
+    module.write_text("")
+    os.utime(module, (1e9, 1e9))
+    monkeypatch.syspath_prepend(tmp_path)
+    importlib.import_module("replaced")
+    sources.note_imported("replaced", now=False)
+    assert sources.noted("replaced") is None
 
 
 def test_a_load_that_fails_is_not_passed_over(executor: WarmExecutor, tmp_path: Path) -> None:
