@@ -37,7 +37,17 @@ from multiprocessing.queues import Queue
 from multiprocessing.reduction import ForkingPickler
 from typing import Any
 
-TESTED_PARSL = ("2026.10.26",)
+TESTED_PARSL = (
+    "2026.7.27",  # the oldest that the endpoint takes
+    "2026.8.10",
+    "2026.9.7",
+    "2026.9.14",
+    "2026.9.28",
+    "2026.10.5",
+    "2026.10.12",
+    "2026.10.19",
+    "2026.10.26",
+)
 """The versions of Parsl whose workers and managers were found to use their queues as is assumed here."""
 
 _CAPACITY = 1 << 20  # bytes of a pipe: the most that a user may ask for unless the machine says otherwise

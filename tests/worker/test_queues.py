@@ -23,6 +23,7 @@ from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 from typing import Any
 
+import parsl
 import pytest
 import tasks
 from globus_compute_sdk.errors import TaskExecutionFailed
@@ -230,7 +231,7 @@ def test_stock_the_only_idle_worker_is_killed_and_later_tasks_never_end(side_by_
     """The reproduction for upstream, on this very Parsl. When this fails, the fault has been mended there."""
     run = side_by_side["stock"].result()
     assert run.returncode == 0, run.stdout
-    assert f"Python {platform.python_version()}, Parsl {version('parsl')}: the idle worker " in run.stdout
+    assert f"Python {platform.python_version()}, Parsl {parsl.__version__}: the idle worker " in run.stdout
     assert "a task has not begun" in run.stdout
 
 
