@@ -11,6 +11,7 @@ from __future__ import annotations
 import concurrent.futures
 import io
 import json
+import keyword
 import logging
 import os
 import threading
@@ -34,7 +35,10 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 _KEPT = 100_000  # calls in memory; the file of records has all
+_LEFT = 100  # processes that were in a worker's place before
 _REMEMBERED = 10_000  # loads of processes that have ended, in each worker's place
+
+_BY_ID = "submitted by id"
 
 _CARRIER = """\
 def {name}(*args, **kwargs):
@@ -51,15 +55,15 @@ def {name}(*args, **kwargs):
     return recording.envelope(result)
 """
 _VISITOR = """\
-def {name}(token, seconds, args):
+def {name}(token, seconds, until, args):
     from globus_compute_sdk.serialize import ComputeSerializer
     from gc_warm.worker.calls import visit
-    return visit(token, seconds, lambda: ComputeSerializer().deserialize({function!r}), args)
+    return visit(token, seconds, until, lambda: ComputeSerializer().deserialize({function!r}), args)
 """
 
 
 class StaleModuleError(RuntimeError):
-    """A worker holds another version of a module than this machine. Its result is not to be trusted; the state behind it is old."""
+    """A worker holds another version of a module than there is now. Its result is not to be trusted; the state behind it is old."""
 
 
 class WarmFuture(ComputeFuture):
@@ -115,9 +119,10 @@ class WarmExecutor(concurrent.futures.Executor):
 
     Args:
         executor: A `globus_compute_sdk.Executor`, or a stand-in such as `gc_warm.MockExecutor`.
-        stale: What to do when a worker holds another version of a module than this machine: "warn" logs it, and ``.warmth.stale`` names
-            the modules; "error" ends the future with a `StaleModuleError`. Looked at are the modules of the ``@warm`` loaders that a
-            call used, and of the function itself where it is sent by name.
+        stale: What to do when a worker holds another version of a module than this machine has, or than the file that the worker
+            imported has by now: "warn" logs it, once for each worker, and ``.warmth.stale`` names the modules; "error" ends the future
+            with a `StaleModuleError`. Looked at are the modules of the ``@warm`` loaders that a call used, and of the function itself
+            where it is sent by name.
         records: Append a line for each call to this file, for ``python -m gc_warm.client.report``.
 
     Raises:
@@ -133,7 +138,7 @@ class WarmExecutor(concurrent.futures.Executor):
         ['cold (first on this worker)', 'warm']
     """
 
-    _OWN = frozenset({"_executor", "_stale", "_ids", "_lock", "_open", "_calls", "_file", "_lives", "_ended"})
+    _OWN = frozenset({"_executor", "_stale", "_ids", "_lock", "_open", "_calls", "_file", "_lives", "_warned", "_ended"})
 
     def __init__(
         self, executor: Executor, *, stale: Literal["warn", "error"] = "warn", records: str | os.PathLike[str] | None = None
@@ -147,10 +152,11 @@ class WarmExecutor(concurrent.futures.Executor):
         self._open: set[WarmFuture] = set()
         self._calls: deque[Call] = deque(maxlen=_KEPT)
         self._lives: dict[tuple[Any, ...], _Life] = {}  # by the worker's place
+        self._warned: set[tuple[Any, ...]] = set()  # of stale modules, by worker
         self._ended = False
         try:
             self._file = None if records is None else _append_to(records)
-        except OSError:
+        except (OSError, TypeError):
             executor.shutdown(wait=False)
             raise
 
@@ -167,7 +173,7 @@ class WarmExecutor(concurrent.futures.Executor):
         """
         name = getattr(fn, "__name__", type(fn).__name__)
         if fn in getattr(self._executor, "_function_registry", {}):
-            return self._watch(self._executor.submit(fn, *args, **kwargs), name, "submitted by id")
+            return self._watch(self._executor.submit(fn, *args, **kwargs), name, _BY_ID)
         function_id = self._id_of(_CARRIER, fn)
         return self._watch(self._executor.submit_to_registered_function(function_id, args, kwargs), name)
 
@@ -175,7 +181,7 @@ class WarmExecutor(concurrent.futures.Executor):
         self, function_id: str, args: tuple[Any, ...] | None = None, kwargs: dict[str, Any] | None = None
     ) -> WarmFuture:
         """As the SDK's. Of such a call nothing is known but that it ended."""
-        return self._watch(self._executor.submit_to_registered_function(function_id, args, kwargs), str(function_id), "submitted by id")
+        return self._watch(self._executor.submit_to_registered_function(function_id, args, kwargs), str(function_id), _BY_ID)
 
     def reload_tasks(self, *args: Any, **kwargs: Any) -> list[WarmFuture]:
         """As the SDK's; tasks of an earlier `WarmExecutor` have their records."""
@@ -202,17 +208,24 @@ class WarmExecutor(concurrent.futures.Executor):
 
         Raises:
             ValueError: *workers* is below 1.
+            StaleModuleError: With ``stale="error"``: a worker holds another version of a module.
             TaskExecutionFailed: The workers have no gc_warm.
         """
         if workers < 1:
             raise ValueError(f"workers={workers}: there has to be at least one to warm up")
         function_id = self._id_of(_VISITOR, function)
 
+        until = time.time() + timeout
+
         def send(token: str, seconds: float) -> ComputeFuture:
-            future: ComputeFuture = self._executor.submit_to_registered_function(function_id, (token, seconds, args))
+            future: ComputeFuture = self._executor.submit_to_registered_function(function_id, (token, seconds, until, args))
             return future
 
-        return Visits(send, self._told, lambda: getattr(self._executor, "_stopped", False), workers, timeout).make()
+        made = Visits(send, self._told, lambda: getattr(self._executor, "_stopped", False), workers, timeout).make()
+        for visit in made.reached:
+            if (error := self._complaint(visit.warmth)) is not None:
+                raise error
+        return made
 
     def report(self) -> Report:
         """What was warm so far, where, and what cold calls cost; of the latest 100,000 calls that have ended."""
@@ -250,7 +263,7 @@ class WarmExecutor(concurrent.futures.Executor):
     def _id_of(self, template: str, function: Callable[..., Any]) -> str:
         """The id of what carries a function, which is registered when it is first needed."""
         if (template, function) not in self._ids:
-            name = function.__name__ if function.__name__.isidentifier() else "function"
+            name = function.__name__ if function.__name__.isidentifier() and not keyword.iskeyword(function.__name__) else "function"
             source = template.format(name=name, function=self._executor.serializer.serialize(function))
             self._ids[template, function] = self._executor.client.register_source_code(source, name)
         return self._ids[template, function]
@@ -279,12 +292,12 @@ class WarmExecutor(concurrent.futures.Executor):
         if error is not None:
             return unknown("lost" if was_lost(error) else "failed"), None, error
         result = inner.result()
-        if not isinstance(result, dict) or result.keys() != {RECORD, RESULT}:
+        if why_unknown == _BY_ID or not isinstance(result, dict) or result.keys() != {RECORD, RESULT}:
             return unknown(why_unknown or "came without a record"), result, None
         try:
             warmth = self._told(result[RECORD])
-        except (LookupError, TypeError, ValueError) as error:
-            log.warning("a record cannot be read, since the worker's gc_warm is of another version: %r", error)
+        except Exception:  # whatever it is, there is a result, and somebody who waits for it
+            log.warning("a record cannot be read; is the worker's gc_warm of another version?", exc_info=True)
             return unknown("came with a record of another version"), result[RESULT], None
         return warmth, result[RESULT], self._complaint(warmth)
 
@@ -302,12 +315,14 @@ class WarmExecutor(concurrent.futures.Executor):
         if not warmth.stale:
             return None
         text = (
-            f"worker {warmth.worker} holds another version of {', '.join(warmth.stale)} than this machine: restart the endpoint, "
+            f"worker {warmth.worker} holds another version of {', '.join(warmth.stale)} than there is now: restart the endpoint, "
             "or change any option of user_endpoint_config, for workers that import it anew"
         )
         if self._stale == "error":
             return StaleModuleError(text)
-        log.warning(text)
+        if (which := (warmth.worker, warmth.stale)) not in self._warned:
+            self._warned.add(which)
+            log.warning(text)
         return None
 
     def _keep(self, call: Call) -> None:
@@ -343,13 +358,16 @@ class _Life:
     """What was loaded in a worker's place: by the process that is there now, and by those before it."""
 
     def __init__(self) -> None:
-        self._pid = 0
+        self._pid, self._left = 0, deque[int](maxlen=_LEFT)
         self._own: set[tuple[str, str]] = set()
         self._died: set[tuple[str, str]] = set()
 
     def died_with_others(self, pid: int, loads: set[tuple[str, str]]) -> set[tuple[str, str]]:
         """Those of *loads*, which a process makes now, that other processes had made."""
+        if pid in self._left:  # a record of an earlier process that was long on its way
+            return set()
         if pid != self._pid:
+            self._left.append(self._pid)
             self._died = self._own if len(self._died) > _REMEMBERED else self._died | self._own
             self._pid, self._own = pid, set()
         self._own |= loads
@@ -358,7 +376,7 @@ class _Life:
 
 def _append_to(records: str | os.PathLike[str]) -> io.FileIO:
     """The file, to be appended to; a line that another client could not complete is ended."""
-    file = io.FileIO(records, "a+")
+    file = io.FileIO(os.fspath(records), "a+")
     if file.seekable() and file.seek(0, os.SEEK_END):
         file.seek(-1, os.SEEK_END)
         if file.read(1) != b"\n":

@@ -90,8 +90,11 @@ class Report:
 
     @classmethod
     def of(cls, calls: Iterable[Call]) -> Report:
-        """The report on these calls."""
-        records = tuple(calls)
+        """The report on these calls; one that was reloaded is the same call."""
+        by_task: dict[str | int, Call] = {}
+        for number, call in enumerate(calls):
+            by_task.setdefault(call.task_id or number, call)
+        records = tuple(by_task.values())
         states = Counter(call.warmth.state for call in records)
         known = states["warm"] + states["cold"]
         return cls(

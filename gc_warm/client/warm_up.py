@@ -22,6 +22,7 @@ from gc_warm.client.warmth import Warmth, was_lost
 from gc_warm.worker.lifecycle import Worker
 
 _SHORTEST, _LONGEST = 0.1, 8.0  # seconds that a task of a round takes at least
+_DEADLY = 3  # rounds in which workers died and nobody new was reached, after which there are no more
 _LOOK = 1.0  # seconds between looks at whether the executor is still there
 
 
@@ -49,12 +50,14 @@ class WarmUp:
         reached: Those that the function ran on, in the order in which they answered.
         rounds: How often as many tasks as there are workers were sent.
         seconds: How long it took.
+        lost: How many tasks ended with their workers; where the function itself is what kills them, it ends early.
     """
 
     workers: int
     reached: tuple[Visit, ...]
     rounds: int
     seconds: float
+    lost: int = 0
 
     @property
     def complete(self) -> bool:
@@ -65,6 +68,11 @@ class WarmUp:
     def failed(self) -> tuple[Visit, ...]:
         """The workers on which the function raised."""
         return tuple(visit for visit in self.reached if visit.error is not None)
+
+    @property
+    def stale(self) -> tuple[Visit, ...]:
+        """The workers that hold another version of a module than there is now."""
+        return tuple(visit for visit in self.reached if visit.warmth.stale)
 
     @property
     def missing(self) -> tuple[str, ...]:
@@ -88,6 +96,10 @@ class WarmUp:
     def __str__(self) -> str:
         text = f"{len(self.reached)} of {self.workers} workers reached in {self.seconds:.1f} s"
         text += "".join(f"\n  missing: {who}" for who in self.missing)
+        text += f"\n  {self.lost} tasks were lost with their workers" if self.lost else ""
+        text += "".join(
+            f"\n  stale on {visit.worker.host}, pid {visit.worker.pid}: {', '.join(visit.warmth.stale)}" for visit in self.stale
+        )
         return text + "".join(f"\n  failed on {visit.worker.host}, pid {visit.worker.pid}: {visit.error}" for visit in self.failed)
 
 
@@ -113,25 +125,28 @@ class Visits:
         self._token = uuid.uuid4().hex
         self._start = time.monotonic()
         self._reached: dict[tuple[str, str | None, int], Visit] = {}
+        self._lost = 0
 
     def make(self) -> WarmUp:
         """Send the tasks, in rounds, and show on a terminal how many workers have been reached."""
-        rounds, seconds = 0, _SHORTEST
+        rounds, deadly, seconds = 0, 0, _SHORTEST
         console = Console(stderr=True)
         columns = (TextColumn("workers warmed up"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
         with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
             bar = progress.add_task("", total=self.workers)
-            while len(self._reached) < self.workers and self._left > 0:
+            while len(self._reached) < self.workers and self._left > 0 and deadly < _DEADLY:
+                reached, lost = len(self._reached), self._lost
                 self._round(seconds if self.workers > 1 else 0.0, lambda done: progress.update(bar, completed=done))
+                deadly = deadly + 1 if self._lost > lost and len(self._reached) == reached else 0
                 rounds, seconds = rounds + 1, min(2 * seconds, _LONGEST)
-        return WarmUp(self.workers, tuple(self._reached.values()), rounds, time.monotonic() - self._start)
+        return WarmUp(self.workers, tuple(self._reached.values()), rounds, time.monotonic() - self._start, self._lost)
 
     @property
     def _left(self) -> float:
         return max(0.0, self._start + self.timeout - time.monotonic())
 
     def _round(self, seconds: float, progress: Callable[[int], None]) -> None:
-        """Send a task for each worker, and take in what comes back in time; what was sent cannot be called back, and will do no harm."""
+        """Send a task for each worker, and take in what comes back in time. What comes to its worker later knows to be short."""
         waiting = {self.send(self._token, seconds) for _ in range(self.workers)}
         while waiting and (left := self._left) > 0:
             done, waiting = concurrent.futures.wait(waiting, min(_LOOK, left), concurrent.futures.FIRST_COMPLETED)
@@ -144,7 +159,8 @@ class Visits:
     def _take_in(self, future: concurrent.futures.Future[Any]) -> None:
         error = future.exception()
         if was_lost(error):
-            return  # the round after this one will tell
+            self._lost += 1  # the round after this one will tell
+            return
         if error is not None:
             raise error
         record = future.result()

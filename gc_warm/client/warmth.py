@@ -52,7 +52,7 @@ class Warmth:
         worker: Where it ran; None if that is not known.
         at: When it began there, in seconds since the epoch by the worker's clock.
         seconds: How long it ran there, loads included.
-        stale: Modules of which the worker holds another version than is on this machine now.
+        stale: Modules of which the worker holds another version than is on this machine, or where the worker has it from, now.
     """
 
     state: Literal["warm", "cold", "unknown"] = "unknown"
@@ -135,7 +135,8 @@ def told(record: Mapping[str, Any], died: Collection[tuple[str, str]] = ()) -> W
     """
     warmth = _WARMTH.validate_python(record)
     loads = tuple(replace(load, why=RESTARTED) if load.why == FIRST and (load.name, load.key) in died else load for load in warmth.loads)
-    stale = tuple(name for name, version in record["modules"].items() if _here(name) not in (None, version))
+    changed = record.get("changed", ())  # a record of an earlier version has no such thing
+    stale = tuple(name for name, version in record["modules"].items() if name in changed or _here(name) not in (None, version))
     if loads:
         state, why = "cold", max(loads, key=lambda load: load.seconds).why
     elif warmth.failures:

@@ -24,7 +24,7 @@ _WHY = {
     "evicted": "evicted",
     "cleared": "cleared",  # or, where it is a program, ended
     "replaced": "module changed",
-    "loaded": "loaded again",  # its loader was made anew, in a function say, or its key is too long to be told from another
+    "loaded": "loaded again",  # its loader was made anew, in a function say
 }
 """Why something had to be loaded, by what happened to it last."""
 
@@ -48,8 +48,9 @@ class Recording:
 
     def of(self, function: Callable[..., Any]) -> Recording:
         """The same, now that the *function* is there: if it came by reference, the version of its module matters."""
+        function = getattr(function, "__func__", function)  # of a method
         name = getattr(function, "__module__", None) or ""
-        if getattr(sys.modules.get(name), getattr(function, "__name__", ""), None) is function:
+        if _named(name, getattr(function, "__qualname__", "")) is function:
             sources.note_imported(name, now=name not in self._imported)
             self._modules.add(name)
         return self
@@ -68,7 +69,7 @@ class Recording:
         loads = [event for event in events if event.kind == "loaded"]
         uses = ledger.uses() - self._uses
         names = {*uses, *(load.name for load in loads)}
-        modules = self._modules | {name.rpartition(".")[0] for name in names}
+        modules = sorted(self._modules | {name.rpartition(".")[0] for name in names})
         return {
             "worker": asdict(lifecycle.worker()),
             "at": self._at,
@@ -76,7 +77,8 @@ class Recording:
             "uses": uses.total(),
             "failures": sum(event.kind == "failed" for event in events),
             "loads": [{"name": load.name, "key": load.key, "seconds": load.seconds, "at": load.at, "why": _why(load)} for load in loads],
-            "modules": {module: version for module in sorted(modules) if (version := sources.noted(module))},
+            "modules": {module: version for module in modules if (version := sources.noted(module))},
+            "changed": [module for module in modules if sources.has_changed(module)],
         }
 
     def envelope(self, result: Any) -> Any:
@@ -84,25 +86,35 @@ class Recording:
         return result if callable(result) else {RECORD: self.record(), RESULT: result}
 
 
+def _named(module: str, name: str) -> object:
+    """What a module has under a dotted name; None if it has nothing."""
+    found: object = sys.modules.get(module)
+    for part in name.split("."):
+        found = getattr(found, part, None)
+    return found
+
+
 def _why(load: ledger.Event) -> str:
     """Why it had to be loaded: what happened last to that loader's state of that key."""
-    before = [event.kind for event in ledger.events() if event.number < load.number and (event.name, event.key) == (load.name, load.key)]
+    same = (load.name, load.key, load.mark)
+    before = [event.kind for event in ledger.events() if event.number < load.number and (event.name, event.key, event.mark) == same]
     return _WHY[before[-1]] if before else FIRST
 
 
-def visit(token: str, seconds: float, function: Callable[[], Callable[..., Any]], args: Sequence[Any]) -> dict[str, Any]:
+def visit(token: str, seconds: float, until: float, function: Callable[[], Callable[..., Any]], args: Sequence[Any]) -> dict[str, Any]:
     """Warm this worker up, once for each *token*, and keep it busy for a while, so that the others of its kind go to other workers.
 
     Args:
         token: Which warm-up this is.
         seconds: How long it takes at least, counted from its beginning.
+        until: When nobody waits for it any more, in seconds since the epoch.
         function: Gives what is to be called.
         args: What that is called with.
 
     Returns:
         The record of the call, the same at every visit; with ``error``, the end of a traceback, if it failed.
     """
-    end = time.monotonic() + seconds
+    end = time.monotonic() + min(seconds, until - time.time())
     if token not in _visited:
         _visited[token] = _first_visit(function, args)
     time.sleep(max(0.0, end - time.monotonic()))

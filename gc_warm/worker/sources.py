@@ -27,7 +27,7 @@ def spec_of(module: str) -> ModuleSpec | None:
 def _found(name: str, path: list[str]) -> ModuleSpec | None:
     try:
         return PathFinder.find_spec(name, path)
-    except KeyError:  # a namespace in a namespace wants that to have been imported
+    except (KeyError, AttributeError):  # a namespace in a namespace wants that, and nothing else of its name, to have been imported
         spec = ModuleSpec(name, None, is_package=True)
         spec.submodule_search_locations = [os.path.join(folder, name.rpartition(".")[2]) for folder in path]
         return spec
@@ -66,6 +66,12 @@ def noted(module: str) -> str | None:
     """The version of a module that this process holds; None if it is not known."""
     found, spec = _noted.get(module, (None, None))
     return found if spec is _spec(module) else None
+
+
+def has_changed(module: str) -> bool:
+    """Whether the file of a module is there in another version than this process holds."""
+    held, path = noted(module), _file_of(module)
+    return held is not None and path is not None and version(path) not in (None, held)
 
 
 def _spec(module: str) -> object:

@@ -190,6 +190,70 @@ def test_workers_without_gc_warm_run_the_function_without_a_record(tmp_path: Pat
             executor.warm_up(len, "four", workers=1)
 
 
+def test_what_has_changed_where_the_worker_has_it_from_is_stale_also_where_the_client_has_no_such_module(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The form that the documentation recommends: the function's body imports the module, on the worker."""
+    module = tmp_path / "only_there.py"
+    module.write_text("from gc_warm import warm\n@warm\ndef state(): return [1]\n")
+
+    def use() -> int:
+        import importlib
+
+        return int(importlib.import_module("only_there").state()[0])
+
+    serializer = ComputeSerializer(strategy_code=PureSourceDill())
+    with WarmExecutor(MockExecutor(workers=1, pythonpath=[tmp_path], serializer=serializer)) as executor:
+        assert executor.submit(use).result(60) == 1
+        module.write_text(module.read_text().replace("1", "2"))
+        futures = [executor.submit(use) for _ in range(3)]
+        assert [future.result(60) for future in futures] == [1] * 3
+        reached = executor.warm_up(use, workers=1)
+    assert {future.warmth.stale for future in futures} == {("only_there",)}
+    assert "only_there" in str(reached)
+    assert caplog.text.count("holds another version of only_there than there is now") == 1
+
+
+def test_methods_that_are_sent_by_name_have_a_module_that_can_be_stale(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = tmp_path / "methods.py"
+    module.write_text("class Model:\n    @staticmethod\n    def use(): return 1\n    def predict(self): return 1\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    model = importlib.import_module("methods").Model
+    with WarmExecutor(MockExecutor(workers=1, pythonpath=[tmp_path])) as executor:
+        assert executor.submit(model.use).result(60) == 1
+        module.write_text(module.read_text() + "\n")
+        futures = [executor.submit(function) for function in (model.use, model().predict)]
+        assert [future.result(60) for future in futures] == [1, 1]
+        assert [future.warmth.stale for future in futures] == [("methods",)] * 2
+
+
+def test_a_record_that_cannot_be_read_costs_no_result(executor: WarmExecutor, caplog: pytest.LogCaptureFixture) -> None:
+    future = executor.submit(tasks.same, {"gc_warm_record": 1, "result": 2})
+    assert future.result(60) == {"gc_warm_record": 1, "result": 2}
+    function = executor.client.register_function(tasks.same)
+    odd = {"gc_warm_record": {"worker": {"rank": None}, "loads": [], "modules": 7}, "result": 3}
+    assert executor.submit_to_registered_function(function, (odd,)).result(60) == odd, "submitted by id: as it is"
+    executor._executor.submit_to_registered_function(function, (odd,)).result(60)
+    reloaded = [future for future in executor.reload_tasks() if future.result(60) == 3]
+    assert {str(future.warmth) for future in reloaded} == {"unknown (came with a record of another version)"}
+    assert "a record cannot be read" in caplog.text
+
+
+def test_keys_whose_texts_are_cut_are_told_apart(executor: WarmExecutor) -> None:
+    def use(last: int) -> int:
+        from history import points
+
+        return len(points((1, 2, 3, 4, 5, 6, 7, 8, 9, last)))
+
+    executor.serializer = ComputeSerializer(strategy_code=PureSourceDill())
+    executor.submit(use, 1).result(60)
+    executor.submit(use, 1).result(60)
+    futures = [executor.submit(use, number) for number in range(10, 16)]
+    concurrent.futures.wait(futures)
+    executor.serializer = ComputeSerializer()
+    assert {str(future.warmth) for future in futures} == {"cold (first on this worker)"}
+
+
 def test_stale_error_ends_the_future(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     module = tmp_path / "edited.py"
     module.write_text("def use():\n    return 1\n")
@@ -200,6 +264,8 @@ def test_stale_error_ends_the_future(tmp_path: Path, monkeypatch: pytest.MonkeyP
         module.write_text(module.read_text().replace("1", "2"))
         with pytest.raises(StaleModuleError, match=r"another version of edited .*restart the endpoint"):
             executor.submit(use).result(60)
+        with pytest.raises(StaleModuleError, match="another version of edited"):
+            executor.warm_up(use, workers=1)
     with pytest.raises(ValueError, match="neither"):
         WarmExecutor(executor._executor, stale="ignore")  # type: ignore[arg-type]
 
@@ -249,7 +315,7 @@ def test_tasks_of_an_earlier_executor_have_their_records(client: MockClient) -> 
         assert abs(future.result(60) + 44.3268) < 1e-3
         assert future.warmth.worker is not None
         assert executor.task_group_id == group
-        wait_until(lambda: executor.report().calls == 2, "it is in the report")
+        assert executor.report().calls == 1, "it is the same call"
 
 
 def test_importing_gc_warm_on_a_worker_brings_nothing_of_the_client() -> None:

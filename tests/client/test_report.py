@@ -26,7 +26,7 @@ def load(seconds: float, at: float, why: str = "first on this worker") -> Load:
 def call(worker: Worker, at: float, seconds: float, *loads: Load, stale: tuple[str, ...] = ()) -> Call:
     why = loads[0].why if loads else None
     warmth = Warmth("cold" if loads else "warm", why, loads, 0 if loads else 1, 0, worker, at, seconds, stale)
-    return Call("predict", "b6f0", at - 0.1, at + seconds + 0.1, warmth)
+    return Call("predict", f"{worker.pid} {at}", at - 0.1, at + seconds + 0.1, warmth)
 
 
 CALLS = [
@@ -59,6 +59,11 @@ def test_figures() -> None:
         report.calls = 0  # type: ignore[misc]
 
 
+def test_a_call_that_was_reloaded_counts_once() -> None:
+    again = dataclasses.replace(CALLS[0], function="reloaded")
+    assert Report.of([*CALLS, again]) == Report.of(CALLS)
+
+
 def test_a_load_within_a_load_is_not_lost_twice() -> None:
     outer, inner = load(2.0, 1002.0), load(1.5, 1001.9)
     assert call(W0, 1000.0, 3.0, inner, outer).warmth.load_seconds == 2.0
@@ -81,6 +86,7 @@ def test_what_looks_like_markup_is_shown_as_it_is() -> None:
 
 def test_many_calls_are_drawn_at_once(tmp_path: Path) -> None:
     script = "from tests.client.test_report import CALLS; from gc_warm.client.report import Report\n"
+    script = "import dataclasses; " + script + "CALLS = [dataclasses.replace(call, task_id=None) for call in CALLS]\n"
     script += f"Report.of(CALLS * 2_000).picture({str(tmp_path / 'many.png')!r})"
     subprocess.run([sys.executable, "-c", script], check=True, timeout=30)
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+import time
 from collections.abc import Iterator
 from concurrent.futures import Future, wait
 from pathlib import Path
@@ -14,6 +16,7 @@ import tasks
 
 from gc_warm import MockExecutor, WarmExecutor
 from gc_warm.client.warm_up import WarmUp
+from gc_warm.worker.calls import visit
 from tests.support import MODULES
 from tests.testing.backends import engine_config, workers
 
@@ -42,9 +45,9 @@ def pids(reached: WarmUp) -> set[int]:
 
 def test_all_workers_are_reached_every_time_with_the_tasks_of_others_in_the_way(many: tuple[WarmExecutor, int]) -> None:
     executor, number = many
-    for time in range(TIMES):
-        foreign: list[Future[object]] = [executor.submit(tasks.work, 0.01 * (time % 5)) for _ in range(2 * number)]
-        reached = executor.warm_up(history.use, f"key {time}", NOWHERE, workers=number)
+    for turn in range(TIMES):
+        foreign: list[Future[object]] = [executor.submit(tasks.work, 0.01 * (turn % 5)) for _ in range(2 * number)]
+        reached = executor.warm_up(history.use, f"key {turn}", NOWHERE, workers=number)
         assert reached.complete, str(reached)
         assert len(pids(reached)) == number
         assert {visit.warmth.state for visit in reached.reached} == {"cold"}, "it ran once on each worker"
@@ -90,6 +93,19 @@ def test_a_function_that_fails_is_told_for_each_worker_and_tried_once_on_each(tw
     assert [visit.error for visit in reached.failed] == ["RuntimeError: not yet"] * 2
     assert not reached.complete
     assert "\n  failed on " in str(reached)
+
+
+def test_a_function_that_kills_its_workers_does_so_a_few_times_and_it_is_said() -> None:
+    with WarmExecutor(MockExecutor(workers=2)) as executor:
+        reached = executor.warm_up(os.abort, workers=2)
+    assert (reached.complete, reached.rounds, reached.lost) == (False, 3, 6)
+    assert "\n  6 tasks were lost with their workers" in str(reached)
+
+
+def test_a_visit_that_nobody_waits_for_any_more_keeps_no_worker_busy() -> None:
+    begun = time.monotonic()
+    assert visit("late", 60.0, time.time() - 1.0, lambda: len, [""])["error"] is None
+    assert time.monotonic() - begun < 30.0
 
 
 def test_it_is_frozen_and_no_workers_are_refused(two: WarmExecutor) -> None:
