@@ -42,6 +42,18 @@ def terminate():
 
 def wait_for(child):
     say("child ended", os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+
+def end_a_fork_that(works):
+    ready, tell = os.pipe()
+    child = os.fork()
+    if child:
+        os.read(ready, 1)
+        os.kill(child, signal.SIGTERM)
+        wait_for(child)
+    else:
+        os.write(tell, b"ready")
+        works()
+        os._exit(0)
 """
 
 Script = Callable[[str], "tuple[int, list[str], str]"]
@@ -468,17 +480,8 @@ def test_process_forked_by_a_teardown_can_be_ended(script: Script) -> None:
         @warm
         def state(name):
             yield name
-            ready, tell = os.pipe()
-            child = os.fork()
-            if child:
-                os.read(ready, 1)
-                os.kill(child, signal.SIGTERM)
-                wait_for(child)
-            else:
-                signal.alarm(3)  # ends it if SIGTERM does not
-                os.write(tell, b"ready")
-                while True:
-                    signal.pause()
+            signal.signal(signal.SIGALRM, lambda *_: os._exit(1))  # ends it if SIGTERM does not
+            end_a_fork_that(lambda: (signal.alarm(3), signal.pause()))
 
         state("a")
     """)
@@ -490,16 +493,7 @@ def test_forked_child_that_holds_nothing_is_ended_by_sigterm_also_where_python_c
     status, said, _ = script("""
         import hashlib
         state("a")
-        ready, tell = os.pipe()
-        child = os.fork()
-        if child:
-            os.read(ready, 1)
-            os.kill(child, signal.SIGTERM)
-            wait_for(child)
-        else:
-            os.write(tell, b"ready")
-            hashlib.pbkdf2_hmac("sha256", b"x", b"y", 20_000_000)
-            os._exit(0)
+        end_a_fork_that(lambda: hashlib.pbkdf2_hmac("sha256", b"x", b"y", 20_000_000))
     """)
     assert (status, said) == (0, ["open a", "child ended -15", "close a"])
 
