@@ -17,6 +17,9 @@ What is done about it, in the workers alone, where the manager cannot be changed
 - The manager writes to the result pipe, too, under the stock lock: a result that may not fit at once, so that its parts could be
   interleaved with the manager's, takes that lock as well. One that is not to be had was left by a worker that was killed; whoever
   replaces it makes it free again.
+
+In Parsl's MPI mode a task with two results (its worker died between its announcement and its reading, or after its result) has its nodes
+freed twice; the latter is so without us, too.
 """
 
 from __future__ import annotations
@@ -83,6 +86,8 @@ class TaskQueue:
         self._descriptor = self._reader.fileno()
         self.pipe = stock._writer.fileno()  # type: ignore[attr-defined]
         self._capacity = _widen(self.pipe)
+        if self._capacity < _PAGES:
+            raise OSError(f"the task queue's pipe holds {self._capacity} bytes, since this user's pipes have all that they may")
         self._peek = _Peek(self._descriptor)
         self._manager = os.getppid()
         with contextlib.suppress(BlockingIOError):  # another has it; what matters is that there is such a lock

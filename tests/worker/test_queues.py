@@ -177,6 +177,13 @@ def test_the_managers_lock_that_a_dead_worker_held_is_free_again_when_the_next_b
     assert stock.get(timeout=20) == "lost"
 
 
+def test_a_pipe_that_is_too_small_is_refused(stock: Queue[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """As some kernels give to users who have many."""
+    monkeypatch.setattr(queues, "_CAPACITY", 4096)
+    with pytest.raises(OSError, match="holds 4096 bytes"):
+        TaskQueue(stock, lambda _: None)
+
+
 def test_an_empty_queue_says_so_after_its_timeout(stock: Queue[Any]) -> None:
     tasks_ = TaskQueue(stock, lambda _: None)
     begun = time.monotonic()
