@@ -120,7 +120,11 @@ class Report:
             ValueError: A line is something else than a record. Lines that are cut off, as of a client that was killed, are passed over.
         """
         calls, broken = [], 0
-        for number, line in enumerate(Path(path).read_text(encoding="utf-8-sig").split("\n"), 1):
+        try:
+            text = Path(path).read_text(encoding="utf-8-sig")
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{path} has no record of a call: {error}") from None
+        for number, line in enumerate(text.split("\n"), 1):
             try:
                 if line.strip():
                     calls.append(Call.of(json.loads(line)))

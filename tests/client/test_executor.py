@@ -239,6 +239,12 @@ def test_a_record_that_cannot_be_read_costs_no_result(executor: WarmExecutor, ca
     assert "a record cannot be read" in caplog.text
 
 
+@pytest.mark.parametrize("name", ["class", "<lambda>", "two words"])
+def test_a_function_may_have_any_name(executor: WarmExecutor, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tasks.same, "__name__", name)
+    assert executor.submit(tasks.same, 1).result(60) == 1
+
+
 def test_keys_whose_texts_are_cut_are_told_apart(executor: WarmExecutor) -> None:
     def use(last: int) -> int:
         from history import points

@@ -127,10 +127,11 @@ def test_the_command_shows_tables_json_and_errors(file: Path, tmp_path: Path) ->
     assert "my_model.model ('a',)" in shown.output
     told = json.loads(CliRunner().invoke(main, [str(file), "--json"]).output)
     assert (told["calls"], told["hit_rate"], "records" in told) == (6, 0.4, False)
-    (tmp_path / "odd").write_text("no record\n")
-    failed = CliRunner().invoke(main, [str(tmp_path / "odd")])
-    assert failed.exit_code == 1
-    assert "odd has no record of a call" in failed.output
+    for odd in (b"no record\n", b"\xff\x00"):
+        (tmp_path / "odd").write_bytes(odd)
+        failed = CliRunner().invoke(main, [str(tmp_path / "odd")])
+        assert failed.exit_code == 1
+        assert "odd has no record of a call" in failed.output
 
 
 def test_the_picture_has_a_lane_for_each_worker(file: Path, tmp_path: Path) -> None:
