@@ -214,7 +214,6 @@ class WarmExecutor(concurrent.futures.Executor):
         if workers < 1:
             raise ValueError(f"workers={workers}: there has to be at least one to warm up")
         function_id = self._id_of(_VISITOR, function)
-
         until = time.time() + timeout
 
         def send(token: str, seconds: float) -> ComputeFuture:

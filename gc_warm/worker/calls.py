@@ -96,8 +96,8 @@ def _named(module: str, name: str) -> object:
 
 def _why(load: ledger.Event) -> str:
     """Why it had to be loaded: what happened last to that loader's state of that key."""
-    same = (load.name, load.key, load.mark)
-    before = [event.kind for event in ledger.events() if event.number < load.number and (event.name, event.key, event.mark) == same]
+    same = (load.name, load.key, load.key_hash)
+    before = [event.kind for event in ledger.events() if event.number < load.number and (event.name, event.key, event.key_hash) == same]
     return _WHY[before[-1]] if before else FIRST
 
 

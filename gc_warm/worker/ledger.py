@@ -45,7 +45,7 @@ class Event:
         at: When it was over, in seconds since the epoch.
         seconds: How long the load took; 0.0 for events that are not loads.
         error: For ``failed``: what the loader raised, as text.
-        mark: Tells the key from others whose short text is the same; of use in this process only.
+        key_hash: Tells the key from others whose short text is the same; of use in this process only.
     """
 
     number: int
@@ -55,7 +55,7 @@ class Event:
     at: float
     seconds: float = 0.0
     error: str | None = None
-    mark: int = field(default=0, compare=False, repr=False)
+    key_hash: int = field(default=0, compare=False, repr=False)
 
 
 @dataclass(frozen=True)
@@ -101,12 +101,12 @@ def describe(value: object) -> str:
 def record(kind: Kind, name: str, key: object, *, seconds: float = 0.0, error: BaseException | None = None) -> int:
     """Add an event to the history; returns its number."""
     reason = None if error is None else f"{type(error).__name__}: {_text(str, error)}"
-    event = Event(next(_numbers), kind, name, describe(key), time.time(), seconds, reason, _mark(key))
+    event = Event(next(_numbers), kind, name, describe(key), time.time(), seconds, reason, _hash(key))
     _events.append(event)
     return event.number
 
 
-def _mark(key: object) -> int:
+def _hash(key: object) -> int:
     try:
         return hash(key)
     except Exception:  # a hash of the user's; it has its text
