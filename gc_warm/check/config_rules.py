@@ -174,12 +174,16 @@ def examine(
 
 def _refusal(said: str, root: yaml.Node | None) -> tuple[int, str] | None:
     """What the loader says, and the line that it is about: that of the setting it names; None if there is just no engine."""
-    found = re.fullmatch(r":(\d+): (.*)", said, re.DOTALL)
+    found = re.fullmatch(r":(\d+): ((?:[\w.]+: )?(.*))", said, re.DOTALL)
     if found is None:
         return None
-    keys = [key for section in _sections(root) for key, _ in section.value]
-    named = [(len(key.value), key) for key in keys if re.search(rf"\b{re.escape(str(key.value))}\b", found[2])]
-    return max(named, key=lambda pair: pair[0])[1].start_mark.line + 1 if named else int(found[1]), found[2]
+    line, text, reason = found.groups()
+
+    keys = [key for section in _sections(root) for key, _ in section.value if key.value != "type"]
+    named = [key for key in keys if re.search(rf"\b{re.escape(str(key.value))}\b", reason)]
+    if named:
+        line = max(named, key=lambda key: len(key.value)).start_mark.line + 1
+    return int(line), text
 
 
 def _sections(root: yaml.Node | None) -> Iterator[yaml.MappingNode]:

@@ -15,7 +15,7 @@ import re
 import shlex
 import traceback
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ import jinja2.sandbox
 import psutil
 import yaml
 from click import ClickException
-from globus_compute_endpoint.endpoint.config import CoreEndpointConfig, UserEndpointConfig
+from globus_compute_endpoint.endpoint.config import UserEndpointConfig
 from globus_compute_endpoint.endpoint.config.utils import (
     get_config,
     load_config_yaml,
@@ -36,6 +36,15 @@ from globus_compute_endpoint.endpoint.endpoint import Endpoint
 from globus_compute_endpoint.endpoint.identity_mapper import MappedPosixIdentity
 
 from gc_warm.check.options import ConfigError, Options, misfits, schema_of
+
+try:
+    from globus_compute_endpoint.endpoint.config import CoreEndpointConfig
+
+    CORE_CONFIG = "--core-config"
+except ImportError:  # what it was called in the first endpoints that gc_warm takes
+    from globus_compute_endpoint.endpoint.config import ManagerEndpointConfig as CoreEndpointConfig
+
+    CORE_CONFIG = "--manager-config"
 
 LOOPBACK = "127.0.0.1"
 _ASK_FOR_WALLTIME = ("SlurmProvider", "PBSProProvider", "TorqueProvider", "LSFProvider", "GridEngineProvider")  # others only take it
@@ -207,8 +216,12 @@ def _user() -> pwd.struct_passwd:
 
 def deploy_command(folder: Path) -> str:
     """The command that makes an endpoint of a config, for a user of a login node."""
-    files = {"core": folder / "config.yaml", "template": template_path(folder), "schema": schema_path(folder)}
-    given = [f"--{kind}-config {shlex.quote(str(path))}" for kind, path in files.items() if path.exists()]
+    files = {
+        CORE_CONFIG: folder / "config.yaml",
+        "--template-config": template_path(folder),
+        "--schema-config": schema_path(folder),
+    }
+    given = [f"{option} {shlex.quote(str(path))}" for option, path in files.items() if path.exists()]
     return " ".join(["globus-compute-endpoint configure my-endpoint --multi-user false", *given])
 
 
@@ -261,7 +274,9 @@ def load_to_start(text: str, source: str | os.PathLike[str], written: str | None
     try:
         config = load_config_yaml(text)
     except ClickException as error:
-        raise ConfigError(f"{source}:{_line_of(error, written or text, source)}: {error.message}") from error
+        raise ConfigError(f"{source}:{_line_of(error, written or text, source)}: {_complaint(error)}") from error
+    except RecursionError as error:  # which older loaders let through
+        raise ConfigError(f"{source}:1: it holds an alias of what the alias is in, so that it has no end") from error
     if not isinstance(config, UserEndpointConfig):
         raise ConfigError(f"{source} has no 'engine:' section, so it is not the configuration of a user endpoint")
     return config
@@ -467,7 +482,7 @@ def _parent_config(folder: Path) -> CoreEndpointConfig:
     try:
         parent = get_config(folder)
     except ClickException as error:
-        raise ConfigError(f"{folder / 'config.yaml'}: {error.message}") from error
+        raise ConfigError(f"{folder / 'config.yaml'}: {_complaint(error)}") from error
     except UnicodeDecodeError as error:
         raise ConfigError(f"{folder / 'config.yaml'} is not UTF-8 text: {error}") from None
     if isinstance(parent, CoreEndpointConfig):
@@ -512,14 +527,44 @@ def _refusal(error: Exception) -> str:
     return said[1] if said else str(error) or type(error).__name__
 
 
+def _complaint(error: ClickException) -> str:
+    """Return what the loader says; of pydantic's words, the setting and the reason."""
+    places = _places(error)
+    return "\n".join(f"{'.'.join(place)}: {reason}" for place, reason in places) if places else error.message
+
+
+def _places(error: ClickException) -> list[tuple[list[str], str]]:
+    """Return the path of names to each setting that pydantic refuses, and the reason; nothing where somebody else refuses."""
+    if not isinstance(error.__cause__, ValueError) or not hasattr(error.__cause__, "errors"):
+        return []
+    return [([str(name) for name in each["loc"]], each["msg"]) for each in error.__cause__.errors()]
+
+
 def _line_of(error: ClickException, text: str, source: str | os.PathLike[str]) -> int:
-    """Where in the source the loader's complaint belongs: at the setting whose name it uses, the innermost if there are several."""
+    """Return the line of the source that the loader's complaint is about.
+
+    That is the line of the setting whose name the complaint uses, the innermost if there are several, or to which its path leads.
+    """
     mark = getattr(error.__cause__, "problem_mark", None)
     lines = Path(source).read_text(encoding="utf-8").splitlines() if os.path.isfile(source) else text.splitlines()
     if mark is not None:
         rendered = text.splitlines()
         wanted = rendered[min(mark.line, len(rendered) - 1)].strip()
         return next((number for number, line in enumerate(lines, 1) if line.strip() == wanted), mark.line + 1)
-    named = set(re.findall(r"\w+", error.message))
+
+    places = _places(error)
+    words = " ".join(reason for _, reason in places) if places else error.message
+    named = set(re.findall(r"\w+", words)) - {"type"}  # a word of many complaints, and of many sections
     keys = [(key, number) for number, line in enumerate(lines, 1) if (key := re.match(r"(\s*)(?:- )?(\w+):", line)) and key[2] in named]
-    return max(keys, key=lambda found: (len(found[0][2]), len(found[0][1]), -found[1]))[1] if keys else 1
+    if keys:
+        return max(keys, key=lambda found: (len(found[0][2]), len(found[0][1]), -found[1]))[1]
+    return _line_at(places[0][0], lines) if places else 1
+
+
+def _line_at(path: Sequence[str], lines: Sequence[str]) -> int:
+    """Return the line of a setting, by the names of the sections that it is in and its own."""
+    at = 0
+    for name in path:
+        if name != "type":  # which says of the section around it what that is
+            at = next((number for number in range(at, len(lines)) if re.match(rf"\s*(- )?{re.escape(name)}:", lines[number])), at)
+    return at + 1

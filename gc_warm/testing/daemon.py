@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import json
 import logging
 import os
@@ -201,8 +202,9 @@ def _install(source: Path, folder: Path, environment: dict[str, str]) -> None:
     for elsewhere in ("amqp_port", "user_config_template_path", "user_config_schema_path"):  # the way to the real service; what was copied
         config.pop(elsewhere, None)
     own = _mapping(source / "user_environment.yaml")
-    if is_privileged():  # such a daemon insists on an address, and starts user endpoints with an empty environment
-        config.setdefault("email", "root@localhost")
+    if is_privileged():  # such a daemon starts user endpoints with an empty environment, and insists on an address, if it knows of one
+        if "email" in inspect.signature(configs.CoreEndpointConfig).parameters:
+            config.setdefault("email", "root@localhost")
         own = {**os.environ, **own}
     secrets_away = {"GLOBUS_COMPUTE_CLIENT_ID": "", "GLOBUS_COMPUTE_CLIENT_SECRET": ""}  # a user endpoint needs none
     (folder / "config.yaml").write_text(yaml.safe_dump(config))

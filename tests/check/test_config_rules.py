@@ -16,6 +16,9 @@ from gc_warm.check import config_rules, configs, functions, targets
 from gc_warm.check.config_rules import Numbers
 from gc_warm.check.rules import REPRODUCED, Problem
 
+OLDER_LOADER = not hasattr(endpoint_config, "CoreEndpointConfig")
+"""Whether this endpoint's loader is one that also looks at types, as pydantic does."""
+
 
 def engine(
     *settings: str, provider: str = "LocalProvider", job: tuple[str, ...] = (), top: tuple[str, ...] = (), workers: str = "2"
@@ -337,7 +340,10 @@ CASES: list[tuple[str, Case]] = [
 
 
 def problems(text: str, numbers: Numbers | None = None) -> list[Problem]:
-    return config_rules.examine(text, "endpoint.yaml", numbers).problems
+    """What is found; some of what the rules are about is refused by older loaders, too, which is then found beside it."""
+    found = config_rules.examine(text, "endpoint.yaml", numbers).problems
+    beside = [problem for problem in found if problem.rule != "GCW000"]
+    return beside if beside and OLDER_LOADER else found
 
 
 @pytest.mark.parametrize("number", range(len(CASES)), ids=[f"{rule}-{case.at or 'empty'}" for rule, case in CASES])
@@ -348,7 +354,7 @@ def test_each_rule_finds_its_miniature_and_is_content_with_the_repaired_one(numb
     assert case.says in found.text
     lines = case.bad.splitlines() or [""]
     assert lines[found.line - 1].strip().startswith(case.at), "the line is that of the setting, or of the section where it is missing"
-    lines[found.line - 1] += f" # gc-warm: ignore[GCW999, {rule}]"
+    lines[found.line - 1] += f" # gc-warm: ignore[{'GCW000' if OLDER_LOADER else 'GCW999'}, {rule}]"
     assert problems("\n".join(lines), case.numbers) == [], "a comment silences it there"
     assert problems(case.good, case.numbers) == []
 

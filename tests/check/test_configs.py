@@ -778,7 +778,7 @@ def test_broken_schema_is_named(schema: object, what: str, tmp_path: Path) -> No
         ("a: 1\nb: {{ 2\nc: 3\n", ":3: expected token 'end of print statement', got 'c'"),
         ("a: 1\n{% if x %}\n", ":2: Unexpected end of template. Jinja was looking for the following tags: 'elif' or 'else' or 'endif'."),
         ("a: 1\n\nb: {{ walltime }}\n", ":3: 'walltime' is undefined"),
-        ("{#- one\ntwo -#}\na: {{ _GC.nobody.name }}\n", ":3: 'dict object' has no attribute 'nobody'"),
+        ("{#- one\ntwo -#}\na: {{ {}.nobody.name }}\n", ":3: 'dict object' has no attribute 'nobody'"),
     ],
 )
 def test_broken_template_is_named_with_its_line(template: str, what: str, tmp_path: Path) -> None:
@@ -795,23 +795,24 @@ PROVIDER = f"{ENGINE}  provider:\n    type: SlurmProvider\n"
     [
         ("a: b: c\n" + ENGINE, 1, "Invalid config syntax: mapping values are not allowed here"),
         (ENGINE + "  label: [a\n  address: b\n", 4, "Invalid config syntax: while parsing a flow sequence"),
-        (PROVIDER + "    nodes: 3\n", 5, "SlurmProvider.__init__() got an unexpected keyword argument 'nodes'"),
-        (ENGINE + "  max_worker: 3\n", 3, "HighThroughputExecutor.__init__() got an unexpected keyword argument 'max_worker'"),
-        (PROVIDER + "    walltime: 1:00:00\n", 5, 'argument "walltime" (int) is not an instance of str'),
-        (PROVIDER + "    mem_per_node: lots\n", 5, 'argument "mem_per_node" (str) did not match'),
-        (PROVIDER.replace("Slurm", "Slurmy"), 3, "'SlurmyProvider' is not a valid provider."),
-        (PROVIDER + "    launcher:\n      type: Srun\n", 5, "'Srun' is not a valid launcher."),
-        (ENGINE.replace("Compute", "Warm"), 1, "'GlobusWarmEngine' is not a valid engine."),
-        ("heartbeat: 3\n" + ENGINE, 1, "1 validation error for BaseConfig.__init__\nheartbeat\n"),
+        (PROVIDER + "    nodes: 3\n", 5, r"SlurmProvider.__init__\(\) got an unexpected keyword argument 'nodes'"),
+        (ENGINE + "  max_worker: 3\n", 3, r"HighThroughputExecutor.__init__\(\) got an unexpected keyword argument 'max_worker'"),
+        (PROVIDER + "    walltime: 1:00:00\n", 5, r'argument "walltime" \(int\) is not an instance of str'),
+        (PROVIDER + "    mem_per_node: lots\n", 5, r'argument "mem_per_node" \(str\) did not match'),
+        (PROVIDER.replace("Slurm", "Slurmy"), 3, r"'?SlurmyProvider'? (is not a valid provider|could not be found)"),
+        (PROVIDER + "    launcher:\n      type: Srun\n", 5, r"'?Srun'? (is not a valid launcher|could not be found)"),
+        (ENGINE.replace("Compute", "Warm"), 1, r"'?GlobusWarmEngine'? (is not a valid engine|could not be found)"),
+        ("heartbeat: 3\n" + ENGINE, 1, "heartbeat: (Unexpected keyword argument|extra fields not permitted)"),
     ],
 )
 def test_what_the_loader_refuses_is_named_with_its_line_in_the_template(text: str, line: int, what: str, tmp_path: Path) -> None:
+    """The older of the endpoint's loaders also tell the section."""
     folder = make_folder(tmp_path, "{#- A comment\n    of two lines. -#}\n" + text)
     sources: list[tuple[str | Path, int]] = [(folder / TEMPLATE, 2), ("no file", 0)]
     for source, shift in sources:
         with pytest.raises(ConfigError) as caught:
             configs.load(configs.render(folder, {}), source)
-        assert str(caught.value).startswith(f"{source}:{line + shift}: {what}")
+        assert re.match(rf"{re.escape(str(source))}:{line + shift}: (engine[.\w]*: )?{what}", str(caught.value))
 
 
 @pytest.mark.parametrize("text", ["", "a: 1\n", "engine:\n"])
@@ -827,7 +828,7 @@ def test_engine_section_belongs_in_the_template(tmp_path: Path) -> None:
 
 def test_setting_that_the_endpoint_itself_does_not_know_is_named(tmp_path: Path) -> None:
     said = failing(make_folder(tmp_path, core="display: a\n"))
-    assert said.startswith(f"{tmp_path}/config.yaml: 1 validation error for BaseConfig.__init__\ndisplay\n")
+    assert said.startswith(f"{tmp_path}/config.yaml: display: ")
 
 
 def test_yaml_that_ends_too_soon_is_named(tmp_path: Path) -> None:
@@ -842,7 +843,7 @@ def test_value_that_yaml_cannot_make_is_named(value: str) -> None:
 
 
 def test_line_is_that_of_the_engines_setting_where_the_endpoint_has_one_of_the_same_name() -> None:
-    with pytest.raises(ConfigError, match=r"^x:4: argument \"heartbeat_period\" \(str\)"):
+    with pytest.raises(ConfigError, match=r"^x:4: (engine: )?argument \"heartbeat_period\" \(str\)"):
         configs.load("heartbeat_period: 30\n" + ENGINE + "  heartbeat_period: often\n  address: 127.0.0.1\n", "x")
 
 
@@ -933,7 +934,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (home / "options.json").write_text(json.dumps(SOME))
     calls = []
     for name, folder in FOLDERS.items():
-        files = ["--template-config", folder / TEMPLATE, "--schema-config", folder / SCHEMA, "--core-config", folder / "config.yaml"]
+        files = ["--template-config", folder / TEMPLATE, "--schema-config", folder / SCHEMA, configs.CORE_CONFIG, folder / "config.yaml"]
         calls.append([home / "said", "configure", "--multi-user", "false", name, *files])
         calls.append([home / f"{name}.yaml", "render-user-config", "-e", name, "-o", home / "options.json"])
     command = [*prefix, sys.executable, str(home / "cli.py")]
