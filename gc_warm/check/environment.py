@@ -103,7 +103,7 @@ def _worker_environment(provider: Any, modules: Sequence[str]) -> Iterator[Findi
 
 def _preloaded(provider: Any) -> list[str]:
     """The modules that workers import before their first task, see `gc_warm.worker.boot`."""
-    named = re.findall(r"gc_warm\.worker\.boot\b([^)\n]*)", provider.worker_init)
+    named = re.findall(r"gc_warm\.worker\.boot\b([^)|;&\n]*)", provider.worker_init)
     return [word.partition(":")[0] for words in named for word in words.split() if not word.startswith("-")]
 
 

@@ -1,6 +1,11 @@
 """What happens in a worker before its first task: an opt-in hook, switched on by one line of a config's ``worker_init``.
 
-    eval "$(globus-compute-endpoint python-exec gc_warm.worker.boot my_model:default my_tables)"
+    eval "$(globus-compute-endpoint python-exec gc_warm.worker.boot my_model:default my_tables || echo 'echo no preload >&2')"
+
+Config and worker may be of different versions, so the line never ends in silence: what follows ``||`` says so where gc_warm is missing, or
+too old to have a hook. What this version does not know in the line it names on stderr, which is in the output of the block, and does
+the rest. An option that takes a value is written ``--name=value``, so that a version that does not know it does not take the value for
+something to preload.
 
 The line puts a folder with a ``sitecustomize`` of ours on the import path of what starts after it, and names what to preload. Then,
 in every worker of a HighThroughputExecutor, restarted ones included, and in no other process:
@@ -19,7 +24,6 @@ not what is known here, nothing is changed, a line on stderr (it is in the outpu
 
 from __future__ import annotations
 
-import argparse
 import importlib
 import importlib.metadata
 import inspect
@@ -36,6 +40,7 @@ from multiprocessing.queues import Queue
 from pathlib import Path
 from typing import Any
 
+import gc_warm
 from gc_warm.worker import lifecycle, queues
 
 log = logging.getLogger("gc_warm")
@@ -48,22 +53,26 @@ _WORKER = re.compile(r"HTEX-Worker-\d+")
 _SPEC = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*(:[^\W\d]\w*(\.[^\W\d]\w*)*)?")
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Print the shell lines that switch the hook on for what starts after them."""
-    parser = argparse.ArgumentParser(prog="gc_warm.worker.boot", description=main.__doc__)
-    parser.add_argument("preload", nargs="*", type=_spec, metavar="MODULE[:CALLABLE]", help="what every worker loads before its first task")
-    parser.add_argument("--survive-idle-kill", action="store_true", help="the death of an idle worker costs that worker only")
-    given = parser.parse_args(arguments)
-    variables = {PRELOAD: " ".join(given.preload), SURVIVE: "1" if given.survive_idle_kill else ""}
-    for name, value in variables.items():
-        print(f"export {name}={shlex.quote(value)}")
+def main(arguments: Sequence[str]) -> None:
+    """Print the shell lines that switch the hook on for what starts after them, and on stderr what of *arguments* is not known here."""
+    preload, survive = [], ""
+    for word in arguments:
+        if word == "--survive-idle-kill":
+            survive = "1"
+        elif word.startswith("-"):
+            _complain(f"{word} is an option that gc_warm {gc_warm.__version__} does not know; the rest is done")
+        elif _SPEC.fullmatch(word):
+            preload.append(word)
+        else:
+            _complain(f"{word!r} names no module and no callable of one, and is not preloaded: write my_model or my_model:load")
+
+    print(f"export {PRELOAD}={shlex.quote(' '.join(preload))}")
+    print(f"export {SURVIVE}={survive}")
     print(f'export PYTHONPATH={shlex.quote(_STARTUP)}"${{PYTHONPATH:+:$PYTHONPATH}}"')
 
 
-def _spec(text: str) -> str:
-    if not _SPEC.fullmatch(text):
-        raise argparse.ArgumentTypeError(f"{text!r} names no module and no callable of one: write my_model or my_model:load")
-    return text
+def _complain(what: str) -> None:
+    print(f"gc_warm.worker.boot: {what}", file=sys.stderr)
 
 
 def install() -> None:

@@ -256,7 +256,8 @@ def shell_text(name: str, options: Values) -> str:
         lines.append(f"export GC_TASK_TIMEOUT={options['task_timeout']}")
     words = ["--survive-idle-kill"] * options.get("survive_idle_kill", False) + options.get("preload", [])
     if words:
-        lines.append(f'eval "$(globus-compute-endpoint python-exec gc_warm.worker.boot {" ".join(words)})"')
+        otherwise = "echo 'echo gc_warm cannot be started here: workers start cold >&2'"
+        lines.append(f'eval "$(globus-compute-endpoint python-exec gc_warm.worker.boot {" ".join(words)} || {otherwise})"')
     return "\n".join(lines) + "\n"
 
 

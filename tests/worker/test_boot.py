@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import shlex
 import signal
@@ -16,8 +17,11 @@ from pathlib import Path
 import preloaded
 import pytest
 import tasks
+import yaml
 
+import gc_warm
 from gc_warm import MockExecutor
+from gc_warm.check import configs
 from gc_warm.worker import boot
 from tests.support import MODULES, remote_text, wait_until
 from tests.testing.backends import engine_config
@@ -51,10 +55,51 @@ def test_the_line_sets_the_variables_and_puts_the_folder_first() -> None:
 
 
 @pytest.mark.parametrize("spec", ["my model", "$(id)", "my_model:", ":load", "my_model:load()", "../my_model", "my_model:load:more"])
-def test_what_names_no_module_is_refused_before_any_line_is_printed(spec: str) -> None:
-    lines = shell_lines(spec)
-    assert (lines.returncode, lines.stdout) == (2, "")
-    assert "names no module and no callable of one" in lines.stderr
+def test_names_what_is_no_module_and_does_the_rest(spec: str) -> None:
+    lines = shell_lines(spec, "my_tables")
+    assert (lines.returncode, lines.stdout) == (0, shell_lines("my_tables").stdout)
+    assert f"{spec!r} names no module and no callable of one, and is not preloaded" in lines.stderr
+
+
+def test_names_an_option_of_a_later_version_and_does_the_rest() -> None:
+    lines = shell_lines("--route=warm", "my_tables", "--survive-idle-kill")
+    assert (lines.returncode, lines.stdout) == (0, shell_lines("my_tables", "--survive-idle-kill").stdout)
+    assert f"--route=warm is an option that gc_warm {gc_warm.__version__} does not know" in lines.stderr
+
+
+@pytest.mark.parametrize(
+    "there",
+    [
+        {},
+        {"__init__.py": "raise ModuleNotFoundError('gc_warm', name='gc_warm')"},
+        {"__init__.py": "", "worker/__init__.py": "", "worker/boot.py": "import argparse; argparse.ArgumentParser().parse_args()"},
+    ],
+    ids=["no endpoint", "no gc_warm", "older gc_warm"],
+)
+def test_line_of_a_config_says_what_it_could_not_start(there: dict[str, str], tmp_path: Path) -> None:
+    for name, text in there.items():
+        (tmp_path / "gc_warm" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "gc_warm" / name).write_text(text)
+    rendered = configs.render(configs.folders()["local"], {"preload": ["my_tables"], "survive_idle_kill": True})
+    line = yaml.safe_load(rendered)["engine"]["provider"]["worker_init"]
+    path = f"{os.path.dirname(sys.executable)}:{os.environ['PATH']}" if there else "/usr/bin:/bin"
+
+    done = subprocess.run(
+        ["bash", "-c", f"set -e\n{line}\nenv"],
+        cwd=tmp_path,
+        env={"PATH": path, "PYTHONPATH": str(tmp_path), "HOME": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "GC_WARM" not in done.stdout
+    assert done.stderr.endswith("\ngc_warm cannot be started here: workers start cold\n")
+
+
+@pytest.mark.parametrize("name", ["boot", "calls", "program"])
+def test_where_versions_meet_the_module_keeps_its_name(name: str) -> None:
+    """Configs, clients and programs of other versions name these."""
+    importlib.import_module(f"gc_warm.worker.{name}")
 
 
 def test_other_processes_have_nothing_of_it_and_the_sites_own_is_run(tmp_path: Path) -> None:
