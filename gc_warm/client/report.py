@@ -19,6 +19,7 @@ from rich.table import Table
 from rich.text import Text
 
 from gc_warm.client.warmth import Call, Load
+from gc_warm.worker import ledger
 from gc_warm.worker.lifecycle import Worker
 
 log = logging.getLogger("gc_warm")
@@ -193,8 +194,8 @@ class Report:
     def _by_load(self) -> Table | None:
         table = Table("slowest loads", "took", "why", "worker", box=box.ASCII)
         for slow in self.slowest:
-            what = f"{slow.load.name} {slow.load.key}"
-            _add(table, what if len(what) <= 60 else what[:57] + "...", f"{slow.load.seconds:.3g} s", slow.load.why, _name(slow.worker))
+            what = ledger.shortened(f"{slow.load.name} {slow.load.key}", 60)
+            _add(table, what, f"{slow.load.seconds:.3g} s", slow.load.why, _name(slow.worker))
         return table if self.slowest else None
 
 

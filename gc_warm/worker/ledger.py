@@ -30,6 +30,7 @@ _EVENTS_KEPT = 1000  # a worker can live for weeks; its memory should not grow w
 _TEXT_KEPT = 300
 _brief = reprlib.Repr()  # looks at no more of a large tuple or string than it shows
 _brief.maxstring = _brief.maxother = _TEXT_KEPT
+_brief.maxlist = 100  # words of a command line, of which the last ones tell most
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class Event:
         number: Position in this process's history, from 1.
         kind: ``loaded``, ``failed`` (a load that raised), ``evicted`` (made room for another), ``cleared``, or ``replaced`` (its module
             was imported anew).
-        name: The loader, as ``module.function``; where it is a program, the beginning of its command line.
+        name: The loader, as ``module.function``; where it is a program, the two ends of its command line.
         key: The arguments it was called with, as short text; a program's command line.
         at: When it was over, in seconds since the epoch.
         seconds: How long the load took; 0.0 for events that are not loads.
@@ -118,7 +119,13 @@ def _text(convert: Callable[[object], str], value: object) -> str:
         text = convert(value)
     except Exception as error:
         text = f"<{type(value).__name__} whose text cannot be had: {type(error).__name__}>"
-    return text if len(text) <= _TEXT_KEPT else text[:_TEXT_KEPT] + "..."
+    return shortened(text, _TEXT_KEPT)
+
+
+def shortened(text: str, most: int) -> str:
+    """Return the text, or where it has more than *most* characters its two ends, with a word of what is left out between them."""
+    left_out = len(text) - most
+    return text if left_out <= 0 else f"{text[: most // 2]} ... {left_out} characters ... {text[-(most // 2) :]}"
 
 
 def mark() -> int:

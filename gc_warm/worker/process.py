@@ -429,9 +429,9 @@ def _popen(command: list[str], control: int, cwd: str | os.PathLike[str] | None,
 
 
 def _short_name(command: list[str]) -> str:
-    """For messages: the command line as far as one reads it."""
+    """Return what messages call the program: its command line, of which a long one keeps its ends."""
     line = shlex.join([os.path.basename(command[0]) or command[0], *command[1:]])
-    return line if len(line) <= _NAME else f"{line[:_NAME]}..."
+    return ledger.shortened(line, _NAME)
 
 
 def _checked(command: Sequence[str | os.PathLike[str]]) -> list[str]:

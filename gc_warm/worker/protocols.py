@@ -43,7 +43,7 @@ Protocol = Callable[[Pipe, Any], Any]
 _OBJECT = re.compile(r'\{\s*"(?:id|reply|error)"\s*:')
 _REPLY = r"""\s*\{{\s*["']id["']\s*:\s*["']?{number}["']?\s*,\s*["']?(?:reply|error)"""
 _PLACES = 20  # first and last ones in a line where a reply may begin; a line of noise must not take for ever
-_KEPT = 4096  # characters of either end of an error
+_KEPT = 8192  # characters of an error: so long a text as one reads, and as can travel back to the client
 _decoder = json.JSONDecoder()
 _SHOWN = 200  # characters of a wrong reply in a message
 _numbers = itertools.count(1)  # one for all programs of this process: two of them never wait for the same
@@ -90,7 +90,8 @@ def json_lines(pipe: Pipe, request: Any) -> Any:
             pipe.ready()
         if found == number or found == str(number):
             if (error := message.get("error")) is not None:
-                raise pipe.error(ProgramError, f"answered with an error: {_cut(error if isinstance(error, str) else json.dumps(error))}")
+                text = error if isinstance(error, str) else json.dumps(error)
+                raise pipe.error(ProgramError, f"answered with an error: {ledger.shortened(text, _KEPT)}")
             if "reply" in message:
                 return message["reply"]
             if "request" not in message and not pipe.answered:
@@ -121,11 +122,6 @@ def _object_from(line: str, start: int) -> dict[str, Any] | None:
     except (ValueError, RecursionError):
         return None
     return found if isinstance(found, dict) and not line[end:].strip() else None
-
-
-def _cut(text: str) -> str:
-    """So long a text as one reads, and as can travel back to the client."""
-    return text if len(text) <= 2 * _KEPT else f"{text[:_KEPT]}\n... {len(text) - 2 * _KEPT} characters ...\n{text[-_KEPT:]}"
 
 
 def _expressible(value: Any) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import socket
 import subprocess
@@ -106,7 +107,7 @@ def test_what_an_environment_leaves_running_is_ended(how: str, tmp_path: Path) -
 def test_other_python_and_missing_packages_are_named(tmp_path: Path) -> None:
     other = tmp_path / "bin" / "globus-compute-endpoint"
     other.parent.mkdir()
-    other.write_text(f'#!/bin/sh\nshift\nexec {sys.executable} -S -m "$@"\n')
+    other.write_text(f'#!/bin/sh\nshift\nexec {shlex.quote(sys.executable)} -S -m "$@"\n')
     other.chmod(0o755)
     found = findings("local", environment=f"export PATH={other.parent}:$PATH")
     assert found["globus-compute-endpoint"].level == found["dill"].level == "error"
@@ -142,7 +143,7 @@ def test_interface_ports_and_scheduler_of_another_machine(monkeypatch: pytest.Mo
 def test_interchange_whose_endpoint_is_gone_is_named() -> None:
     script = "import setproctitle, sys, time; setproctitle.setproctitle('parsl: HTEX interchange'); print(flush=True); time.sleep(1000)"
     parent = subprocess.Popen(
-        ["bash", "-c", f'{sys.executable} -c "{script}" & echo $!; read'], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        ["bash", "-c", '"$0" -c "$1" & echo $!; read', sys.executable, script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
     with parent:
         assert parent.stdout is not None
