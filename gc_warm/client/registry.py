@@ -80,6 +80,8 @@ class Terms:
             fingerprint = _fingerprint(self.serializer.serialize(function))
         except SerializationError as error:
             raise BookError(f"{function.__name__} cannot be sent with the strategy {strategy}: {error.__cause__ or error}") from error
+        if "Source" in strategy or "Text" in strategy:
+            _refuse_foreign_source(function, strategy)
         description = inspect.getdoc(function)
         return Entry(
             function_id=str(uuid.uuid4()),
@@ -368,6 +370,21 @@ for _limit in [name for name in vars(_SORTED) if name.startswith("max")]:
 
 def _fingerprint(sent: str) -> str:
     return hashlib.sha256(sent.encode(errors="surrogatepass")).hexdigest()[:32]
+
+
+def _refuse_foreign_source(function: FunctionType, strategy: str) -> None:
+    """Refuse a function that came of `exec`: what Python takes for its source is that of something else in its file, or nothing.
+
+    Raises:
+        BookError: Its source does not define it.
+    """
+    name = function.__name__
+    try:
+        source = inspect.getsource(function)
+    except OSError:
+        source = ""
+    if not re.search(rf"\bdef\s+{re.escape(name)}\b", source):
+        raise BookError(f"{name} cannot be sent with the strategy {strategy}: its source cannot be found; write it with def in a file")
 
 
 def _difference(old: Entry | None, new: Entry) -> str:

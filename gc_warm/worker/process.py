@@ -392,6 +392,7 @@ def _start_keeper(
     command: list[str], cwd: str | os.PathLike[str] | None, env: Mapping[str, str]
 ) -> tuple[subprocess.Popen[bytes], socket.socket]:
     """The keeper of a program that it is about to start, and the socket to it."""
+    _expect_descriptors()
     control, theirs = _socket_pair()
     try:
         with theirs:
@@ -411,6 +412,14 @@ def _socket_pair() -> tuple[socket.socket, socket.socket]:
     finally:
         for end in pair:
             end.close()
+
+
+def _expect_descriptors() -> None:
+    """Raise an OSError if there are not as many descriptors as Popen needs: older Pythons leave some open where it runs out of them."""
+    with contextlib.ExitStack() as pairs:
+        for _ in range(4):  # three pipes, and one by which it learns of an error
+            for end in socket.socketpair():
+                pairs.enter_context(end)
 
 
 def _popen(command: list[str], control: int, cwd: str | os.PathLike[str] | None, env: Mapping[str, str]) -> subprocess.Popen[bytes]:

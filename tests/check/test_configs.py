@@ -762,7 +762,7 @@ def test_folder_is_found_by_its_path_or_by_the_name_of_one_of_ours(tmp_path: Pat
 @pytest.mark.parametrize(
     ("schema", "what"),
     [
-        ('{\n  "type": "object",\n}\n', ":3: Expecting property name enclosed in double quotes"),
+        ('{\n  "type": "object",\n  properties\n}\n', ":3: Expecting property name enclosed in double quotes"),
         ("", ":1: Expecting value"),
         ({"properties": {"a": {"type": "strng"}}}, ": properties.a.type: 'strng' is not valid under any of the given schemas"),
         ({"properties": {"a": {"pattern": "("}}}, ": properties.a.pattern: '(' is not a 'regex'"),
