@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shlex
 import subprocess
 import sys
 import time
@@ -23,6 +24,8 @@ from gc_warm.worker.calls import Recording
 
 MODULES = Path(__file__).parent / "modules"
 """Warmable modules of the tests; on a worker's import path only where a test puts this folder there."""
+EXPORT_MODULES = f"export PYTHONPATH={shlex.quote(str(MODULES))}"
+"""The line of a ``worker_init`` that puts it there."""
 FAULTY = [sys.executable, "-I", "-S", str(MODULES.parent / "programs" / "faulty.py")]
 """A program that answers requests with themselves, and commits the fault that a request names."""
 

@@ -27,7 +27,7 @@ from gc_warm.check.options import ConfigError
 from gc_warm.check.rules import REPRODUCED
 from gc_warm.testing.cloud import LocalCloud
 from gc_warm.testing.daemon import EndpointDaemon
-from tests.support import MODULES, ScriptStep, breaks, has_ended, remote_text, wait_until
+from tests.support import EXPORT_MODULES, ScriptStep, breaks, has_ended, remote_text, wait_until
 
 engine = pytest.mark.engine
 START = 120  # seconds
@@ -48,7 +48,7 @@ def config(*settings: str, job: tuple[str, ...] = (), init: str = "", top: tuple
         "    type: LocalProvider",
         *(f"    {line}" for line in job),
         "    worker_init: |",
-        f"      export PYTHONPATH={MODULES}",
+        f"      {EXPORT_MODULES}",
         *(f"      {line}" for line in init.splitlines()),
     ]
     return "\n".join(lines) + "\n"

@@ -20,7 +20,7 @@ from parsl.executors.base import ParslExecutor
 from parsl.providers import LocalProvider
 
 from gc_warm import MockExecutor, functions
-from tests.support import MODULES
+from tests.support import EXPORT_MODULES, MODULES
 
 Submit = Callable[..., Future[Any]]
 
@@ -60,7 +60,7 @@ def test_parsl_on_a_mock_executor(tmp_path: Path) -> None:
 @pytest.mark.engine
 def test_parsl_high_throughput_executor(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", os.path.dirname(sys.executable), prepend=os.pathsep)
-    environment = f"export PYTHONPATH={MODULES} TMPDIR={tmp_path}"  # its manager leaves an empty folder where temporary files are
+    environment = f"{EXPORT_MODULES} TMPDIR={tmp_path}"  # its manager leaves an empty folder where temporary files are
     executor = HighThroughputExecutor(
         address="127.0.0.1",
         max_workers_per_node=1,

@@ -30,7 +30,7 @@ from gc_warm.check.options import ConfigError
 from gc_warm.cli import main
 from tests import slurm_cluster
 from tests.slurm_cluster import SlurmCluster
-from tests.support import MODULES, breaks, programs_end_with, remote_text, wait_until
+from tests.support import EXPORT_MODULES, MODULES, breaks, programs_end_with, remote_text, wait_until
 
 pytestmark = pytest.mark.slurm
 
@@ -94,7 +94,7 @@ engine:
     exclusive: false
     cores_per_node: 1
     worker_init: |
-      export PYTHONPATH={MODULES}
+      {EXPORT_MODULES}
 """
 """A config as people write it, for what rules say of such."""
 

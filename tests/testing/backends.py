@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tests.support import MODULES
+from tests.support import EXPORT_MODULES, MODULES
 
 BACKENDS = ["spawned", pytest.param("engine", marks=pytest.mark.engine)]
 
@@ -23,7 +23,7 @@ def engine_config(number: int, *lines: str) -> str:
         number: How many.
         *lines: What its ``worker_init`` does besides letting them import what the tests send.
     """
-    worker_init = "".join(f"\n      {line}" for line in (f"export PYTHONPATH={MODULES}", *lines))
+    worker_init = "".join(f"\n      {line}" for line in (EXPORT_MODULES, *lines))
     return f"""
 engine:
   type: GlobusComputeEngine

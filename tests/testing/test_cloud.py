@@ -74,7 +74,7 @@ def client(site: Site, monkeypatch: pytest.MonkeyPatch) -> Iterator[Client]:
         watcher.shutdown()
     assert client.app is not None
     client.app.token_storage.close()
-    for left in [found for found in gc.get_objects() if isinstance(found, (requests.Session, HTTPConnection, IOLoop))]:
+    for left in [found for found in gc.get_objects() if issubclass(type(found), (requests.Session, HTTPConnection, IOLoop))]:
         left.close()  # which the SDK never does
 
 

@@ -215,8 +215,8 @@ def test_where_the_hook_cannot_be_had_the_workers_work_without(tmp_path: Path) -
     (hidden / "gc_warm" / "__init__.py").write_text("raise ModuleNotFoundError(\"No module named 'gc_warm'\", name='gc_warm')\n")
     changed.mkdir()
     (changed / "sitecustomize.py").write_text(OTHER_PARSL)
-    there = f"export GC_WARM_PRELOAD=preloaded:table PYTHONPATH={STARTUP}:$PYTHONPATH"
-    nowhere = there.replace(str(STARTUP), str(tmp_path / "nowhere"))
+    there = f'export GC_WARM_PRELOAD=preloaded:table PYTHONPATH={shlex.quote(str(STARTUP))}:"$PYTHONPATH"'
+    nowhere = there.replace(shlex.quote(str(STARTUP)), str(tmp_path / "nowhere"))
     cases = [(LINE.format("preloaded:table"), hidden), (there, hidden), (nowhere, hidden), (LINE.format("preloaded:table"), changed)]
 
     def works(line: str, path: Path) -> None:

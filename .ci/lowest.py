@@ -1,0 +1,9 @@
+"""Print, as constraints for pip, the first versions that the metadata of the gc-warm installed here lets in."""
+
+import re
+from importlib.metadata import requires
+
+for requirement in requires("gc-warm") or ():
+    found = re.match(r"([\w.-]+)\W*(?:[^;]*,)?>=([\d.]+)", requirement.replace(" ", ""))
+    if found and "extra==" not in requirement.replace(" ", ""):
+        print(f"{found[1]}=={found[2]}.*")
