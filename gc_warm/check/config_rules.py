@@ -26,6 +26,7 @@ from parsl.jobs.strategy import Strategy
 from gc_warm.check import configs
 from gc_warm.check.options import ConfigError
 from gc_warm.check.rules import Problem, Rule, Table, is_silenced
+from gc_warm.check.task_facts import Numbers
 
 _ENGINE = ("engine",)
 _PROVIDER = ("engine", "provider")
@@ -33,23 +34,6 @@ _SCALING = ("engine", "job_status_kwargs")
 _ON_ALL_NODES = re.compile(
     r"\b(srun|mpi(exec|run)\w*|aprun|[jlp]s?run|ibrun|brun|flux|blaunch|prterun|orterun|pbsdsh|pdsh|clush|parallel)\b"
 )
-
-
-@dataclass(frozen=True)
-class Numbers:
-    """What you know of your tasks; where a number is missing, the rules that need it say nothing.
-
-    Attributes:
-        load_seconds: Building the state.
-        task_seconds: The longest task, without the load.
-        state_gb: Memory of one copy of the state.
-        queue_seconds: A job's wait in the queue.
-    """
-
-    load_seconds: float | None = None
-    task_seconds: float | None = None
-    state_gb: float | None = None
-    queue_seconds: float | None = None
 
 
 @dataclass(frozen=True)

@@ -14,13 +14,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from types import FunctionType
 
-from globus_compute_sdk.serialize import DEFAULT_STRATEGY_CODE
-
 from gc_warm.check import source
 from gc_warm.check.rules import Problem, Table, is_silenced
 from gc_warm.check.source import Call, Function, Module, SourceError
+from gc_warm.check.task_facts import DEFAULT_STRATEGY
 
-DEFAULT_STRATEGY = type(DEFAULT_STRATEGY_CODE).__name__
 _DILL = "DillCode"
 _COMBINED = ("CombinedCode", "AllCodeStrategies")  # the source, and DillCode where that cannot be read
 _TEXT = ("DillCodeTextInspect", "PureSourceTextInspect")  # the source with its indentation

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,11 +10,8 @@ from pathlib import Path
 from globus_compute_endpoint.endpoint.config import UserEndpointConfig
 
 from gc_warm.check import config_rules, configs, functions, options, source
-from gc_warm.check.config_rules import Numbers
 from gc_warm.check.rules import Problem
-
-NUMBERS = tuple(field.name for field in dataclasses.fields(Numbers))
-"""What may be known of tasks, by name."""
+from gc_warm.check.task_facts import NUMBERS, Numbers
 
 
 @dataclass(frozen=True)

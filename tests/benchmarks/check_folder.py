@@ -10,7 +10,7 @@ import sys
 import time
 
 from gc_warm.check import configs, targets
-from gc_warm.check.config_rules import Numbers
+from gc_warm.check.task_facts import Numbers
 
 LIMIT = 0.3  # seconds
 NUMBERS = Numbers(load_seconds=90, task_seconds=30, state_gb=1, queue_seconds=100)

@@ -13,8 +13,8 @@ import yaml
 from globus_compute_endpoint.endpoint import config as endpoint_config
 
 from gc_warm.check import config_rules, configs, functions, targets
-from gc_warm.check.config_rules import Numbers
 from gc_warm.check.rules import REPRODUCED, Problem
+from gc_warm.check.task_facts import Numbers
 
 OLDER_LOADER = not hasattr(endpoint_config, "CoreEndpointConfig")
 """Whether this endpoint's loader is one that also looks at types, as pydantic does."""

@@ -22,9 +22,9 @@ from globus_compute_sdk.serialize import ComputeSerializer
 
 from gc_warm import MockExecutor
 from gc_warm.check import config_rules, configs
-from gc_warm.check.config_rules import Numbers
 from gc_warm.check.options import ConfigError
 from gc_warm.check.rules import REPRODUCED
+from gc_warm.check.task_facts import Numbers
 from gc_warm.testing.cloud import LocalCloud
 from gc_warm.testing.daemon import EndpointDaemon
 from tests.support import EXPORT_MODULES, ScriptStep, breaks, has_ended, remote_text, wait_until
