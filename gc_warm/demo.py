@@ -6,7 +6,7 @@ import os
 import signal
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -67,7 +67,7 @@ class Part:
     note: str = ""
 
 
-def run(workers: int, engine: bool, progress: Callable[[Part], None]) -> Iterator[Part]:
+def run(workers: int, engine: bool, progress: Callable[[Part], None]) -> Generator[Part, None, None]:
     """Run the demonstration.
 
     Args:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import json
 import os
 import shlex
@@ -16,10 +17,11 @@ from typing import Any
 
 import programs
 import psutil
+from click.testing import CliRunner
 from globus_compute_sdk.errors import TaskExecutionFailed
 
 from gc_warm.check import config_rules
-from gc_warm.check.config_rules import Numbers
+from gc_warm.check.task_facts import Numbers
 from gc_warm.worker.calls import Recording
 
 MODULES = Path(__file__).parent / "modules"
@@ -36,6 +38,14 @@ def wait_until(condition: Callable[[], bool], what: str, seconds: float = 20.0) 
     while not condition():
         assert time.monotonic() < end, f"after {seconds} s still not: {what}"
         time.sleep(0.01)
+
+
+def cli_runner() -> CliRunner:
+    """Return a runner whose results keep stdout and stderr apart, which click 8.1 does only when it is asked to."""
+    options: dict[str, Any] = {}
+    if "mix_stderr" in inspect.signature(CliRunner).parameters:
+        options["mix_stderr"] = False
+    return CliRunner(**options)
 
 
 def remote_text(future: Future[Any], seconds: float = 60) -> str:

@@ -10,9 +10,8 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import click
 from rich import box
 from rich.console import Console, Group, RenderableType
 from rich.table import Table
@@ -21,6 +20,9 @@ from rich.text import Text
 from gc_warm.client.warmth import Call, Load
 from gc_warm.worker import ledger
 from gc_warm.worker.lifecycle import Worker
+
+if TYPE_CHECKING:
+    import click
 
 log = logging.getLogger("gc_warm")
 
@@ -167,7 +169,7 @@ class Report:
         try:
             from matplotlib.figure import Figure
         except ModuleNotFoundError as error:
-            raise ModuleNotFoundError("a picture needs Matplotlib: pip install 'gc-warm[plot]'") from error
+            raise ModuleNotFoundError("a picture needs Matplotlib: pip install 'matplotlib>=3.8'") from error
         figure = Figure(figsize=(9, 1.2 + _LANE * len(self.workers)), layout="constrained")
         _draw(figure.subplots(), timed, [lane.worker for lane in self.workers])
         figure.savefig(path, dpi=150)
@@ -264,23 +266,13 @@ def _bars(bars: Sequence[tuple[int, float, float]], height: float, color: str, l
     return PolyCollection(corners, facecolors=color, edgecolors=color, linewidths=0.6, label=label)
 
 
-@click.command()
-@click.argument("file", type=click.Path(exists=True, dir_okay=False))
-@click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
-@click.option("--picture", type=click.Path(dir_okay=False), help="Draw the calls over time into this file (PNG, SVG or PDF).")
-def main(file: str, as_json: bool, picture: str | None) -> None:
-    """Show what was warm, where, and what cold calls cost, from a FILE that a WarmExecutor wrote (records=...)."""
-    try:
-        report = Report.read(file)
-        if picture:
-            report.picture(picture)
-    except (OSError, ValueError, ModuleNotFoundError) as error:
-        raise click.ClickException(str(error)) from None
-    if as_json:
-        click.echo(report.json())
-    else:
-        Console(highlight=False).print(report)
+def _command() -> click.Command:
+    from gc_warm.commands import report
+
+    return report.main
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    from gc_warm.commands import entry
+
+    sys.exit(entry.run(_command, "python -m gc_warm.client.report"))

@@ -7,7 +7,6 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from globus_compute_sdk.errors import TaskExecutionFailed
 from pydantic import TypeAdapter
 
 from gc_warm.worker import sources
@@ -120,6 +119,8 @@ def unknown(why: str) -> Warmth:
 
 def was_lost(error: BaseException | None) -> bool:
     """Whether a task ended with this error because its worker, or the manager of that, had ended."""
+    from globus_compute_sdk.errors import TaskExecutionFailed  # here, since who only reads records needs no SDK
+
     return isinstance(error, TaskExecutionFailed) and any(f".{name}:" in error.remote_data for name in _LOST)
 
 

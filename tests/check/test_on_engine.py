@@ -14,13 +14,12 @@ import logbook
 import psutil
 import pytest
 import tasks
-from click.testing import CliRunner
 from globus_compute_sdk.errors import TaskExecutionFailed
 
 from gc_warm import MockExecutor, functions
 from gc_warm.check import configs, options
 from gc_warm.cli import main
-from tests.support import MODULES, has_ended, wait_until
+from tests.support import MODULES, cli_runner, has_ended, wait_until
 
 pytestmark = pytest.mark.engine
 
@@ -73,7 +72,7 @@ class Observation:
 
 def figures_of(name: str, given: dict[str, Any]) -> dict[str, Any]:
     words = [word for key, value in given.items() for word in ("-o", f"{key}={value if isinstance(value, str) else json.dumps(value)}")]
-    said = json.loads(CliRunner().invoke(main, ["check", name, "--json", *words], catch_exceptions=False).output)
+    said = json.loads(cli_runner().invoke(main, ["check", name, "--json", *words], catch_exceptions=False).output)
     figures: dict[str, Any] = said["targets"][0]
     return figures
 

@@ -13,13 +13,14 @@ from typing import Any
 import globus_sdk
 import pytest
 import requests
-from click.testing import CliRunner, Result
+from click.testing import Result
 from globus_compute_sdk.errors import VersionMismatch
 
 from gc_warm import FunctionBook, MockClient, cli
 from gc_warm.client import registry
+from gc_warm.commands import register as register_command
 from gc_warm.testing.service import ServiceError
-from tests.support import client_environment
+from tests.support import cli_runner, client_environment
 
 SCIENCE = '''def energy(x):
     """Energy of a cluster."""
@@ -57,7 +58,7 @@ class Clients:
 @pytest.fixture
 def clients(monkeypatch: pytest.MonkeyPatch) -> Iterator[Clients]:
     clients = Clients()
-    monkeypatch.setattr(cli, "_client", clients)
+    monkeypatch.setattr(register_command, "_client", clients)
     yield clients
     for client in clients.made:
         client.close()
@@ -81,7 +82,7 @@ def register(*arguments: str) -> Result:
     """As in a new process, which imports the module anew."""
     for name in ("science", "many"):
         sys.modules.pop(name, None)
-    return CliRunner().invoke(cli.main, ["register", *arguments])
+    return cli_runner().invoke(cli.main, ["register", *arguments])
 
 
 def test_what_is_new_or_changed_is_sent_and_it_says_why(clients: Clients) -> None:
@@ -255,7 +256,7 @@ def test_what_breaks_in_the_middle_loses_nothing(clients: Clients, error: BaseEx
 
 def test_a_refusal_of_the_service_is_quoted(clients: Clients, monkeypatch: pytest.MonkeyPatch) -> None:
     client = clients("DillCode")
-    monkeypatch.setattr(cli, "_client", lambda strategy: client)
+    monkeypatch.setattr(register_command, "_client", lambda strategy: client)
 
     def refuse(*_: Any) -> None:
         raise ServiceError(403, "FUNCTION_NOT_PERMITTED", "not you")
@@ -270,7 +271,7 @@ def test_half_a_client_identity_is_explained(monkeypatch: pytest.MonkeyPatch) ->
     def refuse(**_: Any) -> None:  # as the SDK's client does, which then leaves a database open
         raise ValueError("Both GLOBUS_COMPUTE_CLIENT_ID and GLOBUS_COMPUTE_CLIENT_SECRET must be set")
 
-    monkeypatch.setattr(cli, "Client", refuse)
+    monkeypatch.setattr(register_command, "Client", refuse)
     assert register("science").stderr == "Error: Both GLOBUS_COMPUTE_CLIENT_ID and GLOBUS_COMPUTE_CLIENT_SECRET must be set\n"
 
 
@@ -278,7 +279,7 @@ def test_a_missing_login_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:
     def no_terminal(strategy: str) -> None:
         raise globus_sdk.GlobusError("log in where there is a terminal")
 
-    monkeypatch.setattr(cli, "_client", no_terminal)
+    monkeypatch.setattr(register_command, "_client", no_terminal)
     assert register("science").stderr == "Error: log in where there is a terminal\n"
 
 

@@ -10,11 +10,12 @@ import sys
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner
 
-from gc_warm.client.report import Report, main
+from gc_warm.client.report import Report
 from gc_warm.client.warmth import Call, Load, Warmth, unknown
+from gc_warm.commands.report import main
 from gc_warm.worker.lifecycle import Worker
+from tests.support import cli_runner, client_environment
 
 W0, W1 = (Worker("node1", 100 + rank, "0", "5d0c", rank, 2) for rank in range(2))
 
@@ -88,7 +89,7 @@ def test_many_calls_are_drawn_at_once(tmp_path: Path) -> None:
     script = "from tests.client.test_report import CALLS; from gc_warm.client.report import Report\n"
     script = "import dataclasses; " + script + "CALLS = [dataclasses.replace(call, task_id=None) for call in CALLS]\n"
     script += f"Report.of(CALLS * 2_000).picture({str(tmp_path / 'many.png')!r})"
-    subprocess.run([sys.executable, "-c", script], check=True, timeout=30)
+    subprocess.run([sys.executable, "-c", script], env=client_environment(), check=True, timeout=30)
 
 
 def test_of_nothing() -> None:
@@ -121,17 +122,17 @@ def test_what_another_version_has_added_is_passed_over(file: Path) -> None:
 
 
 def test_the_command_shows_tables_json_and_errors(file: Path, tmp_path: Path) -> None:
-    shown = CliRunner().invoke(main, [str(file)])
+    shown = cli_runner().invoke(main, [str(file)])
     assert shown.exit_code == 0, shown.output
     assert "2 warm, 3 cold, 1 unknown" in shown.output
     assert "my_model.model ('a',)" in shown.output
-    told = json.loads(CliRunner().invoke(main, [str(file), "--json"]).output)
+    told = json.loads(cli_runner().invoke(main, [str(file), "--json"]).output)
     assert (told["calls"], told["hit_rate"], "records" in told) == (6, 0.4, False)
     for odd in (b"no record\n", b"\xff\x00"):
         (tmp_path / "odd").write_bytes(odd)
-        failed = CliRunner().invoke(main, [str(tmp_path / "odd")])
+        failed = cli_runner().invoke(main, [str(tmp_path / "odd")])
         assert failed.exit_code == 1
-        assert "odd has no record of a call" in failed.output
+        assert "odd has no record of a call" in failed.stderr
 
 
 def test_the_picture_has_a_lane_for_each_worker(file: Path, tmp_path: Path) -> None:

@@ -22,7 +22,6 @@ import programs
 import psutil
 import pytest
 import tasks
-from click.testing import CliRunner
 
 from gc_warm import MockExecutor, functions
 from gc_warm.check import configs
@@ -30,7 +29,7 @@ from gc_warm.check.options import ConfigError
 from gc_warm.cli import main
 from tests import slurm_cluster
 from tests.slurm_cluster import SlurmCluster
-from tests.support import EXPORT_MODULES, MODULES, breaks, programs_end_with, remote_text, wait_until
+from tests.support import EXPORT_MODULES, MODULES, breaks, cli_runner, programs_end_with, remote_text, wait_until
 
 pytestmark = pytest.mark.slurm
 
@@ -595,7 +594,7 @@ def test_gcw022_a_program_in_the_background_is_on_the_first_node_only(roomy: Slu
 
 def findings(*words: str) -> tuple[int, list[dict[str, str]]]:
     """Exit status of ``gc-warm check slurm --here``, and what it finds."""
-    result = CliRunner().invoke(main, ["check", "slurm", "--here", "--json", *words], catch_exceptions=False)
+    result = cli_runner().invoke(main, ["check", "slurm", "--here", "--json", *words], catch_exceptions=False)
     found: list[dict[str, str]] = json.loads(result.stdout)["targets"][0]["findings"]
     return result.exit_code, found
 

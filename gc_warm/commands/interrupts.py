@@ -1,0 +1,93 @@
+"""What Ctrl-C does to a command, from its first line to its last.
+
+While modules are imported, nothing has been started that would have to be ended: the process ends at once. An exception would be
+no way out there, since it can come in a callback that cannot raise, or in a module that takes it for a failed import. While a
+command works, Ctrl-C is a ``KeyboardInterrupt``, so that what was started is ended. From then on it does nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from types import FrameType
+from typing import TYPE_CHECKING, NoReturn
+
+if TYPE_CHECKING:
+    from sys import UnraisableHookArgs
+
+STATUS = 128 + signal.SIGINT
+"""Exit status of a command that was interrupted: what a shell says of one that died of the signal."""
+
+_RETRY_SECONDS = 0.01  # a callback that cannot raise is over by then
+
+
+def end_at_once() -> None:
+    """Let Ctrl-C end this process without further ado, unless it is ignored: a shell's background job keeps ignoring it."""
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+        signal.signal(signal.SIGINT, _end_at_once)
+
+
+def ignore() -> None:
+    """Let Ctrl-C do nothing any more: all is done but for what the interpreter still clears up."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+@contextlib.contextmanager
+def in_order() -> Iterator[None]:
+    """Let Ctrl-C, SIGTERM and SIGHUP raise an exception in this block, so that what it has started is ended, too.
+
+    While the first of them is being dealt with, others do nothing: they would cut the clearing-up short.
+    """
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    hook = sys.unraisablehook
+    sys.unraisablehook = _raise_later
+    signal.signal(signal.SIGTERM, _exit)
+    signal.signal(signal.SIGHUP, _exit)
+    if before[signal.SIGINT] is not signal.SIG_IGN:
+        signal.signal(signal.SIGINT, _interrupt)
+
+    try:
+        yield
+    finally:
+        if before[signal.SIGINT] is _end_at_once:
+            before[signal.SIGINT] = signal.SIG_IGN
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        sys.unraisablehook = hook
+
+
+def _end_at_once(_number: int, _frame: FrameType | None) -> NoReturn:
+    os.write(2, b"Interrupted\n")
+    os._exit(STATUS)
+
+
+def _interrupt(_number: int, _frame: FrameType | None) -> None:
+    if not _is_ending():
+        raise KeyboardInterrupt
+
+
+def _exit(number: int, _frame: FrameType | None) -> None:
+    if not _is_ending():
+        sys.exit(128 + number)
+
+
+def _is_ending() -> bool:
+    """Return whether the code that a signal has come upon is already dealing with the end of the command."""
+    error = sys.exc_info()[1]
+    while error is not None:
+        if isinstance(error, (KeyboardInterrupt, SystemExit)):
+            return True
+        error = error.__context__
+    return False
+
+
+def _raise_later(unraisable: UnraisableHookArgs) -> None:
+    """Repeat a Ctrl-C that has come in a callback which cannot raise, such as that of a weak reference."""
+    if unraisable.exc_type is KeyboardInterrupt:
+        threading.Timer(_RETRY_SECONDS, os.kill, (os.getpid(), signal.SIGINT)).start()
+    else:
+        sys.__unraisablehook__(unraisable)
