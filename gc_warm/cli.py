@@ -45,9 +45,9 @@ def demo_command(workers: int, engine: bool, as_json: bool) -> None:
 def _explain_rule(context: click.Context, _: click.Parameter, rule: str | None) -> None:
     if rule is None or context.resilient_parsing:
         return
-    from gc_warm.commands import check
+    from gc_warm.commands import explain
 
-    check.explain_rule(rule)
+    explain.run(rule)
     context.exit()
 
 

@@ -19,7 +19,7 @@ class Command(click.Command):
         try:
             return super().invoke(context)
         except KeyboardInterrupt:
-            click.echo("Interrupted", err=True)
+            interrupts.tell()
             sys.exit(interrupts.STATUS)
         except (ImportError, AttributeError) as error:
             from gc_warm.commands import missing

@@ -14,22 +14,10 @@ import click
 from rich.console import Console
 from rich.markup import escape
 
-from gc_warm.check import config_rules, configs, environment, functions, options, rules, source, targets
+from gc_warm.check import configs, environment, options, rules, source, targets
 from gc_warm.commands import interrupts
 
 _COLOURS = {"ok": "green", "warning": "yellow", "error": "red"}
-
-
-def explain_rule(rule: str) -> None:
-    """Print all there is to a rule.
-
-    Raises:
-        click.BadParameter: There is no such rule.
-    """
-    known = {**config_rules.RULES, **functions.RULES}
-    if rule not in known:
-        raise click.BadParameter(f"there is no rule {rule}; there are {', '.join(known)}")
-    click.echo(known[rule].explanation())
 
 
 def run(

@@ -60,8 +60,20 @@ def in_order() -> Iterator[None]:
         sys.unraisablehook = hook
 
 
+def tell(message: str = "Interrupted") -> None:
+    """Say on stderr that the command was interrupted, and how far it had come."""
+    with contextlib.suppress(OSError):
+        print(_new_line(sys.stderr.isatty()) + message, file=sys.stderr, flush=True)
+
+
+def _new_line(is_terminal: bool) -> str:
+    """Return what gets a message out of the line in which a terminal shows ``^C``."""
+    return "\n" if is_terminal else ""
+
+
 def _end_at_once(_number: int, _frame: FrameType | None) -> NoReturn:
-    os.write(2, b"Interrupted\n")
+    with contextlib.suppress(OSError):  # not by sys.stderr, which may be in the middle of something
+        os.write(2, f"{_new_line(os.isatty(2))}Interrupted\n".encode())
     os._exit(STATUS)
 
 

@@ -6,7 +6,6 @@ What is asked for is read from the metadata of gc_warm, so that the bounds in py
 
 from __future__ import annotations
 
-import importlib.util
 import re
 import sys
 from importlib import metadata
@@ -32,7 +31,7 @@ def explain(error: ImportError | AttributeError, command: str) -> str | None:
     needed = [text for text in requirements if _normal(_name_of(text)) == _normal(distribution)] or requirements
     here = f"beside {sys.executable}"
 
-    if importlib.util.find_spec(package) is None:
+    if isinstance(error, ModuleNotFoundError) and error.name == package:
         advice = f": pip install {' '.join(map(repr, needed))}" if needed else ""
         return f"{command} needs the package {distribution}, which is not installed {here}{advice}"
 

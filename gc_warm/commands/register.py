@@ -130,7 +130,7 @@ def _register(
             registry.FunctionBook.register(book, client, chosen, public=terms.public, group=terms.group, report=report)
         except KeyboardInterrupt:
             on_its_way = "Interrupted; one function may have been on its way."
-            click.echo(f"{on_its_way}{_so_far(sent, book)}", err=True)
+            interrupts.tell(f"{on_its_way}{_so_far(sent, book)}")
             sys.exit(interrupts.STATUS)
 
 

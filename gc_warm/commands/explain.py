@@ -1,0 +1,25 @@
+"""``gc-warm check --explain``: all there is to say about one rule."""
+
+from __future__ import annotations
+
+import click
+
+from gc_warm.check import functions
+
+
+def run(rule: str) -> None:
+    """Print the explanation of a rule.
+
+    Raises:
+        click.BadParameter: There is no such rule.
+    """
+    if rule in functions.RULES:
+        click.echo(functions.RULES[rule].explanation())
+        return
+
+    from gc_warm.check import config_rules  # with Parsl and the SDK, which rules for functions need not wait for
+
+    if rule not in config_rules.RULES:
+        known = [*config_rules.RULES, *functions.RULES]
+        raise click.BadParameter(f"there is no rule {rule}; there are {', '.join(known)}")
+    click.echo(config_rules.RULES[rule].explanation())
