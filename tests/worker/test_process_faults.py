@@ -7,9 +7,10 @@ import pickle
 import re
 import socket
 import sys
-import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -24,33 +25,54 @@ from gc_warm import (
     ProgramError,
     json_lines,
 )
-from gc_warm.worker import pipe
+from gc_warm.worker import pipe, protocols
 from gc_warm.worker.protocols import Protocol
-from tests.support import FAULTY, has_ended, wait_until
+from tests.support import FAULTY, Clock, has_ended, wait_until
 
 SECONDS = 0.5
-"""What a call may take that is to run into its deadline."""
-MARGIN = 2.0
-"""For a program that has run into it to be ended."""
+"""What a call may take that is to run into its deadline, wherever it is by then."""
+CALL, START = 30.0, 60.0
+"""What a call may take, by a clock that is advanced, and what the program's start may take on top."""
 
 
 @pytest.fixture
 def program() -> Iterator[ExternalProcess]:
     with ExternalProcess(FAULTY) as program:
-        assert program.call("first", timeout=30) == "first"
+        assert program.call("first", timeout=120) == "first"
         yield program
 
 
-def failure(program: ExternalProcess, request: str, seconds: float = 30) -> ProcessError:
-    """The error that a call ends with, within its deadline; it is the same after a journey to another process."""
-    begun = time.monotonic()
+def failure(program: ExternalProcess, request: str, seconds: float = 120) -> ProcessError:
+    """The error that a call ends with; it is the same after a journey to another process."""
     with pytest.raises(ProcessError) as caught:
         program.call(request, timeout=seconds)
-    assert time.monotonic() - begun < seconds + MARGIN
-    error = caught.value
+    assert_travels(caught.value)
+    return caught.value
+
+
+def failure_at_the_deadline(program: ExternalProcess, request: str, clock: Clock, reached: Path) -> ProcessError:
+    """The error of a call whose time is over once the program has made the file *reached*; the clock stands still until then."""
+    with ThreadPoolExecutor(1) as pool:
+        call = pool.submit(program.call, request, timeout=CALL)
+        wait_until(lambda: reached.exists() or call.done(), "the program has got there")
+        clock.advance(CALL + START + 1)
+        error = call.exception(120)
+    assert isinstance(error, ProcessError)
+    assert_travels(error)
+    return error
+
+
+def assert_travels(error: ProcessError) -> None:
     copy = pickle.loads(pickle.dumps(error))
     assert (type(copy), str(copy), copy.__dict__) == (type(error), str(error), error.__dict__)
-    return error
+
+
+@pytest.fixture
+def no_time_for_the_exit_status(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For programs that close their streams and go on: of these there is no exit status to wait for."""
+    words = request.getfixturevalue("words")
+    if "closed its" in words:
+        monkeypatch.setattr(pipe, "_LAST_WORDS", 0.1)
 
 
 @pytest.mark.parametrize(
@@ -70,6 +92,7 @@ def failure(program: ExternalProcess, request: str, seconds: float = 30) -> Proc
         ("answer_with_nan", ProcessError, None, r'answered in invalid JSON: \{"id": \d+, "reply": -nan\}'),
     ],
 )
+@pytest.mark.usefixtures("no_time_for_the_exit_status")
 def test_a_call_fails_and_the_next_one_works(
     fault: str, kind: type[ProcessError], status: int | None, words: str, program: ExternalProcess
 ) -> None:
@@ -91,29 +114,36 @@ def test_a_call_fails_and_the_next_one_works(
         ("never_become_ready", "stderr.*in hang.*KeyboardInterrupt"),
     ],
 )
-def test_a_call_without_answer_ends_at_its_deadline(fault: str, words: str, program: ExternalProcess) -> None:
-    error = failure(program, fault, SECONDS)
-    assert type(error) is ProcessTimeoutError
-    assert re.search(r"faulty\.py did not answer within 0.5 s, and was ended.*" + words, str(error), re.DOTALL), str(error)
-    assert program.pid is None
-    assert program.call("next") == "next"
+def test_a_call_without_answer_ends_at_its_deadline(
+    fault: str, words: str, clock: Clock, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    if "KeyboardInterrupt" in words:
+        request.getfixturevalue("patient_keeper")
+    reached = tmp_path / "reached"
+    with ExternalProcess(FAULTY, env={"REACHED": str(reached)}) as program:
+        assert program.call("first") == "first"
+        error = failure_at_the_deadline(program, fault, clock, reached)
+        assert type(error) is ProcessTimeoutError
+        assert re.search(r"faulty\.py did not answer within 30 s, and was ended.*" + words, str(error), re.DOTALL), str(error)
+        assert program.pid is None
+        assert program.call("next") == "next"
 
 
 @pytest.mark.parametrize("fault", ["write_100_mb_to_stderr", "print_noise", "answer_twice", "answer_again_during_the_next"])
 def test_what_else_a_program_writes_is_no_part_of_a_reply(fault: str, program: ExternalProcess) -> None:
     pid = program.pid
-    assert program.call(fault, timeout=30) == fault
+    assert program.call(fault, timeout=120) == fault
     assert [program.call(number) for number in range(3)] == [0, 1, 2]
     assert program.pid == pid
 
 
 def test_a_reply_of_50_mb_in_one_line(program: ExternalProcess) -> None:
-    assert program.call("answer_with_50_mb", timeout=60) == "x" * 50_000_000
+    assert program.call("answer_with_50_mb", timeout=120) == "x" * 50_000_000
     assert program.call("next") == "next"
 
 
 def test_a_request_of_50_mb_in_one_line(program: ExternalProcess) -> None:
-    assert program.call("x" * 50_000_000, timeout=60) == "x" * 50_000_000
+    assert program.call("x" * 50_000_000, timeout=120) == "x" * 50_000_000
 
 
 def test_a_request_to_a_program_that_does_not_read() -> None:
@@ -121,7 +151,10 @@ def test_a_request_to_a_program_that_does_not_read() -> None:
         ExternalProcess(["sleep", "1000"], start_timeout=0.4).call("x" * 10**6, timeout=0.6)
 
 
-def test_a_program_that_closes_its_input(program: ExternalProcess, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_program_that_closes_its_input(
+    program: ExternalProcess, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pipe, "_LAST_WORDS", 0.1)  # it goes on, and has no exit status
     assert program.call("close_stdin") == "close_stdin"
     assert program.call("next") == "next"
     assert "closed its input while it was idle; it is started again" in caplog.text
@@ -142,10 +175,23 @@ def test_lines_without_end_do_not_either(protocol: Protocol, request_text: str, 
         assert "wrote 20 MiB that are no reply" in str(failure(program, request_text))
 
 
-def test_a_long_line_of_noise_takes_no_time(program: ExternalProcess) -> None:
-    begun = time.monotonic()
-    assert program.call("print_much_noise", timeout=30) == "print_much_noise"
-    assert time.monotonic() - begun < 10, "three minutes, if every place in the line were tried"
+class CountingDecoder:
+    """Counts how often it is asked for the JSON at a place in a line."""
+
+    def __init__(self, decoder: Any) -> None:
+        self._decoder = decoder
+        self.tries = 0
+
+    def raw_decode(self, line: str, start: int) -> Any:
+        self.tries += 1
+        return self._decoder.raw_decode(line, start)
+
+
+def test_a_long_line_of_noise_takes_no_time(program: ExternalProcess, monkeypatch: pytest.MonkeyPatch) -> None:
+    decoder = CountingDecoder(protocols._decoder)
+    monkeypatch.setattr(protocols, "_decoder", decoder)
+    assert program.call("print_much_noise", timeout=120) == "print_much_noise"
+    assert decoder.tries <= 50, "of 300,000 places in the line where a reply might begin"
 
 
 def test_an_error_reply_leaves_the_program_warm(program: ExternalProcess) -> None:
@@ -167,13 +213,25 @@ def test_an_error_reply_leaves_the_program_warm(program: ExternalProcess) -> Non
         ("exit_with_last_words", ProcessStartError, "ended with exit status 7 before its first answer.*thermostat: not converged"),
         ("crash", ProcessStartError, "was killed by SIGSEGV before its first answer"),
         ("close_stdout", ProcessStartError, "closed its output before its first answer"),
-        ("never_become_ready", ProcessTimeoutError, "did not answer within 0.6 s and 0.4 s for its start, and was ended.*stderr.*in hang"),
     ],
 )
+@pytest.mark.usefixtures("no_time_for_the_exit_status")
 def test_a_program_that_fails_at_its_start_is_tried_again(fault: str, kind: type[ProcessError], words: str, tmp_path: Path) -> None:
-    with ExternalProcess([*FAULTY, fault, tmp_path / "started"], start_timeout=0.4) as program:
-        error = failure(program, "first", 0.6)
+    with ExternalProcess([*FAULTY, fault, tmp_path / "started"]) as program:
+        error = failure(program, "first")
         assert type(error) is kind
+        assert re.search(words, str(error), re.DOTALL), str(error)
+        assert program.call("next") == "next"
+
+
+@pytest.mark.usefixtures("patient_keeper")
+def test_a_program_that_is_not_up_in_time_is_tried_again(clock: Clock, tmp_path: Path) -> None:
+    reached = tmp_path / "reached"
+    command = [*FAULTY, "never_become_ready", str(tmp_path / "started")]
+    with ExternalProcess(command, start_timeout=START, env={"REACHED": str(reached)}) as program:
+        error = failure_at_the_deadline(program, "first", clock, reached)
+        assert type(error) is ProcessTimeoutError
+        words = "did not answer within 30 s and 60 s for its start, and was ended.*stderr.*in hang"
         assert re.search(words, str(error), re.DOTALL), str(error)
         assert program.call("next") == "next"
 
@@ -274,6 +332,7 @@ def test_what_an_interactive_program_writes_late_is_no_part_of_the_next_reply(sh
         ("exec >&-; sleep 1000", "sh closed its output in the middle of a call"),
     ],
 )
+@pytest.mark.usefixtures("no_time_for_the_exit_status")
 def test_an_interactive_program_that_ends(command: str, words: str, shell: ExternalProcess) -> None:
     assert words in str(failure(shell, command))
     assert shell.call("echo ${count:-new}") == "new"
@@ -292,8 +351,8 @@ def test_a_request_that_swallows_the_marker_is_a_timeout(shell: ExternalProcess)
     assert shell.call("echo ${count:-new}") == "new"
 
 
-def test_an_interactive_program_that_hangs(shell: ExternalProcess) -> None:
-    error = failure(shell, "echo begun; sleep 1000", SECONDS)
+def test_an_interactive_program_that_hangs(shell: ExternalProcess, clock: Clock, tmp_path: Path) -> None:
+    error = failure_at_the_deadline(shell, f"echo begun; touch {tmp_path / 'reached'}; sleep 1000", clock, tmp_path / "reached")
     assert type(error) is ProcessTimeoutError
     assert error.stdout.endswith("begun")
     assert shell.call("echo ${count:-new}") == "new"

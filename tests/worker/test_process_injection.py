@@ -76,8 +76,8 @@ OPERATIONS: dict[str, tuple[Callable[[ExternalProcess], None], Callable[[Externa
 def answers_after(bc: ExternalProcess) -> list[str]:
     """What the next tasks get, in another thread, since this one would have its own locks."""
     with ThreadPoolExecutor(1) as pool:
-        answers = [pool.submit(bc.call, f"{number}+1", 5).result(10) for number in range(2)]
-        pool.submit(bc.close).result(10)
+        answers = [pool.submit(bc.call, f"{number}+1", 120).result(120) for number in range(2)]
+        pool.submit(bc.close).result(120)
         return answers
 
 
@@ -112,6 +112,6 @@ def test_exception_at_every_point(operation: str) -> None:
     assert {point: found for point, found in answers.items() if found != ["1", "2"]} == {}
     assert len(answers) > 40, "this tried too few points to show anything"
     assert not [holding for holding in ledger.held() if isinstance(holding, process.Program)]
-    wait_until(lambda: running() <= others, "all keepers have ended", 5)
+    wait_until(lambda: running() <= others, "all keepers have ended")
     subprocess._cleanup()  # type: ignore[attr-defined]  # what an interrupted start has left to it
     assert len(os.listdir("/proc/self/fd")) <= before

@@ -6,13 +6,15 @@ import shutil
 import subprocess
 import sys
 import textwrap
+import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from gc_warm import ExternalProcess, ProcessDiedError, ProcessError, ProcessTimeoutError, ProgramError, serve
-from tests.support import wait_until
+from tests.support import Clock, wait_until
 
 ROOT = Path(__file__).parents[2]
 
@@ -109,6 +111,7 @@ def test_a_handler_that_ends_the_program(program: Program) -> None:
     assert ending.call(0) == "up"
 
 
+@pytest.mark.usefixtures("patient_keeper")
 def test_it_goes_on_after_the_loop_when_its_input_ends(program: Program, tmp_path: Path) -> None:
     closing = program(f"""
         from pathlib import Path
@@ -123,11 +126,12 @@ def test_it_goes_on_after_the_loop_when_its_input_ends(program: Program, tmp_pat
 
 
 def test_it_ends_when_it_has_been_idle_and_the_next_call_starts_it_again(program: Program) -> None:
-    idle = program("import os\nfrom gc_warm import serve\nserve(lambda request: os.getpid(), idle_timeout=0.2)")
+    text = "import os\nfrom gc_warm import serve\nserve(lambda request: os.getpid(), idle_timeout={})"
+    idle, patient = program(text.format(1.0)), program(text.format(3600))
     pid = idle.call(1)
-    assert idle.call(2) == pid
+    assert patient.call(1) == patient.call(2)
     wait_until(lambda: not Path(f"/proc/{pid}").exists(), "it has ended")
-    assert idle.call(3) not in (None, pid)
+    assert idle.call(2) not in (None, pid)
 
 
 @pytest.mark.parametrize("idle", [0, -1.0, float("nan")])
@@ -140,7 +144,7 @@ def test_a_bad_idle_timeout(idle: float) -> None:
 def test_a_line_that_is_no_request_is_answered_so_by_hand_too(line: str) -> None:
     command = [sys.executable, "-c", "from gc_warm import serve\nserve(lambda request: request)"]
     lines = f'{line}\n{{"id": "a", "request": 3}}\n'
-    ended = subprocess.run(command, input=lines, capture_output=True, text=True, cwd=ROOT, timeout=20)
+    ended = subprocess.run(command, input=lines, capture_output=True, text=True, cwd=ROOT, timeout=120)
     ready, wrong, right = ended.stdout.splitlines()
     assert ready == '{"id": 0, "reply": "ready"}'
     assert wrong.startswith('{"id": null, "error": "a request is one line, {\\"id\\": ..., \\"request\\": ...}, and not ')
@@ -193,7 +197,7 @@ def test_a_loop_over_stdin_that_repeats_the_id_works(program: Program) -> None:
 def test_a_loop_over_stdin_that_lacks_something_is_told_what(reply: str, message: str, program: Program) -> None:
     seed = program(SEED % reply)
     with pytest.raises(ProcessError, match=message) as caught:
-        seed.call(1, timeout=30)
+        seed.call(1, timeout=120)
     assert type(caught.value) is ProcessError
     assert seed.pid is None
 
@@ -223,7 +227,7 @@ serve(handler)
 
 
 @pytest.mark.programs
-def test_all_ranks_of_an_mpi_program_take_part(program: Program) -> None:
+def test_all_ranks_of_an_mpi_program_take_part(program: Program, clock: Clock) -> None:
     pytest.importorskip("mpi4py")
     if not shutil.which("mpiexec"):
         pytest.skip("there is no mpiexec")
@@ -232,12 +236,22 @@ def test_all_ranks_of_an_mpi_program_take_part(program: Program) -> None:
     with pytest.raises(ProgramError, match=r"answered with an error: rank 1: Traceback [^$]*ValueError: not converged"):
         world.call("fail")
     assert world.call(1) == [6, 3]
-    with pytest.raises(ProcessTimeoutError, match=r"rank 1: Traceback [^$]*ValueError: not converged"):
-        world.call("fail while the others wait", timeout=1)
+    with ThreadPoolExecutor(1) as pool:
+        call = pool.submit(world.call, "fail while the others wait", timeout=30)
+        wait_until(lambda: b"ValueError: not converged" in said(world), "rank 1 has failed")
+        clock.advance(31)
+        with pytest.raises(ProcessTimeoutError, match=r"rank 1: Traceback [^$]*ValueError: not converged"):
+            call.result(120)
     assert world.call(1) == [6, 3]
     pids = world.call("pids")
     world.close()
     assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
+
+
+def said(program: ExternalProcess) -> bytes:
+    """What it has written to its standard error in the call that is under way."""
+    assert program._program is not None
+    return program._program._pipe._err
 
 
 @pytest.mark.programs
@@ -251,7 +265,7 @@ def test_idle_ranks_leave_their_cores_alone(program: Program) -> None:
     def used() -> float:
         return sum(sum(rank.cpu_times()[:2]) for rank in ranks)
 
-    before = used()
-    with pytest.raises(subprocess.TimeoutExpired):
-        subprocess.run(["sleep", "10"], timeout=2)
-    assert used() - before < 0.5, "ranks that wait in MPI itself would have taken two seconds each"
+    before, begun = used(), time.monotonic()
+    time.sleep(2)
+    share = (used() - before) / (time.monotonic() - begun)
+    assert share < 0.25, "ranks that wait in MPI itself take a core each, or as much of it as a busy machine gives them"
