@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import Future, wait
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import history
@@ -15,9 +16,10 @@ import pytest
 import tasks
 
 from gc_warm import MockExecutor, WarmExecutor
-from gc_warm.client.warm_up import WarmUp
-from gc_warm.worker.calls import visit
-from tests.support import MODULES
+from gc_warm.client import warm_up
+from gc_warm.client.warm_up import Visits, WarmUp
+from gc_warm.worker import calls
+from tests.support import MODULES, Clock
 from tests.testing.backends import engine_config, workers
 
 TIMES = 20
@@ -35,7 +37,7 @@ def many(request: pytest.FixtureRequest) -> Iterator[tuple[WarmExecutor, int]]:
     """An executor, and how many workers it has."""
     backend, number = request.param
     with WarmExecutor(MockExecutor(**workers(backend, number))) as executor:
-        executor.submit(len, "").result(60)
+        executor.submit(len, "").result(120)
         yield executor, number
 
 
@@ -60,27 +62,47 @@ def test_all_workers_are_reached_every_time_with_the_tasks_of_others_in_the_way(
 @pytest.fixture(scope="module")
 def two() -> Iterator[WarmExecutor]:
     with WarmExecutor(MockExecutor(workers=2, pythonpath=[MODULES])) as executor:
-        executor.submit(len, "").result(60)  # its threads are there before the first test
+        executor.submit(len, "").result(120)  # its threads are there before the first test
         yield executor
 
 
-def test_more_workers_than_there_are_end_at_the_deadline_with_those_that_are_missing(two: WarmExecutor) -> None:
-    reached = two.warm_up(history.use, "a", NOWHERE, workers=3, timeout=1.5)
+def let_time_be_over_after(answers: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have a warm-up's time stand still until so many of its tasks have been answered, and be over then."""
+    clock, taken = Clock(), [0]
+    take_in = Visits._take_in
+
+    def noted(visits: Visits, future: Future[Any]) -> None:
+        take_in(visits, future)
+        taken[0] += 1
+        if taken[0] == answers:
+            clock.advance(visits.timeout)
+
+    monkeypatch.setattr(Visits, "_take_in", noted)
+    monkeypatch.setattr(warm_up, "time", clock)
+
+
+def test_more_workers_than_there_are_end_at_the_deadline_with_those_that_are_missing(
+    two: WarmExecutor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    let_time_be_over_after(9, monkeypatch)  # three rounds
+    reached = two.warm_up(history.use, "a", NOWHERE, workers=3)
     assert (len(reached.reached), reached.missing, reached.complete) == (2, ("1 of which nothing is known",), False)
     assert str(reached).startswith("2 of 3 workers reached in ")
     assert "\n  missing: 1 of which nothing is known" in str(reached)
-    assert two.submit(len, "ab").result(60) == 2, "nothing of it is in the way of what follows"
+    assert two.submit(len, "ab").result(120) == 2, "nothing of it is in the way of what follows"
 
 
-def test_a_worker_that_is_occupied_is_named(two: WarmExecutor, tmp_path: Path) -> None:
+def test_a_worker_that_is_occupied_is_named(two: WarmExecutor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     begun, gate = tmp_path / "begun", tmp_path / "gate"
     occupied = two.submit(tasks.begin_and_wait, str(begun), str(gate))
     try:
-        two.submit(tasks.wait_for_file, str(begun)).result(60)
-        reached = two.warm_up(history.use, "b", NOWHERE, workers=2, timeout=2.0)
+        two.submit(tasks.wait_for_file, str(begun)).result(120)
+        with monkeypatch.context() as patch:
+            let_time_be_over_after(6, patch)  # three rounds
+            reached = two.warm_up(history.use, "b", NOWHERE, workers=2)
     finally:
         gate.touch()
-        occupied.result(60)
+        occupied.result(120)
     (worker,) = (visit.worker for visit in reached.reached)
     assert reached.missing == (f"worker {1 - (worker.rank or 0)} of manager {worker.pool} on {worker.host}",)
     assert two.warm_up(history.use, "b", NOWHERE, workers=2).complete
@@ -102,10 +124,12 @@ def test_a_function_that_kills_its_workers_does_so_a_few_times_and_it_is_said() 
     assert "\n  6 tasks were lost with their workers" in str(reached)
 
 
-def test_a_visit_that_nobody_waits_for_any_more_keeps_no_worker_busy() -> None:
-    begun = time.monotonic()
-    assert visit("late", 60.0, time.time() - 1.0, lambda: len, [""])["error"] is None
-    assert time.monotonic() - begun < 30.0
+def test_a_visit_that_nobody_waits_for_any_more_keeps_no_worker_busy(monkeypatch: pytest.MonkeyPatch) -> None:
+    slept: list[float] = []
+    clock = SimpleNamespace(monotonic=time.monotonic, perf_counter=time.perf_counter, time=time.time, sleep=slept.append)
+    monkeypatch.setattr(calls, "time", clock)
+    assert calls.visit("late", 60.0, time.time() - 1.0, lambda: len, [""])["error"] is None
+    assert slept == [0.0]
 
 
 def test_it_is_frozen_and_no_workers_are_refused(two: WarmExecutor) -> None:
