@@ -35,8 +35,10 @@ def use(meeting: str, number: int) -> State:
     from preloaded import State, table
 
     Path(meeting, os.environ["GC_TASK_UUID"]).touch()
-    end = time.monotonic() + 60
-    while len(os.listdir(meeting)) < number and time.monotonic() < end:
+    end = time.monotonic() + 120
+    while len(os.listdir(meeting)) < number:
+        if time.monotonic() > end:
+            raise TimeoutError("waited for two minutes")
         time.sleep(0.01)
     device = table()
     info = table.info()

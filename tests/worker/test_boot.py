@@ -28,8 +28,6 @@ from tests.testing.backends import engine_config
 
 STARTUP = Path(boot.__file__).with_name("startup")
 LINE = 'eval "$(globus-compute-endpoint python-exec gc_warm.worker.boot {})"'
-HEARTBEAT = 1.0  # seconds, of the engine; it looks as often whether its workers live
-SPAWN = 4.0  # seconds that a Python with Parsl may take to start on a busy machine
 SITE = "import os, pathlib\npathlib.Path(os.environ['SITE_RECORD']).open('a').write(f'{os.getpid()}\\n')\n"
 
 
@@ -164,7 +162,7 @@ def test_no_task_of_the_first_burst_pays_a_load_and_neither_does_a_restarted_wor
     (site / "sitecustomize.py").write_text(SITE)
     with engine(LINE.format("preloaded:table"), site, SITE_RECORD=str(record)) as executor:
         burst = [executor.submit(preloaded.use, str(meeting), 2) for _ in range(2)]
-        first = {state.rank: state for state in (future.result(60) for future in burst)}
+        first = {state.rank: state for state in (future.result(120) for future in burst)}
         assert [(first[rank].loads, first[rank].hits, first[rank].device) for rank in (0, 1)] == [(1, 1, "3"), (1, 1, "5")]
         assert {state.pid for state in first.values()} <= set(map(int, record.read_text().split())), "the site's own ran in the workers"
         assert all(variable not in state.environment for state in first.values() for variable in (boot.PRELOAD, boot.SURVIVE))
@@ -178,10 +176,10 @@ def test_no_task_of_the_first_burst_pays_a_load_and_neither_does_a_restarted_wor
         killed = time.monotonic()
         assert "WorkerLost" in remote_text(busy)
         rank = next(rank for rank, state in first.items() if state.pid == pid)
-        wait_until(lambda: logs(executor, rank).count("preloaded preloaded:table in ") == 2, "it is warm again", 2 * HEARTBEAT + SPAWN)
+        wait_until(lambda: logs(executor, rank).count("preloaded preloaded:table in ") == 2, "it is warm again")
         print(f"warm again {time.monotonic() - killed:.1f} s after its death")
         again = [executor.submit(preloaded.use, str(meeting), 4) for _ in range(2)]
-        assert {(state.loads, state.hits > 0) for state in (future.result(60) for future in again)} == {(1, True)}
+        assert {(state.loads, state.hits > 0) for state in (future.result(120) for future in again)} == {(1, True)}
 
 
 @pytest.mark.engine
@@ -202,7 +200,7 @@ WAYS = [
 
 def works_and_says(spec: str, said: str) -> None:
     with engine(LINE.format(f"{spec} preloaded:table"), number=1) as executor:
-        assert executor.submit(tasks.rank).result(60) == 0, spec
+        assert executor.submit(tasks.rank).result(120) == 0, spec
         assert said in logs(executor), spec
         assert ("preloaded preloaded:table in " in logs(executor)) == (spec != "preloaded:crash"), spec
 
@@ -221,7 +219,7 @@ def test_where_the_hook_cannot_be_had_the_workers_work_without(tmp_path: Path) -
 
     def works(line: str, path: Path) -> None:
         with engine(line, path, number=1) as executor:
-            assert executor.submit(tasks.rank).result(60) == 0, line
+            assert executor.submit(tasks.rank).result(120) == 0, line
             assert "preloaded" not in logs(executor), line
 
     with ThreadPoolExecutor(4) as pool:
@@ -245,6 +243,6 @@ BaseProcess._bootstrap = bootstrap
 def test_a_worker_that_is_asked_to_end_in_its_preload_does(tmp_path: Path) -> None:
     begun = tmp_path / "begun"
     with engine(LINE.format("preloaded:for_ever"), number=1, BEGUN=str(begun)):
-        wait_until(begun.exists, "the preload has begun", 60)
+        wait_until(begun.exists, "the preload has begun")
         os.kill(int(begun.read_text()), signal.SIGTERM)
-        wait_until(lambda: begun.read_text().endswith("torn down"), "it was ended in order", 10)
+        wait_until(lambda: begun.read_text().endswith("torn down"), "it was ended in order")

@@ -81,7 +81,7 @@ def script(tmp_path: Path) -> Script:
         file = tmp_path / "script.py"
         file.write_text(PRELUDE + textwrap.dedent(text))
         with started(file) as process:
-            said, errors = process.communicate(timeout=10)
+            said, errors = process.communicate(timeout=120)
             return process.returncode, said.splitlines(), errors
 
     return run
@@ -134,7 +134,7 @@ def test_sigterm_in_a_tight_loop_runs_the_teardown(loop: str, runs: int, said: l
             with pytest.raises(subprocess.TimeoutExpired):
                 process.wait(delay)
             process.terminate()
-            rest, errors = process.communicate(timeout=20)
+            rest, errors = process.communicate(timeout=120)
             return process.returncode, lines + rest.splitlines(), errors
 
     with ThreadPoolExecutor(2) as pool:
@@ -481,7 +481,7 @@ def test_process_forked_by_a_teardown_can_be_ended(script: Script) -> None:
         def state(name):
             yield name
             signal.signal(signal.SIGALRM, lambda *_: os._exit(1))  # ends it if SIGTERM does not
-            end_a_fork_that(lambda: (signal.alarm(3), signal.pause()))
+            end_a_fork_that(lambda: (signal.alarm(60), signal.pause()))
 
         state("a")
     """)
@@ -493,7 +493,7 @@ def test_forked_child_that_holds_nothing_is_ended_by_sigterm_also_where_python_c
     status, said, _ = script("""
         import hashlib
         state("a")
-        end_a_fork_that(lambda: hashlib.pbkdf2_hmac("sha256", b"x", b"y", 20_000_000))
+        end_a_fork_that(lambda: hashlib.pbkdf2_hmac("sha256", b"x", b"y", 200_000_000))
     """)
     assert (status, said) == (0, ["open a", "child ended -15", "close a"])
 

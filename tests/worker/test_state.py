@@ -7,6 +7,7 @@ import logging
 import pickle
 import sys
 import threading
+import time
 from collections.abc import Generator
 from dataclasses import dataclass
 from pathlib import Path
@@ -143,12 +144,14 @@ def test_failed_load_does_not_bring_the_evicted_back() -> None:
 
 def test_info_counts_and_is_frozen() -> None:
     resource, _ = recorder(maxsize=3)
+    begun = time.perf_counter()
     for name in "aab":
         resource(name)
     info = resource.info()
+    elapsed = time.perf_counter() - begun
     assert (info.hits, info.loads, info.failures, info.evictions, info.size, info.maxsize) == (1, 2, 0, 0, 2, 3)
     assert resource.info() == info
-    assert 0 < info.load_seconds < 1
+    assert 0 < info.load_seconds <= elapsed
     with pytest.raises(AttributeError):
         info.hits = 7  # type: ignore[misc]
     resource.clear()
@@ -358,17 +361,17 @@ def test_waiter_finds_what_another_thread_loaded() -> None:
     @warm
     def slow() -> object:
         loading.set()
-        assert go_on.wait(10)
+        assert go_on.wait(120)
         return object()
 
     found: list[object] = []
     threads = [threading.Thread(target=lambda: found.append(slow())) for _ in range(4)]
     for thread in threads:
         thread.start()
-    assert loading.wait(10)
+    assert loading.wait(120)
     go_on.set()
     for thread in threads:
-        thread.join(10)
+        thread.join(120)
     assert len(set(found)) == 1
     assert (slow.info().loads, slow.info().hits) == (1, 3)
 

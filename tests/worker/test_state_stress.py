@@ -118,7 +118,7 @@ def run_together(works: Sequence[Callable[[], T]]) -> list[T]:
     futures: list[Future[T]] = [Future() for _ in works]
 
     def run(work: Callable[[], T], future: Future[T]) -> None:
-        start.wait(10)
+        start.wait(120)
         try:
             future.set_result(work())
         except BaseException as error:
@@ -127,7 +127,7 @@ def run_together(works: Sequence[Callable[[], T]]) -> list[T]:
     threads = [threading.Thread(target=run, args=pair, daemon=True) for pair in zip(works, futures, strict=True)]
     for thread in threads:
         thread.start()
-    results = [future.result(60) for future in futures]
+    results = [future.result(120) for future in futures]
     for thread in threads:
         thread.join()
     return results
@@ -198,7 +198,7 @@ def test_keys_load_in_parallel() -> None:
 
     @warm
     def table(key: int) -> int:
-        both_are_loading.wait(10)
+        both_are_loading.wait(120)
         return key
 
     assert run_together([lambda: table(1), lambda: table(2)]) == [1, 2]
@@ -242,7 +242,7 @@ def test_state_whose_teardown_has_begun_is_not_handed_out() -> None:
         state = Connection(key)
         yield state
         tearing_down.set()
-        assert go_on.wait(10)
+        assert go_on.wait(120)
         state.open = False
 
     def clear() -> None:
@@ -251,13 +251,13 @@ def test_state_whose_teardown_has_begun_is_not_handed_out() -> None:
 
     with ThreadPoolExecutor(2) as pool:
         cleared = pool.submit(clear)
-        assert tearing_down.wait(10)
+        assert tearing_down.wait(120)
         called = pool.submit(table, 1)
         with pytest.raises(NotDoneError):
             called.result(0.1)
         go_on.set()
-        assert called.result(10).open
-        cleared.result(10)
+        assert called.result(120).open
+        cleared.result(120)
     table.clear()
 
 
@@ -269,7 +269,7 @@ def test_lease_never_gets_a_state_that_leaves_just_then() -> None:
         state = Connection(key)
         yield state
         tearing_down.set()
-        assert go_on.wait(10)
+        assert go_on.wait(120)
         state.open = False
 
     class Overtaken(Warm[[int], Connection]):
@@ -280,13 +280,13 @@ def test_lease_never_gets_a_state_that_leaves_just_then() -> None:
             if not found_once.is_set():
                 found_once.set()
                 clearing.start()
-                assert tearing_down.wait(10)
+                assert tearing_down.wait(120)
             return state
 
     table = Overtaken(connection, maxsize=1)
     clearing = threading.Thread(target=table.clear)
     with table.lease(1) as state:
         go_on.set()
-        clearing.join(10)
+        clearing.join(120)
         assert state.open
     table.clear()
