@@ -14,6 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 from globus_compute_sdk.sdk import executor as sdk_executor
+from hypothesis import HealthCheck, settings
 
 from tests.support import wait_until
 
@@ -62,6 +63,11 @@ def _files() -> set[str]:
     return set(os.listdir(tempfile.gettempdir()))
 
 
+# Hypothesis finds a test at fault for examples that take long, or long to make, which on a busy machine all of them do.
+settings.register_profile("busy machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("busy machine")
+
+
 def pytest_configure() -> None:
     """What a shell starts in the background ignores Ctrl-C, and so would all that the tests start and interrupt."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -97,7 +103,7 @@ def nothing_left_behind(run_marker: None) -> Generator[None, None, None]:
     assert sdk_executor.Executor._default_task_group_id == group, "the SDK's default task group was changed for everybody"
     for name, look in looks.items():
         if left := look() - before[name]:
-            wait_until(lambda look=look, name=name: not look() - before[name], f"all {name} gone: {left}", 5)  # type: ignore[misc]
+            wait_until(lambda look=look, name=name: not look() - before[name], f"all {name} gone: {left}")  # type: ignore[misc]
 
 
 @pytest.hookimpl(trylast=True)
