@@ -277,7 +277,7 @@ class SlurmCluster:
         if self._up and all(daemon.poll() is None for daemon in self._daemons):
             with contextlib.suppress(Exception):  # jobs that do not end in time, or cannot be told to, are killed below
                 self.command("scancel", "--quiet", f"--user={os.getuid()}", seconds=1)
-                wait_until(lambda: not self.command("squeue", "--noheader", seconds=1), "all jobs ended", 1)
+                wait_until(lambda: not self.command("squeue", "--noheader", seconds=1), "all jobs ended")
         self._up = False
         for daemon in self._daemons:
             daemon.kill()  # asked politely, the controller waits for jobs that are ending, and writes down a state nobody reads

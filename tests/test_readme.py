@@ -45,14 +45,14 @@ def user_folder(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("command", [["-c", RUN_EXAMPLES, str(README)], ["-m", "pytest", "-q", "test_mine.py"]], ids=["examples", "test"])
 def test_examples(command: list[str], user_folder: Path) -> None:
-    done = subprocess.run([sys.executable, *command], cwd=user_folder, capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, *command], cwd=user_folder, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
 @pytest.mark.engine
 def test_example_of_the_whole_stack(tmp_path: Path) -> None:
     (tmp_path / "test_stack.py").write_text(block("the fixture `local_cloud` is there"))
-    done = subprocess.run([sys.executable, "-m", "pytest", "-q"], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, "-m", "pytest", "-q"], cwd=tmp_path, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "1 passed" in done.stdout
 

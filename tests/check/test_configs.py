@@ -493,7 +493,7 @@ def test_hostile_text_is_refused_by_name_or_arrives_unchanged_in_one_place_only(
 def run_in_bash(script: str, folder: Path, **environment: str) -> str:
     path = os.environ["PATH"]
     done = subprocess.run(
-        ["bash", "-c", script], cwd=folder, env={"PATH": path, **environment}, stdout=subprocess.PIPE, timeout=20, check=True
+        ["bash", "-c", script], cwd=folder, env={"PATH": path, **environment}, stdout=subprocess.PIPE, timeout=120, check=True
     )
     return os.fsdecode(done.stdout)
 
@@ -940,7 +940,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
         calls.append([home / f"{name}.yaml", "render-user-config", "-e", name, "-o", home / "options.json"])
     command = [*prefix, sys.executable, str(home / "cli.py")]
     environment = os.environ | {"GLOBUS_COMPUTE_USER_DIR": str(home), "HOME": str(home)}
-    done = subprocess.run(command, input=json.dumps(calls, default=str), env=environment, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, input=json.dumps(calls, default=str), env=environment, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     return home
 

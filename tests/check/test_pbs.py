@@ -165,7 +165,7 @@ def introduce(folder: str, number: int) -> tuple[str, int, int, int, dict[str, s
 def ask_each(executor: MockExecutor, number: int, folder: Path) -> list[Answer]:
     folder.mkdir()
     futures = [executor.submit(introduce, str(folder), number) for _ in range(number)]
-    answers = [Answer(*future.result(90)) for future in futures]
+    answers = [Answer(*future.result(120)) for future in futures]
     return sorted(answers, key=lambda answer: (answer.environment["STANDIN_HOST"], answer.rank))
 
 
@@ -192,10 +192,10 @@ def life(commands: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[L
     with looking_at(commands) as pbs:
         with pbs_executor(**FULL) as executor:
             answers, again = ask_each(executor, 4, folder / "first"), ask_each(executor, 4, folder / "again")
-            wait_until(lambda: bool(pbs.deleted()), "an idle job is deleted", 60)
+            wait_until(lambda: bool(pbs.deleted()), "an idle job is deleted")
             deleted = pbs.deleted()
             wait_until(lambda: not any(psutil.pid_exists(answer.pid) for answer in answers), "its workers are gone")
-            count = executor.submit(functions.count).result(90)
+            count = executor.submit(functions.count).result(120)
         yield Life(pbs, answers, again, deleted, count)
 
 

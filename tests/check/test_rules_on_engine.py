@@ -82,7 +82,7 @@ def test_gcw001_idle_workers_never_end_where_their_idle_time_is_text() -> None:
         kept, _ = wrong.submit(tasks.pid_and_count).result(START)
         with running(config("max_workers_per_node: 1", text % 1)) as right:
             ended, _ = right.submit(tasks.pid_and_count).result(START)
-            wait_until(lambda: has_ended(ended), "the other worker has ended", 30)
+            wait_until(lambda: has_ended(ended), "the other worker has ended")
         assert not has_ended(kept)
 
 
@@ -183,9 +183,9 @@ def test_gcw011_a_job_is_cancelled_before_it_was_ever_warm(tmp_path: Path) -> No
     )
     text = config("max_workers_per_node: 1", "job_status_kwargs: {strategy_period: 0.2, max_idletime: 2}", init=init)
     with running(breaks(text, "GCW011", Numbers(queue_seconds=60))):
-        wait_until((tmp_path / "pid").exists, "the job has started", 30)
+        wait_until((tmp_path / "pid").exists, "the job has started")
         job = int((tmp_path / "pid").read_text())
-        wait_until(lambda: has_ended(job), "the job was ended", 30)
+        wait_until(lambda: has_ended(job), "the job was ended")
 
 
 @engine
@@ -199,7 +199,7 @@ def test_gcw012_the_endpoint_stops_before_its_workers_have_been_idle_for_long_en
     (tmp_path / "config.yaml").write_text("display_name: null\n")
     with LocalCloud() as cloud, EndpointDaemon(cloud, tmp_path) as endpoint:
         pid, _ = ScriptStep(cloud.environment, endpoint.endpoint_id, "worker").answer()
-        wait_until(lambda: has_ended(pid), "the endpoint has ended its worker", 60)
+        wait_until(lambda: has_ended(pid), "the endpoint has ended its worker")
 
 
 @engine
@@ -210,7 +210,7 @@ def test_gcw013_idle_jobs_stay() -> None:
     with running(text) as stays, running(text.replace("min_blocks: 1", "min_blocks: 0")) as ends:
         kept, _ = stays.submit(tasks.pid_and_count).result(START)
         ended, _ = ends.submit(tasks.pid_and_count).result(START)
-        wait_until(lambda: has_ended(ended), "the other worker has ended", 30)
+        wait_until(lambda: has_ended(ended), "the other worker has ended")
         assert not has_ended(kept)
 
 

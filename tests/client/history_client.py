@@ -86,7 +86,7 @@ def history(backend: str, kind: str, strategy: str, folder: Path) -> list[list[A
         function = callable_of(kind, strategy)
 
         def tell(what: str, future: WarmFuture) -> None:
-            error = future.exception(60)
+            error = future.exception(120)
             warmth = future.warmth
             said.append([what, warmth.state, warmth.why, [load.name for load in warmth.loads], list(warmth.stale), error is None])
 
@@ -108,7 +108,7 @@ def history(backend: str, kind: str, strategy: str, folder: Path) -> list[list[A
         with (folder / "history.py").open("a") as file:
             file.write("\n# edited\n")
         call("after an edit", "a")
-        executor.submit(reload).result(60)
+        executor.submit(reload).result(120)
         call("after a reload", "a")
         call("and again", "a")
         wait_until(lambda: executor.report().calls == len(said) + 1, "all of it is in the report")

@@ -54,7 +54,7 @@ def expected() -> list[list[Any]]:
 def histories_with(backend: str, strategy: str, folder: Path) -> dict[str, list[list[Any]]]:
     folder.mkdir()
     command = [sys.executable, str(Path(__file__).with_name("history_client.py")), backend, strategy, str(folder)]
-    run = subprocess.run(command, env=client_environment(), stdout=subprocess.PIPE, check=True, timeout=180)
+    run = subprocess.run(command, env=client_environment(), stdout=subprocess.PIPE, check=True, timeout=600)
     said: dict[str, list[list[Any]]] = json.loads(run.stdout)
     return said
 
@@ -93,7 +93,7 @@ def executor(client: MockClient) -> Iterator[WarmExecutor]:
 
 def test_the_record_of_a_call(executor: WarmExecutor) -> None:
     future = executor.submit(functions.cluster_energy, None, 1e-5)
-    future.result(60)
+    future.result(120)
     warmth = future.warmth
     (load,) = warmth.loads
     assert (warmth.state, warmth.why, load.name) == ("cold", FIRST, "gc_warm.warmables.potential.table")
@@ -116,7 +116,7 @@ def test_a_program_is_cold_when_it_starts_and_warm_when_it_answers() -> None:
         states: dict[int, list[str]] = {}
         for _ in range(4):
             future = executor.submit(functions.cluster_dynamics)
-            future.result(60)
+            future.result(120)
             assert future.warmth.worker is not None
             states.setdefault(future.warmth.worker.pid, []).append(future.warmth.state)
         assert all(seen == ["cold", *["warm"] * (len(seen) - 1)] for seen in states.values())
@@ -142,7 +142,7 @@ def test_a_function_of_a_book_keeps_its_id(client: MockClient, tmp_path: Path) -
     with WarmExecutor(MockExecutor(client=client)) as executor:
         book.prime(executor)  # type: ignore[arg-type]
         future = executor.submit(functions.count)
-        assert future.result(60) >= 1
+        assert future.result(120) >= 1
         assert str(future.warmth) == "unknown (submitted by id)"
 
 
@@ -153,7 +153,7 @@ def test_results_and_arguments_in_json(client: MockClient) -> None:
         with WarmExecutor(plain) as executor:
             argument = {"a": (1, 2), "b": None}
             future = executor.submit(tasks.same, argument)
-            assert future.result(60) == {"a": [1, 2], "b": None} == plain.submit(tasks.same, argument).result(60)
+            assert future.result(120) == {"a": [1, 2], "b": None} == plain.submit(tasks.same, argument).result(120)
             assert future.warmth.worker is not None
     finally:
         client.fx_serializer = ComputeSerializer()
@@ -168,12 +168,12 @@ def test_errors_are_those_of_the_executor_inside(executor: WarmExecutor) -> None
 def test_a_future_that_was_cancelled_before_it_was_sent(client: MockClient) -> None:
     inner = MockExecutor(client=client)
     with WarmExecutor(inner) as executor:
-        executor.submit(functions.count).result(60)
+        executor.submit(functions.count).result(120)
         with inner._mock_client._request_lock:  # nothing leaves as long as this is held
             sent, held = executor.submit(functions.count), executor.submit(functions.count)
             cancelled = held.cancel()
         assert cancelled == held.cancelled()
-        sent.result(60)
+        sent.result(120)
         concurrent.futures.wait([held], 60)
         assert held.done()
         assert cancelled == (str(held.warmth) == "unknown (cancelled)")
@@ -184,7 +184,7 @@ def test_workers_without_gc_warm_run_the_function_without_a_record(tmp_path: Pat
     (tmp_path / "gc_warm" / "__init__.py").write_text("raise ModuleNotFoundError('No module named gc_warm', name='gc_warm')")
     with WarmExecutor(MockExecutor(workers=1, pythonpath=[tmp_path])) as executor:
         future = executor.submit(len, "four")
-        assert future.result(60) == 4
+        assert future.result(120) == 4
         assert str(future.warmth) == "unknown (came without a record)"
         with pytest.raises(Exception, match="No module named gc_warm"):
             executor.warm_up(len, "four", workers=1)
@@ -204,10 +204,10 @@ def test_what_has_changed_where_the_worker_has_it_from_is_stale_also_where_the_c
 
     serializer = ComputeSerializer(strategy_code=PureSourceDill())
     with WarmExecutor(MockExecutor(workers=1, pythonpath=[tmp_path], serializer=serializer)) as executor:
-        assert executor.submit(use).result(60) == 1
+        assert executor.submit(use).result(120) == 1
         module.write_text(module.read_text().replace("1", "2"))
         futures = [executor.submit(use) for _ in range(3)]
-        assert [future.result(60) for future in futures] == [1] * 3
+        assert [future.result(120) for future in futures] == [1] * 3
         reached = executor.warm_up(use, workers=1)
     assert {future.warmth.stale for future in futures} == {("only_there",)}
     assert "only_there" in str(reached)
@@ -220,21 +220,21 @@ def test_methods_that_are_sent_by_name_have_a_module_that_can_be_stale(tmp_path:
     monkeypatch.syspath_prepend(tmp_path)
     model = importlib.import_module("methods").Model
     with WarmExecutor(MockExecutor(workers=1, pythonpath=[tmp_path])) as executor:
-        assert executor.submit(model.use).result(60) == 1
+        assert executor.submit(model.use).result(120) == 1
         module.write_text(module.read_text() + "\n")
         futures = [executor.submit(function) for function in (model.use, model().predict)]
-        assert [future.result(60) for future in futures] == [1, 1]
+        assert [future.result(120) for future in futures] == [1, 1]
         assert [future.warmth.stale for future in futures] == [("methods",)] * 2
 
 
 def test_a_record_that_cannot_be_read_costs_no_result(executor: WarmExecutor, caplog: pytest.LogCaptureFixture) -> None:
     future = executor.submit(tasks.same, {"gc_warm_record": 1, "result": 2})
-    assert future.result(60) == {"gc_warm_record": 1, "result": 2}
+    assert future.result(120) == {"gc_warm_record": 1, "result": 2}
     function = executor.client.register_function(tasks.same)
     odd = {"gc_warm_record": {"worker": {"rank": None}, "loads": [], "modules": 7}, "result": 3}
-    assert executor.submit_to_registered_function(function, (odd,)).result(60) == odd, "submitted by id: as it is"
-    executor._executor.submit_to_registered_function(function, (odd,)).result(60)
-    reloaded = [future for future in executor.reload_tasks() if future.result(60) == 3]
+    assert executor.submit_to_registered_function(function, (odd,)).result(120) == odd, "submitted by id: as it is"
+    executor._executor.submit_to_registered_function(function, (odd,)).result(120)
+    reloaded = [future for future in executor.reload_tasks() if future.result(120) == 3]
     assert {str(future.warmth) for future in reloaded} == {"unknown (came with a record of another version)"}
     assert "a record cannot be read" in caplog.text
 
@@ -242,7 +242,7 @@ def test_a_record_that_cannot_be_read_costs_no_result(executor: WarmExecutor, ca
 @pytest.mark.parametrize("name", ["class", "<lambda>", "two words"])
 def test_a_function_may_have_any_name(executor: WarmExecutor, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tasks.same, "__name__", name)
-    assert executor.submit(tasks.same, 1).result(60) == 1
+    assert executor.submit(tasks.same, 1).result(120) == 1
 
 
 def test_keys_whose_texts_are_cut_are_told_apart(executor: WarmExecutor) -> None:
@@ -252,8 +252,8 @@ def test_keys_whose_texts_are_cut_are_told_apart(executor: WarmExecutor) -> None
         return len(points((1, 2, 3, 4, 5, 6, 7, 8, 9, last)))
 
     executor.serializer = ComputeSerializer(strategy_code=PureSourceDill())
-    executor.submit(use, 1).result(60)
-    executor.submit(use, 1).result(60)
+    executor.submit(use, 1).result(120)
+    executor.submit(use, 1).result(120)
     futures = [executor.submit(use, number) for number in range(10, 16)]
     concurrent.futures.wait(futures)
     executor.serializer = ComputeSerializer()
@@ -266,10 +266,10 @@ def test_stale_error_ends_the_future(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.syspath_prepend(tmp_path)
     use = importlib.import_module("edited").use
     with WarmExecutor(MockExecutor(workers=1, pythonpath=[tmp_path]), stale="error") as executor:
-        assert executor.submit(use).result(60) == 1
+        assert executor.submit(use).result(120) == 1
         module.write_text(module.read_text().replace("1", "2"))
         with pytest.raises(StaleModuleError, match=r"another version of edited .*restart the endpoint"):
-            executor.submit(use).result(60)
+            executor.submit(use).result(120)
         with pytest.raises(StaleModuleError, match="another version of edited"):
             executor.warm_up(use, workers=1)
     with pytest.raises(ValueError, match="neither"):
@@ -291,13 +291,13 @@ def test_records_are_in_the_file_when_the_executor_has_ended(client: MockClient,
 
 def test_a_disk_that_is_full_costs_records_and_no_results(client: MockClient, caplog: pytest.LogCaptureFixture) -> None:
     with WarmExecutor(MockExecutor(client=client), records="/dev/full") as executor:
-        assert [executor.submit(len, "ab").result(60) for _ in range(2)] == [2, 2]
+        assert [executor.submit(len, "ab").result(120) for _ in range(2)] == [2, 2]
     assert caplog.text.count("no more records are written to /dev/full") == 1
 
 
 def test_many_threads_submit_at_the_same_time(executor: WarmExecutor) -> None:
     with ThreadPoolExecutor(8) as pool:
-        results = list(pool.map(lambda n: executor.submit(len, "x" * n).result(60), range(40)))
+        results = list(pool.map(lambda n: executor.submit(len, "x" * n).result(120), range(40)))
     assert results == list(range(40))
     assert executor.report().calls == 40
 
@@ -315,10 +315,10 @@ def test_shutdown_waits_for_what_hangs_on_a_future(client: MockClient) -> None:
 
 def test_tasks_of_an_earlier_executor_have_their_records(client: MockClient) -> None:
     with WarmExecutor(MockExecutor(client=client)) as executor:
-        executor.submit(functions.cluster_energy).result(60)
+        executor.submit(functions.cluster_energy).result(120)
         group = executor.task_group_id
         (future,) = executor.reload_tasks()
-        assert abs(future.result(60) + 44.3268) < 1e-3
+        assert abs(future.result(120) + 44.3268) < 1e-3
         assert future.warmth.worker is not None
         assert executor.task_group_id == group
         assert executor.report().calls == 1, "it is the same call"
@@ -380,13 +380,13 @@ def test_versions_of_modules_that_are_decorated_nested_or_of_a_namespace(tmp_pat
             said = []
             for what in ("state", "fresh", "state"):
                 future = executor.submit(use, name, what)
-                future.result(60)
+                future.result(120)
                 said.append(future.warmth.stale)
             assert said == [(), (), ()], name
             file.write_text(file.read_text() + "\n")
             for what in ("fresh", "state"):
                 future = executor.submit(use, name, what)
-                future.result(60)
+                future.result(120)
             assert future.warmth.stale == (name,)
 
 
@@ -415,7 +415,7 @@ def test_a_load_that_fails_is_not_passed_over(executor: WarmExecutor, tmp_path: 
     (tmp_path / "flag").touch()
     executor.serializer = ComputeSerializer(strategy_code=PureSourceDill())
     future = executor.submit(use, str(tmp_path / "flag"))
-    assert future.result(60) == "another way"
+    assert future.result(120) == "another way"
     assert str(future.warmth) == "unknown (a load failed)"
     executor.serializer = ComputeSerializer()
 
@@ -429,7 +429,7 @@ def test_a_line_that_another_client_has_not_completed_is_ended_first(client: Moc
     file = tmp_path / "records.jsonl"
     file.write_text('{"function": "le')
     with WarmExecutor(MockExecutor(client=client), records=file) as executor:
-        executor.submit(len, "ab").result(60)
+        executor.submit(len, "ab").result(120)
     assert Report.read(file).calls == 1
 
 
@@ -439,5 +439,5 @@ def test_a_restart_is_known_also_where_a_warm_up_had_loaded() -> None:
         executor.workers[0].kill()
         executor.warm_up(len, "", workers=1)
         future = executor.submit(history_module.use, "a", "/no/such/flag")
-        future.result(60)
+        future.result(120)
         assert str(future.warmth) == "cold (worker restarted)"

@@ -303,7 +303,7 @@ def test_modules_of_the_current_directory_are_found_and_no_login_is_asked_for() 
     command = [sys.executable, "-P", "-c", "from gc_warm.cli import main; main()", "register", "science", "--check"]
     if sys.version_info < (3, 11):
         command.remove("-P")
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, stdin=subprocess.DEVNULL)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, stdin=subprocess.DEVNULL)
     assert (done.returncode, done.stderr) == (1, "")
     assert "functions.yaml is out of date: 2 of 2 would be sent" in done.stdout
     assert os.listdir() == ["science.py"]

@@ -20,9 +20,9 @@ def by_function_and_by_id(endpoint: str) -> Any:
     function_id = client.register_function(functions.count)
     with Executor(endpoint, client=client) as executor:
         executor.user_endpoint_config = CONFIG
-        counts = [executor.submit(functions.count).result(100) for _ in range(3)]
-        counts += [executor.submit_to_registered_function(function_id).result(100) for _ in range(2)]
-        error = executor.submit(tasks.invert, 0).exception(100)
+        counts = [executor.submit(functions.count).result(120) for _ in range(3)]
+        counts += [executor.submit_to_registered_function(function_id).result(120) for _ in range(2)]
+        error = executor.submit(tasks.invert, 0).exception(120)
     return counts, isinstance(error, TaskExecutionFailed) and "ZeroDivisionError" in str(error)
 
 
@@ -39,7 +39,7 @@ def leave(endpoint: str) -> Any:
 def come_back(endpoint: str, group: str) -> Any:
     """Finds what another process has submitted."""
     with Executor(endpoint, task_group_id=group) as executor:
-        return sorted(future.result(100) for future in executor.reload_tasks())
+        return sorted(future.result(120) for future in executor.reload_tasks())
 
 
 def two_configs(endpoint: str) -> Any:
@@ -48,7 +48,7 @@ def two_configs(endpoint: str) -> Any:
         first.user_endpoint_config = CONFIG
         second.user_endpoint_config = {**CONFIG, "task_timeout": 100}
         futures = [[executor.submit(functions.count) for executor in (first, second)] for _ in range(3)]
-        return [[future.result(100) for future in pair] for pair in futures]
+        return [[future.result(120) for future in pair] for pair in futures]
 
 
 def by_book(endpoint: str, path: str) -> Any:
@@ -57,7 +57,7 @@ def by_book(endpoint: str, path: str) -> Any:
     client.register_function = None
     with Executor(endpoint, client=client, user_endpoint_config=CONFIG) as executor:
         FunctionBook.load(path).prime(executor)
-        return executor.submit(functions.count).result(100)
+        return executor.submit(functions.count).result(120)
 
 
 def submit_many(endpoint: str, number: str, record: str) -> Any:
@@ -90,7 +90,7 @@ def wait_for(endpoint: str, gate: str, begun: str) -> Any:
 def worker(endpoint: str) -> Any:
     """Process id of a worker, and its count."""
     with Executor(endpoint, user_endpoint_config=CONFIG) as executor:
-        return executor.submit(tasks.pid_and_count).result(100)
+        return executor.submit(tasks.pid_and_count).result(120)
 
 
 CONFIG: dict[str, Any] = json.loads(os.environ.get("CONFIG", "{}"))

@@ -28,7 +28,7 @@ Submit = Callable[..., Future[Any]]
 def counts_and_notes(submit: Submit, path: Path) -> list[list[int]]:
     """What three calls of each of two warmable modules return."""
     calls = [(functions.count, ()), (logbook.note, (str(path),))]
-    return [[submit(function, *arguments).result(60) for _ in range(3)] for function, arguments in calls]
+    return [[submit(function, *arguments).result(120) for _ in range(3)] for function, arguments in calls]
 
 
 @pytest.fixture(scope="module")

@@ -171,7 +171,7 @@ def test_each_node_has_its_workers_with_the_cores_asked_for_until_shutdown(
     with on(real_cores, **options) as executor:
         workers = meet(executor, meaning.copies, tmp_path / "all")
         (job,) = {worker.job for worker in workers}
-        assert executor.submit(logbook.note, str(path)).result(60) == 1
+        assert executor.submit(logbook.note, str(path)).result(120) == 1
         assert len(processes_of(real_cores, job)) > meaning.copies
     assert [worker.node for worker in workers] == ["n1", "n1", "n2", "n2"]
     assert [worker.environment["SLURM_NODEID"] for worker in workers] == ["0", "0", "1", "1"]
@@ -213,10 +213,10 @@ def keeps_warm_and_ends(cluster: SlurmCluster, folder: Path) -> Kept:
     path = folder / "logbook"
     with on(cluster, keep_warm=0.1) as executor:
         first = meet(executor, 1, folder / "first")[0]
-        counts = [executor.submit(functions.count).result(60) for _ in range(100)]
-        executor.submit(logbook.note, str(path)).result(60)
+        counts = [executor.submit(functions.count).result(120) for _ in range(100)]
+        executor.submit(logbook.note, str(path)).result(120)
         begun = time.monotonic()
-        wait_until(lambda: cluster.job(first.job).ended, "the job has ended", 60)
+        wait_until(lambda: cluster.job(first.job).ended, "the job has ended")
         seconds = time.monotonic() - begun
         all_have_ended(cluster, first.job, 5)
         return Kept(counts, first, cluster.job(first.job).state, seconds, path.read_text(), meet(executor, 1, folder / "second")[0])
@@ -260,9 +260,9 @@ def is_ended(cluster: SlurmCluster, folder: Path, options: dict[str, Any], end: 
     with on(cluster, **options) as executor:
         executor.submit(logbook.note, str(path)).result(120)
         mark = secrets.token_hex(8)
-        worker, _ = executor.submit(programs.start, mark).result(60)
+        worker, _ = executor.submit(programs.start, mark).result(120)
         future = executor.submit(tasks.for_ever, str(begun))
-        wait_until(lambda: begun.exists() or future.done(), "the task has begun", 60)
+        wait_until(lambda: begun.exists() or future.done(), "the task has begun")
         job = psutil.Process(int(begun.read_text())).environ()["SLURM_JOB_ID"]
         end(job)
         programs_end_with(worker, mark, patience)
@@ -297,7 +297,7 @@ def loses_a_node(cluster: SlurmCluster, folder: Path, **options: Any) -> Halved:
     with on(cluster, nodes=2, **options) as executor:
         survivor, lost = meet(executor, 2, folder / "before")
         kill_manager_of(lost)
-        wait_until(lambda: "Exited with exit code 137" in errors_of(cluster, lost.job), "srun knows", 20)
+        wait_until(lambda: "Exited with exit code 137" in errors_of(cluster, lost.job), "srun knows")
         begun = time.monotonic()
         futures: list[Future[Any]] = [executor.submit(tasks.work, 5.0) for _ in range(2)]  # one each, as far as the engine knows
         futures += [executor.submit(tasks.pid_and_count) for _ in range(10)]
@@ -366,7 +366,7 @@ def preloads(cluster: SlurmCluster, folder: Path) -> Preloaded:
         first = [executor.submit(preloaded.use, str(folder / "meeting"), 4) for _ in range(4)]
         wait(first, 180)
         busy = executor.submit(tasks.for_ever, str(folder / "started"))
-        wait_until((folder / "started").exists, "it is busy", 60)
+        wait_until((folder / "started").exists, "it is busy")
         killed = int((folder / "started").read_text())
         os.kill(killed, signal.SIGKILL)
         begun = time.monotonic()
@@ -396,7 +396,7 @@ def side_by_side(roomy: SlurmCluster, tmp_path_factory: pytest.TempPathFactory) 
     with ThreadPoolExecutor(len(JOURNEYS)) as pool:
         first = pool.submit(drains, roomy, folders["drains"])
         # Its short job has to start in the time that the config grants a start, so the others leave it alone.
-        wait_until(lambda: (folders["drains"] / "logbook").exists() or first.done(), "the first of them runs", 120)
+        wait_until(lambda: (folders["drains"] / "logbook").exists() or first.done(), "the first of them runs")
         others: list[Callable[[SlurmCluster, Path], Any]] = list(JOURNEYS[1:])
         return {"drains": first} | {journey.__name__: pool.submit(journey, roomy, folders[journey.__name__]) for journey in others}
 
@@ -507,7 +507,7 @@ def test_a_job_that_never_starts_is_waited_for_until_shutdown(roomy: SlurmCluste
     before = roomy.jobs()
     with on(roomy, cores_per_worker=100) as executor:
         future = executor.submit(tasks.rank)
-        wait_until(lambda: len(roomy.jobs()) > len(before), "there is a job", 30)
+        wait_until(lambda: len(roomy.jobs()) > len(before), "there is a job")
         job = roomy.jobs()[-1]
         assert not wait([future], 5).done, "Slurm says that it is pending, as for one that will start in an hour"
         assert (job.state, job.nodes) == ("PENDING", ())

@@ -17,8 +17,8 @@ while not Path(sys.argv[1]).exists():
     time.sleep(0.01)
 (interchange,) = [child for child in psutil.Process().children() if "interchange" in " ".join(child.cmdline())]
 interchange.kill()
-assert "interchange has died" in str(running.exception(30))
+assert "interchange has died" in str(running.exception(120))
 print("the task in flight has failed")
-assert executor.submit(tasks.same, 2).result(60) == 2
+assert executor.submit(tasks.same, 2).result(120) == 2
 print("the next one was done")
 executor.shutdown()

@@ -86,10 +86,10 @@ def executor(site: Site, client: Client) -> Iterator[Executor]:
 
 
 def test_warm_through_the_sdks_own_classes(executor: Executor) -> None:
-    first, second, third = [executor.submit(functions.count).result(30) for _ in range(3)]
+    first, second, third = [executor.submit(functions.count).result(120) for _ in range(3)]
     assert (second, third) == (first + 1, first + 2)
     with pytest.raises(TaskExecutionFailed, match="ZeroDivisionError"):
-        executor.submit(tasks.invert, 0).result(30)
+        executor.submit(tasks.invert, 0).result(120)
 
 
 CLIENT = """
@@ -111,11 +111,11 @@ os._exit(0)
 def test_results_are_kept_and_found_by_a_new_process(site: Site, executor: Executor) -> None:
     program = CLIENT.format(port=site.port, endpoint=site.endpoint_id)
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(MODULES), str(MODULES.parents[1])])}
-    group = subprocess.run([sys.executable, "-c", program], env=environment, check=True, capture_output=True, text=True, timeout=60).stdout
+    group = subprocess.run([sys.executable, "-c", program], env=environment, check=True, capture_output=True, text=True, timeout=120).stdout
     executor.task_group_id = group.strip()
     futures = list(executor.reload_tasks())
     assert len(futures) == 4
-    ends = [future.exception(30) or future.result() for future in futures]
+    ends = [future.exception(120) or future.result() for future in futures]
     assert sorted(end for end in ends if isinstance(end, int)) == [0, 1, 2]
     assert ["ZeroDivisionError" in str(end) for end in ends if isinstance(end, TaskExecutionFailed)] == [True]
 
@@ -200,8 +200,8 @@ def test_the_secrets_are_in_no_log_no_process_list_and_no_text(
     site: Site, executor: Executor, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
 ) -> None:
     with caplog.at_level(logging.DEBUG, logger="gc_warm"):
-        executor.submit(functions.count).result(30)
-        answer = requests.put(f"http://127.0.0.1:{site.port}/v3/endpoints/{NOBODY}", headers=bearer(site), data=b"{", timeout=10)
+        executor.submit(functions.count).result(120)
+        answer = requests.put(f"http://127.0.0.1:{site.port}/v3/endpoints/{NOBODY}", headers=bearer(site), data=b"{", timeout=120)
     commands = []
     for process in psutil.process_iter():
         try:
@@ -235,7 +235,7 @@ def bearer(site: LocalCloud) -> dict[str, str]:
 )
 def test_a_request_that_cannot_be_read_is_refused_and_harms_nobody(site: Site, method: str, path: str, body: bytes) -> None:
     url = f"http://127.0.0.1:{site.port}{path.format(endpoint=site.endpoint_id)}"
-    answer = requests.request(method, url, headers=bearer(site), data=body, timeout=10)
+    answer = requests.request(method, url, headers=bearer(site), data=body, timeout=120)
     assert answer.status_code == 422, answer.text
     assert path.split("/")[2] in answer.json()["reason"]
 
@@ -256,11 +256,11 @@ def test_it_does_not_start_where_its_port_is_taken(family: socket.AddressFamily,
 def test_closing_does_not_wait_for_clients() -> None:
     """Neither for one that keeps its connection, nor for one that stops in the middle of a request."""
     with LocalCloud(port=0) as cloud, requests.Session() as session, socket.create_connection(("127.0.0.1", cloud.port)) as silent:
-        assert session.get(f"http://127.0.0.1:{cloud.port}/v2/version", headers=bearer(cloud), timeout=10).ok
+        assert session.get(f"http://127.0.0.1:{cloud.port}/v2/version", headers=bearer(cloud), timeout=120).ok
         silent.sendall(b"POST /v3/functions HTTP/1.1\r\nContent-Length: 100\r\n")
         closing = threading.Thread(target=cloud.close)
         closing.start()
-        closing.join(10)
+        closing.join(120)
         assert not closing.is_alive()
         assert not os.path.exists(cloud.folder)
 
@@ -273,14 +273,14 @@ def test_a_forked_child_leaves_the_service_alone() -> None:
             os._exit(0)
         assert os.waitpid(child, 0)[1] == 0
         assert os.path.isdir(cloud.folder)
-        assert requests.get(f"http://127.0.0.1:{cloud.port}/v2/version", headers=bearer(cloud), timeout=10).ok
+        assert requests.get(f"http://127.0.0.1:{cloud.port}/v2/version", headers=bearer(cloud), timeout=120).ok
 
 
 @pytest.mark.parametrize("length", [b"abc", b"-1", b"99999999999999"])
 def test_a_request_that_does_not_say_how_long_it_is(site: Site, length: bytes) -> None:
     secret = bearer(site)["Authorization"].encode()
     for authorization, expected in ((b"Bearer guessed", (b"401", b"422")), (secret, (b"413", b"422"))):
-        with socket.create_connection(("127.0.0.1", site.port), timeout=10) as connection:
+        with socket.create_connection(("127.0.0.1", site.port), timeout=120) as connection:
             head = b"POST /v3/functions HTTP/1.1\r\nAuthorization: %s\r\nContent-Length: %s\r\n\r\n"
             connection.sendall(head % (authorization, length))
             connection.shutdown(socket.SHUT_WR)

@@ -48,12 +48,12 @@ def test_second_block_that_fails_is_no_verdict_on_a_first_that_is_slow(tmp_path:
     lines = f"mkdir {tmp_path / 'first'} 2>/dev/null && sleep 8 || {{ [ -e {tmp_path / 'ready'} ] || exit 3; }}; touch {tmp_path / 'ready'}"
     with engine(lines, blocks=2) as executor:
         futures = [executor.submit(tasks.same, number) for number in range(2)]
-        assert [future.result(90) for future in futures] == [0, 1]
+        assert [future.result(120) for future in futures] == [0, 1]
 
 
 def test_environment_that_breaks_after_a_first_block_worked_is_named(tmp_path: Path) -> None:
     with engine(f"[ ! -e {tmp_path / 'broken'} ] || {{ echo it is broken now >&2; exit 3; }}") as executor:
-        worker = psutil.Process(executor.submit(os.getpid).result(60))
+        worker = psutil.Process(executor.submit(os.getpid).result(120))
         (tmp_path / "broken").touch()
         manager = worker.parent()
         assert manager is not None
@@ -66,14 +66,14 @@ def test_environment_that_breaks_after_a_first_block_worked_is_named(tmp_path: P
 
 def test_manager_that_is_lost_before_its_first_task_is_replaced() -> None:
     with engine() as executor:
-        wait_until(lambda: "Registration info for manager" in log_of_the_interchange(), "the manager has reported", 60)
+        wait_until(lambda: "Registration info for manager" in log_of_the_interchange(), "the manager has reported")
         for process in psutil.process_iter():
             if is_manager(process):
                 for child in [*process.children(recursive=True), process]:
                     child.kill()
         first = executor.submit(tasks.same, 1)
-        assert first.exception(90) is None or "ManagerLost" in remote_text(first)
-        assert executor.submit(tasks.same, 2).result(90) == 2
+        assert first.exception(120) is None or "ManagerLost" in remote_text(first)
+        assert executor.submit(tasks.same, 2).result(120) == 2
 
 
 def log_of_the_interchange() -> str:
@@ -92,7 +92,7 @@ def test_interchange_that_dies_ends_its_tasks_and_the_next_task_finds_another_en
     script = Path(__file__).with_name("interchange_client.py")
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[2]), str(MODULES)])}
     run = subprocess.run(
-        [sys.executable, str(script), str(tmp_path / "started")], env=environment, capture_output=True, text=True, timeout=120
+        [sys.executable, str(script), str(tmp_path / "started")], env=environment, capture_output=True, text=True, timeout=600
     )
     assert run.returncode == 0, run.stderr
     assert run.stdout == "the task in flight has failed\nthe next one was done\n"
@@ -114,5 +114,5 @@ def test_shutdown_in_a_callback_still_tells_the_other_futures() -> None:
     with engine() as executor:
         first, second = executor.submit(tasks.same, 1), executor.submit(tasks.wait_for_file, "/never")
         first.add_done_callback(lambda _: executor.shutdown(wait=False))
-        assert first.result(60) == 1
-        assert second.exception(30) is not None
+        assert first.result(120) == 1
+        assert second.exception(120) is not None

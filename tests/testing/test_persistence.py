@@ -66,7 +66,7 @@ def observed(request: pytest.FixtureRequest) -> dict[str, dict[str, Any]]:
         env={**os.environ, "PYTHONPATH": path},
         stdout=subprocess.PIPE,
         check=True,
-        timeout=120,
+        timeout=600,
     )
     seen: dict[str, dict[str, Any]] = json.loads(run.stdout)
     return seen
