@@ -28,7 +28,7 @@ ADDRESS = "127.0.0.1"
 CORES = os.cpu_count() or 1
 FULL: dict[str, Any] = {
     "address": ADDRESS,
-    "keep_warm": 0.02,
+    "keep_warm": 0.2,
     "nodes": 2,
     "workers_per_node": 2,
     "cores_per_worker": CORES,  # by the cores of this machine, a manager would start one worker
@@ -155,8 +155,10 @@ def introduce(folder: str, number: int) -> tuple[str, int, int, int, dict[str, s
     from gc_warm.worker import lifecycle
 
     Path(folder, os.environ["GC_TASK_UUID"]).touch()
-    end = time.monotonic() + 60
-    while len(os.listdir(folder)) < number and time.monotonic() < end:
+    end = time.monotonic() + 120
+    while len(os.listdir(folder)) < number:
+        if time.monotonic() > end:
+            raise TimeoutError("waited for two minutes")
         time.sleep(0.01)
     worker = lifecycle.worker()
     return worker.pool or "", -1 if worker.rank is None else worker.rank, worker.pid, functions.count(), dict(os.environ)

@@ -258,7 +258,7 @@ def waited(future: Future[Any], seconds: float) -> bool:
 
 @engine
 def test_gcw018_state_never_becomes_warm(tmp_path: Path) -> None:
-    text = breaks(config("max_workers_per_node: 1", init="export GC_TASK_TIMEOUT=1"), "GCW018", Numbers(load_seconds=60))
+    text = breaks(config("max_workers_per_node: 1", init="export GC_TASK_TIMEOUT=10"), "GCW018", Numbers(load_seconds=60))
     with running(text) as executor:
         record = tmp_path / "loads"
         for number in (1, 2, 3):
