@@ -155,7 +155,7 @@ class SlurmCluster:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._stop()
 
-    def command(self, *words: str, text: str = "", seconds: float = 30.0) -> str:
+    def command(self, *words: str, text: str = "", seconds: float = 120.0) -> str:
         """What a client program of Slurm prints.
 
         Args:
@@ -186,7 +186,7 @@ class SlurmCluster:
         """Tell jobs to end; those that do not are killed 5 seconds later."""
         self.command("scancel", *job_ids)
 
-    def wait_for_state(self, job_id: str, *states: str, seconds: float = 20.0) -> SlurmJob:
+    def wait_for_state(self, job_id: str, *states: str, seconds: float = 120.0) -> SlurmJob:
         """Wait until a job is in one of these states."""
         wait_until(lambda: self.job(job_id).state in states, f"job {job_id} is {' or '.join(states)}", seconds)
         return self.job(job_id)
