@@ -6,6 +6,7 @@ Run by path, not as part of gc_warm: a worker has its own import path, and gc_wa
 from __future__ import annotations
 
 import atexit
+import gc
 import os
 import pickle
 import select
@@ -17,6 +18,7 @@ import time
 import traceback
 import types
 import uuid
+from collections.abc import Callable
 from multiprocessing.connection import Connection
 
 READY = b"ready"
@@ -58,6 +60,28 @@ def _remove_if_orphaned(connection: Connection, run_dir: str) -> None:
         shutil.rmtree(run_dir, ignore_errors=True)
 
 
+def _import_execute_task() -> Callable[..., bytes]:
+    """Import the endpoint's `execute_task`, and with it nearly a thousand modules.
+
+    None of them is ever garbage: to look for some while they are imported, and again at the end of the process, would take a
+    quarter of all the time that a worker needs to start and to end.
+    """
+    gc.disable()
+    try:
+        import logging
+
+        from globus_compute_endpoint.engines.helper import execute_task
+    finally:
+        gc.freeze()
+        gc.enable()
+
+    # It logs the traceback of each failed task, which travels to the client anyway, where logging is not set up.
+    logging.getLogger("globus_compute_endpoint").addHandler(logging.NullHandler())
+    logging.getLogger("globus_compute_endpoint").propagate = False
+
+    return execute_task  # type: ignore[no-any-return]
+
+
 def main(descriptor: int, run_dir: str) -> None:
     """Serve tasks that come as pickled (task id, packed Task, result serializers) until the client closes its end."""
     os.set_inheritable(descriptor, False)
@@ -67,13 +91,7 @@ def main(descriptor: int, run_dir: str) -> None:
     atexit.register(_remove_if_orphaned, connection, run_dir)  # first registered, last to run: after the teardowns
     threading.Thread(target=_end_with_client, args=(connection, run_dir), name="end-with-client", daemon=True).start()
 
-    import logging
-
-    from globus_compute_endpoint.engines.helper import execute_task
-
-    # It logs the traceback of each failed task, which travels to the client anyway, where logging is not set up.
-    logging.getLogger("globus_compute_endpoint").addHandler(logging.NullHandler())
-    logging.getLogger("globus_compute_endpoint").propagate = False
+    execute_task = _import_execute_task()
     connection.send_bytes(READY)
     while True:
         try:
