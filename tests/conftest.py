@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import signal
 import tempfile
@@ -72,6 +73,11 @@ def pytest_configure() -> None:
     """What a shell starts in the background ignores Ctrl-C, and so would all that the tests start and interrupt."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_collection_finish() -> None:
+    """What was imported stays until the end: no collection of garbage has to look at it, neither now and then nor in a test."""
+    gc.freeze()
 
 
 @pytest.fixture(scope="session", autouse=True)
