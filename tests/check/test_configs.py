@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 import json
 import math
 import os
@@ -46,10 +48,15 @@ SAME_EVERY_TIME = settings(
 
 @pytest.fixture(scope="module", autouse=True)
 def quick() -> Iterator[None]:
-    """Compile a template once, check a schema once, ask for no scheduler: most time goes there, and it is the same every time."""
+    """Compile a template once, check a schema once, parse a text once, ask for no scheduler: most time goes there.
+
+    What comes of it is the same every time.
+    """
     compiled: dict[str, Any] = {}
     checked: set[str] = set()
+    parsed: dict[str, Any] = {}
     compile_template, check_schema = jinja2.Environment.compile, jsonschema.Draft202012Validator.check_schema
+    parse = yaml.safe_load
 
     def compile_once(environment: jinja2.Environment, source: str) -> Any:
         if source not in compiled:
@@ -62,9 +69,15 @@ def quick() -> Iterator[None]:
             check_schema(schema)
             checked.add(text)
 
+    def parse_once(text: str) -> Any:
+        if text not in parsed:
+            parsed[text] = parse(text)
+        return copy.deepcopy(parsed[text])
+
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(jinja2.Environment, "compile", compile_once)
         patch.setattr(jsonschema.Draft202012Validator, "check_schema", check_once)
+        patch.setattr(yaml, "safe_load", parse_once)
         patch.setattr(parsl.providers.cluster_provider, "execute_wait", lambda command, timeout: (127, "", f"{command}: not found"))
         yield
 
@@ -88,6 +101,11 @@ def make_folder(path: Path, template: str = "a: 1\n", schema: object = None, cor
     return path
 
 
+@functools.cache  # to understand a pattern takes longer than to make text of it
+def text_like(pattern: str, longest: float) -> st.SearchStrategy[str]:
+    return st.from_regex(pattern).filter(lambda text: len(text) <= longest)
+
+
 def any_value(kind: Values) -> st.SearchStrategy[Any]:
     """Whatever a schema allows for one option."""
     low, high = kind.get("minimum"), kind.get("maximum")
@@ -103,7 +121,7 @@ def any_value(kind: Values) -> st.SearchStrategy[Any]:
         size = {"min_size": kind.get("minItems", 0), "max_size": min(kind["maxItems"], 4)}
         return st.lists(any_value(kind["items"]), unique=kind.get("uniqueItems", False), **size)
     assert kind["type"] == "string", kind
-    return st.from_regex(kind["pattern"]).filter(lambda text: len(text) <= kind.get("maxLength", math.inf))
+    return text_like(kind["pattern"], kind.get("maxLength", math.inf))
 
 
 def limit(kind: Values, end: int) -> st.SearchStrategy[Any]:
