@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import gc
 import os
+import platform
 import signal
 import tempfile
 import threading
@@ -14,10 +16,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from globus_compute_sdk.sdk import executor as sdk_executor
 from hypothesis import HealthCheck, settings
-
-from tests.support import wait_until
 
 
 def _processes() -> set[tuple[int, float]]:
@@ -94,9 +93,22 @@ def run_marker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     assert not left, f"the session leaves processes behind: {left}"
 
 
+@pytest.fixture(scope="session", autouse=True)
+def architecture_asked_for_once() -> Iterator[None]:
+    """The SDK asks for it with every request, and Python asks a program, ``file``."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(platform, "architecture", functools.cache(platform.architecture))
+        yield
+
+
 @pytest.fixture(autouse=True)
 def nothing_left_behind(run_marker: None) -> Generator[None, None, None]:
     """Fail a test that leaves processes, threads, descriptors or files of ours; fixtures of wider scope may keep theirs."""
+    # Imported here, since xdist's first process runs no test: it need not spend two seconds on it.
+    from globus_compute_sdk.sdk import executor as sdk_executor
+
+    from tests.support import wait_until
+
     looks: dict[str, Callable[[], set[object]]] = {
         "processes": _processes,  # type: ignore[dict-item]
         "threads": _threads,  # type: ignore[dict-item]

@@ -67,7 +67,7 @@ def test_slurm_that_does_not_answer(lines: str, tmp_path: Path, monkeypatch: pyt
         (tmp_path / command).chmod(0o755)
     monkeypatch.setattr(environment, "_SCHEDULER_PATIENCE", 0.5)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
-    found = findings("slurm", partition="debug")["Slurm"]
+    found = findings("slurm", partition="debug", environment="exit 1")["Slurm"]  # no probe of the environment, too
     assert found.level == "error"
     assert found.text.startswith("sinfo does not get an answer: ")
 
