@@ -18,6 +18,9 @@ import psutil
 import pytest
 from hypothesis import HealthCheck, settings
 
+_strangers: set[str] = set()
+"""The processes that were there before the session, so long as they live: none of them has its marker, and nobody need look."""
+
 
 def _processes() -> set[tuple[int, float]]:
     """This process's children, and the blocks of an engine: these have left the family, but carry the marker."""
@@ -26,8 +29,10 @@ def _processes() -> set[tuple[int, float]]:
     for path in Path("/proc/self/task").glob("*/children"):
         with contextlib.suppress(OSError):  # the thread has just ended
             children.update(path.read_text().split())
+    pids = set(filter(str.isdecimal, os.listdir("/proc")))
+    _strangers.intersection_update(pids)
     found = set()
-    for pid in filter(str.isdecimal, os.listdir("/proc")):
+    for pid in (pids - _strangers) | children:
         with contextlib.suppress(psutil.Error, OSError):
             if pid not in children and marker not in _environment(pid):
                 continue
@@ -83,6 +88,7 @@ def pytest_collection_finish() -> None:
 def run_marker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Every process that the tests start, however far removed, inherits this variable, and a folder for its temporary files."""
     tmp_path_factory.getbasetemp()  # pytest's own folder stays where it always is
+    _strangers.update(filter(str.isdecimal, os.listdir("/proc")))
     os.environ["GC_WARM_TEST_RUN"] = f"{os.getpid()}-{time.time_ns()}"
     with tempfile.TemporaryDirectory(prefix="t-") as folder:
         tempfile.tempdir = os.environ["TMPDIR"] = folder
