@@ -38,7 +38,7 @@ from globus_compute_endpoint.endpoint.identity_mapper import MappedPosixIdentity
 from gc_warm.check.options import ConfigError, Options, misfits, schema_of
 
 try:
-    from globus_compute_endpoint.endpoint.config import CoreEndpointConfig
+    from globus_compute_endpoint.endpoint.config import CoreEndpointConfig as CoreEndpointConfig
 
     CORE_CONFIG = "--core-config"
 except ImportError:  # what it was called in the first endpoints that gc_warm takes

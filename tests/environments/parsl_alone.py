@@ -16,7 +16,7 @@ from parsl.providers import LocalProvider
 
 
 def observe() -> dict[str, Any]:
-    import early
+    import early  # type: ignore[import-not-found]
 
     from gc_warm.worker.calls import Recording
 
