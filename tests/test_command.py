@@ -69,7 +69,7 @@ def run_with(deed: str, module: str, *arguments: str) -> tuple[int, str]:
     """Return exit status and stderr of a command, in which that happens when that module is about to be imported."""
     script = AT_IMPORT.format(deed=deed)
     command = [sys.executable, "-c", script, module, *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     return done.returncode, done.stderr
 
 
@@ -88,7 +88,7 @@ def test_answers_without_heavy_imports() -> None:
         (completion, [], 0, "plain,check\n"),
     ]
     asked = json.dumps([call[:2] for call in calls])
-    done = subprocess.run([sys.executable, "-c", RUN_MANY, asked], capture_output=True, text=True, timeout=60, check=True)
+    done = subprocess.run([sys.executable, "-c", RUN_MANY, asked], capture_output=True, text=True, timeout=120, check=True)
     answered = json.loads(done.stdout)
     for (_, arguments, status, beginning), (returned, output) in zip(calls, answered["done"], strict=True):
         assert (returned, output[: len(beginning)]) == (status, beginning), arguments
@@ -109,7 +109,7 @@ def test_strategy_of_another_sdk_is_refused(monkeypatch: pytest.MonkeyPatch) -> 
 
 @pytest.mark.parametrize("module", ["gc_warm", "gc_warm.cli"])
 def test_runs_as_a_module(module: str) -> None:
-    done = subprocess.run([sys.executable, "-m", module, "nonsense"], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-m", module, "nonsense"], capture_output=True, text=True, timeout=120)
     assert done.returncode == 2
     assert done.stderr.startswith("Usage: gc-warm [OPTIONS]")
 
@@ -139,7 +139,7 @@ def test_interrupt_at_some_moment(tmp_path: Path) -> None:
                 process.wait(seconds)
             except subprocess.TimeoutExpired:
                 process.send_signal(signal.SIGINT)
-            _, said = process.communicate(timeout=60)
+            _, said = process.communicate(timeout=120)
         if process.returncode == interrupts.STATUS:
             assert said == "Interrupted\n"
         else:  # the interpreter had not come to our first line
@@ -224,7 +224,7 @@ def test_output_that_cannot_be_written(stdout: str) -> None:
     os.close(reader)
     with open("/dev/full", "wb") as full, open(writer, "wb") as closed:
         target = full if stdout == "full" else closed
-        done = subprocess.run([*COMMAND, "--help"], stdout=target, stderr=subprocess.PIPE, text=True, timeout=60)
+        done = subprocess.run([*COMMAND, "--help"], stdout=target, stderr=subprocess.PIPE, text=True, timeout=120)
     said = "Error: the output cannot be written: No space left on device\n" if stdout == "full" else ""
     assert (done.returncode, done.stderr) == (1, said)
 

@@ -6,9 +6,7 @@ Run by path, not as part of gc_warm: a worker has its own import path, and gc_wa
 from __future__ import annotations
 
 import atexit
-import contextlib
 import gc
-import importlib
 import os
 import pickle
 import select
@@ -20,9 +18,8 @@ import time
 import traceback
 import types
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from multiprocessing.connection import Connection
-from typing import Any
 
 READY = b"ready"
 
@@ -63,36 +60,15 @@ def _remove_if_orphaned(connection: Connection, run_dir: str) -> None:
         shutil.rmtree(run_dir, ignore_errors=True)
 
 
-@contextlib.contextmanager
-def _quick_imports() -> Iterator[None]:
-    """Import nearly a thousand modules in half the time that this takes by itself.
-
-    None of what is imported is ever garbage, so nobody need look for some, neither here nor at the end of the process. And Parsl
-    has the functions that set up executors and providers compiled anew, with checks of their arguments' types: a worker sets up
-    none. ``python -O`` leaves these checks out, too, but it would leave out the assertions of tasks with them.
-    """
-    try:
-        typeguard: Any = importlib.import_module("typeguard")
-    except ImportError:  # a Parsl that makes no such checks
-        typeguard = types.SimpleNamespace(typechecked=None)
-
-    check_types = typeguard.typechecked
-    typeguard.typechecked = lambda target: target
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.freeze()
-        gc.enable()
-        typeguard.typechecked = check_types
-
-
 def _import_execute_task() -> Callable[..., bytes]:
     """Import the endpoint's `execute_task`, and have it log nothing."""
     import logging
 
-    with _quick_imports():
-        from globus_compute_endpoint.engines.helper import execute_task
+    gc.disable()  # of nearly a thousand modules nothing is ever garbage: to look for some takes a quarter of the time
+    from globus_compute_endpoint.engines.helper import execute_task
+
+    gc.freeze()
+    gc.enable()
 
     # It logs the traceback of each failed task, which travels to the client anyway, where logging is not set up.
     logging.getLogger("globus_compute_endpoint").addHandler(logging.NullHandler())
