@@ -198,6 +198,7 @@ def job_environment(folder: Path, ticket: dict[str, Any]) -> dict[str, str]:
 def end_session(job: subprocess.Popen[bytes]) -> None:
     """SIGTERM, and later SIGKILL, for all that belongs to the job: nothing of it outlives its script."""
     family = members(job.pid)
+    job.terminate()  # before what it runs: a script that outlives that goes on, and may end well
     for process in family:
         with contextlib.suppress(psutil.NoSuchProcess):
             process.terminate()
