@@ -360,7 +360,6 @@ def test_a_thread_that_blocks_signals(shell: ExternalProcess) -> None:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-@pytest.mark.skipif(sys.version_info < (3, 11), reason="before, subprocess itself leaves descriptors open when there is no room for all")
 def test_no_room_for_descriptors(shell: ExternalProcess) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (max(map(int, os.listdir("/proc/self/fd"))) + 10, hard))
