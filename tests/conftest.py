@@ -16,7 +16,10 @@ from pathlib import Path
 
 import psutil
 import pytest
+from globus_compute_sdk.sdk import executor as sdk_executor
 from hypothesis import HealthCheck, settings
+
+from tests.support import wait_until
 
 _strangers: set[str] = set()
 """The processes that were there before the session, so long as they live: none of them has its marker, and nobody need look."""
@@ -110,11 +113,6 @@ def architecture_asked_for_once() -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def nothing_left_behind(run_marker: None) -> Generator[None, None, None]:
     """Fail a test that leaves processes, threads, descriptors or files of ours; fixtures of wider scope may keep theirs."""
-    # Imported here, since xdist's first process runs no test: it need not spend two seconds on it.
-    from globus_compute_sdk.sdk import executor as sdk_executor
-
-    from tests.support import wait_until
-
     looks: dict[str, Callable[[], set[object]]] = {
         "processes": _processes,  # type: ignore[dict-item]
         "threads": _threads,  # type: ignore[dict-item]
