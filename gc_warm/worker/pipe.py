@@ -115,7 +115,7 @@ class Pipe:
         return int(self._told["ended"]) if "ended" in self._told else None
 
     def begin(self, now: float, seconds: float, start_seconds: float = 0.0) -> None:
-        """Begin a call that may take *seconds* from *now*, in monotonic time; what is left of earlier ones is read and forgotten.
+        """Begin a call that may take *seconds* from *now*, in monotonic time.
 
         Args:
             now: The present.
@@ -123,7 +123,6 @@ class Pipe:
             start_seconds: On top, for the start of the program, until it is `ready`.
         """
         self._seconds, self._start_seconds, self._deadline = seconds, start_seconds, now + seconds + start_seconds
-        self.forget()
         self.touched = False
 
     def wait_for_start(self) -> int:

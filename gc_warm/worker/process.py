@@ -256,6 +256,7 @@ class Program:
         if not self._at:
             self._begun = now
         self._pipe.begin(now, seconds, 0.0 if self._pipe.answered else start_seconds)
+        self._pipe.forget()  # what is left of earlier calls; in the first one, what there is may be the program's only words
         if self._pipe.over:
             log.warning("%s %s while it was idle; it is started again", self._name, self._pipe.how_it_ended())
         return not self._pipe.over

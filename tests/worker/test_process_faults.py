@@ -25,7 +25,7 @@ from gc_warm import (
     ProgramError,
     json_lines,
 )
-from gc_warm.worker import pipe, protocols
+from gc_warm.worker import lifecycle, pipe, protocols
 from gc_warm.worker.protocols import Protocol
 from tests.support import FAULTY, Clock, has_ended, wait_until
 
@@ -222,6 +222,20 @@ def test_a_program_that_fails_at_its_start_is_tried_again(fault: str, kind: type
         assert type(error) is kind
         assert re.search(words, str(error), re.DOTALL), str(error)
         assert program.call("next") == "next"
+
+
+def test_words_before_the_first_request_are_quoted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The worker may be held up after it has started a program, until that has ended."""
+    ended = tmp_path / "ended"
+    arm = lifecycle.arm
+
+    def arm_late() -> None:
+        wait_until(ended.exists, "the program is about to end")
+        arm()
+
+    monkeypatch.setattr(lifecycle, "arm", arm_late)
+    with ExternalProcess(["sh", "-c", f"echo no licence >&2; touch {ended}; exit 7"]) as program:
+        assert failure(program, "first").stderr == "no licence"
 
 
 @pytest.mark.usefixtures("patient_keeper")
