@@ -9,6 +9,7 @@ round, a longer one. On a worker that has been reached, a task does nothing but 
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import time
 import uuid
 from collections.abc import Callable
@@ -132,7 +133,8 @@ class Visits:
         rounds, deadly, seconds = 0, 0, _SHORTEST
         console = Console(stderr=True)
         columns = (TextColumn("workers warmed up"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-        with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        progress = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+        with progress if console.is_terminal else contextlib.nullcontext():  # older versions of rich end also a hidden one by an empty line
             bar = progress.add_task("", total=self.workers)
             while len(self._reached) < self.workers and self._left > 0 and deadly < _DEADLY:
                 reached, lost = len(self._reached), self._lost

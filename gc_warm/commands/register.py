@@ -116,7 +116,8 @@ def _register(
     shown = console if console.is_terminal else Console(stderr=True, highlight=False)
     is_plain = not shown.is_terminal or len(steps) < _MANY
 
-    with Progress(console=shown, transient=True, redirect_stdout=False, disable=is_plain) as progress:
+    progress = Progress(console=shown, transient=True, redirect_stdout=False, disable=is_plain)
+    with contextlib.nullcontext() if is_plain else progress:  # older versions of rich end also one that is not shown by an empty line
         bar = progress.add_task("registering", total=len(steps))
 
         def report(step: registry.Step) -> None:
