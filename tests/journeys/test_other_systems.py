@@ -17,6 +17,7 @@ from parsl import DataFlowKernel, python_app
 from parsl.config import Config
 from parsl.executors import GlobusComputeExecutor, HighThroughputExecutor
 from parsl.executors.base import ParslExecutor
+from parsl.executors.high_throughput.executor import DEFAULT_LAUNCH_CMD
 from parsl.providers import LocalProvider
 
 from gc_warm import MockExecutor, functions
@@ -66,5 +67,8 @@ def test_parsl_high_throughput_executor(monkeypatch: pytest.MonkeyPatch, tmp_pat
         max_workers_per_node=1,
         cores_per_worker=0.01,
         provider=LocalProvider(init_blocks=1, min_blocks=0, max_blocks=1, worker_init=environment),
+        # Pip's way to start Parsl's two scripts does not work where the environment's path has a blank.
+        interchange_launch_cmd=[sys.executable, os.path.join(os.path.dirname(sys.executable), "interchange.py")],
+        launch_cmd=DEFAULT_LAUNCH_CMD.replace("process_worker_pool.py", "python3 -m parsl.executors.high_throughput.process_worker_pool"),
     )
     assert in_parsl(executor, tmp_path) == [[1, 2, 3], [1, 2, 3]]

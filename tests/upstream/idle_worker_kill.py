@@ -22,6 +22,7 @@ from concurrent.futures import TimeoutError as NotInTime
 import parsl
 from parsl.config import Config
 from parsl.executors import HighThroughputExecutor
+from parsl.executors.high_throughput.executor import DEFAULT_LAUNCH_CMD
 from parsl.providers import LocalProvider
 
 PATIENCE = 15  # seconds, of which a new worker needs one or two
@@ -29,7 +30,8 @@ HEARTBEAT = 1  # seconds between the watchdog's looks
 
 
 def main() -> int:
-    os.environ["PATH"] = os.path.dirname(sys.executable) + os.pathsep + os.environ["PATH"]  # where Parsl looks for its programs
+    scripts = os.path.dirname(sys.executable)
+    os.environ["PATH"] = scripts + os.pathsep + os.environ["PATH"]  # where Parsl looks for its programs
     executor = HighThroughputExecutor(
         label="one_worker",
         address="127.0.0.1",
@@ -39,6 +41,9 @@ def main() -> int:
         heartbeat_threshold=5,
         encrypted=False,
         provider=LocalProvider(init_blocks=1, min_blocks=1, max_blocks=1),
+        # Pip's way to start Parsl's two scripts does not work where the environment's path has a blank.
+        interchange_launch_cmd=[sys.executable, os.path.join(scripts, "interchange.py")],
+        launch_cmd=DEFAULT_LAUNCH_CMD.replace("process_worker_pool.py", "python3 -m parsl.executors.high_throughput.process_worker_pool"),
     )
     with tempfile.TemporaryDirectory() as folder, parsl.load(Config([executor], run_dir=folder, exit_mode="cleanup", strategy="none")):
         worker = executor.submit(os.getpid, {}).result(60)
