@@ -30,6 +30,7 @@ log = logging.getLogger("gc_warm")
 _ENGINE_SECONDS = 20  # it grants its interchange ten
 _LOOK = 1.0  # seconds between looks at whether an engine is of use
 _LOOK_AT_JOBS = 5.0  # where a look asks a scheduler, which others use, too
+_GAVE_UP = b"parsl.executors.errors.BadStateException"  # in the result of a task to an engine all of whose blocks have failed
 _PATIENCE = 60  # seconds, after which a wait is worth a word
 
 
@@ -129,6 +130,7 @@ class _Engine:
         self._closed = False
         self._failure: Exception | None = None
         self._open: dict[uuid.UUID, Future[bytes]] = {}
+        self._held: dict[uuid.UUID, bytes] = {}  # results of an engine that gives up before it has had a worker, until it is known why
         self._proven = False  # a worker has done a task
         self._folder = tempfile.mkdtemp(prefix="gc_warm-")  # which the guard removes when this process dies
         self._mark = uuid.uuid4().hex
@@ -165,7 +167,7 @@ class _Engine:
                 return future
             self._open[task_id] = future
         inner = GCFuture(task_id)
-        inner.add_done_callback(lambda done: self._finish(task_id, done.result()))
+        inner.add_done_callback(lambda done: self._take(task_id, done.result()))
         self._engine.submit(inner, packed, resources, result_serializers=serializers)
         return future
 
@@ -173,6 +175,13 @@ class _Engine:
         """Without it, the engine waits for ever in whatever it is asked for."""
         process = self._engine.executor.interchange_proc
         return process is not None and process.poll() is None
+
+    def _take(self, task_id: uuid.UUID, result: bytes) -> None:
+        """Take the engine's result; where it has given up without a worker, the next look is to say why, in our words."""
+        if _GAVE_UP in result and not self._proven:
+            self._held[task_id] = result
+        else:
+            self._finish(task_id, result)
 
     def _finish(self, task_id: uuid.UUID, result: bytes) -> None:
         """The engine's result, or the failure that there is for it: whichever comes first."""
@@ -196,6 +205,7 @@ class _Engine:
             if not self._interchange_lives():
                 return self._give_up(RuntimeError("the engine's interchange has died, and with it what its workers were doing"))
             waited = waited + look if self._open and not self._proven else 0.0
+            held = list(self._held)
             try:
                 if waited == _PATIENCE:  # a queue, or a request that can never be granted: only the scheduler knows
                     log.warning("no worker after %d s; blocks: %s", _PATIENCE, diagnosis.states(self._engine.executor))
@@ -205,6 +215,8 @@ class _Engine:
                 continue
             if reason and not self._ending.is_set():
                 return self._give_up(WorkerStartError(reason))
+            for task_id in held:
+                self._finish(task_id, self._held.pop(task_id))
         return None
 
     def _give_up(self, error: Exception) -> None:
