@@ -15,7 +15,7 @@ import pytest
 import tasks
 
 from gc_warm import MockExecutor
-from tests.support import MODULES, client_environment, remote_text, wait_until
+from tests.support import EXPORT_MODULES, MODULES, client_environment, remote_text, wait_until
 
 pytestmark = pytest.mark.engine
 
@@ -34,13 +34,13 @@ engine:
     init_blocks: {blocks}
     max_blocks: {blocks}
     worker_init: |
-      export PYTHONPATH={modules}
+      {export_modules}
       {environment}
 """
 
 
 def engine(environment: str = "", *, workers: int = 1, blocks: int = 1) -> MockExecutor:
-    return MockExecutor(config=CONFIG.format(workers=workers, blocks=blocks, environment=environment, modules=MODULES))
+    return MockExecutor(config=CONFIG.format(workers=workers, blocks=blocks, environment=environment, export_modules=EXPORT_MODULES))
 
 
 def test_second_block_that_fails_is_no_verdict_on_a_first_that_is_slow(tmp_path: Path) -> None:
