@@ -205,14 +205,13 @@ class _Engine:
             if not self._interchange_lives():
                 return self._give_up(RuntimeError("the engine's interchange has died, and with it what its workers were doing"))
             waited = waited + look if self._open and not self._proven else 0.0
-            held = list(self._held)
+            held, reason = list(self._held), None
             try:
                 if waited == _PATIENCE:  # a queue, or a request that can never be granted: only the scheduler knows
                     log.warning("no worker after %d s; blocks: %s", _PATIENCE, diagnosis.states(self._engine.executor))
                 reason = diagnosis.why_no_worker(self._engine.executor, Path(self._folder)) if self._open else None
             except Exception:  # the engine is just changing, or its logs are just being written
                 log.debug("could not look at the engine", exc_info=True)
-                continue
             if reason and not self._ending.is_set():
                 return self._give_up(WorkerStartError(reason))
             for task_id in held:
