@@ -41,7 +41,7 @@ from multiprocessing.reduction import ForkingPickler
 from typing import Any
 
 TESTED_PARSL = (
-    "2026.7.27",  # the oldest that the endpoint takes
+    "2026.7.27",  # the oldest that endpoint 4.19 takes
     "2026.8.10",
     "2026.9.7",
     "2026.9.14",
