@@ -183,9 +183,20 @@ def up_command(folder: str) -> None:
     up.run(folder)
 
 
+@main.command("report")
+@click.argument("file", type=click.Path(exists=True, dir_okay=False))
+@click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
+@click.option(
+    "--picture",
+    type=click.Path(dir_okay=False),
+    help="Draw the calls over time into this file (PNG, SVG or PDF).",
+)
+def report_command(file: str, as_json: bool, picture: str | None) -> None:
+    """Show what was warm, where, and what cold calls cost, from the FILE that a WarmExecutor wrote its records to."""
+    from gc_warm.commands import report
+
+    report.run(file, as_json, picture)
+
+
 if __name__ == "__main__":
-    import sys
-
-    from gc_warm.__main__ import main as run
-
-    sys.exit(run())
+    main(prog_name="gc-warm")

@@ -19,7 +19,7 @@ from gc_warm.testing.mock import MockExecutor
 
 LJ13_ENERGY = -44.326801  # Cambridge Cluster Database; see gc_warm.warmables.potential
 _ERROR = 1e-8  # allowed for one pair
-_PATIENCE = 60.0  # seconds to wait for a killed worker's successor
+_RESTART_TIMEOUT = 60.0  # seconds to wait for a killed worker's successor
 _DRIFT = 3e-3  # of the total energy, in 200 steps of 0.005 from LJ13 at rest and a temperature of 0.1
 _TOLERANCE = 78 * _ERROR + 5e-7  # 78 pairs, and the digits that are published
 
@@ -127,7 +127,7 @@ def _killed(executor: WarmExecutor, progress: Callable[[Part], None]) -> Part:
         lost = next((line.strip() for line in error.remote_data.splitlines() if "WorkerLost:" in line), "")
         part.note = f"A task ended its own worker. {lost}\nCalls that the other workers answer meanwhile are not shown."
     replaced: int | None = None  # the process that took the place of the killed one
-    give_up = time.monotonic() + _PATIENCE
+    give_up = time.monotonic() + _RESTART_TIMEOUT
     number = 0
     while time.monotonic() < give_up:
         number += 1
@@ -139,7 +139,7 @@ def _killed(executor: WarmExecutor, progress: Callable[[Part], None]) -> Part:
             return part
         replaced = _pid(warmth) if warmth.loads else replaced
     part.rows[-1] = replace(part.rows[-1], right=False)
-    part.note += f" In {_PATIENCE} s no worker took its place."
+    part.note += f" In {_RESTART_TIMEOUT} s no worker took its place."
     return part
 
 

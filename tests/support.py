@@ -28,7 +28,7 @@ MODULES = Path(__file__).parent / "modules"
 """Warmable modules of the tests; on a worker's import path only where a test puts this folder there."""
 EXPORT_MODULES = f"export PYTHONPATH={shlex.quote(str(MODULES))}"
 """The line of a ``worker_init`` that puts it there."""
-FAULTY = [sys.executable, "-I", "-S", str(MODULES.parent / "programs" / "faulty.py")]
+FAULTY = [sys.executable, "-I", "-S", str(MODULES.parent / "executables" / "faulty.py")]
 """A program that answers requests with themselves, and commits the fault that a request names."""
 
 
@@ -106,7 +106,7 @@ def observe(function: Callable[..., Any], *args: Any) -> tuple[Any, dict[str, An
 
 def breaks(text: str, rule: str, numbers: Numbers | None = None) -> str:
     """A config's text, which is said to break that rule and no other."""
-    assert [problem.rule for problem in config_rules.examine(text, "x", numbers).problems] == [rule]
+    assert [problem.rule for problem in config_rules.examine(text, "x", numbers).findings] == [rule]
     return text
 
 

@@ -17,7 +17,7 @@ import yaml
 from click.testing import Result
 
 from gc_warm import cli, demo
-from gc_warm.check import configs
+from gc_warm.configs import folders
 from tests.support import cli_runner, wait_until
 
 GC_WARM = [sys.executable, "-m", "gc_warm"]
@@ -95,7 +95,7 @@ def test_check_says_what_a_config_means() -> None:
     result = checked("slurm-gpu", "-o", "gpus_per_node=2", "-o", "workers_per_node=4", "-o", "nodes=2", "-o", "walltime=10:00:00")
     assert result.exit_code == 0
     said, _, last = result.stdout.rstrip("\n").partition("\n\n")
-    assert last.splitlines()[-1].startswith(f"globus-compute-endpoint configure my-endpoint --multi-user false {configs.CORE_CONFIG} ")
+    assert last.splitlines()[-1].startswith(f"globus-compute-endpoint configure my-endpoint --multi-user false {folders.CORE_CONFIG} ")
     lines = dict(re.split("  +", line, maxsplit=1) for line in said.splitlines())
     assert lines.pop("config").endswith("/slurm-gpu")
     assert lines == {
@@ -218,7 +218,7 @@ def test_check_of_an_endpoint_of_the_old_kind(tmp_path: Path, monkeypatch: pytes
 
 
 def test_check_runs_no_python(tmp_path: Path) -> None:
-    shutil.copytree(configs.folders()["local"], tmp_path / "mine")
+    shutil.copytree(folders.shipped()["local"], tmp_path / "mine")
     (tmp_path / "mine" / "config.py").write_text("raise SystemExit('run')\n")
     result = checked(str(tmp_path / "mine"))
     assert (result.exit_code, result.stdout) == (1, "")
@@ -234,7 +234,7 @@ def test_check_finds_a_template_that_lies_elsewhere(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["a.yaml", "mine/config.yaml", "mine/user_config_schema.json"])
 def test_check_of_what_is_not_text(name: str, tmp_path: Path) -> None:
-    shutil.copytree(configs.folders()["local"], tmp_path / "mine")
+    shutil.copytree(folders.shipped()["local"], tmp_path / "mine")
     (tmp_path / name).write_bytes(b"caf\xe9: \x80")
     result = checked(str(tmp_path / name if name == "a.yaml" else tmp_path / "mine"))
     assert (result.exit_code, result.stdout) == (1, "")
@@ -248,7 +248,7 @@ def test_check_says_so_when_state_cannot_live_as_long_as_asked_for() -> None:
 
 def test_check_of_an_endpoint_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GLOBUS_COMPUTE_USER_DIR", str(tmp_path))
-    shutil.copytree(configs.folders()["slurm"], tmp_path / "mine")
+    shutil.copytree(folders.shipped()["slurm"], tmp_path / "mine")
     (tmp_path / "mine" / "user_environment.yaml").touch()
     said = checked("mine", "-o", "nodes=2").stdout
     assert str(tmp_path / "mine") in said

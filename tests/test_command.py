@@ -237,10 +237,10 @@ def test_missing_package_is_named(module: str, command: str) -> None:
 
 
 def test_own_module_that_is_missing_shows_itself() -> None:
-    status, said = run_with(HIDE, "gc_warm.testing.cloud", "up", "local")
+    status, said = run_with(HIDE, "gc_warm.local.cloud", "up", "local")
     assert status == 1
     assert said.startswith("Traceback")
-    assert said.endswith("ModuleNotFoundError: No module named 'gc_warm.testing.cloud'\n")
+    assert said.endswith("ModuleNotFoundError: No module named 'gc_warm.local.cloud'\n")
 
 
 def test_package_without_a_name_is_told_with_its_version(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,8 +9,13 @@ import pkgutil
 import pytest
 
 import gc_warm
+from tests.test_renamed import FORMER_NAMES
 
-MODULES = [module.name for module in pkgutil.walk_packages(gc_warm.__path__, "gc_warm.") if not module.name.endswith("_main")]
+MODULES = [
+    module.name
+    for module in pkgutil.walk_packages(gc_warm.__path__, "gc_warm.")
+    if not module.name.endswith("_main") and module.name not in FORMER_NAMES
+]
 
 
 @pytest.mark.parametrize("name", MODULES)

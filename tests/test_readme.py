@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from gc_warm.check import config_rules, functions
+from gc_warm.check import config_rules, function_rules
 
 README = Path(__file__).parents[1] / "README.md"
 
@@ -67,12 +67,12 @@ def test_shown_source_is_the_source(path: str) -> None:
 
 def test_functions_of_the_readme_break_no_rule_of_our_own(user_folder: Path) -> None:
     for module in sorted((user_folder / "modules").glob("*.py")):
-        assert functions.examine(str(module)) == []
-    assert functions.examine(str(user_folder / "modules" / "my_functions.py"), "AllCodeStrategies") == []
+        assert function_rules.examine(str(module)) == []
+    assert function_rules.examine(str(user_folder / "modules" / "my_functions.py"), "AllCodeStrategies") == []
 
 
 def test_table_of_rules_is_that_of_the_linter() -> None:
-    rules = sorted([*config_rules.RULES.values(), *functions.RULES.values()], key=lambda rule: rule.id)
+    rules = sorted([*config_rules.RULES.values(), *function_rules.RULES.values()], key=lambda rule: rule.id)
     assert re.findall(r"^\| (GCW\d+) \| (\w+) \| (.*) \|$", README.read_text(), re.MULTILINE) == [
         (rule.id, rule.level, rule.title) for rule in rules
     ]

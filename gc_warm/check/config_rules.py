@@ -23,10 +23,10 @@ from globus_compute_endpoint.endpoint.config import UserEndpointConfig
 from globus_compute_endpoint.engines.globus_compute import JobStatusPollerKwargs
 from parsl.jobs.strategy import Strategy
 
-from gc_warm.check import configs
-from gc_warm.check.options import ConfigError
-from gc_warm.check.rules import Problem, Rule, Table, is_silenced
+from gc_warm.check.rules import Finding, Rule, RuleSet, is_silenced
 from gc_warm.check.task_facts import Numbers
+from gc_warm.configs import loading, meaning
+from gc_warm.exceptions import ConfigError
 
 _ENGINE = ("engine",)
 _PROVIDER = ("engine", "provider")
@@ -41,11 +41,11 @@ class Examined:
     """What the rules say of a config.
 
     Attributes:
-        problems: All that are not silenced, the worst first.
+        findings: All that are not silenced, the worst first.
         config: What the endpoint makes of it; None where it makes nothing, or nothing that can be relied on.
     """
 
-    problems: list[Problem]
+    findings: list[Finding]
     config: UserEndpointConfig | None
 
 
@@ -74,7 +74,7 @@ class _Workers:
         self.provider = self.executor.provider
         self.is_local = type(self.provider).__name__ == "LocalProvider"
         self.is_mpi = type(self.engine).__name__ == "GlobusMPIEngine"
-        self.meaning = configs.meaning(config)
+        self.profile = meaning.warmth_profile(config)
 
     def written(self, *place: str) -> Any:
         """The value at a place of the YAML; None if there is none."""
@@ -86,12 +86,12 @@ class _Workers:
     @property
     def max_idletime(self) -> float:
         """Infinite where the lack of tasks ends no job."""
-        return self.meaning.job_idle
+        return self.profile.job_idle
 
     @property
     def cores(self) -> float | None:
         """Of a node, as its manager will count them; None if only the node knows."""
-        return _first(getattr(self.provider, "cores_per_node", None), configs.exported(self.provider, "PARSL_CORES"), self.cores_here)
+        return _first(getattr(self.provider, "cores_per_node", None), meaning.exported(self.provider, "PARSL_CORES"), self.cores_here)
 
     @property
     def cores_here(self) -> int | None:
@@ -102,7 +102,7 @@ class _Workers:
     def memory(self) -> float | None:
         """Of a node in GB, as its manager will count it, at most; None if only the node knows."""
         here = psutil.virtual_memory().total / 2**30 if self.is_local else None
-        return _first(getattr(self.provider, "mem_per_node", None), configs.exported(self.provider, "PARSL_MEMORY_GB"), here)
+        return _first(getattr(self.provider, "mem_per_node", None), meaning.exported(self.provider, "PARSL_MEMORY_GB"), here)
 
     @property
     def gpus(self) -> int | None:
@@ -118,8 +118,8 @@ def _first(*values: float | None) -> float | None:
     return next((value for value in values if value is not None), None)
 
 
-_WRITTEN: Table[_Written] = Table()
-_WORKERS: Table[_Workers] = Table()
+_WRITTEN: RuleSet[_Written] = RuleSet()
+_WORKERS: RuleSet[_Workers] = RuleSet()
 _UNRELIABLE = ("GCW000", "GCW001", "GCW003", "GCW019")
 
 
@@ -130,14 +130,14 @@ def examine(
 
     Args:
         text: The YAML, rendered.
-        source: The file of the YAML, or of the template it was rendered from: problems are shown there.
+        source: The file of the YAML, or of the template it was rendered from: findings are shown there.
         numbers: What is known of the tasks.
         source_lines: For each line of *text*, the line of *source* it comes from; without, they are the same.
     """
     config, refusal = None, None
     document, root = _parsed(text)
     try:
-        config = configs.load(text, "")
+        config = loading.load(text, "")
     except ConfigError as error:
         refusal = _refusal(str(error), root)
     found = list(_WRITTEN.broken(_Written(document, root, refusal)))
@@ -147,13 +147,13 @@ def examine(
         found += _WORKERS.broken(_Workers(document, config, numbers or Numbers()))
     rendered, original = _numbered(text), _numbered(_source_text(source))
     where = source_lines() if source_lines and found else list(rendered)
-    problems = []
+    findings = []
     for rule, level, place, what in found:
         line: int = place if isinstance(place, int) else _line_of(root, place)
         shown = where[line - 1] if line <= len(where) else 1
         if not any(is_silenced(rule, each) for each in (rendered.get(line, ""), original.get(shown, ""))):
-            problems.append(Problem(rule, level, os.fspath(source), shown, " ".join(what.split())))
-    return Examined(sorted(problems, key=lambda problem: problem.level), config)  # "error" comes before "warning"
+            findings.append(Finding(rule, level, os.fspath(source), shown, " ".join(what.split())))
+    return Examined(sorted(findings, key=lambda finding: finding.level), config)  # "error" comes before "warning"
 
 
 def _refusal(said: str, root: yaml.Node | None) -> tuple[int, str] | None:
@@ -377,7 +377,7 @@ def affinity(config: _Workers) -> Iterator[tuple[Any, ...]]:
     An unknown `cpu_affinity` ends the manager at its start. A list that has not one entry for each worker, or more workers than cores,
     ends each worker at its start, over and over, and tasks wait for ever.
     """
-    value, workers, place = str(config.executor.cpu_affinity).lower(), config.meaning.copies_per_node, (*_ENGINE, "cpu_affinity")
+    value, workers, place = str(config.executor.cpu_affinity).lower(), config.profile.copies_per_node, (*_ENGINE, "cpu_affinity")
     cores = _first(getattr(config.provider, "cores_per_node", None), config.cores_here)
     if value == "none":
         return
@@ -401,7 +401,7 @@ def no_such_device(config: _Workers) -> Iterator[tuple[Any, ...]]:
     On NVIDIA nodes Parsl divides workers by GPUs, rounds down, and gives worker *n* the device *n* divided by that. Where they do not
     divide evenly, the last workers get a number that no GPU has: there, CUDA finds no device.
     """
-    workers, gpus, names = config.meaning.copies_per_node, config.gpus, config.executor.available_accelerators
+    workers, gpus, names = config.profile.copies_per_node, config.gpus, config.executor.available_accelerators
     if not gpus or workers is None or list(names) != [str(number) for number in range(len(names))]:  # others know what they name
         return
     share = workers // gpus or 1
@@ -433,7 +433,7 @@ def one_node_launcher(config: _Workers) -> Iterator[tuple[Any, ...]]:
     SingleNodeLauncher, the default, starts all managers on the job's first node, and SimpleLauncher starts one manager there. The other
     nodes are billed and idle, and the first has as many times the copies of the state.
     """
-    nodes, launcher = config.meaning.nodes_per_job, getattr(config.provider, "launcher", None)
+    nodes, launcher = config.profile.nodes_per_job, getattr(config.provider, "launcher", None)
     if nodes < 2 or config.is_local or config.is_mpi or launcher is None:
         return
     kind, place = type(launcher).__name__, (*_PROVIDER, "launcher")
@@ -459,7 +459,7 @@ def idle_too_soon(config: _Workers) -> Iterator[tuple[Any, ...]]:
     warm. And a pause between tasks that is a little longer costs the whole wait again.
     """
     wait = (config.numbers.queue_seconds or 0) + (config.numbers.load_seconds or 0)
-    keep = config.meaning.keep_warm
+    keep = config.profile.keep_warm
     if wait and keep < wait:
         place = (*_SCALING, "max_idletime") if config.max_idletime == keep else ("idle_heartbeats_soft",)
         yield place, f"workers end after {keep:g} s without tasks, and it takes {wait:g} s to be warm again; keep them for longer than that"
@@ -472,7 +472,7 @@ def undercut(config: _Workers) -> Iterator[tuple[Any, ...]]:
     Once it has had a task, the whole user endpoint stops after `idle_heartbeats_soft` heartbeats without any, and ends its workers,
     whatever `max_idletime` and `min_blocks` say.
     """
-    soft, idle = config.meaning.endpoint_idle, config.written(*_SCALING, "max_idletime")
+    soft, idle = config.profile.endpoint_idle, config.written(*_SCALING, "max_idletime")
     count, period = config.config.idle_heartbeats_soft, config.config.heartbeat_period
     kept = {
         "min_blocks": f"min_blocks {config.provider.min_blocks}" if config.provider.min_blocks > 0 else "",
@@ -494,7 +494,7 @@ def kept_for_ever(config: _Workers) -> Iterator[tuple[Any, ...]]:
     `min_blocks` above 0, a `strategy` of none, or a `max_idletime` of .inf mean that no job ends for lack of tasks; with
     `idle_heartbeats_soft` 0, its default, neither does the endpoint.
     """
-    if config.is_local or math.isfinite(config.meaning.keep_warm):
+    if config.is_local or math.isfinite(config.profile.keep_warm):
         return
     strategy, least = config.engine._job_status_kwargs["strategy"], config.provider.min_blocks
     why, place, remedy = "max_idletime .inf", (*_SCALING, "max_idletime"), "a max_idletime in seconds"
@@ -502,7 +502,7 @@ def kept_for_ever(config: _Workers) -> Iterator[tuple[Any, ...]]:
         why, place, remedy = f"min_blocks {least}", (*_PROVIDER, "min_blocks"), "min_blocks: 0"
     if strategy in ("none", None):
         why, place, remedy = f"strategy {strategy}", (*_SCALING, "strategy"), "strategy: simple"
-    until = "the end of the endpoint" if config.meaning.walltime is None else "their walltime"
+    until = "the end of the endpoint" if config.profile.walltime is None else "their walltime"
     yield place, f"{why} without idle_heartbeats_soft: idle jobs stay until {until}; write {remedy}"
 
 
@@ -513,9 +513,9 @@ def walltime_format(config: _Workers) -> Iterator[tuple[Any, ...]]:
     For Slurm and LSF, Parsl takes the walltime apart as HH:MM:SS, and forgets the seconds. Whatever has not three parts, such as 30:00 or
     1-00:00:00, is an error at the moment when a job is to start: there never is a worker. Less than a minute is asked for as 0.
     """
-    if type(config.provider).__name__ not in configs.NEED_HOURS:
+    if type(config.provider).__name__ not in meaning.NEED_HOURS:
         return
-    value, seconds, place = config.provider.walltime, config.meaning.walltime, (*_PROVIDER, "walltime")
+    value, seconds, place = config.provider.walltime, config.profile.walltime, (*_PROVIDER, "walltime")
     if seconds is None:
         yield place, f'walltime {value!r} is not of the form HH:MM:SS, and no job will start; write "01:30:00", in quotes'
     elif seconds < 60:
@@ -528,7 +528,7 @@ def walltime_too_short(config: _Workers) -> Iterator[tuple[Any, ...]]:
 
     Its first task has to load. If load and task together take as long as the walltime, it is lost every time, and so is the state.
     """
-    takes, walltime = (config.numbers.load_seconds or 0) + (config.numbers.task_seconds or 0), config.meaning.walltime
+    takes, walltime = (config.numbers.load_seconds or 0) + (config.numbers.task_seconds or 0), config.profile.walltime
     if takes and walltime is not None and walltime <= takes:
         text = f"walltime {config.provider.walltime} is {walltime} s, and load and task take {takes:g} s; ask for several times that"
         yield (*_PROVIDER, "walltime"), text
@@ -541,7 +541,7 @@ def no_drain(config: _Workers) -> Iterator[tuple[Any, ...]]:
     Without a `drain_period`, a job takes tasks until its scheduler kills it; what runs then fails, after up to `heartbeat_threshold`, in
     which more tasks are swallowed. A job that drains takes no more tasks after that time, ends what it has, and ends itself.
     """
-    walltime, drain, place = config.meaning.walltime, config.meaning.drain, (*_ENGINE, "drain_period")
+    walltime, drain, place = config.profile.walltime, config.profile.drain, (*_ENGINE, "drain_period")
     if walltime is None:
         return
     longest = config.numbers.task_seconds or min(walltime / 10, 900)
@@ -563,7 +563,7 @@ def prefetch(config: _Workers) -> Iterator[tuple[Any, ...]]:
     With `prefetch_capacity` above 0, a manager takes more tasks than it has workers. They stay there, also behind a cold load, and cannot
     be warmed up node by node. Where all workers belong to one manager, it does no harm.
     """
-    managers = config.meaning.max_jobs * (1 if config.is_mpi else config.meaning.nodes_per_job)
+    managers = config.profile.max_jobs * (1 if config.is_mpi else config.profile.nodes_per_job)
     number = config.executor.prefetch_capacity
     if number > 0 and managers > 1:
         place = (*_ENGINE, "prefetch_capacity")
@@ -577,7 +577,7 @@ def timeout_too_short(config: _Workers) -> Iterator[tuple[Any, ...]]:
     A task's time-out (GC_TASK_TIMEOUT) strikes in the middle of the load, which is lost with it. The next task begins anew, so the state
     never becomes warm.
     """
-    limit, load = config.meaning.task_timeout, config.numbers.load_seconds
+    limit, load = config.profile.task_timeout, config.numbers.load_seconds
     if limit and load and limit <= load + (config.numbers.task_seconds or 0):
         with_task = " and task" if config.numbers.task_seconds else ""
         takes = load + (config.numbers.task_seconds or 0)
@@ -590,7 +590,7 @@ def state_too_big(config: _Workers) -> Iterator[tuple[Any, ...]]:
 
     Every worker has its own copy. When memory is out, the kernel kills a worker, and an idle one can take its manager with it.
     """
-    each, workers, memory = config.numbers.state_gb, config.meaning.copies_per_node, config.memory
+    each, workers, memory = config.numbers.state_gb, config.profile.copies_per_node, config.memory
     if each and workers and memory and workers * each > memory:
         fit = math.floor(memory / each)
         have = f"; {fit} would fit" if fit else ""
@@ -607,7 +607,7 @@ def sandbox(config: _Workers) -> Iterator[tuple[Any, ...]]:
     """
     if not config.engine.run_in_sandbox:
         return
-    for name, value in configs.exports(config.provider).items():
+    for name, value in meaning.exports(config.provider).items():
         is_path = bool(re.search(r"(PATH|DIR|HOME|ROOT|FILE|CACHE)$", name))
         for part in value.split(":") if "://" not in value else []:
             if re.match(r"\.{1,2}(/|$)", part) or (is_path and re.match(r"[\w.][\w.-]*/", part)):
@@ -623,12 +623,12 @@ def background(config: _Workers) -> Iterator[tuple[Any, ...]]:
     `worker_init` runs on the first node of a job only. Workers of the others inherit what it exports, and find no such program on their
     node.
     """
-    if config.meaning.nodes_per_job < 2 or config.is_local or config.is_mpi:
+    if config.profile.nodes_per_job < 2 or config.is_local or config.is_mpi:
         return
     script = re.sub(r"<<-?\s*['\"]?(\w+).*?\n\s*\1\s*$|\$\(\(.*?\)\)", "", config.provider.worker_init, flags=re.DOTALL | re.MULTILINE)
     started = [line for line in script.splitlines() if _starts_a_program(line)]
     if started and not re.search(r"\bwait\b", script):
-        text = f"worker_init starts a program in the background, on the first of {config.meaning.nodes_per_job} nodes only"
+        text = f"worker_init starts a program in the background, on the first of {config.profile.nodes_per_job} nodes only"
         yield (*_PROVIDER, "worker_init"), f"{text}: {started[0].strip()!r}; start it from a task, as gc_warm.ExternalProcess does"
 
 

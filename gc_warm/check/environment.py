@@ -27,13 +27,13 @@ import yaml
 from globus_compute_endpoint.endpoint.config import UserEndpointConfig
 from globus_compute_sdk.sdk._environments import get_amqp_service_host
 
-from gc_warm.testing import guard
-from gc_warm.worker import probe
+from gc_warm import processes
+from gc_warm.check import probe
 
-_PATIENCE = 120  # seconds for an environment to be made, and for modules to be imported there
+_PROBE_TIMEOUT = 120  # seconds for an environment to be made, and for modules to be imported there
 _MOST_SAID = 10_000_000  # bytes: an environment that says more is out of hand
 _QUOTED = 10_000  # bytes of the end of that
-_SCHEDULER_PATIENCE = 30  # seconds for a scheduler to answer
+_SCHEDULER_TIMEOUT = 30  # seconds for a scheduler to answer
 _COMMANDS = {
     "SlurmProvider": ("sbatch", "squeue", "scancel"),
     "PBSProProvider": ("qsub", "qstat", "qdel"),
@@ -50,7 +50,7 @@ endpoint.log                             the endpoint: which user endpoints it s
 
 
 @dataclass(frozen=True)
-class Finding:
+class Answer:
     """An answer to one question.
 
     Attributes:
@@ -64,11 +64,11 @@ class Finding:
     text: str
 
 
-def look(config: UserEndpointConfig, modules: Sequence[str] = ()) -> Iterator[Finding]:
+def look(config: UserEndpointConfig, modules: Sequence[str] = ()) -> Iterator[Answer]:
     """Look whether everything is there that a loaded config relies on.
 
     Args:
-        config: What `gc_warm.check.configs.load` gives.
+        config: What `gc_warm.configs.loading.load` gives.
         modules: Warmable modules that workers have to be able to import.
     """
     executor: Any = config.engine.executor
@@ -78,27 +78,27 @@ def look(config: UserEndpointConfig, modules: Sequence[str] = ()) -> Iterator[Fi
     yield from _left_behind()
 
 
-def _worker_environment(provider: Any, modules: Sequence[str]) -> Iterator[Finding]:
+def _worker_environment(provider: Any, modules: Sequence[str]) -> Iterator[Answer]:
     with tempfile.TemporaryDirectory(prefix="gc_warm-", ignore_cleanup_errors=True) as folder:
         status, found, said = _probe(provider, modules, Path(folder))
     if found is None:
         ended = f"no workers could start in it: it ends with exit status {status}"
-        yield Finding("error", "environment", f"{ended}, and says:\n{said}" if said else ended)
+        yield Answer("error", "environment", f"{ended}, and says:\n{said}" if said else ended)
         return
-    yield Finding("ok", "environment", f"workers run {found['executable']}")
+    yield Answer("ok", "environment", f"workers run {found['executable']}")
     if said:
-        yield Finding("warning", "environment", f"it says:\n{said}")
+        yield Answer("warning", "environment", f"it says:\n{said}")
     here, there = probe.versions(), found["versions"]
     for package, version in here.items():
         yield _compared(package, version, there[package])
     for name, result in found["imports"].items():
         remedy = "; install it in that environment, or name its folder in python_path" if result.get("missing") else ""
         if "error" in result:
-            yield Finding("error", f"module {name}", result["error"] + remedy)
+            yield Answer("error", f"module {name}", result["error"] + remedy)
         else:
-            yield Finding("ok", f"module {name}", f"imported in {result['seconds']:.1f} s")
+            yield Answer("ok", f"module {name}", f"imported in {result['seconds']:.1f} s")
     if found["importing"]:
-        yield Finding("error", f"module {found['importing']}", f"its import does not come back: the process ended with status {status}")
+        yield Answer("error", f"module {found['importing']}", f"its import does not come back: the process ended with status {status}")
 
 
 def _preloaded(provider: Any) -> list[str]:
@@ -118,9 +118,9 @@ def _probe(provider: Any, modules: Sequence[str], folder: Path) -> tuple[int, di
     surroundings = _bare_environment() if type(provider).__name__ == "PBSProProvider" else dict(os.environ)
     with (folder / "said").open("wb") as said:  # a file, since what the environment leaves running would hold a pipe open
         shell = subprocess.Popen(
-            ["timeout", "--kill-after=1", str(_PATIENCE), "/bin/bash", "-c", command, "bash", str(answer), *modules],
+            ["timeout", "--kill-after=1", str(_PROBE_TIMEOUT), "/bin/bash", "-c", command, "bash", str(answer), *modules],
             cwd=folder,
-            env={**surroundings, guard.MARK: mark},
+            env={**surroundings, processes.MARK: mark},
             stdin=subprocess.DEVNULL,
             stdout=said,
             stderr=subprocess.STDOUT,
@@ -130,7 +130,7 @@ def _probe(provider: Any, modules: Sequence[str], folder: Path) -> tuple[int, di
         while shell.poll() is None and (folder / "said").stat().st_size < _MOST_SAID:
             time.sleep(0.02)
     finally:
-        guard.end_all(mark)  # also what the environment left running, and when this is interrupted
+        processes.end_all(mark)  # also what the environment left running, and when this is interrupted
         shell.wait()
     with (folder / "said").open("rb") as said:
         said.seek(max(0, os.path.getsize(said.name) - _QUOTED))
@@ -145,52 +145,52 @@ def _bare_environment() -> dict[str, str]:
     return {**kept, "PATH": "/usr/local/bin:/usr/bin:/bin"}
 
 
-def _compared(package: str, here: str | None, there: str | None) -> Finding:
+def _compared(package: str, here: str | None, there: str | None) -> Answer:
     if there is None:
         if package == "gc-warm":
-            return Finding("warning", package, "not in the worker's environment: @warm cannot be used there; pip install it")
-        return Finding("error", package, "not in the worker's environment: pip install globus-compute-endpoint there")
+            return Answer("warning", package, "not in the worker's environment: @warm cannot be used there; pip install it")
+        return Answer("error", package, "not in the worker's environment: pip install globus-compute-endpoint there")
     if here == there:
-        return Finding("ok", package, there)
+        return Answer("ok", package, there)
     minors = [version.split(".")[:2] for version in (here or "", there)]
     if package in ("python", "dill") and minors[0] != minors[1]:
-        return Finding("warning", package, f"{there} for workers, {here} here: functions that are sent whole may fail; use the same")
-    return Finding("ok", package, f"{there} for workers, {here} here")
+        return Answer("warning", package, f"{there} for workers, {here} here: functions that are sent whole may fail; use the same")
+    return Answer("ok", package, f"{there} for workers, {here} here")
 
 
-def _scheduler(provider: Any) -> Iterator[Finding]:
+def _scheduler(provider: Any) -> Iterator[Answer]:
     for command in _COMMANDS.get(type(provider).__name__, ()):
         path = shutil.which(command)
-        yield Finding("ok", command, path) if path else Finding("error", command, "not found: this machine submits no jobs")
+        yield Answer("ok", command, path) if path else Answer("error", command, "not found: this machine submits no jobs")
     if type(provider).__name__ != "SlurmProvider" or not shutil.which("sinfo"):
         return
     asked = _said("sinfo", "--noheader", "--format=%R")
     if asked.returncode:
-        yield Finding("error", "Slurm", f"sinfo does not get an answer: {asked.stderr.strip()}")
+        yield Answer("error", "Slurm", f"sinfo does not get an answer: {asked.stderr.strip()}")
         return
     known = set(asked.stdout.split())
     if provider.partition and not set(provider.partition.split(",")) <= known:
-        yield Finding("error", f"partition {provider.partition}", f"there are {', '.join(sorted(known))}")
+        yield Answer("error", f"partition {provider.partition}", f"there are {', '.join(sorted(known))}")
 
 
-def _ports(config: UserEndpointConfig, executor: Any) -> Iterator[Finding]:
+def _ports(config: UserEndpointConfig, executor: Any) -> Iterator[Answer]:
     address = yaml.safe_load(config.source_content or "")["engine"].get("address")
     interface = address.get("ifname") if isinstance(address, dict) else None
     if interface and interface not in psutil.net_if_addrs():
-        yield Finding("error", f"interface {interface}", f"this machine has only {', '.join(psutil.net_if_addrs())}")
+        yield Answer("error", f"interface {interface}", f"this machine has only {', '.join(psutil.net_if_addrs())}")
     first, last = executor.worker_port_range
     ports = [executor.worker_port] if executor.worker_port else range(first, last + 1)
     if any(_free(port) for port in ports):
-        yield Finding("ok", "ports for workers", "one is free; that compute nodes can reach it shows only in a job")
+        yield Answer("ok", "ports for workers", "one is free; that compute nodes can reach it shows only in a job")
     else:
-        yield Finding("error", "ports for workers", f"{ports[0]} to {ports[-1]}: all are taken")
+        yield Answer("error", "ports for workers", f"{ports[0]} to {ports[-1]}: all are taken")
     host, port = get_amqp_service_host(), config.amqp_port or 443
     try:
         socket.create_connection((host, port), timeout=5).close()
     except OSError as error:
-        yield Finding("warning", "connection to Globus", f"{host}:{port}: {error}; `globus-compute-diagnostic` looks closer")
+        yield Answer("warning", "connection to Globus", f"{host}:{port}: {error}; `globus-compute-diagnostic` looks closer")
     else:
-        yield Finding("ok", "connection to Globus", f"{host}:{port}")
+        yield Answer("ok", "connection to Globus", f"{host}:{port}")
 
 
 def _free(port: int) -> bool:
@@ -202,18 +202,18 @@ def _free(port: int) -> bool:
         return True
 
 
-def _left_behind() -> Iterator[Finding]:
+def _left_behind() -> Iterator[Answer]:
     """Processes and jobs of endpoints that are gone: they hold nodes, and nobody gives them tasks."""
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):  # ended meanwhile, or somebody else's
             title = " ".join(process.cmdline()) or process.name()
             if title.startswith(_INTERCHANGE) and process.uids().real == os.getuid() and _orphaned(process):
-                yield Finding("warning", "left behind", f"an interchange whose endpoint is gone: process {process.pid}; end it with kill")
+                yield Answer("warning", "left behind", f"an interchange whose endpoint is gone: process {process.pid}; end it with kill")
     for job, script in _jobs():
         endpoint = script.parent.parent
-        if script.parent.name == guard.SCRIPTS and not _lives(endpoint):
+        if script.parent.name == processes.SCRIPTS and not _lives(endpoint):
             what = f"job {job}, of the endpoint in {endpoint}, which does not run on this machine"
-            yield Finding("warning", "left behind", f"{what}; if it runs on no other login node, cancel the job")
+            yield Answer("warning", "left behind", f"{what}; if it runs on no other login node, cancel the job")
 
 
 def _orphaned(process: psutil.Process) -> bool:
@@ -238,7 +238,7 @@ def _lives(endpoint: Path) -> bool:
 def _said(*command: str) -> subprocess.CompletedProcess[str]:
     try:
         return subprocess.run(
-            command, capture_output=True, text=True, errors="replace", timeout=_SCHEDULER_PATIENCE, stdin=subprocess.DEVNULL
+            command, capture_output=True, text=True, errors="replace", timeout=_SCHEDULER_TIMEOUT, stdin=subprocess.DEVNULL
         )
     except subprocess.TimeoutExpired as error:
         return subprocess.CompletedProcess(command, 1, "", str(error))

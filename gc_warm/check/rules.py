@@ -20,7 +20,7 @@ REPRODUCED = "reproduced on the endpoint's real engine, by this project's tests"
 
 
 @dataclass(frozen=True)
-class Problem:
+class Finding:
     """A rule that is broken at one place.
 
     Attributes:
@@ -47,9 +47,9 @@ class Rule(Generic[Subject]):
 
     Attributes:
         id: What it is called and silenced by.
-        level: Of its problems, unless one of them says otherwise.
+        level: Of its findings, unless one of them says otherwise.
         evidence: How its claim is known.
-        check: Yields a place, which the subject understands, and the text of each problem, if need be with a level of its own.
+        check: Yields a place, which the subject understands, and the text of each finding, if need be with a level of its own.
     """
 
     id: str
@@ -77,7 +77,7 @@ class Rule(Generic[Subject]):
         )
 
 
-class Table(Generic[Subject]):
+class RuleSet(Generic[Subject]):
     """The rules for one kind of subject, by id."""
 
     def __init__(self) -> None:
@@ -99,7 +99,7 @@ class Table(Generic[Subject]):
         return MappingProxyType(self._rules)
 
     def broken(self, subject: Subject) -> Iterator[tuple[str, Level, Any, str]]:
-        """Rule, level, place and text of each problem of *subject*."""
+        """Rule, level, place and text of each finding of *subject*."""
         for rule in self._rules.values():
             for place, text, *level in rule.check(subject):
                 yield rule.id, level[0] if level else rule.level, place, text

@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from gc_warm.worker import sources
+from gc_warm.worker import module_versions
 
 _OURS = ("globus_compute_sdk", "gc_warm")
 _OTHER_POOLS = ("concurrent", "multiprocessing", "dask", "distributed", "joblib", "parsl", "ray", "loky", "mpi4py")
@@ -29,7 +29,7 @@ class SourceError(ValueError):
 
 
 @dataclass(frozen=True)
-class Call:
+class Submission:
     """A call that submits or registers something, and the scopes around it, the innermost last."""
 
     call: ast.Call
@@ -79,7 +79,7 @@ class Module:
         return set(self.top) - set(dir(builtins))
 
     @functools.cached_property
-    def calls(self) -> list[Call]:
+    def calls(self) -> list[Submission]:
         """All that submit or register something with Globus Compute, as far as is written here."""
         if not any(name.partition(".")[0] in _OURS for name in self.imports.values()):
             return []
@@ -155,7 +155,7 @@ def resolved(name: str, scopes: Sequence[Scope], line: int) -> ast.AST | None:
     return None
 
 
-def _calls(module: Module, node: ast.AST, scopes: tuple[Scope, ...], hidden: frozenset[str]) -> Iterator[Call]:
+def _calls(module: Module, node: ast.AST, scopes: tuple[Scope, ...], hidden: frozenset[str]) -> Iterator[Submission]:
     """The calls below a node; *hidden* are names that a lambda or a comprehension around it has taken for itself."""
     if isinstance(node, ast.Lambda):
         hidden |= {argument.arg for argument in arguments(node)}
@@ -167,7 +167,7 @@ def _calls(module: Module, node: ast.AST, scopes: tuple[Scope, ...], hidden: fro
             sent = [*child.args[:1], *named]
             is_known = bool(sent) and not (isinstance(sent[0], ast.Name) and sent[0].id in hidden)
             if is_known and _is_ours(module, child.func.value, scopes):
-                yield Call(child, sent[0], scopes)
+                yield Submission(child, sent[0], scopes)
         inner = (*scopes, child) if isinstance(child, (Function, ast.ClassDef)) else scopes
         yield from _calls(module, child, inner, hidden)
 
@@ -198,7 +198,7 @@ def _stored(node: ast.Attribute) -> str:
 
 def exists(module: str) -> bool:
     """Whether there is a module of that dotted name. Nothing is imported to find it."""
-    return sources.spec_of(module) is not None
+    return module_versions.spec_of(module) is not None
 
 
 def file_of(module: str) -> str:
@@ -207,7 +207,7 @@ def file_of(module: str) -> str:
     Raises:
         SourceError: It has none that is Python.
     """
-    spec = sources.spec_of(module)
+    spec = module_versions.spec_of(module)
     if spec is None or spec.origin is None or not spec.origin.endswith(".py"):
         raise SourceError(f"the module {module} has no source that could be read")
     return spec.origin

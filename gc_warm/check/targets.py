@@ -9,9 +9,12 @@ from pathlib import Path
 
 from globus_compute_endpoint.endpoint.config import UserEndpointConfig
 
-from gc_warm.check import config_rules, configs, functions, options, source
-from gc_warm.check.rules import Problem
+from gc_warm.check import config_rules, function_rules, source
+from gc_warm.check.rules import Finding
 from gc_warm.check.task_facts import NUMBERS, Numbers
+from gc_warm.configs import folders, options, rendering
+from gc_warm.configs.text import read_text
+from gc_warm.exceptions import ConfigError
 
 
 @dataclass(frozen=True)
@@ -20,14 +23,14 @@ class Target:
 
     Attributes:
         name: What it is: a folder, or a file.
-        problems: The rules that it breaks, the worst first.
+        findings: The rules that it breaks, the worst first.
         text: The YAML of a user endpoint; None for functions.
         config: What the endpoint makes of that; None for functions, and where it makes nothing that can be relied on.
         is_folder: Whether it is the folder of a config, from which an endpoint can be made.
     """
 
     name: str
-    problems: list[Problem]
+    findings: list[Finding]
     text: str | None = None
     config: UserEndpointConfig | None = None
     is_folder: bool = False
@@ -43,17 +46,17 @@ def numbers(assignments: Sequence[str]) -> Numbers:
     for assignment in assignments:
         name, _, value = assignment.partition("=")
         if name not in NUMBERS:
-            raise options.ConfigError(f"--with {assignment}: there is no {name!r}; there are {', '.join(NUMBERS)}")
+            raise ConfigError(f"--with {assignment}: there is no {name!r}; there are {', '.join(NUMBERS)}")
         try:
             found[name] = float(value)
         except ValueError:
             found[name] = -1.0
         if not 0 <= found[name] < float("inf"):
-            raise options.ConfigError(f"--with {assignment}: write {name}=NUMBER, not below 0")
+            raise ConfigError(f"--with {assignment}: write {name}=NUMBER, not below 0")
     return Numbers(**found)
 
 
-def look_at(name: str, assignments: Sequence[str], options_file: str | None, known: Numbers, strategy: str) -> Target:
+def inspect_target(name: str, assignments: Sequence[str], options_file: str | None, known: Numbers, strategy: str) -> Target:
     """Look at one target.
 
     Args:
@@ -69,23 +72,23 @@ def look_at(name: str, assignments: Sequence[str], options_file: str | None, kno
         OSError: There is no such thing.
     """
     if name.endswith(".py"):
-        return Target(name, functions.examine(name, strategy))
+        return Target(name, function_rules.examine(name, strategy))
     if file := _yaml_of(name):
         if assignments or options_file:
-            raise options.ConfigError(f"{file} is no template, so that options would mean nothing")
-        text = configs.read_text(file)
+            raise ConfigError(f"{file} is no template, so that options would mean nothing")
+        text = read_text(file)
         examined = config_rules.examine(text, file, known)
-        return Target(str(file), examined.problems, text, examined.config)
+        return Target(str(file), examined.findings, text, examined.config)
     try:
-        folder = configs.find_folder(name)
+        folder = folders.find_folder(name)
     except FileNotFoundError as error:
         if os.sep in name or not source.exists(name):
             raise FileNotFoundError(f"{error}; nor is there a Python module of that name") from None
-        return Target(name, functions.examine(name, strategy))
+        return Target(name, function_rules.examine(name, strategy))
     given, origin = _options(folder, assignments, options_file)
-    text = configs.render(folder, given, origin)
-    examined = config_rules.examine(text, configs.template_path(folder), known, lambda: configs.template_lines(folder, given, text))
-    return Target(str(folder), examined.problems, text, examined.config, is_folder=True)
+    text = rendering.render(folder, given, origin)
+    examined = config_rules.examine(text, folders.template_path(folder), known, lambda: rendering.template_lines(folder, given, text))
+    return Target(str(folder), examined.findings, text, examined.config, is_folder=True)
 
 
 def _yaml_of(name: str) -> Path | None:
@@ -93,9 +96,9 @@ def _yaml_of(name: str) -> Path | None:
     path = Path(name)
     if path.is_file() and path.suffix.lower() in (".yaml", ".yml"):
         return path
-    for folder in (path, configs.user_folder() / name):
+    for folder in (path, folders.user_folder() / name):
         inside = folder / "config.yaml"
-        if inside.is_file() and not (folder / configs.TEMPLATE).is_file() and configs.has_engine(inside):
+        if inside.is_file() and not (folder / folders.TEMPLATE).is_file() and folders.has_engine(inside):
             return inside
     return None
 
@@ -103,7 +106,7 @@ def _yaml_of(name: str) -> Path | None:
 def _options(folder: Path, assignments: Sequence[str], file: str | None) -> tuple[dict[str, object], dict[str, str]]:
     """All options, and where each comes from; the command line has the last word."""
     given, origin = options.read(file) if file else ({}, {})
-    schema = options.schema_of(configs.schema_path(folder))
+    schema = options.schema_of(folders.schema_path(folder))
     for name, value in (options.parse(assignment, schema) for assignment in assignments):
         given[name], origin[name] = value, f"-o {name}"
     return given, origin

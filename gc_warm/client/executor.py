@@ -25,8 +25,9 @@ from globus_compute_sdk import Executor
 from globus_compute_sdk.sdk.asynchronous.compute_future import ComputeFuture
 
 from gc_warm.client.report import Report
-from gc_warm.client.warm_up import Visits, WarmUp
-from gc_warm.client.warmth import Call, Warmth, told, unknown, was_lost
+from gc_warm.client.warm_up import WarmUp, WarmUpRun
+from gc_warm.client.warmth import Call, Warmth, parse_record, unknown, was_lost
+from gc_warm.exceptions import StaleModuleError
 from gc_warm.worker.calls import RECORD, RESULT
 
 log = logging.getLogger("gc_warm")
@@ -34,8 +35,8 @@ log = logging.getLogger("gc_warm")
 P = ParamSpec("P")
 T = TypeVar("T")
 
-_KEPT = 100_000  # calls in memory; the file of records has all
-_LEFT = 100  # processes that were in a worker's place before
+_CALLS_KEPT = 100_000  # calls in memory; the file of records has all
+_PIDS_KEPT = 100  # processes that were in a worker's place before
 _REMEMBERED = 10_000  # loads of processes that have ended, in each worker's place
 
 _BY_ID = "submitted by id"
@@ -60,10 +61,6 @@ def {name}(token, seconds, until, args):
     from gc_warm.worker.calls import visit
     return visit(token, seconds, until, lambda: ComputeSerializer().deserialize({function!r}), args)
 """
-
-
-class StaleModuleError(RuntimeError):
-    """A worker holds another version of a module than there is now. Its result is not to be trusted; the state behind it is old."""
 
 
 class WarmFuture(ComputeFuture):
@@ -123,7 +120,7 @@ class WarmExecutor(concurrent.futures.Executor):
             imported has by now: "warn" logs it, once for each worker, and ``.warmth.stale`` names the modules; "error" ends the future
             with a `StaleModuleError`. Looked at are the modules of the ``@warm`` loaders that a call used, and of the function itself
             where it is sent by name.
-        records: Append a line for each call to this file, for ``python -m gc_warm.client.report``.
+        records: Append a line for each call to this file, for ``gc-warm report``.
 
     Raises:
         ValueError: *stale* is neither.
@@ -150,7 +147,7 @@ class WarmExecutor(concurrent.futures.Executor):
         self._lock = threading.Lock()
         self._ids: dict[tuple[str, Any], str] = {}  # of carriers and visitors, by function
         self._open: set[WarmFuture] = set()
-        self._calls: deque[Call] = deque(maxlen=_KEPT)
+        self._calls: deque[Call] = deque(maxlen=_CALLS_KEPT)
         self._lives: dict[tuple[Any, ...], _Life] = {}  # by the worker's place
         self._warned: set[tuple[Any, ...]] = set()  # of stale modules, by worker
         self._ended = False
@@ -220,7 +217,7 @@ class WarmExecutor(concurrent.futures.Executor):
             future: ComputeFuture = self._executor.submit_to_registered_function(function_id, (token, seconds, until, args))
             return future
 
-        made = Visits(send, self._told, lambda: getattr(self._executor, "_stopped", False), workers, timeout).make()
+        made = WarmUpRun(send, self._parse_record, lambda: getattr(self._executor, "_stopped", False), workers, timeout).run()
         for visit in made.reached:
             if (error := self._complaint(visit.warmth)) is not None:
                 raise error
@@ -294,21 +291,21 @@ class WarmExecutor(concurrent.futures.Executor):
         if why_unknown == _BY_ID or not isinstance(result, dict) or result.keys() != {RECORD, RESULT}:
             return unknown(why_unknown or "came without a record"), result, None
         try:
-            warmth = self._told(result[RECORD])
+            warmth = self._parse_record(result[RECORD])
         except Exception:  # whatever it is, there is a result, and somebody who waits for it
             log.warning("a record cannot be read; is the worker's gc_warm of another version?", exc_info=True)
             return unknown("came with a record of another version"), result[RESULT], None
         return warmth, result[RESULT], self._complaint(warmth)
 
-    def _told(self, record: dict[str, Any]) -> Warmth:
+    def _parse_record(self, record: dict[str, Any]) -> Warmth:
         """What a record says, in the light of those that came before."""
         worker = record["worker"]
         loads = {(load["name"], load["key"]) for load in record["loads"]}
         if worker["rank"] is None:
-            return told(record)
+            return parse_record(record)
         with self._lock:
             life = self._lives.setdefault((worker["host"], worker["pool"], worker["rank"]), _Life())
-            return told(record, life.died_with_others(worker["pid"], loads))
+            return parse_record(record, life.died_with_others(worker["pid"], loads))
 
     def _complaint(self, warmth: Warmth) -> Exception | None:
         if not warmth.stale:
@@ -357,7 +354,7 @@ class _Life:
     """What was loaded in a worker's place: by the process that is there now, and by those before it."""
 
     def __init__(self) -> None:
-        self._pid, self._left = 0, deque[int](maxlen=_LEFT)
+        self._pid, self._left = 0, deque[int](maxlen=_PIDS_KEPT)
         self._own: set[tuple[str, str]] = set()
         self._died: set[tuple[str, str]] = set()
 

@@ -39,7 +39,8 @@ from globus_compute_sdk.errors import SerializationError
 from globus_compute_sdk.serialize import ComputeSerializer
 from globus_compute_sdk.serialize.concretes import SELECTABLE_CODE_STRATEGIES
 
-from gc_warm.client.bookfile import BookError, Entry, LockedFile, canonical_uuid, read, text_of
+from gc_warm.client.book_storage import Entry, LockedFile, canonical_uuid, read, text_of
+from gc_warm.exceptions import BookError
 from gc_warm.worker.state import Warm
 
 STRATEGIES = {strategy.__name__: strategy for strategy in SELECTABLE_CODE_STRATEGIES}

@@ -1,4 +1,4 @@
-"""What was warm, where, and what cold calls cost: ``python -m gc_warm.client.report FILE`` for the records of a `WarmExecutor`."""
+"""What was warm, where, and what cold calls cost: ``gc-warm report FILE`` for the records of a `WarmExecutor`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rich import box
 from rich.console import Console, Group, RenderableType
@@ -20,9 +20,6 @@ from rich.text import Text
 from gc_warm.client.warmth import Call, Load
 from gc_warm.worker import ledger
 from gc_warm.worker.lifecycle import Worker
-
-if TYPE_CHECKING:
-    import click
 
 log = logging.getLogger("gc_warm")
 
@@ -266,13 +263,9 @@ def _bars(bars: Sequence[tuple[int, float, float]], height: float, color: str, l
     return PolyCollection(corners, facecolors=color, edgecolors=color, linewidths=0.6, label=label)
 
 
-def _command() -> click.Command:
-    from gc_warm.commands import report
+if __name__ == "__main__":  # the former name of `gc-warm report`, which will be gone in the next release
+    from gc_warm.__main__ import main
 
-    return report.main
-
-
-if __name__ == "__main__":
-    from gc_warm.commands import entry
-
-    sys.exit(entry.run(_command, "python -m gc_warm.client.report"))
+    print("gc-warm: write `gc-warm report` for `python -m gc_warm.client.report`", file=sys.stderr)
+    sys.argv.insert(1, "report")
+    sys.exit(main())

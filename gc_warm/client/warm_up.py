@@ -24,7 +24,7 @@ from gc_warm.worker.lifecycle import Worker
 
 _SHORTEST, _LONGEST = 0.1, 8.0  # seconds that a task of a round takes at least
 _DEADLY = 3  # rounds in which workers died and nobody new was reached, after which there are no more
-_LOOK = 1.0  # seconds between looks at whether the executor is still there
+_WATCH_INTERVAL = 1.0  # seconds between looks at whether the executor is still there
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ class WarmUp:
 
 
 @dataclass
-class Visits:
+class WarmUpRun:
     """A warm-up under way: tasks are sent until they have been on as many workers as there are, or time is over.
 
     Attributes:
@@ -128,7 +128,7 @@ class Visits:
         self._reached: dict[tuple[str, str | None, int], Visit] = {}
         self._lost = 0
 
-    def make(self) -> WarmUp:
+    def run(self) -> WarmUp:
         """Send the tasks, in rounds, and show on a terminal how many workers have been reached."""
         rounds, deadly, seconds = 0, 0, _SHORTEST
         console = Console(stderr=True)
@@ -151,7 +151,7 @@ class Visits:
         """Send a task for each worker, and take in what comes back in time. What comes to its worker later knows to be short."""
         waiting = {self.send(self._token, seconds) for _ in range(self.workers)}
         while waiting and (left := self._left) > 0:
-            done, waiting = concurrent.futures.wait(waiting, min(_LOOK, left), concurrent.futures.FIRST_COMPLETED)
+            done, waiting = concurrent.futures.wait(waiting, min(_WATCH_INTERVAL, left), concurrent.futures.FIRST_COMPLETED)
             for future in done:
                 self._take_in(future)
             progress(len(self._reached))

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from pydantic import TypeAdapter
 
-from gc_warm.worker import sources
+from gc_warm.worker import module_versions
 from gc_warm.worker.calls import FIRST
 from gc_warm.worker.lifecycle import Worker
 
@@ -124,7 +124,7 @@ def was_lost(error: BaseException | None) -> bool:
     return isinstance(error, TaskExecutionFailed) and any(f".{name}:" in error.remote_data for name in _LOST)
 
 
-def told(record: Mapping[str, Any], died: Collection[tuple[str, str]] = ()) -> Warmth:
+def parse_record(record: Mapping[str, Any], died: Collection[tuple[str, str]] = ()) -> Warmth:
     """What a worker's record says.
 
     Args:
@@ -151,5 +151,5 @@ def told(record: Mapping[str, Any], died: Collection[tuple[str, str]] = ()) -> W
 
 def _here(module: str) -> str | None:
     """The version of a module's file on this machine; None if there is none."""
-    spec = sources.spec_of(module)
-    return sources.version(spec.origin) if spec and spec.origin and Path(spec.origin).suffix == ".py" else None
+    spec = module_versions.spec_of(module)
+    return module_versions.version(spec.origin) if spec and spec.origin and Path(spec.origin).suffix == ".py" else None

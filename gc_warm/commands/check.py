@@ -14,8 +14,10 @@ import click
 from rich.console import Console
 from rich.markup import escape
 
-from gc_warm.check import configs, environment, options, rules, source, targets
+from gc_warm.check import environment, rules, source, targets
 from gc_warm.commands import interrupts
+from gc_warm.configs import folders, meaning
+from gc_warm.exceptions import ConfigError
 
 _COLOURS = {"ok": "green", "warning": "yellow", "error": "red"}
 
@@ -35,17 +37,17 @@ def run(
             click.echo(examined[0].text)
             return
 
-        findings = [_look_around(target, modules) if here else [] for target in examined]
-        pairs = list(zip(examined, findings, strict=True))
+        answers = [_look_around(target, modules) if here else [] for target in examined]
+        pairs = list(zip(examined, answers, strict=True))
         if as_json:
             click.echo(json.dumps({"targets": [_as_json(*pair) for pair in pairs]}, indent=2))
         else:
             for pair in pairs:
                 _show(*pair)
-            _sum_up([problem for target in examined for problem in target.problems])
+            _sum_up([finding for target in examined for finding in target.findings])
 
-    levels: set[str] = {problem.level for target in examined for problem in target.problems}
-    levels |= {finding.level for found in findings for finding in found}
+    levels: set[str] = {finding.level for target in examined for finding in target.findings}
+    levels |= {answer.level for found in answers for answer in found}
     sys.exit(1 if "error" in levels else 0)
 
 
@@ -60,58 +62,58 @@ def _examine(
         sys.path.insert(0, os.getcwd())  # so that modules are found which lie here
 
     try:
-        return targets.look_at(name, assignments, options_file, targets.numbers(numbers), strategy)
-    except (options.ConfigError, source.SourceError, OSError) as error:
+        return targets.inspect_target(name, assignments, options_file, targets.numbers(numbers), strategy)
+    except (ConfigError, source.SourceError, OSError) as error:
         raise click.ClickException(str(error)) from error
 
 
-def _as_json(target: targets.Target, findings: list[environment.Finding]) -> dict[str, Any]:
-    meaning = {} if target.config is None else dataclasses.asdict(configs.meaning(target.config))
-    figures = {name: None if value == math.inf else value for name, value in meaning.items()}
+def _as_json(target: targets.Target, answers: list[environment.Answer]) -> dict[str, Any]:
+    profile = {} if target.config is None else dataclasses.asdict(meaning.warmth_profile(target.config))
+    figures = {name: None if value == math.inf else value for name, value in profile.items()}
     return {
         "target": target.name,
         **figures,
-        "problems": [dataclasses.asdict(problem) for problem in target.problems],
-        "findings": [dataclasses.asdict(finding) for finding in findings],
+        "problems": [dataclasses.asdict(finding) for finding in target.findings],
+        "findings": [dataclasses.asdict(answer) for answer in answers],
     }
 
 
-def _look_around(target: targets.Target, modules: tuple[str, ...]) -> list[environment.Finding]:
+def _look_around(target: targets.Target, modules: tuple[str, ...]) -> list[environment.Answer]:
     """Look whether this machine has what a config needs; functions need nothing of it."""
     if target.text is None:
         return []
     if target.config is None:
         unreliable = "not looked at, since the config cannot be relied on"
-        return [environment.Finding("warning", "environment", unreliable)]
+        return [environment.Answer("warning", "environment", unreliable)]
 
     with Console(stderr=True, highlight=False).status("looking at the worker's environment"):
         return list(environment.look(target.config, modules))
 
 
-def _show(target: targets.Target, findings: list[environment.Finding]) -> None:
+def _show(target: targets.Target, answers: list[environment.Answer]) -> None:
     console = Console(highlight=False)
-    meaning = [] if target.config is None else configs.in_words(configs.meaning(target.config))
-    _show_rows(console, target, meaning)
+    sentences = [] if target.config is None else meaning.in_words(meaning.warmth_profile(target.config))
+    _show_rows(console, target, sentences)
 
-    if target.problems and meaning:
+    if target.findings and sentences:
         console.print()
-    for problem in target.problems:
-        where = escape(f"{problem.file}:{problem.line}")
-        level = f"[{_COLOURS[problem.level]}]{problem.rule} {problem.level}[/]"
-        console.print(f"{where}: {level}: {escape(problem.text)}", soft_wrap=True)
+    for finding in target.findings:
+        where = escape(f"{finding.file}:{finding.line}")
+        level = f"[{_COLOURS[finding.level]}]{finding.rule} {finding.level}[/]"
+        console.print(f"{where}: {level}: {escape(finding.text)}", soft_wrap=True)
 
-    for finding in findings:
-        level = f"[{_COLOURS[finding.level]}]{finding.level:7}[/]"
-        indented = finding.text.replace("\n", "\n    ")
-        console.print(f"{level}  {escape(finding.about)}: {escape(indented)}", soft_wrap=True)
+    for answer in answers:
+        level = f"[{_COLOURS[answer.level]}]{answer.level:7}[/]"
+        indented = answer.text.replace("\n", "\n    ")
+        console.print(f"{level}  {escape(answer.about)}: {escape(indented)}", soft_wrap=True)
 
-    _show_what_follows(console, target, bool(findings))
+    _show_what_follows(console, target, bool(answers))
 
 
-def _show_rows(console: Console, target: targets.Target, meaning: list[tuple[str, str]]) -> None:
+def _show_rows(console: Console, target: targets.Target, sentences: list[tuple[str, str]]) -> None:
     """Print what was examined and what it amounts to, as two columns."""
-    rows = [("functions" if target.text is None else "config", target.name), *meaning]
-    if not target.problems:
+    rows = [("functions" if target.text is None else "config", target.name), *sentences]
+    if not target.findings:
         rows.append(("rules broken", "none"))
 
     width = max(len(heading) for heading, _ in rows)
@@ -130,18 +132,18 @@ def _show_what_follows(console: Console, target: targets.Target, was_looked_at: 
         console.print(f"\n{heading}\n{escape(environment.LOGS)}", soft_wrap=True)
     if not is_installed:
         heading = "[bold]make an endpoint of it (options are not part of it) with[/]"
-        console.print(f"\n{heading}\n{configs.deploy_command(folder)}", soft_wrap=True)
+        console.print(f"\n{heading}\n{folders.deploy_command(folder)}", soft_wrap=True)
 
 
-def _sum_up(problems: list[rules.Problem]) -> None:
-    if not problems:
+def _sum_up(findings: list[rules.Finding]) -> None:
+    if not findings:
         return
 
     counts = []
     for level in ("error", "warning"):
-        number = sum(problem.level == level for problem in problems)
+        number = sum(finding.level == level for finding in findings)
         if number:
             counts.append(f"{number} {level}{'s' * (number > 1)}")
 
-    advice = f"`gc-warm check --explain {problems[0].rule}` says why, and how it is known."
+    advice = f"`gc-warm check --explain {findings[0].rule}` says why, and how it is known."
     click.echo(f"\n{', '.join(counts)}. {advice}")

@@ -17,7 +17,7 @@ from rich.table import Table
 
 from gc_warm import demo
 from gc_warm.commands import interrupts
-from gc_warm.testing.runners import WorkerStartError
+from gc_warm.exceptions import WorkerStartError
 
 
 def run(workers: int, engine: bool, as_json: bool) -> None:

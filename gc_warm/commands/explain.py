@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from gc_warm.check import functions
+from gc_warm.check import function_rules
 
 
 def run(rule: str) -> None:
@@ -13,13 +13,13 @@ def run(rule: str) -> None:
     Raises:
         click.BadParameter: There is no such rule.
     """
-    if rule in functions.RULES:
-        click.echo(functions.RULES[rule].explanation())
+    if rule in function_rules.RULES:
+        click.echo(function_rules.RULES[rule].explanation())
         return
 
-    from gc_warm.check import config_rules  # with Parsl and the SDK, which rules for functions need not wait for
+    from gc_warm.check import config_rules  # with Parsl and the SDK, which rules for function_rules need not wait for
 
     if rule not in config_rules.RULES:
-        known = [*config_rules.RULES, *functions.RULES]
+        known = [*config_rules.RULES, *function_rules.RULES]
         raise click.BadParameter(f"there is no rule {rule}; there are {', '.join(known)}")
     click.echo(config_rules.RULES[rule].explanation())

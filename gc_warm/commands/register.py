@@ -18,9 +18,10 @@ from globus_compute_sdk.serialize import ComputeSerializer
 from rich.console import Console
 from rich.progress import Progress
 
-from gc_warm.check import functions, rules
-from gc_warm.client import bookfile, registry
+from gc_warm.check import function_rules, rules
+from gc_warm.client import book_storage, registry
 from gc_warm.commands import interrupts
+from gc_warm.exceptions import BookError
 
 _MANY = 10  # functions that are worth a progress bar
 
@@ -57,14 +58,14 @@ def run(
         serializer = ComputeSerializer(strategy_code=registry.STRATEGIES[strategy])
         terms = registry.Terms(serializer, get_web_service_url(), **audience)
         chosen = registry.functions_of(module, names)
-        entries = bookfile.read(book)
+        entries = book_storage.read(book)
         steps = registry.plan(entries, chosen, terms)
-        _refuse_cold(functions.examine_functions(chosen, strategy), force)
+        _refuse_cold(function_rules.examine_functions(chosen, strategy), force)
 
         if mode:
             _foretell(steps, book)
         elif not Path(book).absolute().parent.is_dir():  # better known before a login is asked for
-            raise bookfile.BookError(f"there is no folder for {book}")
+            raise BookError(f"there is no folder for {book}")
         elif any(step.why for step in steps) or registry.is_local(terms.service):
             _register(steps, book, _client(strategy), terms, sent)
         else:
@@ -80,10 +81,10 @@ def run(
     sys.exit(1 if mode == "check" and is_stale else 0)
 
 
-def _refuse_cold(problems: list[rules.Problem], is_forced: bool) -> None:
-    for problem in problems:
-        click.echo(str(problem), err=True)
-    if any(problem.level == "error" for problem in problems) and not is_forced:
+def _refuse_cold(findings: list[rules.Finding], is_forced: bool) -> None:
+    for finding in findings:
+        click.echo(str(finding), err=True)
+    if any(finding.level == "error" for finding in findings) and not is_forced:
         raise click.ClickException("nothing is registered: mend what can never be warm, silence a rule in its line, or add --force")
 
 
@@ -165,7 +166,7 @@ def _explained(book: str, sent: list[registry.Step]) -> Iterator[None]:
     except globus_sdk.NetworkError as error:
         reason = error.underlying_exception or error
         raise click.ClickException(f"the service cannot be reached: {reason}{_so_far(sent, book)}") from error
-    except (bookfile.BookError, globus_sdk.GlobusError, ComputeError, OSError) as error:
+    except (BookError, globus_sdk.GlobusError, ComputeError, OSError) as error:
         raise click.ClickException(f"{error}{_so_far(sent, book)}") from error
 
 

@@ -12,8 +12,9 @@ import click
 from rich.console import Console
 
 from gc_warm.commands import interrupts
-from gc_warm.testing.cloud import LocalCloud
-from gc_warm.testing.daemon import EndpointDaemon, EndpointStartError
+from gc_warm.exceptions import EndpointStartError
+from gc_warm.local.cloud import LocalCloud
+from gc_warm.local.daemon import EndpointDaemon
 
 log = logging.getLogger("gc_warm")
 

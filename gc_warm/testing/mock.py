@@ -1,6 +1,6 @@
 """MockExecutor and MockClient: the SDK's own classes on the service of this package, all in one process but for the workers.
 
-Only the transport is replaced: HTTP requests are handed to `gc_warm.testing.service.Service.handle`, and results reach the SDK's
+Only the transport is replaced: HTTP requests are handed to `gc_warm.local.service.Service.handle`, and results reach the SDK's
 result watcher through a queue in place of AMQP. Batching, serialization, limits and errors are the SDK's.
 """
 
@@ -30,8 +30,8 @@ from globus_compute_sdk.sdk.batch import create_user_runtime
 from globus_compute_sdk.sdk.utils.uuid_like import as_optional_uuid
 from pika import BasicProperties
 
-from gc_warm.testing.runners import SpawnedRunner, SpawnedWorker
-from gc_warm.testing.service import Service, ServiceError, TaskRunner
+from gc_warm.local.runners import SpawnedRunner, SpawnedWorker
+from gc_warm.local.service import Service, ServiceError, TaskRunner
 from gc_warm.worker.ledger import describe
 
 log = logging.getLogger("gc_warm")
@@ -95,7 +95,7 @@ class MockClient(Client):
 
         def make_runner(user_endpoint_config: Mapping[str, Any], _runtime: Mapping[str, Any]) -> TaskRunner:
             if config is not None:
-                from gc_warm.testing.engine import EngineRunner  # with Parsl, which takes as long to import as all the rest
+                from gc_warm.local.engine import EngineRunner  # with Parsl, which takes as long to import as all the rest
 
                 return EngineRunner(config, user_endpoint_config, on)
             number = 2 if workers is None else workers

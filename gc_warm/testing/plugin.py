@@ -8,26 +8,26 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
-    from gc_warm.testing.cloud import LocalCloud
+    from gc_warm.local.cloud import LocalCloud
 
 
 @pytest.fixture
 def local_cloud(monkeypatch: pytest.MonkeyPatch) -> Iterator[LocalCloud]:
-    """A `gc_warm.testing.cloud.LocalCloud` for one test, in whose environment the SDK's own classes talk to it.
+    """A `gc_warm.local.cloud.LocalCloud` for one test, in whose environment the SDK's own classes talk to it.
 
     For several tests at once, use the class itself: it is a context manager.
 
     Example:
         >>> from globus_compute_sdk import Executor
         >>> from gc_warm.functions import count
-        >>> from gc_warm.testing.daemon import EndpointDaemon
+        >>> from gc_warm.local.daemon import EndpointDaemon
         >>> def test_count(local_cloud):
         ...     with EndpointDaemon(local_cloud, "local") as endpoint, Executor(endpoint.endpoint_id) as executor:
         ...         assert executor.submit(count).result() == 1
     """
     from globus_compute_sdk.sdk import executor
 
-    from gc_warm.testing.cloud import LocalCloud  # here, so that a pytest which does not need it does not wait for its imports
+    from gc_warm.local.cloud import LocalCloud  # here, so that a pytest which does not need it does not wait for its imports
 
     with LocalCloud() as cloud:
         for name, value in cloud.environment.items():

@@ -19,8 +19,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from gc_warm.programs.serve import serve
 from gc_warm.warmables.potential import LennardJones, read_xyz
-from gc_warm.worker.program import serve
 
 _FRAMES = 100  # of a trajectory, at most
 

@@ -13,7 +13,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from gc_warm.worker.process import ExternalProcess
+from gc_warm.programs.process import ExternalProcess
 
 dynamics = ExternalProcess([sys.executable, "-m", "gc_warm.warmables.dynamics"])
 """One program per worker; lives from the first call to the end of the worker."""

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from gc_warm.worker import ledger, lifecycle, sources
+from gc_warm.worker import ledger, lifecycle, module_versions
 
 RECORD, RESULT = "gc_warm_record", "result"
 """The keys of an envelope: what was found, and what the function returned."""
@@ -51,7 +51,7 @@ class Recording:
         function = getattr(function, "__func__", function)  # of a method
         name = getattr(function, "__module__", None) or ""
         if _named(name, getattr(function, "__qualname__", "")) is function:
-            sources.note_imported(name, now=name not in self._imported)
+            module_versions.note_imported(name, now=name not in self._imported)
             self._modules.add(name)
         return self
 
@@ -77,8 +77,8 @@ class Recording:
             "uses": uses.total(),
             "failures": sum(event.kind == "failed" for event in events),
             "loads": [{"name": load.name, "key": load.key, "seconds": load.seconds, "at": load.at, "why": _why(load)} for load in loads],
-            "modules": {module: version for module in modules if (version := sources.noted(module))},
-            "changed": [module for module in modules if sources.has_changed(module)],
+            "modules": {module: version for module in modules if (version := module_versions.noted(module))},
+            "changed": [module for module in modules if module_versions.has_changed(module)],
         }
 
     def envelope(self, result: Any) -> Any:

@@ -27,9 +27,9 @@ from typing import Literal, Protocol
 Kind = Literal["loaded", "failed", "evicted", "cleared", "replaced"]
 
 _EVENTS_KEPT = 1000  # a worker can live for weeks; its memory should not grow with its age
-_TEXT_KEPT = 300
+_TEXT_LENGTH = 300
 _brief = reprlib.Repr()  # looks at no more of a large tuple or string than it shows
-_brief.maxstring = _brief.maxother = _TEXT_KEPT
+_brief.maxstring = _brief.maxother = _TEXT_LENGTH
 _brief.maxlist = 100  # words of a command line, of which the last ones tell most
 
 
@@ -119,7 +119,7 @@ def _text(convert: Callable[[object], str], value: object) -> str:
         text = convert(value)
     except Exception as error:
         text = f"<{type(value).__name__} whose text cannot be had: {type(error).__name__}>"
-    return shortened(text, _TEXT_KEPT)
+    return shortened(text, _TEXT_LENGTH)
 
 
 def shortened(text: str, most: int) -> str:

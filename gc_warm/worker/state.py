@@ -43,7 +43,7 @@ from types import GeneratorType
 from typing import Any, Generic, ParamSpec, TypeVar, cast, overload
 from weakref import WeakSet, WeakValueDictionary
 
-from gc_warm.worker import ledger, lifecycle, sources
+from gc_warm.worker import ledger, lifecycle, module_versions
 
 log = logging.getLogger("gc_warm")
 
@@ -148,7 +148,7 @@ class Warm(Generic[P, T]):
         self._load_seconds = 0.0
         _tables.add(self)
         if "<" not in self.__qualname__:  # its module is being imported
-            sources.note(self.__module__)
+            module_versions.note(self.__module__)
         _replace(self)
 
     def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> T:

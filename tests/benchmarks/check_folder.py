@@ -9,8 +9,9 @@ import statistics
 import sys
 import time
 
-from gc_warm.check import configs, targets
+from gc_warm.check import targets
 from gc_warm.check.task_facts import Numbers
+from gc_warm.configs import folders
 
 LIMIT = 0.3  # seconds
 NUMBERS = Numbers(load_seconds=90, task_seconds=30, state_gb=1, queue_seconds=100)
@@ -18,13 +19,13 @@ NUMBERS = Numbers(load_seconds=90, task_seconds=30, state_gb=1, queue_seconds=10
 
 def seconds(name: str) -> float:
     began = time.perf_counter()
-    targets.look_at(name, [], None, NUMBERS, "DillCode")
+    targets.inspect_target(name, [], None, NUMBERS, "DillCode")
     return time.perf_counter() - began
 
 
 def main() -> int:
     worst = 0.0
-    for name in configs.folders():
+    for name in folders.shipped():
         times = [seconds(name) for _ in range(9)]
         worst = max(worst, statistics.median(times))
         print(f"{name:10} first {times[0]:.3f} s, median {statistics.median(times):.3f} s")

@@ -12,9 +12,10 @@ import pytest
 import yaml
 from globus_compute_endpoint.endpoint import config as endpoint_config
 
-from gc_warm.check import config_rules, configs, functions, targets
-from gc_warm.check.rules import REPRODUCED, Problem
+from gc_warm.check import config_rules, function_rules, targets
+from gc_warm.check.rules import REPRODUCED, Finding
 from gc_warm.check.task_facts import Numbers
+from gc_warm.configs import folders
 
 OLDER_LOADER = not hasattr(endpoint_config, "CoreEndpointConfig")
 """Whether this endpoint's loader is one that also looks at types, as pydantic does."""
@@ -339,9 +340,9 @@ CASES: list[tuple[str, Case]] = [
 ]
 
 
-def problems(text: str, numbers: Numbers | None = None) -> list[Problem]:
+def problems(text: str, numbers: Numbers | None = None) -> list[Finding]:
     """What is found; some of what the rules are about is refused by older loaders, too, which is then found beside it."""
-    found = config_rules.examine(text, "endpoint.yaml", numbers).problems
+    found = config_rules.examine(text, "endpoint.yaml", numbers).findings
     beside = [problem for problem in found if problem.rule != "GCW000"]
     return beside if beside and OLDER_LOADER else found
 
@@ -401,24 +402,24 @@ engine:
 
 
 def test_line_is_that_of_the_template_where_the_yaml_comes_from_one(tmp_path: Path) -> None:
-    (tmp_path / configs.TEMPLATE).write_text(TEMPLATE)
+    (tmp_path / folders.TEMPLATE).write_text(TEMPLATE)
     (tmp_path / "more.yaml").write_text("    min_blocks: one\n")
-    (wrong,) = targets.look_at(str(tmp_path), [], None, Numbers(), "DillCode").problems
+    (wrong,) = targets.inspect_target(str(tmp_path), [], None, Numbers(), "DillCode").findings
     assert (wrong.rule, wrong.line) == ("GCW001", 20), "what is included belongs to what stands before it"
     (tmp_path / "more.yaml").write_text("    min_blocks: 0\n")
-    found = targets.look_at(str(tmp_path), [], None, Numbers(), "DillCode").problems
+    found = targets.inspect_target(str(tmp_path), [], None, Numbers(), "DillCode").findings
     assert [(problem.rule, problem.line) for problem in found] == [("GCW005", 13), ("GCW005", 18)]
     silenced = TEMPLATE.replace("{{ n - 2 }}\n{%- endif", "{{ n - 2 }} {# gc-warm: ignore[GCW005] #}\n{%- endif")
-    (tmp_path / configs.TEMPLATE).write_text(
+    (tmp_path / folders.TEMPLATE).write_text(
         silenced.replace("{{ name }}: {{ n - 2 }}", "{{ name }}: {{ n - 2 }} # gc-warm: ignore[GCW005]")
     )
-    assert targets.look_at(str(tmp_path), [], None, Numbers(), "DillCode").problems == []
+    assert targets.inspect_target(str(tmp_path), [], None, Numbers(), "DillCode").findings == []
 
 
 def test_template_that_reckons_with_what_it_renders_is_looked_at_all_the_same(tmp_path: Path) -> None:
     text = "{% set number %}\nn: 0\n{% endset %}\n" + engine(workers="{{ 0 // (1 if number | length == 6 else 0) }}")
-    (tmp_path / configs.TEMPLATE).write_text(text)
-    (found,) = targets.look_at(str(tmp_path), [], None, Numbers(), "DillCode").problems
+    (tmp_path / folders.TEMPLATE).write_text(text)
+    (found,) = targets.inspect_target(str(tmp_path), [], None, Numbers(), "DillCode").findings
     assert (found.rule, found.line) == ("GCW005", 1)
 
 
@@ -473,7 +474,7 @@ def test_time_out_of_tasks_is_found_however_it_is_exported(value: str) -> None:
     assert [found.rule for found in problems(text, Numbers(load_seconds=90))] == ["GCW018"]
 
 
-@pytest.mark.parametrize("rule", {**config_rules.RULES, **functions.RULES}.values(), ids=lambda rule: rule.id)
+@pytest.mark.parametrize("rule", {**config_rules.RULES, **function_rules.RULES}.values(), ids=lambda rule: rule.id)
 def test_every_rule_explains_itself(rule: Any) -> None:
     words = rule.explanation()
     assert words.startswith(f"{rule.id} ({rule.level}): {rule.title}\n\n")
@@ -485,12 +486,12 @@ def test_every_rule_explains_itself(rule: Any) -> None:
         assert source.exists(), "the source that it names is there"
 
 
-@pytest.mark.parametrize("name", configs.folders())
+@pytest.mark.parametrize("name", folders.shipped())
 def test_own_configs_break_no_rule_with_their_defaults_and_for_their_sites(name: str) -> None:
-    folder = configs.folders()[name]
+    folder = folders.shipped()[name]
     known = Numbers(load_seconds=300, task_seconds=120, state_gb=0.1, queue_seconds=200)
     for options in (None, *sorted((folder / "sites").glob("*.yaml"))):
-        assert targets.look_at(name, [], str(options) if options else None, known, "DillCode").problems == []
+        assert targets.inspect_target(name, [], str(options) if options else None, known, "DillCode").findings == []
 
 
 DOCUMENTED: dict[str, dict[str, Any]] = yaml.safe_load(Path(__file__).with_name("documented.yaml").read_text())
@@ -507,9 +508,9 @@ def test_what_is_found_in_the_examples_of_globus_computes_documentation(name: st
 
 def test_nothing_is_found_in_the_template_that_new_endpoints_get(tmp_path: Path) -> None:
     shipped = Path(inspect.getfile(endpoint_config)).parent
-    for name in (configs.TEMPLATE, "user_config_schema.json"):
+    for name in (folders.TEMPLATE, "user_config_schema.json"):
         (tmp_path / name).write_text((shipped / name).read_text())
     for assignments in ([], ["endpoint_setup=true"]):
-        assert targets.look_at(str(tmp_path), assignments, None, Numbers(load_seconds=60), "DillCode").problems == []
-    (slow,) = targets.look_at(str(tmp_path), [], None, Numbers(load_seconds=200), "DillCode").problems
+        assert targets.inspect_target(str(tmp_path), assignments, None, Numbers(load_seconds=60), "DillCode").findings == []
+    (slow,) = targets.inspect_target(str(tmp_path), [], None, Numbers(load_seconds=200), "DillCode").findings
     assert slow.text.startswith("workers end after 120 s without tasks, and it takes 200 s to be warm again"), "its idle time is Parsl's"

@@ -13,16 +13,17 @@ from pathlib import Path
 import psutil
 import pytest
 
-from gc_warm.check import configs, environment
-from gc_warm.check.environment import Finding
+from gc_warm.check import environment
+from gc_warm.check.environment import Answer
+from gc_warm.configs import folders, loading, rendering
 from tests.support import MODULES, has_ended, wait_until
 
 SCRIPTS = os.path.dirname(sys.executable)
 
 
-def findings(name: str, modules: list[str] | None = None, **options: object) -> dict[str, Finding]:
-    folder = configs.find_folder(name)
-    config = configs.load(configs.render(folder, options), configs.template_path(folder))
+def findings(name: str, modules: list[str] | None = None, **options: object) -> dict[str, Answer]:
+    folder = folders.find_folder(name)
+    config = loading.load(rendering.render(folder, options), folders.template_path(folder))
     return {finding.about: finding for finding in environment.look(config, modules or [])}
 
 
@@ -65,7 +66,7 @@ def test_slurm_that_does_not_answer(lines: str, tmp_path: Path, monkeypatch: pyt
     for command in ("sinfo", "squeue"):
         (tmp_path / command).write_text(f"#!/bin/sh\n{lines}\n" if command == "sinfo" else "#!/bin/sh\n")
         (tmp_path / command).chmod(0o755)
-    monkeypatch.setattr(environment, "_SCHEDULER_PATIENCE", 0.5)
+    monkeypatch.setattr(environment, "_SCHEDULER_TIMEOUT", 0.5)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
     found = findings("slurm", partition="debug", environment="exit 1")["Slurm"]  # no probe of the environment, too
     assert found.level == "error"
@@ -111,7 +112,7 @@ def test_other_python_and_missing_packages_are_named(tmp_path: Path) -> None:
     other.chmod(0o755)
     found = findings("local", environment=f"export PATH={other.parent}:$PATH")
     assert found["globus-compute-endpoint"].level == found["dill"].level == "error"
-    assert found["gc-warm"] == Finding("warning", "gc-warm", "not in the worker's environment: @warm cannot be used there; pip install it")
+    assert found["gc-warm"] == Answer("warning", "gc-warm", "not in the worker's environment: @warm cannot be used there; pip install it")
 
 
 @pytest.mark.parametrize(
@@ -136,8 +137,8 @@ def test_interface_ports_and_scheduler_of_another_machine(monkeypatch: pytest.Mo
         port = taken.getsockname()[1]
         found = findings("pbs", interface="hsn0", worker_port_range=[port, port])
     assert found["interface hsn0"].text.startswith("this machine has only lo")
-    assert found["ports for workers"] == Finding("error", "ports for workers", f"{port} to {port}: all are taken")
-    assert found["qsub"] == Finding("error", "qsub", "not found: this machine submits no jobs")
+    assert found["ports for workers"] == Answer("error", "ports for workers", f"{port} to {port}: all are taken")
+    assert found["qsub"] == Answer("error", "qsub", "not found: this machine submits no jobs")
 
 
 def test_interchange_whose_endpoint_is_gone_is_named() -> None:

@@ -11,8 +11,8 @@ import pytest
 import shapes
 
 import gc_warm
-from gc_warm.check import functions
-from gc_warm.check.rules import Problem
+from gc_warm.check import function_rules
+from gc_warm.check.rules import Finding
 from gc_warm.check.source import SourceError
 from tests.testing import persistence_client
 from tests.testing.test_persistence import STRATEGIES, TABLE, WARM
@@ -214,19 +214,19 @@ def written(folder: Path, text: str, name: str = "mine.py") -> str:
 def test_each_rule_finds_its_miniature_and_is_content_with_the_warm_one(number: int, tmp_path: Path) -> None:
     rule, strategy, bad, warm, says = CASES[number]
     path = written(tmp_path, bad)
-    found = [problem for problem in functions.examine(path, strategy) if problem.rule == rule]
+    found = [problem for problem in function_rules.examine(path, strategy) if problem.rule == rule]
     assert [(problem.level, problem.file) for problem in found] == [("error", path)]
     assert says in found[0].text
-    assert functions.examine(written(tmp_path, warm), strategy) == []
+    assert function_rules.examine(written(tmp_path, warm), strategy) == []
     written(tmp_path, bad)
     lines = Path(path).read_text().splitlines()
     lines[found[0].line - 1] += f"  # gc-warm: ignore[{rule}]"
     Path(path).write_text("\n".join(lines))
-    assert [problem for problem in functions.examine(path, strategy) if problem.rule == rule] == []
+    assert [problem for problem in function_rules.examine(path, strategy) if problem.rule == rule] == []
 
 
 def test_every_rule_has_a_miniature() -> None:
-    assert {rule for rule, *_ in CASES} == set(functions.RULES)
+    assert {rule for rule, *_ in CASES} == set(function_rules.RULES)
 
 
 SUBMITTED = {  # what is not a function, as a client would write it
@@ -243,19 +243,19 @@ NOT_WRITTEN = {"client-only function, self-contained", "client-only function wit
 """Whether workers can import a module is not in its source."""
 
 
-def said_of(row: str, strategy: str, folder: Path) -> list[Problem]:
+def said_of(row: str, strategy: str, folder: Path) -> list[Finding]:
     if row in SUBMITTED:
         path = folder / "submits.py"
         path.write_text(f"{inspect.getsource(shapes)}\n{SDK}__all__ = []\ndef main(executor):\n    executor.submit({SUBMITTED[row]})\n")
-        return functions.examine(str(path), strategy)
+        return function_rules.examine(str(path), strategy)
     function = persistence_client.callables()[row]
     if row.startswith("__main__"):
         path = folder / "script.py"
         shape = inspect.getsource(function)
         path.write_text(f"{SDK}\ncount = 0\n{shape}\nwith Executor() as executor:\n    executor.submit({function.__name__})\n")
-        return functions.examine(str(path), strategy)
+        return function_rules.examine(str(path), strategy)
     assert isinstance(function, FunctionType)
-    return functions.examine_functions([function], strategy)
+    return function_rules.examine_functions([function], strategy)
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
@@ -276,9 +276,9 @@ def test_what_is_said_is_what_the_persistence_table_has_measured(
 
 @pytest.mark.parametrize("strategy", ["DillCode", "AllCodeStrategies", "CombinedCode", "PureSourceDill"])
 def test_own_functions_break_no_rule(strategy: str) -> None:
-    assert functions.examine("gc_warm.functions", strategy) == []
+    assert function_rules.examine("gc_warm.functions", strategy) == []
     for path in sorted((Path(gc_warm.__file__).parent / "warmables").glob("*.py")):
-        assert functions.examine(str(path)) == []
+        assert function_rules.examine(str(path)) == []
 
 
 FINE_TEXTS = {
@@ -453,7 +453,7 @@ FINE_TEXTS = {
 
 @pytest.mark.parametrize("name", FINE_TEXTS)
 def test_nothing_is_said_of_what_is_as_it_should_be(name: str, tmp_path: Path) -> None:
-    assert functions.examine(written(tmp_path, FINE_TEXTS[name])) == []
+    assert function_rules.examine(written(tmp_path, FINE_TEXTS[name])) == []
 
 
 FOUND: dict[str, tuple[str, list[str], str]] = {
@@ -584,7 +584,7 @@ FOUND: dict[str, tuple[str, list[str], str]] = {
 @pytest.mark.parametrize("name", FOUND)
 def test_what_is_cold_or_fails_is_found_in_other_words(name: str, tmp_path: Path) -> None:
     strategy, rules, text = FOUND[name]
-    assert [problem.rule for problem in functions.examine(written(tmp_path, text), strategy)] == rules
+    assert [problem.rule for problem in function_rules.examine(written(tmp_path, text), strategy)] == rules
 
 
 @pytest.mark.parametrize("line", ["@cache", "def load(", "        ):", "e.submit(", "            load", "        )"])
@@ -603,11 +603,11 @@ def test_a_comment_may_stand_in_any_line_of_the_head_or_of_the_call(line: str, t
         """
     path = Path(written(tmp_path, text))
     before = path.read_text()
-    assert [problem.rule for problem in functions.examine(str(path))] == ["GCW102"]
+    assert [problem.rule for problem in function_rules.examine(str(path))] == ["GCW102"]
     marked = [f"{each}  # gc-warm: ignore[GCW102]" if each.strip() == line.strip() else each for each in before.splitlines()]
     assert "\n".join(marked) != before
     path.write_text("\n".join(marked))
-    assert functions.examine(str(path)) == []
+    assert function_rules.examine(str(path)) == []
 
 
 def test_packages_are_not_imported_to_find_a_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -615,7 +615,7 @@ def test_packages_are_not_imported_to_find_a_module(tmp_path: Path, monkeypatch:
     (tmp_path / "package" / "__init__.py").write_text("raise SystemExit('imported')\n")
     (tmp_path / "package" / "inside.py").write_text("def f(seen=[]):\n    seen.append(1)\n")
     monkeypatch.syspath_prepend(str(tmp_path))
-    assert [problem.rule for problem in functions.examine("package.inside")] == ["GCW104"]
+    assert [problem.rule for problem in function_rules.examine("package.inside")] == ["GCW104"]
 
 
 NESTED = """
@@ -632,53 +632,53 @@ def main(e):
 
 
 def test_nested_function_may_call_itself_and_may_not_take_what_is_around_it(tmp_path: Path) -> None:
-    (found,) = functions.examine(written(tmp_path, NESTED), "AllCodeStrategies")
+    (found,) = function_rules.examine(written(tmp_path, NESTED), "AllCodeStrategies")
     assert (found.rule, "count is sent as source by AllCodeStrategies, without n" in found.text) == ("GCW107", True)
 
 
 def test_function_that_python_would_not_take_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match="duplicate argument"):
-        functions.examine(written(tmp_path, "def f(x, x):\n    return x\nwith Executor() as e:\n    e.submit(f)\n"))
+        function_rules.examine(written(tmp_path, "def f(x, x):\n    return x\nwith Executor() as e:\n    e.submit(f)\n"))
 
 
 def test_what_a_method_stores_for_one_call_is_a_warning(tmp_path: Path) -> None:
     text = "class A:\n    def run(self):\n        self.result = 1\n        return self.result\ndef main(e):\n    e.submit(A().run)\n"
-    assert [problem.level for problem in functions.examine(written(tmp_path, text))] == ["warning"]
+    assert [problem.level for problem in function_rules.examine(written(tmp_path, text))] == ["warning"]
     kept = text.replace("self.result = 1", "self.result += 1")
-    assert [problem.level for problem in functions.examine(written(tmp_path, kept))] == ["error"]
+    assert [problem.level for problem in function_rules.examine(written(tmp_path, kept))] == ["error"]
 
 
 def test_many_submissions_are_read_in_a_moment(tmp_path: Path) -> None:
     calls = "def f(x):\n    return x\ndef main(e):\n" + "    e.submit(f, 1)\n" * 2000
-    assert functions.examine(written(tmp_path, calls)) == []
+    assert function_rules.examine(written(tmp_path, calls)) == []
 
 
 def test_class_that_inherits_from_itself_in_a_circle_ends(tmp_path: Path) -> None:
     circle = "class A(B):\n    pass\nclass B(A):\n    pass\ndef main(e):\n    e.submit(A().run)\n"
-    assert functions.examine(written(tmp_path, circle)) == []
+    assert function_rules.examine(written(tmp_path, circle)) == []
 
 
 def test_what_is_nested_too_deeply_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match="too deep"):
-        functions.examine(written(tmp_path, "x = " + "1 + " * 20000 + "1"))
+        function_rules.examine(written(tmp_path, "x = " + "1 + " * 20000 + "1"))
 
 
 def test_cached_helper_with_arguments_is_a_warning_since_it_may_be_for_one_call(tmp_path: Path) -> None:
     text = "def f(xs):\n    import functools\n    @functools.cache\n    def g(x):\n        return x\n    return [g(x) for x in xs]\n"
-    (found,) = functions.examine(written(tmp_path, text))
+    (found,) = function_rules.examine(written(tmp_path, text))
     assert (found.rule, found.level, found.line) == ("GCW101", "warning", 5)
 
 
 def test_what_is_no_python_is_an_error_with_its_line(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match=r"mine.py:4: "):
-        functions.examine(written(tmp_path, "\n\ndef f(:\n"))
+        function_rules.examine(written(tmp_path, "\n\ndef f(:\n"))
     with pytest.raises(FileNotFoundError):
-        functions.examine(str(tmp_path / "none.py"))
+        function_rules.examine(str(tmp_path / "none.py"))
     with pytest.raises(SourceError, match="the module math has no source"):
-        functions.examine("math")
+        function_rules.examine("math")
 
 
 def test_functions_without_a_source_are_passed_over() -> None:
     space: dict[str, object] = {}
     exec("def f(seen=[]):\n    seen.append(1)", space)
-    assert functions.examine_functions([space["f"]], "PureSourceDill") == []  # type: ignore[list-item]
+    assert function_rules.examine_functions([space["f"]], "PureSourceDill") == []  # type: ignore[list-item]

@@ -17,13 +17,13 @@ import tasks
 from globus_compute_sdk.errors import TaskExecutionFailed
 
 from gc_warm import MockExecutor, functions
-from gc_warm.check import configs, options
 from gc_warm.cli import main
+from gc_warm.configs import folders, loading, meaning, options, rendering
 from tests.support import MODULES, cli_runner, has_ended, wait_until
 
 pytestmark = pytest.mark.engine
 
-SITES = sorted(path for folder in configs.folders().values() for path in (folder / "sites").glob("*.yaml"))
+SITES = sorted(path for folder in folders.shipped().values() for path in (folder / "sites").glob("*.yaml"))
 START = 150  # seconds that tasks may take with several engines on a busy machine
 
 
@@ -125,8 +125,8 @@ def test_task_timeout_is_the_one_that_was_asked_for(tmp_path: Path) -> None:
 def test_job_that_drains_ends_by_itself_and_loses_nothing() -> None:
     """On this machine there is no walltime; what comes before it is the engine's own doing."""
     chosen = {"walltime": "00:01:00", "task_timeout": 40, "python_path": [str(MODULES)]}
-    folder = configs.find_folder("slurm")
-    drain = configs.meaning(configs.load(configs.render(folder, chosen), folder)).drain
+    folder = folders.find_folder("slurm")
+    drain = meaning.warmth_profile(loading.load(rendering.render(folder, chosen), folder)).drain
     assert drain == 14
     began = time.monotonic()
     with MockExecutor(config="slurm", user_endpoint_config=chosen, on="local") as executor:
@@ -141,8 +141,8 @@ def test_job_that_drains_ends_by_itself_and_loses_nothing() -> None:
 @pytest.mark.parametrize("site", SITES, ids=lambda path: path.stem)
 def test_options_of_each_site_give_workers(site: Path, tmp_path: Path) -> None:
     chosen, _ = options.read(site)
-    folder = configs.find_folder(site.parent.parent)
-    figures = configs.meaning(configs.load(configs.render(folder, chosen), folder))
+    folder = folders.find_folder(site.parent.parent)
+    figures = meaning.warmth_profile(loading.load(rendering.render(folder, chosen), folder))
     chosen |= {"python_path": [str(MODULES)], "environment": ""}
     with MockExecutor(config=folder, user_endpoint_config=chosen, on="local") as executor:
         assert figures.copies is not None

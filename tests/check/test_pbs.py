@@ -18,12 +18,12 @@ from parsl.jobs.states import JobState
 from parsl.providers.errors import SubmitException
 
 from gc_warm import MockExecutor, functions
-from gc_warm.check import configs
+from gc_warm.configs import folders, loading, meaning, rendering
 from tests.support import MODULES, remote_text, wait_until
 
 pytestmark = pytest.mark.engine
 
-PROGRAMS = Path(__file__).parents[1] / "programs" / "pbs"
+PROGRAMS = Path(__file__).parents[1] / "executables" / "pbs"
 ADDRESS = "127.0.0.1"
 CORES = os.cpu_count() or 1
 FULL: dict[str, Any] = {
@@ -216,8 +216,8 @@ def test_account_and_queue_are_on_the_command_line_of_qsub(life: Life) -> None:
 
 
 def test_each_host_has_one_manager_and_all_together_as_many_workers_as_check_says(life: Life) -> None:
-    config = configs.load(configs.render(configs.find_folder("pbs"), FULL), "pbs")
-    meaning = configs.meaning(config)
+    config = loading.load(rendering.render(folders.find_folder("pbs"), FULL), "pbs")
+    profile = meaning.warmth_profile(config)
     assert [rank["host"] for rank in life.pbs.records("ranks")] == ["node1", "node2"] * 2, "of two jobs"
     assert [(answer.environment["STANDIN_HOST"], answer.rank) for answer in life.answers] == [
         ("node1", 0),
@@ -226,7 +226,7 @@ def test_each_host_has_one_manager_and_all_together_as_many_workers_as_check_say
         ("node2", 1),
     ]
     assert life.answers[0].pool == life.answers[1].pool != life.answers[2].pool == life.answers[3].pool
-    assert (meaning.nodes_per_job, meaning.copies_per_node, meaning.copies) == (2, 2, len(life.answers))
+    assert (profile.nodes_per_job, profile.copies_per_node, profile.copies) == (2, 2, len(life.answers))
 
 
 def test_each_worker_is_pinned_to_one_of_the_gpus_of_its_node(life: Life) -> None:
@@ -319,7 +319,7 @@ def test_job_whose_mpiexec_refuses_is_told_in_the_words_of_mpiexec(trouble: Trou
 
 def provider(folder: Path, **options: Any) -> Any:
     """The provider that the engine has with these options."""
-    config: Any = configs.load(configs.render(configs.find_folder("pbs"), {"address": ADDRESS, **options}), "pbs")
+    config: Any = loading.load(rendering.render(folders.find_folder("pbs"), {"address": ADDRESS, **options}), "pbs")
     config.engine.executor.provider.script_dir = str(folder)
     return config.engine.executor.provider
 

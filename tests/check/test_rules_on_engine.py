@@ -21,12 +21,13 @@ from globus_compute_endpoint.engines.base import GCFuture
 from globus_compute_sdk.serialize import ComputeSerializer
 
 from gc_warm import MockExecutor
-from gc_warm.check import config_rules, configs
-from gc_warm.check.options import ConfigError
+from gc_warm.check import config_rules
 from gc_warm.check.rules import REPRODUCED
 from gc_warm.check.task_facts import Numbers
-from gc_warm.testing.cloud import LocalCloud
-from gc_warm.testing.daemon import EndpointDaemon
+from gc_warm.configs import folders, loading
+from gc_warm.exceptions import ConfigError
+from gc_warm.local.cloud import LocalCloud
+from gc_warm.local.daemon import EndpointDaemon
 from tests.support import EXPORT_MODULES, ScriptStep, breaks, has_ended, remote_text, wait_until
 
 engine = pytest.mark.engine
@@ -195,7 +196,7 @@ def test_gcw012_the_endpoint_stops_before_its_workers_have_been_idle_for_long_en
         "job_status_kwargs: {max_idletime: 3600}",
         top=("heartbeat_period: 5", "idle_heartbeats_soft: 1"),
     )
-    (tmp_path / configs.TEMPLATE).write_text(breaks(text, "GCW012"))
+    (tmp_path / folders.TEMPLATE).write_text(breaks(text, "GCW012"))
     (tmp_path / "config.yaml").write_text("display_name: null\n")
     with LocalCloud() as cloud, EndpointDaemon(cloud, tmp_path) as endpoint:
         pid, _ = ScriptStep(cloud.environment, endpoint.endpoint_id, "worker").answer()
@@ -269,7 +270,7 @@ def test_gcw018_state_never_becomes_warm(tmp_path: Path) -> None:
 @contextlib.contextmanager
 def pool(text: str, folder: Path) -> Iterator[Any]:
     """An engine without jobs, started as an endpoint does it."""
-    loaded: Any = configs.load_to_start(breaks(text, "GCW019"), "x")
+    loaded: Any = loading.load_to_start(breaks(text, "GCW019"), "x")
     loaded.engine.start(endpoint_id=uuid.uuid4(), run_dir=str(folder))
     try:
         yield loaded.engine

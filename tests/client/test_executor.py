@@ -23,7 +23,7 @@ from globus_compute_sdk.serialize import ComputeSerializer, JSONData, PureSource
 
 from gc_warm import FunctionBook, MockClient, MockExecutor, StaleModuleError, WarmExecutor, functions
 from gc_warm.client.report import Report
-from gc_warm.worker import sources
+from gc_warm.worker import module_versions
 from tests.support import MODULES, client_environment, remote_text, wait_until
 from tests.testing.backends import BACKENDS
 
@@ -399,8 +399,8 @@ def test_a_file_that_was_copied_with_its_times_is_not_taken_for_older_than_the_p
     os.utime(module, (1e9, 1e9))
     monkeypatch.syspath_prepend(tmp_path)
     importlib.import_module("replaced")
-    sources.note_imported("replaced", now=False)
-    assert sources.noted("replaced") is None
+    module_versions.note_imported("replaced", now=False)
+    assert module_versions.noted("replaced") is None
 
 
 def test_a_load_that_fails_is_not_passed_over(executor: WarmExecutor, tmp_path: Path) -> None:

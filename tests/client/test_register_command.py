@@ -19,7 +19,7 @@ from globus_compute_sdk.errors import VersionMismatch
 from gc_warm import FunctionBook, MockClient, cli
 from gc_warm.client import registry
 from gc_warm.commands import register as register_command
-from gc_warm.testing.service import ServiceError
+from gc_warm.local.service import ServiceError
 from tests.support import cli_runner, client_environment
 
 SCIENCE = '''def energy(x):

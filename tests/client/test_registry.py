@@ -23,7 +23,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gc_warm import BookError, FunctionBook, MockClient, MockExecutor, functions
-from gc_warm.client import bookfile, registry
+from gc_warm.client import book_storage, registry
 from tests.support import client_environment, wait_until
 
 SCIENCE = '''
@@ -358,7 +358,7 @@ import sys, time, uuid
 import globus_sdk
 from globus_compute_sdk import Client as SdkClient
 from gc_warm import FunctionBook
-from gc_warm.client import bookfile, registry
+from gc_warm.client import book_storage, registry
 class Client(SdkClient):
     def __init__(self):
         super().__init__(do_version_check=False, authorizer=globus_sdk.NullAuthorizer())
@@ -519,8 +519,8 @@ def test_whatever_is_written_is_read_again(tmp_path_factory: pytest.TempPathFact
         for name, (signature, description) in written.items()
     }
     path = tmp_path_factory.getbasetemp() / "hostile.yaml"
-    path.write_bytes(bookfile.text_of(entries).encode())
-    assert bookfile.read(path) == entries
+    path.write_bytes(book_storage.text_of(entries).encode())
+    assert book_storage.read(path) == entries
 
 
 def test_half_a_surrogate_pair_in_a_docstring(book: Path, client: Counting, science: Write) -> None:
@@ -621,7 +621,7 @@ WORKER = (
     CLIENT
     + """
 from pathlib import Path
-bookfile._SAY_WAITING = 0.05
+book_storage._SAY_WAITING = 0.05
 folder, wait_at = Path(sys.argv[1]), sys.argv[2]
 class Waiting(Client):
     def register_function(self, function, **options):
@@ -651,7 +651,7 @@ def test_sigkill_in_the_middle(tmp_path: Path, client: Counting, science: Write)
     wait_until(lambda: "f2" in sent(tmp_path), "the process is in the middle")
     process.send_signal(signal.SIGKILL)
     process.communicate(timeout=120)
-    kept = dict(bookfile.read(tmp_path / "functions.yaml"))
+    kept = dict(book_storage.read(tmp_path / "functions.yaml"))
     assert list(kept) == ["f0", "f1"]
     after = FunctionBook.register(tmp_path / "functions.yaml", client, science(many(4), "many"))
     assert client.sent == ["f2", "f3"]

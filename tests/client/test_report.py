@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from gc_warm.cli import main
 from gc_warm.client.report import Report
 from gc_warm.client.warmth import Call, Load, Warmth, unknown
-from gc_warm.commands.report import main
 from gc_warm.worker.lifecycle import Worker
 from tests.support import cli_runner, client_environment
 
@@ -122,22 +122,22 @@ def test_what_another_version_has_added_is_passed_over(file: Path) -> None:
 
 
 def test_the_command_shows_tables_json_and_errors(file: Path, tmp_path: Path) -> None:
-    shown = cli_runner().invoke(main, [str(file)])
+    shown = cli_runner().invoke(main, ["report", str(file)])
     assert shown.exit_code == 0, shown.output
     assert "2 warm, 3 cold, 1 unknown" in shown.output
     assert "my_model.model ('a',)" in shown.output
-    told = json.loads(cli_runner().invoke(main, [str(file), "--json"]).output)
+    told = json.loads(cli_runner().invoke(main, ["report", str(file), "--json"]).output)
     assert (told["calls"], told["hit_rate"], "records" in told) == (6, 0.4, False)
     for odd in (b"no record\n", b"\xff\x00"):
         (tmp_path / "odd").write_bytes(odd)
-        failed = cli_runner().invoke(main, [str(tmp_path / "odd")])
+        failed = cli_runner().invoke(main, ["report", str(tmp_path / "odd")])
         assert failed.exit_code == 1
         assert "odd has no record of a call" in failed.stderr
 
 
 def test_the_picture_has_a_lane_for_each_worker(file: Path, tmp_path: Path) -> None:
     picture = tmp_path / "timeline.svg"
-    command = [sys.executable, "-m", "gc_warm.client.report", str(file), "--picture"]  # Matplotlib keeps its fonts open
+    command = [sys.executable, "-m", "gc_warm", "report", str(file), "--picture"]  # Matplotlib keeps its fonts open
     subprocess.run([*command, picture], check=True, stdout=subprocess.DEVNULL)
     text = picture.read_text()
     for word in ("node1, block 0, worker 0, pid 100", "node1, block 0, worker 1, pid 101", "cold call", "warm call", "load"):

@@ -17,7 +17,7 @@ import tasks
 
 from gc_warm import MockExecutor, WarmExecutor
 from gc_warm.client import warm_up
-from gc_warm.client.warm_up import Visits, WarmUp
+from gc_warm.client.warm_up import WarmUp, WarmUpRun
 from gc_warm.worker import calls
 from tests.support import MODULES, Clock
 from tests.testing.backends import engine_config, workers
@@ -69,15 +69,15 @@ def two() -> Iterator[WarmExecutor]:
 def let_time_be_over_after(answers: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Have a warm-up's time stand still until so many of its tasks have been answered, and be over then."""
     clock, taken = Clock(), [0]
-    take_in = Visits._take_in
+    take_in = WarmUpRun._take_in
 
-    def noted(visits: Visits, future: Future[Any]) -> None:
+    def noted(visits: WarmUpRun, future: Future[Any]) -> None:
         take_in(visits, future)
         taken[0] += 1
         if taken[0] == answers:
             clock.advance(visits.timeout)
 
-    monkeypatch.setattr(Visits, "_take_in", noted)
+    monkeypatch.setattr(WarmUpRun, "_take_in", noted)
     monkeypatch.setattr(warm_up, "time", clock)
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from gc_warm.check import configs
+from gc_warm.configs import folders, rendering
 
 pytestmark = pytest.mark.environments
 
@@ -87,7 +87,7 @@ def test_all_that_workers_import_is_there_beside_an_older_endpoint(oldest_for_wo
 
 def test_workers_of_an_older_endpoint_preload_and_stay_warm(oldest_for_workers: Environment, tmp_path: Path) -> None:
     (tmp_path / "early.py").write_text("from gc_warm import warm\n\n\n@warm\ndef table():\n    return 42\n")
-    rendered = configs.render(configs.folders()["local"], {"preload": ["early:table"], "python_path": [str(tmp_path)]})
+    rendered = rendering.render(folders.shipped()["local"], {"preload": ["early:table"], "python_path": [str(tmp_path)]})
     worker_init = yaml.safe_load(rendered)["engine"]["provider"]["worker_init"]
 
     with tempfile.TemporaryDirectory() as place:  # in which Parsl's manager leaves the folder of its sockets

@@ -16,7 +16,7 @@ from gc_warm.warmables.potential import LJ13, LennardJones, energy, read_xyz
 from tests.support import observe
 
 pytestmark = pytest.mark.programs
-SOURCE = Path(__file__).parents[1] / "programs" / "pair_energy.c"
+SOURCE = Path(__file__).parents[1] / "executables" / "pair_energy.c"
 
 
 def installed(*names: str) -> None:

@@ -24,9 +24,9 @@ import pytest
 import tasks
 
 from gc_warm import MockExecutor, functions
-from gc_warm.check import configs
-from gc_warm.check.options import ConfigError
 from gc_warm.cli import main
+from gc_warm.configs import folders, loading, meaning, rendering
+from gc_warm.exceptions import ConfigError
 from tests import slurm_cluster
 from tests.slurm_cluster import SlurmCluster
 from tests.support import EXPORT_MODULES, MODULES, breaks, cli_runner, programs_end_with, remote_text, wait_until
@@ -146,9 +146,9 @@ def jobs_of_the_engine_of(cluster: SlurmCluster, job: str) -> list[str]:
     return [number for number, folder in folders.items() if folder == folders[job]]
 
 
-def meaning_of(config: str, **options: Any) -> configs.Meaning:
-    folder = configs.find_folder(config)
-    return configs.meaning(configs.load(configs.render(folder, OPTIONS | options), configs.template_path(folder)))
+def profile_of(config: str, **options: Any) -> meaning.WarmthProfile:
+    folder = folders.find_folder(config)
+    return meaning.warmth_profile(loading.load(rendering.render(folder, OPTIONS | options), folders.template_path(folder)))
 
 
 def run_seconds(cluster: SlurmCluster, job: str) -> int:
@@ -164,13 +164,13 @@ def test_each_node_has_its_workers_with_the_cores_asked_for_until_shutdown(
     real_cores: SlurmCluster, bind_cores: bool, tmp_path: Path
 ) -> None:
     options: dict[str, Any] = {"nodes": 2, "workers_per_node": 2, "bind_cores": bind_cores}
-    meaning, path = meaning_of("slurm", **options), tmp_path / "logbook"
-    assert meaning.copies == 4
+    profile, path = profile_of("slurm", **options), tmp_path / "logbook"
+    assert profile.copies == 4
     with on(real_cores, **options) as executor:
-        workers = meet(executor, meaning.copies, tmp_path / "all")
+        workers = meet(executor, profile.copies, tmp_path / "all")
         (job,) = {worker.job for worker in workers}
         assert executor.submit(logbook.note, str(path)).result(120) == 1
-        assert len(processes_of(real_cores, job)) > meaning.copies
+        assert len(processes_of(real_cores, job)) > profile.copies
     assert [worker.node for worker in workers] == ["n1", "n1", "n2", "n2"]
     assert [worker.environment["SLURM_NODEID"] for worker in workers] == ["0", "0", "1", "1"]
     assert [worker.environment["PARSL_WORKER_RANK"] for worker in workers] == ["0", "1", "0", "1"]
@@ -528,7 +528,7 @@ def test_workers_share_the_gpus_of_a_job(
         (tmp_path / "nvidia-smi").write_text(NVIDIA_SMI)
         (tmp_path / "nvidia-smi").chmod(0o700)
         options = options | {"environment": f"export PATH={tmp_path}:$PATH"}
-    assert list(meaning_of("slurm-gpu", gpus_per_node=2, **options).devices) == devices
+    assert list(profile_of("slurm-gpu", gpus_per_node=2, **options).devices) == devices
     with on(roomy, "slurm-gpu", gpus_per_node=2, **options) as executor:
         workers = meet(executor, len(devices), tmp_path / "all")
         asked = roomy.command("scontrol", "show", "job", workers[0].job)

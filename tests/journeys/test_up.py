@@ -17,7 +17,7 @@ import psutil
 import pytest
 import requests
 
-from gc_warm.testing import guard
+from gc_warm import processes
 from tests.slurm_cluster import SlurmCluster
 from tests.support import ScriptStep, client_environment, has_ended, wait_until
 
@@ -57,8 +57,8 @@ class Up:
         """Those of the endpoint, however far removed."""
         marks = set()
         for path in Path(self.folder).glob("*/user_environment.yaml"):
-            marks.add(re.findall(rf"^{guard.MARK}: (\w+)$", path.read_text(), re.MULTILINE)[0])
-        return {process for mark in marks for process in guard._processes(mark, self.folder)}
+            marks.add(re.findall(rf"^{processes.MARK}: (\w+)$", path.read_text(), re.MULTILINE)[0])
+        return {process for mark in marks for process in processes._processes(mark, self.folder)}
 
     @property
     def daemon(self) -> psutil.Process:
@@ -139,7 +139,7 @@ def test_a_users_day(local: Up) -> None:
 
 @pytest.mark.engine
 def test_functions_are_registered_once_and_used_by_the_book(local: Up, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "gc_warm.cli", "register", "gc_warm.functions", "--book", str(tmp_path / "functions.yaml")]
+    command = [sys.executable, "-m", "gc_warm", "register", "gc_warm.functions", "--book", str(tmp_path / "functions.yaml")]
     said = [
         subprocess.run(command, env=os.environ | local.environment, capture_output=True, text=True, timeout=120).stdout for _ in range(2)
     ]
@@ -178,7 +178,7 @@ def test_another_process_without_the_secrets_is_refused(local: Up) -> None:
 
 @pytest.mark.engine
 def test_a_second_one_refuses_to_start(local: Up) -> None:
-    done = subprocess.run([sys.executable, "-m", "gc_warm.cli", "up", "local"], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, "-m", "gc_warm", "up", "local"], capture_output=True, text=True, timeout=120)
     assert done.returncode == 1
     assert "port 5000 on 127.0.0.1 cannot be had (Address already in use): end what uses it" in done.stderr
 

@@ -11,12 +11,12 @@ from gc_warm import ExternalProcess
 BEHAVIOURS = ("obeys", "stubborn", "child", "session", "daemon")
 MARK = "GC_WARM_PROGRAMS_OF"
 
-_SCRIPT = Path(__file__).parents[1] / "programs" / "behaviours.py"
+_SCRIPT = Path(__file__).parents[1] / "executables" / "behaviours.py"
 _programs = {name: ExternalProcess([sys.executable, "-I", "-S", str(_SCRIPT), name]) for name in BEHAVIOURS}
 
 
 def start(mark: str) -> tuple[int, list[int]]:
-    """Starts all of them with *mark* in their environment; the worker, and all processes that are to end with it, but for the keepers."""
+    """Starts all of them with *mark* in their environment; the worker and all processes that are to end with it."""
     os.environ[MARK] = mark
     return os.getpid(), [pid for program in _programs.values() for pid in program.call("who")]
 

@@ -19,7 +19,7 @@ import shapes
 import tasks
 
 from gc_warm import MockExecutor, functions
-from gc_warm.testing.runners import WorkerStartError
+from gc_warm.exceptions import WorkerStartError
 from tests.support import MODULES, client_environment, remote_text, wait_until
 from tests.testing.backends import BACKENDS, workers
 

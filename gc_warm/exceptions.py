@@ -1,0 +1,90 @@
+"""The exceptions that users of gc_warm catch.
+
+All of them pickle, and say `gc_warm` as their module, so that one that is sent from a worker is found on a client
+of another version, too.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "BookError",
+    "ConfigError",
+    "EndpointStartError",
+    "ProcessDiedError",
+    "ProcessError",
+    "ProcessStartError",
+    "ProcessTimeoutError",
+    "ProgramError",
+    "StaleModuleError",
+    "WorkerStartError",
+]
+
+
+class BookError(ValueError):
+    """A function book, or a function that should go into it, is not as it has to be. The text names both."""
+
+
+class ConfigError(ValueError):
+    """An endpoint config, or the options for it, cannot be right. The text names file, line and option."""
+
+
+class StaleModuleError(RuntimeError):
+    """A worker holds another version of a module than there is now. Its result is of old state."""
+
+
+class WorkerStartError(RuntimeError):
+    """A worker ended before it was ready to take a task."""
+
+
+class EndpointStartError(RuntimeError):
+    """An endpoint's daemon ended before it was online, or did not get there in time."""
+
+
+class ProcessError(RuntimeError):
+    """A call to an external program failed.
+
+    Attributes:
+        message: What happened.
+        status: The program's exit status; negative for the signal that killed it, None if it had not
+            ended by itself.
+        stdout: The end of the program's standard output during this call, as text.
+        stderr: Likewise of its standard error.
+    """
+
+    def __init__(self, message: str, status: int | None = None, stdout: str = "", stderr: str = "") -> None:
+        super().__init__(message, status, stdout, stderr)
+        self.message = message
+        self.status = status
+        self.stdout = stdout
+        self.stderr = stderr
+
+    def __str__(self) -> str:
+        return self.message + _quoted("stdout", self.stdout) + _quoted("stderr", self.stderr)
+
+
+class ProcessDiedError(ProcessError):
+    """The program ended, or closed its output, before it had answered. The next call starts it again."""
+
+
+class ProcessStartError(ProcessDiedError):
+    """The program could not be started, or ended before its first answer. The next call tries again."""
+
+
+class ProcessTimeoutError(ProcessError):
+    """No answer came within the call's deadline; the program was ended. The next call starts it again."""
+
+
+class ProgramError(ProcessError):
+    """The program answered with an error. It is in step and still warm."""
+
+    def __str__(self) -> str:
+        quoted = "" if self.stderr in self.message else _quoted("stderr", self.stderr)
+        return self.message + quoted
+
+
+def _quoted(stream: str, text: str) -> str:
+    return f"\n--- the end of its {stream} ---\n{text}" if text else ""
+
+
+for _name in __all__:
+    globals()[_name].__module__ = "gc_warm"

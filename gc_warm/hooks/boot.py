@@ -1,0 +1,233 @@
+"""What happens in a worker before its first task: an opt-in hook, switched on by one line of a config's ``worker_init``.
+
+    eval "$(globus-compute-endpoint python-exec gc_warm.worker.boot my_model:default my_tables || echo 'echo no preload >&2')"
+
+Config and worker may be of different versions, so the line never ends in silence: what follows ``||`` says so where gc_warm is missing, or
+too old to have a hook. What this version does not know in the line it names on stderr, which is in the output of the block, and does
+the rest. An option that takes a value is written ``--name=value``, so that a version that does not know it does not take the value for
+something to preload.
+
+The line puts a folder with a ``sitecustomize`` of ours on the import path of what starts after it, and names what to preload. Then,
+in every worker of a HighThroughputExecutor, restarted ones included, and in no other process:
+
+- *Preload*: the modules are imported, and the callables called without arguments, when the worker asks for its first task. It has
+  been pinned to its accelerator by then. What fails is logged and is loaded by the first task that needs it. A worker that did not
+  survive its preload is replaced by one that does without, so that a crash there is no endless loop.
+- *Orderly end*: SIGTERM ends the worker as ``sys.exit`` would, idle or not.
+- With ``--survive-idle-kill``, the queues of `gc_warm.hooks.queues`.
+
+The folder and the variables are gone from the worker's own environment, so that what its tasks start has none of this.
+
+It works by changing how a process of multiprocessing begins to run, and by standing in for an argument of Parsl's worker. Where that is
+not what is known here, nothing is changed, a line on stderr (it is in the output of the block) says so, and the worker works, cold.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import inspect
+import logging
+import os
+import re
+import shlex
+import signal
+import sys
+import time
+from collections.abc import Callable, MutableMapping, Sequence
+from multiprocessing.process import BaseProcess
+from multiprocessing.queues import Queue
+from pathlib import Path
+from typing import Any
+
+import gc_warm
+from gc_warm.hooks import queues
+from gc_warm.worker import lifecycle
+
+log = logging.getLogger("gc_warm")
+
+PRELOAD, SURVIVE = "GC_WARM_PRELOAD", "GC_WARM_SURVIVE_IDLE_KILL"
+"""The variables that a block's processes have between ``worker_init`` and their workers."""
+
+_STARTUP = str(Path(__file__).with_name("startup"))
+_WORKER = re.compile(r"HTEX-Worker-\d+")
+_SPEC = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*(:[^\W\d]\w*(\.[^\W\d]\w*)*)?")
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Print the shell lines that switch the hook on for what starts after them, and on stderr what of *arguments* is not known here."""
+    preload, survive = [], ""
+    for word in arguments:
+        if word == "--survive-idle-kill":
+            survive = "1"
+        elif word.startswith("-"):
+            _complain(f"{word} is an option that gc_warm {gc_warm.__version__} does not know; the rest is done")
+        elif _SPEC.fullmatch(word):
+            preload.append(word)
+        else:
+            _complain(f"{word!r} names no module and no callable of one, and is not preloaded: write my_model or my_model:load")
+
+    print(f"export {PRELOAD}={shlex.quote(' '.join(preload))}")
+    print(f"export {SURVIVE}={survive}")
+    print(f'export PYTHONPATH={shlex.quote(_STARTUP)}"${{PYTHONPATH:+:$PYTHONPATH}}"')
+
+
+def _complain(what: str) -> None:
+    print(f"gc_warm.worker.boot: {what}", file=sys.stderr)
+
+
+def install() -> None:
+    """Change how the process that is starting begins to run, if it turns out to be a worker. Called by ``startup/sitecustomize.py``."""
+    stock = BaseProcess.run
+
+    def run(self: BaseProcess) -> None:
+        BaseProcess.run = stock  # type: ignore[method-assign]
+        if _WORKER.fullmatch(self.name):
+            _begin(self)
+        stock(self)
+
+    BaseProcess.run = run  # type: ignore[method-assign]
+
+
+def _begin(process: Any) -> None:
+    """Prepare what a worker is about to run. Whatever is not as expected, it is left to run as it is."""
+    preload, survive = os.environ.pop(PRELOAD, "").split(), bool(os.environ.pop(SURVIVE, ""))
+    _leave_path()
+    lifecycle.arm()
+    try:
+        call = inspect.signature(process._target).bind(*process._args, **process._kwargs)
+        worker = _Arguments(call.arguments)
+        if survive:
+            worker.survive_idle_kill()
+
+        def first() -> None:
+            _log_as_the_worker_does()
+            if preload:
+                _preload(preload, worker.in_progress, worker.number)
+
+        worker.stand_in(first)
+        process._args, process._kwargs = call.args, call.kwargs
+    except Exception:
+        log.warning("this Parsl is not as gc_warm knows it: its workers work, and start cold", exc_info=True)
+
+
+def _leave_path() -> None:
+    folders = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    left = os.pathsep.join(folder for folder in folders if folder != _STARTUP)
+    if left:
+        os.environ["PYTHONPATH"] = left
+    else:
+        os.environ.pop("PYTHONPATH", None)
+
+
+class _Arguments:
+    """What Parsl's worker function is about to be called with.
+
+    Args:
+        arguments: By name; changed in place.
+
+    Raises:
+        KeyError, TypeError: They are not those that are known.
+    """
+
+    def __init__(self, arguments: MutableMapping[str, Any]) -> None:
+        self._arguments = arguments
+        self.number: int = arguments["worker_id"]
+        self.in_progress: MutableMapping[Any, Any] = arguments["tasks_in_progress"]
+        for name in ("task_queue", "result_queue"):
+            if not isinstance(arguments[name], Queue):
+                raise TypeError(f"{name} is a {type(arguments[name]).__name__}")
+
+    def stand_in(self, first: Callable[[], None]) -> None:
+        """Have *first* called when the worker asks for its first task."""
+        self._arguments["task_queue"] = _FirstGet(self._arguments["task_queue"], first)
+
+    def survive_idle_kill(self) -> None:
+        """Have the worker use `gc_warm.hooks.queues`, if this Parsl is one of those that this was tested with."""
+        version = importlib.metadata.version("parsl")
+        if version not in queues.TESTED_PARSL:
+            log.warning(
+                "survive_idle_kill is not done: it was tested with Parsl %s, and this is %s", ", ".join(queues.TESTED_PARSL), version
+            )
+            return
+        try:
+            own = self._own_queues()
+        except Exception:
+            log.warning("survive_idle_kill is not done on this machine", exc_info=True)
+            own = {}
+        # Two workers that lock in different ways would read at the same time: all do as the first one could.
+        all_have_own = self.in_progress.setdefault("gc_warm queues", bool(own))
+        if all_have_own and not own:
+            raise SystemExit("this worker cannot use the queue as the others of its manager do, and ends")
+        if all_have_own:
+            self._arguments.update(own)
+
+    def _own_queues(self) -> dict[str, Any]:
+        def announce(task_id: int) -> None:
+            self.in_progress[self.number] = {"task_id": task_id}
+
+        tasks = queues.TaskQueue(self._arguments["task_queue"], announce)
+        results = queues.ResultQueue(self._arguments["result_queue"])
+        return {
+            "task_queue": tasks,
+            "result_queue": results,
+            "ready_worker_count": queues.ReadyCount(self._arguments["ready_worker_count"], tasks.pipe),
+        }
+
+
+class _FirstGet:
+    """Stands in for a worker's task queue until it is first asked for a task."""
+
+    def __init__(self, stock: Any, first: Callable[[], None]) -> None:
+        self._stock = stock
+        self._first = first
+
+    def get(self, *args: Any, **kwargs: Any) -> Any:
+        """As that of the queue, after what has to come first."""
+        self.get = self._stock.get  # type: ignore[method-assign]
+        self._first()
+        return self.get(*args, **kwargs)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stock, name)
+
+
+def _log_as_the_worker_does() -> None:
+    for handler in logging.getLogger("parsl").handlers:  # the worker's own file
+        log.addHandler(handler)
+    log.setLevel(logging.INFO)
+
+
+def _preload(specs: Sequence[str], in_progress: MutableMapping[Any, Any], number: int) -> None:
+    """Load what is named, and note with the manager that this is under way, for the case that it ends this process."""
+    mark = f"gc_warm preload {number}"
+    if in_progress.pop(mark, False):
+        log.error("the worker before this one died in its preload of %s: this one starts cold", " ".join(specs))
+        return
+    in_progress[mark] = True
+    try:
+        for spec in specs:
+            _load(spec)
+    finally:  # not after a crash
+        in_progress.pop(mark)
+
+
+def _load(spec: str) -> None:
+    start = time.perf_counter()
+    try:
+        module, _, attributes = spec.partition(":")
+        loaded: Any = importlib.import_module(module)
+        if attributes:
+            for name in attributes.split("."):
+                loaded = getattr(loaded, name)
+            loaded()
+    except BaseException as error:  # also sys.exit: a worker that ends here would be replaced by one that does the same, for ever
+        if isinstance(error, SystemExit) and error.code == 128 + signal.SIGTERM:
+            raise
+        log.exception("preload of %s failed after %.2f s: this worker starts cold", spec, time.perf_counter() - start)
+    else:
+        log.info("preloaded %s in %.2f s", spec, time.perf_counter() - start)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,215 @@
+"""LocalCloud: the service of this package on sockets, for the unmodified SDK and the unmodified endpoint daemon.
+
+HTTP for requests and AMQP for commands, tasks and results, on loopback only. Each service has secrets of its own, which every request
+and every connection has to bring; they are passed on in environment variables and in answers, and are in no command line and no log.
+
+For one's own machine. The SDK's local mode is plain HTTP on one fixed port, so that on a shared login node another user could take
+the port first and be sent what was meant for this service.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import secrets
+import socket
+import tempfile
+import threading
+import time
+import uuid
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any
+
+from globus_compute_common import messagepack
+from globus_compute_sdk.sdk.utils.uuid_like import as_uuid
+from pika import BasicProperties
+
+from gc_warm import processes
+from gc_warm.local.amqp import Broker
+from gc_warm.local.auth import Identity
+from gc_warm.local.http import PORT_ADVICE, HttpServer, has_ipv6
+from gc_warm.local.runners import remove, usable_folder
+from gc_warm.local.service import Service
+from gc_warm.local.user_endpoints import CoreEndpoint, UserEndpoint
+
+log = logging.getLogger("gc_warm")
+PORT = 5000
+"""The port that the SDK's local mode asks, and no other."""
+_RESULT_QUEUES = "results-of-"  # before the id of a task group
+_WATCH_INTERVAL = 1.0  # seconds between looks at whether tasks wait for a user endpoint that is not there
+
+
+class LocalCloud:
+    """A Globus Compute service of one's own, on this machine, for as long as the object lives; usable with ``with``.
+
+    `environment` makes any script, and ``globus-compute-endpoint``, use it. `gc_warm.local.daemon.EndpointDaemon` starts an endpoint.
+
+    Args:
+        port: Where HTTP is answered. The SDK knows no other than the default; 0 takes any that is free.
+
+    Attributes:
+        service: What answers.
+        broker: What carries commands, tasks and results.
+        folder: The user directory of endpoints and clients, which is removed at the end.
+        mark: What the processes of its endpoints have in common, in the variable `gc_warm.processes.MARK`.
+        port: Where HTTP is answered.
+        environment: The variables that an unmodified program needs. They hold secrets.
+
+    Raises:
+        OSError: The port is taken.
+
+    Example:
+        >>> from gc_warm.local.cloud import LocalCloud
+        >>> with LocalCloud(port=0) as cloud:
+        ...     cloud.environment["GLOBUS_SDK_ENVIRONMENT"]
+        'local'
+    """
+
+    def __init__(self, port: int = PORT) -> None:
+        self.service = Service()
+        self._pid = os.getpid()
+        self._cores: dict[str, CoreEndpoint] = {}
+        self._groups: set[str] = set()
+        self._lock = threading.Lock()
+        self._ending = threading.Event()
+        self._closing = contextlib.ExitStack()  # from the last to the first, each whatever comes of the others
+        self.mark = uuid.uuid4().hex
+        try:
+            self.folder = tempfile.mkdtemp(prefix="gc_warm-")
+            self._closing.callback(remove, self.folder)
+            usable_folder(self.folder)
+            self._closing.callback(processes.dismiss_reaper, processes.start_reaper(self.mark, self.folder))
+            self._closing.callback(processes.end_all, self.mark, self.folder)
+            self._identity = Identity()
+            self.broker = Broker("local", secrets.token_urlsafe(24))
+            self._closing.callback(self.broker.close)
+            for queue, take in (("results", self._take_result), ("heartbeats", self._take_heartbeat)):
+                self.broker.bind(queue, "#", queue)
+                self.broker.tap(queue, take)
+            self._closing.callback(self.service.close)
+            self._thread(self._tend)
+            self._closing.callback(self._ending.set)
+            self.port = self._listen(port)
+        except BaseException:
+            self._closing.close()
+            raise
+        self.environment = {
+            "GLOBUS_SDK_ENVIRONMENT": "local",
+            "GLOBUS_SDK_SERVICE_URL_AUTH": f"http://localhost:{self.port}",
+            "GLOBUS_COMPUTE_CLIENT_ID": self._identity.id,
+            "GLOBUS_COMPUTE_CLIENT_SECRET": self._identity.secret,
+            "GLOBUS_COMPUTE_USER_DIR": self.folder,
+            **_without_proxy(),
+        }
+
+    def close(self) -> None:
+        """End the service; what waits for it fails. Idempotent. A forked child has none to end."""
+        if os.getpid() == self._pid:
+            self._closing.close()
+
+    def __enter__(self) -> LocalCloud:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def online(self, endpoint_id: str) -> bool:
+        """Whether an endpoint has registered and listens for commands."""
+        with self._lock:
+            core = self._cores.get(endpoint_id)
+        return core is not None and core.online
+
+    def _thread(self, target: Callable[[], None]) -> None:
+        thread = threading.Thread(target=target, name=f"gc_warm-cloud-{target.__name__}", daemon=True)
+        thread.start()
+        self._closing.callback(thread.join)
+
+    def _listen(self, port: int) -> int:
+        """On both loopback addresses, since programs ask "localhost", and nobody else is to answer at the other one."""
+        taken = None
+        for family, address in ((socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1")):
+            if family == socket.AF_INET6 and not has_ipv6():
+                continue
+            try:
+                server = HttpServer(family, (address, taken or port), self._identity, self.answer)
+            except OSError as error:
+                raise OSError(f"port {taken or port} on {address} cannot be had ({error.strerror}): {PORT_ADVICE}") from error
+            self._closing.callback(server.server_close)
+            self._thread(server.serve_forever)
+            self._closing.callback(server.shutdown)
+            taken = server.server_port
+        assert taken
+        return taken
+
+    def answer(self, method: str, path: str, query: str, body: Any) -> Any:
+        """What `Service.handle` answers, and what needs to know of sockets.
+
+        Raises:
+            ServiceError: The service would answer with an error.
+        """
+        if path == "/v2/get_amqp_result_connection_url":
+            return {"queue_prefix": _RESULT_QUEUES, "connection_url": self.broker.url}
+        if method == "POST" and path == "/v3/endpoints":
+            return self._register(str(uuid.uuid4()), body)
+        if method == "PUT" and path.startswith("/v3/endpoints/"):
+            return self._register(path.rpartition("/")[2], body)
+        answer: Any = self.service.handle(method, path, query, body)
+        if path.endswith("/submit") and body.get("create_queue"):
+            self._deliver_results(answer["task_group_id"])
+        return answer
+
+    def _register(self, endpoint_id: str, body: Any) -> dict[str, Any]:
+        endpoint_id = str(as_uuid(endpoint_id))
+        body = {**body, "metadata": dict(body.get("metadata") or {})}
+        with self._lock:
+            core = self._cores.setdefault(endpoint_id, CoreEndpoint(endpoint_id, self.broker, self._identity))
+        core.begin()
+        self.service.add_endpoint(core.make_runner, endpoint_id, registration=body, is_online=lambda: core.online)
+        log.info("endpoint %s (%s) has registered", endpoint_id, body.get("endpoint_name"))
+        return core.registered()
+
+    def _deliver_results(self, group_id: str) -> None:
+        with self._lock:
+            if group_id in self._groups:
+                return
+            self._groups.add(group_id)
+        queue = _RESULT_QUEUES + group_id
+        self.broker.declare(queue)
+
+        def deliver(packed: bytes) -> None:
+            self.broker.publish("", queue, packed, BasicProperties(timestamp=int(time.time()), headers={}))
+
+        self.service.subscribe(group_id, deliver)
+
+    def _user_endpoints(self) -> list[UserEndpoint]:
+        with self._lock:
+            return [user_endpoint for core in self._cores.values() for user_endpoint in core.user_endpoints.values()]
+
+    def _take_result(self, _properties: BasicProperties, body: bytes) -> None:
+        result: Any = messagepack.unpack(body)
+        task_id = str(result.task_id)
+        if not any(user_endpoint.finish(task_id, body) for user_endpoint in self._user_endpoints()):
+            log.debug("task %s has already ended: this result of it is one too many", task_id)
+
+    def _take_heartbeat(self, _properties: BasicProperties, body: bytes) -> None:
+        report: Any = messagepack.unpack(body)
+        for user_endpoint in self._user_endpoints():
+            if user_endpoint.id == str(report.endpoint_id):
+                user_endpoint.hear(report.global_state)
+
+    def _tend(self) -> None:
+        """Look after user endpoints for which tasks wait."""
+        while not self._ending.wait(_WATCH_INTERVAL):
+            for user_endpoint in self._user_endpoints():
+                user_endpoint.tend()
+
+
+def _without_proxy() -> dict[str, str]:
+    """What keeps the secrets from a proxy, where one is set: "localhost" is meant literally."""
+    if not any(name.lower() in ("http_proxy", "all_proxy") for name in os.environ):
+        return {}
+    others = os.environ.get("no_proxy") or os.environ.get("NO_PROXY")
+    value = ",".join(filter(None, ["localhost,127.0.0.1", others]))
+    return {"NO_PROXY": value, "no_proxy": value}

@@ -1,0 +1,212 @@
+"""EndpointDaemon: the endpoint's own ``globus-compute-endpoint start``, as it is, with a config folder, on a `LocalCloud`."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import json
+import logging
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import yaml
+from globus_compute_endpoint.endpoint.utils import is_privileged
+
+from gc_warm import processes
+from gc_warm.configs import folders
+from gc_warm.configs.options import schema_of
+from gc_warm.exceptions import ConfigError, EndpointStartError
+from gc_warm.local.cloud import LocalCloud
+
+log = logging.getLogger("gc_warm")
+
+_START_TIMEOUT = 60
+_STOP_TIMEOUT = 30  # ten for each of its user endpoints, and as much for what these have to say
+_WATCH_INTERVAL = 0.05
+_LINES_QUOTED = 12  # lines of a log
+
+
+class EndpointDaemon:
+    """An endpoint: its daemon and, once there are tasks, the user endpoints and workers that this starts.
+
+    The config is copied to the service's folder, so that nothing is left in the one it comes from or in the home directory. Lives until
+    `close`; usable with ``with``.
+
+    Args:
+        cloud: The service it registers with.
+        config: The folder of a config or of an installed endpoint, or the name of one.
+
+    Attributes:
+        name: What it is called there.
+        folder: Where it works.
+        log: The daemon's own log. Its user endpoints have theirs in ``uep.*`` beside its folder.
+
+    Raises:
+        FileNotFoundError: There is no such config.
+        ConfigError: It cannot be read.
+        EndpointStartError: It could not be started.
+
+    Example:
+        A script of one's own, unchanged, in an environment of its own::
+
+            with LocalCloud() as cloud, EndpointDaemon(cloud, "local") as endpoint:
+                environment = {**os.environ, **cloud.environment}
+                subprocess.run([sys.executable, "script.py", endpoint.endpoint_id], env=environment, check=True)
+    """
+
+    def __init__(self, cloud: LocalCloud, config: str | os.PathLike[str]) -> None:
+        source = folders.find_folder(config)
+        schema_of(folders.schema_path(source))  # of one that cannot be read, the daemon only shows a traceback
+        self._cloud = cloud
+        self._process: subprocess.Popen[bytes] | None = None
+        self.folder = _new_folder(Path(cloud.folder), source.resolve().name)
+        self.name = self.folder.name
+        self.log = self.folder / "endpoint.log"
+        self._output = self.folder / "start.log"
+        self._place = Path(cloud.folder, "t")  # where its processes begin; the name is short since Parsl makes sockets there
+        self._place.mkdir(exist_ok=True)
+        _install(source, self.folder, self._environment())
+        try:
+            self.start()
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def endpoint_id(self) -> str:
+        """Its id, which it keeps when it is started again."""
+        return str(json.loads((self.folder / "endpoint.json").read_text())["endpoint_id"])
+
+    @property
+    def pid(self) -> int:
+        """Process id of its daemon."""
+        assert self._process is not None
+        return self._process.pid
+
+    def start(self) -> None:
+        """Start the daemon, for the first time or again, and wait until it is online.
+
+        Raises:
+            EndpointStartError: It ended before it was, or took too long.
+        """
+        self._clear_up()
+        environment = {**os.environ, **self._cloud.environment, **self._environment()}
+        with self._output.open("wb") as output:
+            self._process = subprocess.Popen(
+                [os.path.join(_SCRIPTS, "globus-compute-endpoint"), "start", self.name],
+                env=environment,
+                cwd=self._place,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,  # at its end it signals its whole group
+            )
+        end = time.monotonic() + _START_TIMEOUT
+        while not self.online:
+            if self._process.poll() is not None:
+                raise EndpointStartError(f"the endpoint {self.name} ended with status {self._process.returncode}:\n{self._last_words()}")
+            if time.monotonic() > end:
+                raise EndpointStartError(f"the endpoint {self.name} is not online after {_START_TIMEOUT} s:\n{self._last_words()}")
+            time.sleep(_WATCH_INTERVAL)
+
+    @property
+    def online(self) -> bool:
+        """Whether the service knows it to listen."""
+        with contextlib.suppress(FileNotFoundError, ValueError):  # it has not registered, or is just writing that down
+            return self._cloud.online(self.endpoint_id)
+        return False
+
+    def wait(self) -> int:
+        """Wait until the daemon ends, which it does not do by itself; its exit status, below 0 if it was killed."""
+        assert self._process is not None
+        return self._process.wait()
+
+    def stop(self) -> None:
+        """End the daemon, and with it its user endpoints and their workers, as a service manager would. Tasks wait until `start`."""
+        if self._process is not None and self._process.poll() is None:
+            self._process.terminate()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(_STOP_TIMEOUT)
+        self._clear_up()
+
+    close = stop
+
+    def __enter__(self) -> EndpointDaemon:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def _clear_up(self) -> None:
+        """Wait for what a daemon that was killed has left: user endpoints notice it, and end. Another of the same name would refuse."""
+        if self._process is not None and self._process.poll() is None:
+            self._process.kill()
+            self._process.wait()
+        names = [self.name, *([f"uep.{self.endpoint_id}.*"] if (self.folder / "endpoint.json").exists() else [])]
+        for name in names:
+            left = processes.endpoints(self._cloud.mark, self._cloud.folder, name)
+            processes.kill_after(_STOP_TIMEOUT, left)
+            for path in Path(self._cloud.folder).glob(f"{name}/daemon.pid"):
+                path.unlink(missing_ok=True)  # for a while it would keep another from starting
+
+    def _environment(self) -> dict[str, str]:
+        """What the daemon and its user endpoints have in common: they find this Python's programs, and are found when they have to end."""
+        return {
+            "PATH": os.pathsep.join([_SCRIPTS, os.environ.get("PATH", os.defpath)]),
+            "GLOBUS_COMPUTE_USER_DIR": self._cloud.folder,
+            "TMPDIR": str(self._place),
+            "CWD": str(self._place),
+            **processes.marked_environment(self._cloud.mark),
+        }
+
+    def _last_words(self) -> str:
+        for path in (self._output, self.log):
+            with contextlib.suppress(FileNotFoundError):
+                if words := path.read_text(errors="replace").strip():
+                    return "\n".join(words.splitlines()[-_LINES_QUOTED:])
+        return "it left no word"
+
+
+_SCRIPTS = os.path.dirname(sys.executable)
+
+
+def _new_folder(parent: Path, name: str) -> Path:
+    if not re.fullmatch(r"(?!uep\.|t$)[A-Za-z0-9][A-Za-z0-9_-]{0,60}", name):  # else the daemon, or what lies beside it, stumbles
+        name = "endpoint"
+    names = [name, *(f"{name}-{number}" for number in range(2, 1000))]
+    folder = next(parent / name for name in names if not (parent / name).exists())
+    folder.mkdir(mode=0o700)
+    return folder
+
+
+def _install(source: Path, folder: Path, environment: dict[str, str]) -> None:
+    """Copy a config, with what a daemon on a local service needs."""
+    shutil.copyfile(folders.template_path(source), folder / "user_config_template.yaml.j2")
+    if folders.schema_path(source).exists():
+        shutil.copyfile(folders.schema_path(source), folder / "user_config_schema.json")
+    config = _mapping(source / "config.yaml")
+    for elsewhere in ("amqp_port", "user_config_template_path", "user_config_schema_path"):  # the way to the real service; what was copied
+        config.pop(elsewhere, None)
+    own = _mapping(source / "user_environment.yaml")
+    if is_privileged():  # such a daemon starts user endpoints with an empty environment, and insists on an address, if it knows of one
+        if "email" in inspect.signature(folders.CoreEndpointConfig).parameters:
+            config.setdefault("email", "root@localhost")
+        own = {**os.environ, **own}
+    secrets_away = {"GLOBUS_COMPUTE_CLIENT_ID": "", "GLOBUS_COMPUTE_CLIENT_SECRET": ""}  # a user endpoint needs none
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    (folder / "user_environment.yaml").touch(mode=0o600)
+    (folder / "user_environment.yaml").write_text(yaml.safe_dump({**own, **environment, **secrets_away}))
+
+
+def _mapping(path: Path) -> dict[str, Any]:
+    found = yaml.safe_load(path.read_text()) if path.exists() else {}
+    if not isinstance(found or {}, dict):
+        raise ConfigError(f"{path} has to hold names and values, and not {found!r:.100}")
+    return found or {}

@@ -1,0 +1,484 @@
+"""ExternalProcess: a program that is started once per worker and answers many calls.
+
+The second way to be warm: a simulation code with a large start-up cost stays alive between tasks, in a process of its own, and the worker
+talks to it through its standard streams. It is written once at the top level of a module that workers import:
+
+    lammps = ExternalProcess(["stdbuf", "-oL", "lmp", "-log", "none"], Marker('print "{marker}"'))
+
+    def pressure(density: float) -> float:
+        lammps.call(f"variable rho equal {density}")
+        ...
+
+How it is kept dependable. Every call has a deadline. A call that does not end with an answer leaves the program's streams out of step,
+so that program is ended, and the next call starts another. It is marked as out of step *before* its streams are touched: an exception that
+strikes at any point, such as a task's time-out, leaves at worst a program that the next call ends. Nothing of a program outlives the
+worker, see `gc_warm.programs.supervisor`. It ends with the worker, or with ``close``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import pickle
+import secrets
+import shlex
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import warnings
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+from weakref import WeakSet
+
+from gc_warm.exceptions import ProcessStartError, ProcessTimeoutError, ProgramError
+from gc_warm.programs import supervisor
+from gc_warm.programs.pipe import Pipe
+from gc_warm.programs.protocols import Protocol, json_lines
+from gc_warm.worker import ledger, lifecycle
+
+log = logging.getLogger("gc_warm")
+
+_answers: Counter[str] = Counter()  # of each program, by its short name
+ledger.count_uses(lambda: _answers)
+
+_SUPERVISOR = str(Path(supervisor.__file__))
+_NAME_LENGTH = 60  # characters of a command line in a message
+_WATCH_INTERVAL = 0.002  # seconds between looks whether the supervisor has ended, which it has as soon as its socket is closed
+_END_TIMEOUT = 5.0  # seconds; the supervisor takes one, and more only for a process that the kernel does not let go
+
+_processes: WeakSet[ExternalProcess] = WeakSet()
+
+
+class ExternalProcess:
+    """A program that is started at the first call and kept alive for the calls that follow.
+
+    One call runs at a time; other threads wait for their turn. A program that has ended is started again by the next call; no request is
+    ever repeated. A forked child starts its own. The program ends with the worker process, whichever way that ends, with everything that it
+    has started on this node; ranks that an MPI launcher has started on other nodes are ended by the launcher, or not at all.
+
+    To end, a program has half a second after the end of its input, then a quarter after SIGINT and again after SIGTERM.
+
+    Args:
+        command: The program and its arguments; no shell is involved.
+        protocol: How a request and its reply cross the pipe, see `gc_warm.programs.protocols`.
+        start_timeout: Seconds that a call which has to start the program has on top. With `Marker`, and `serve` on the other side, they are
+            over once it is up.
+        call_timeout: Seconds for a call that does not say otherwise.
+        cwd: Directory to run in. The default is a new temporary one for each start, which is also its ``TMPDIR``, and is removed when the
+            program has ended.
+        env: Environment variables to set for it, besides those of the worker.
+
+    Raises:
+        TypeError: The command is not a sequence of strings and paths, `env` has something else than text, or the protocol cannot be called.
+        ValueError: The command is empty, a relative path, or cannot be one; a variable cannot have such a name; a timeout is not positive.
+
+    Example:
+        >>> import shutil
+        >>> from gc_warm import ExternalProcess, Marker
+        >>> if shutil.which("bc"):
+        ...     with ExternalProcess(["bc", "-q"], Marker('print "{marker}\\\\n"')) as bc:
+        ...         print(bc.call("2^100"))
+        ... else:
+        ...     print(2**100)
+        1267650600228229401496703205376
+    """
+
+    def __init__(
+        self,
+        command: Sequence[str | os.PathLike[str]],
+        protocol: Protocol = json_lines,
+        *,
+        start_timeout: float = 60.0,
+        call_timeout: float = 300.0,
+        cwd: str | os.PathLike[str] | None = None,
+        env: Mapping[str, str] | None = None,
+    ) -> None:
+        self._command = _checked(command)
+        if not callable(protocol):
+            raise TypeError(f"a protocol is a function (pipe, request) -> reply, not {protocol!r}")
+        self._protocol = protocol
+        self._start_timeout = _seconds("start_timeout", start_timeout)
+        self._call_timeout = _seconds("call_timeout", call_timeout)
+        self._cwd = cwd
+        self._env = _checked_environment(env or {})
+        self._order = ledger.mark()
+        self._renew()
+        _processes.add(self)
+
+    def _renew(self) -> None:
+        """There is no program, and nobody calls: also in a forked child, where only the thread that forked is left."""
+        self._program: Program | None = None
+        self._lock = threading.RLock()
+        self._calling = threading.Lock()  # held in a call, so that one thread never has two
+
+    def call(self, request: Any, timeout: float | None = None) -> Any:
+        """Send a request to the program, which is started if it is not running, and return its reply.
+
+        Args:
+            request: What the protocol takes: what JSON can express for `json_lines`, text in the program's language for `Marker`.
+            timeout: Seconds for this call; None for ``call_timeout``. The call that starts the program has ``start_timeout`` on top.
+
+        Returns:
+            What the protocol makes of the reply.
+
+        Raises:
+            ProgramError: The program answered with an error; it stays warm.
+            ProcessStartError: It could not be started, or ended before its first answer.
+            ProcessDiedError: It ended in the middle of the call.
+            ProcessTimeoutError: No answer within the time allowed; it was ended.
+            RuntimeError: The call comes from the protocol of a call to the same program.
+        """
+        seconds = self._call_timeout if timeout is None else _seconds("timeout", timeout)
+        with self._lock:
+            if self._calling.locked():  # and by this thread, since it has the other lock
+                raise RuntimeError(f"{self!r} is called by its own protocol, which is given a pipe to write to")
+            with self._calling:
+                program = self._program
+                if program is None or not program.begin(seconds, self._start_timeout):
+                    program = self._start(seconds)
+                return program.call(self._protocol, request)
+
+    def _start(self, seconds: float) -> Program:
+        if self._program is not None:
+            self._program.clear_up()
+        program = Program(self._command, self._cwd, self._env, self._order, self._lock, self._calling)
+        self._program = program
+        program.wait_for_start(seconds, self._start_timeout)
+        return program
+
+    def close(self) -> None:
+        """End the program and everything it has started, which takes a second at most. The next call starts it again.
+
+        A call that is running, in another thread or around the handler of a signal, fails.
+        """
+        if self._program is not None:
+            self._program.end()
+
+    @property
+    def pid(self) -> int | None:
+        """Process id of the program; None if there is none. That it has ended by itself is noticed by the next call."""
+        return self._program.pid if self._program is not None else None
+
+    def __enter__(self) -> ExternalProcess:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<ExternalProcess {ledger.describe(self._command)}: {'not running' if self.pid is None else f'pid {self.pid}'}>"
+
+    def __reduce__(self) -> str:
+        raise pickle.PicklingError(
+            f"{self!r} belongs to this process and cannot be sent: make it at the top level of a module that workers import, "
+            "and call it from there"
+        )
+
+    def __del__(self) -> None:
+        program = getattr(self, "_program", None)  # __init__ may have raised
+        if program is not None and program.pid is not None:
+            text = f"{self!r} was not closed"
+            program.end()
+            warnings.warn(text, ResourceWarning, stacklevel=2, source=self)
+
+
+class Program:
+    """One life of the program of an `ExternalProcess`: its supervisor, its streams, and whether they are in step.
+
+    A supervisor whose socket nobody refers to any more ends everything: so an exception in the middle of the constructor leaves nothing
+    behind once it is forgotten itself.
+
+    Args:
+        command: As for `ExternalProcess`, and so are `cwd` and `env`.
+        order: Where it stands in the ledger: where its `ExternalProcess` was made, which is before the `warm` state that uses it was
+            complete, so that the teardown of that state finds the program alive.
+        lock: Held by the thread that calls; all but `ask`, `end` and `close` are for that thread.
+        calling: Held by it, too, while it calls.
+
+    Attributes:
+        pid: Process id of the program; None before its start and after its end.
+
+    Raises:
+        ProcessStartError: Not even the supervisor can be started.
+    """
+
+    def __init__(
+        self, command: list[str], cwd: str | os.PathLike[str] | None, env: Mapping[str, str], order: float, lock: Any, calling: Any
+    ) -> None:
+        self.order = order
+        self.pid: int | None = None
+        self._name = _short_name(command)
+        self._command = command
+        self._lock = lock
+        self._calling = calling
+        self._clearing = threading.Lock()  # held while it is cleared up
+        self._in_step = False
+        self._begun = time.monotonic()
+        self._at = self._seconds = 0.0  # since when it has been answering, and how long that took
+        try:
+            self._supervisor, self._control = _start_supervisor(command, cwd, env)
+        except OSError as error:
+            ledger.record("failed", self._name, command, error=error)
+            raise ProcessStartError(f"{self._name} cannot be started: {error}") from error
+        self._streams = [stream for stream in (self._supervisor.stdin, self._supervisor.stdout, self._supervisor.stderr) if stream]
+        self._pipe = Pipe(self._name, [stream.fileno() for stream in self._streams], self._control)
+
+    def wait_for_start(self, seconds: float, start_seconds: float) -> None:
+        """Wait until it runs; the first call may take *seconds*, and this and the program's start *start_seconds* on top.
+
+        Raises:
+            ProcessStartError: It cannot be started.
+            ProcessTimeoutError: Not even its supervisor has begun in this time.
+        """
+        lifecycle.arm()
+        ledger.hold(self)
+        try:
+            self._pipe.begin(self._begun, seconds, start_seconds)
+            self.pid = self._pipe.wait_for_start()
+            self._in_step = True
+        except BaseException as error:
+            self._give_up(error)
+            raise
+
+    def begin(self, seconds: float, start_seconds: float) -> bool:
+        """Begin a call that may take *seconds*, and its start, if it has not answered yet, *start_seconds*.
+
+        Returns:
+            Whether the program is there and in step. If not, it is to be cleared up.
+        """
+        if self._pipe.asked or not self._in_step:
+            return False
+        now = time.monotonic()
+        if not self._at:
+            self._begun = now
+        self._pipe.begin(now, seconds, 0.0 if self._pipe.answered else start_seconds)
+        self._pipe.forget()  # what is left of earlier calls; in the first one, what there is may be the program's only words
+        if self._pipe.over:
+            log.warning("%s %s while it was idle; it is started again", self._name, self._pipe.how_it_ended())
+        return not self._pipe.over
+
+    def call(self, protocol: Protocol, request: Any) -> Any:
+        """A call that `wait_for_start` or `begin` has begun."""
+        self._in_step = False
+        try:
+            reply = protocol(self._pipe, request)
+            self._answered()
+            return reply
+        except ProgramError:
+            self._answered()
+            raise
+        except BaseException as error:
+            if not self._pipe.touched:
+                self._in_step = True
+                raise
+            self._give_up(error)
+            if isinstance(error, ProcessTimeoutError):  # its last words, such as a traceback from SIGINT, tell where it was
+                raise self._pipe.with_last_words(error) from None
+            raise
+
+    def _answered(self) -> None:
+        self._pipe.answered = True
+        _answers[self._name] += 1
+        if not self._at:
+            self._seconds, self._at = time.monotonic() - self._begun, time.time()
+            ledger.record("loaded", self._name, self._command, seconds=self._seconds)
+        self._in_step = True
+        if self._pipe.asked:
+            self.clear_up()
+
+    def _give_up(self, error: BaseException) -> None:
+        self._in_step = False
+        if not self._at:
+            ledger.record("failed", self._name, self._command, error=error)
+        self.ask(interrupt=True)
+        self.clear_up()
+
+    def ask(self, *, interrupt: bool = False) -> None:
+        """Ask the supervisor to end it, and return at once; *interrupt* if it does not read its input now."""
+        self._pipe.asked = True
+        with contextlib.suppress(OSError):  # asked before, or the supervisor has ended
+            if interrupt:
+                self._control.send(b"interrupt")
+            self._control.shutdown(socket.SHUT_WR)
+
+    def end(self) -> None:
+        """End it and everything it has started. A call that is running fails, and its thread clears up."""
+        self.ask(interrupt=self._calling.locked())
+        if self._lock._is_owned():  # this thread is in a call, or ends it already, and this is the handler of a signal
+            if not self._calling.locked():
+                self.clear_up()
+            return
+        deadline = time.monotonic() + _END_TIMEOUT
+        while self._control.fileno() >= 0 and time.monotonic() < deadline:
+            if self._calling.locked():  # by the thread that clears up, or by one that calls the next program: not to be waited for
+                time.sleep(_WATCH_INTERVAL)
+            else:
+                with self._lock:
+                    self.clear_up()
+
+    def close(self) -> None:
+        """As the worker ends: ask it to end, and at the next call wait for that. So all programs of a worker end at the same time."""
+        if self._pipe.asked:
+            self.end()
+            return
+        self._in_step = False
+        busy = self._calling.locked()
+        self.ask(interrupt=busy)
+        if not busy:
+            self._close_input()
+
+    def clear_up(self) -> None:
+        """End it, and give back all that it takes."""
+        if self._control.fileno() < 0 or self._clearing.locked():  # by this thread, since it has the other lock: see `end`
+            return
+        with self._clearing:
+            self._in_step = False
+            self._close_input()
+            self.ask()
+            self._pipe.finish(_END_TIMEOUT, self._supervisor_has_ended)
+            self._wait_for_supervisor()
+            self.pid = None
+            ledger.release(self)
+            if self._at:
+                ledger.record("cleared", self._name, self._command)
+            self._close_descriptors()
+
+    def _close_input(self) -> None:
+        self._pipe.end_input()
+        self._streams[0].close()
+
+    def _wait_for_supervisor(self) -> None:
+        """Not by ``Popen.wait``, which an exception at the wrong moment leaves with a lock that is never released."""
+        deadline = time.monotonic() + _END_TIMEOUT
+        while not self._supervisor_has_ended():
+            if time.monotonic() > deadline:
+                text = "%s has been killed, but the system does not let go of it or of something it started: see the children of process %d"
+                log.warning(text, self._name, self._supervisor.pid)
+                return
+            time.sleep(_WATCH_INTERVAL)
+
+    def _supervisor_has_ended(self) -> bool:
+        if self._supervisor.returncode is not None:
+            return True
+        try:
+            ended, _ = os.waitpid(self._supervisor.pid, os.WNOHANG)
+        except ChildProcessError:  # somebody else has waited for it
+            ended = self._supervisor.pid
+        if ended:
+            self._supervisor.returncode = 0  # so that Popen does not wait for it, either
+        return bool(ended)
+
+    def _close_descriptors(self) -> None:
+        self._pipe.close()
+        for stream in self._streams:
+            stream.close()
+        self._control.close()
+
+    def loaded(self) -> ledger.Loaded | None:
+        """The record of it, once it has answered."""
+        return ledger.Loaded(self._name, ledger.describe(self._command), self._at, self._seconds) if self._at else None
+
+    def disown(self) -> None:
+        """In a forked child: give up this process's copies of the streams; the parent's program goes on."""
+        self._supervisor.returncode = 0  # not a child of this process
+        self._close_descriptors()
+        ledger.release(self)
+
+
+def _start_supervisor(
+    command: list[str], cwd: str | os.PathLike[str] | None, env: Mapping[str, str]
+) -> tuple[subprocess.Popen[bytes], socket.socket]:
+    """The supervisor of a program that it is about to start, and the socket to it."""
+    _expect_descriptors()
+    control, theirs = _socket_pair()
+    try:
+        with theirs:
+            return _popen(command, theirs.fileno(), cwd, env), control
+    except BaseException:
+        control.close()
+        raise
+
+
+def _socket_pair() -> tuple[socket.socket, socket.socket]:
+    """Return two sockets; none has the number of a standard stream, not even in a worker that has closed its own."""
+    pair = socket.socketpair()
+    if pair[1].fileno() > 2:
+        return pair
+    try:
+        return _socket_pair()
+    finally:
+        for end in pair:
+            end.close()
+
+
+def _expect_descriptors() -> None:
+    """Raise an OSError if there are not as many descriptors as Popen needs: older Pythons leave some open where it runs out of them."""
+    with contextlib.ExitStack() as pairs:
+        for _ in range(4):  # three pipes, and one by which it learns of an error
+            for end in socket.socketpair():
+                pairs.enter_context(end)
+
+
+def _popen(command: list[str], control: int, cwd: str | os.PathLike[str] | None, env: Mapping[str, str]) -> subprocess.Popen[bytes]:
+    folder = os.path.join(tempfile.gettempdir(), f"gc_warm-{secrets.token_hex(8)}") if cwd is None else ""
+    return subprocess.Popen(
+        [sys.executable, "-I", "-S", _SUPERVISOR, str(control), str(os.getpid()), folder, *command],
+        bufsize=0,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        pass_fds=[control],
+        cwd=cwd,
+        env={**os.environ, **({"TMPDIR": folder} if folder else {}), **env},
+        start_new_session=True,
+    )
+
+
+def _short_name(command: list[str]) -> str:
+    """Return what messages call the program: its command line, of which a long one keeps its ends."""
+    line = shlex.join([os.path.basename(command[0]) or command[0], *command[1:]])
+    return ledger.shortened(line, _NAME_LENGTH)
+
+
+def _checked(command: Sequence[str | os.PathLike[str]]) -> list[str]:
+    if isinstance(command, (str, bytes)):
+        raise TypeError(f'a command is a list such as ["bc", "-q"], not {command!r}; a line for the shell is ["sh", "-c", line]')
+    parts = [os.fspath(part) for part in command]
+    if not parts or not all(isinstance(part, str) for part in parts):
+        raise (TypeError if parts else ValueError)(f"a command is the program and its arguments, all of them text, not {command!r}")
+    if "\0" in "".join(parts):
+        raise ValueError(f"a command cannot contain the character NUL, as {parts!r} does")
+    if os.sep in parts[0] and not os.path.isabs(parts[0]):
+        raise ValueError(
+            f"the program has to be an absolute path or be found on the PATH, not {parts[0]!r}: it runs in a directory of its own"
+        )
+    return parts
+
+
+def _checked_environment(env: Mapping[str, str]) -> dict[str, str]:
+    for name, value in env.items():
+        if not isinstance(name, str) or not isinstance(value, str):
+            raise TypeError(f"env={{{name!r}: {value!r}}}: names and values of environment variables are text")
+        if not name or "=" in name or "\0" in name + value:
+            raise ValueError(f"env={{{name!r}: {value!r}}}: there can be no such environment variable")
+    return dict(env)
+
+
+def _seconds(name: str, value: float) -> float:
+    if not value > 0:  # nan included
+        raise ValueError(f"{name} must be a positive number of seconds, not {value!r}")
+    return float(value)
+
+
+def _after_fork() -> None:
+    for process in _processes:
+        process._renew()  # the program is the parent's; `lifecycle` has it disowned
+
+
+os.register_at_fork(after_in_child=_after_fork)
