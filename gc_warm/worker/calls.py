@@ -1,7 +1,8 @@
 """Run one task on a worker and record what it found there.
 
-What `gc_warm.client.executor.WarmExecutor` sends calls a function in the hands of a `Recording`, and its record travels back beside the
-result, as plain data, so that every way to serialize results can carry it.
+What `gc_warm.client.executor.WarmExecutor` sends calls a function in the hands of a `Recording`,
+and its record travels back beside the result, as plain data, so that every way to serialize results
+can carry it.
 """
 
 from __future__ import annotations
@@ -76,13 +77,27 @@ class Recording:
             "seconds": self._seconds,
             "uses": uses.total(),
             "failures": sum(event.kind == "failed" for event in events),
-            "loads": [{"name": load.name, "key": load.key, "seconds": load.seconds, "at": load.at, "why": _why(load)} for load in loads],
-            "modules": {module: version for module in modules if (version := module_versions.noted(module))},
+            "loads": [
+                {
+                    "name": load.name,
+                    "key": load.key,
+                    "seconds": load.seconds,
+                    "at": load.at,
+                    "why": _why(load),
+                }
+                for load in loads
+            ],
+            "modules": {
+                module: version for module in modules if (version := module_versions.noted(module))
+            },
             "changed": [module for module in modules if module_versions.has_changed(module)],
         }
 
     def envelope(self, result: Any) -> Any:
-        """The result with the record. A function travels another way than data: a result that is one goes as it is."""
+        """The result with the record.
+
+        A function travels another way than data: a result that is one goes as it is.
+        """
         return result if callable(result) else {RECORD: self.record(), RESULT: result}
 
 
@@ -97,11 +112,21 @@ def _named(module: str, name: str) -> object:
 def _why(load: ledger.Event) -> str:
     """Why it had to be loaded: what happened last to that loader's state of that key."""
     same = (load.name, load.key, load.key_hash)
-    before = [event.kind for event in ledger.events() if event.number < load.number and (event.name, event.key, event.key_hash) == same]
+    before = [
+        event.kind
+        for event in ledger.events()
+        if event.number < load.number and (event.name, event.key, event.key_hash) == same
+    ]
     return _WHY[before[-1]] if before else FIRST
 
 
-def visit(token: str, seconds: float, until: float, function: Callable[[], Callable[..., Any]], args: Sequence[Any]) -> dict[str, Any]:
+def visit(
+    token: str,
+    seconds: float,
+    until: float,
+    function: Callable[[], Callable[..., Any]],
+    args: Sequence[Any],
+) -> dict[str, Any]:
     """Warm this worker up, once for each *token*, and keep it busy for a while, so that the others of its kind go to other workers.
 
     Args:
@@ -112,7 +137,8 @@ def visit(token: str, seconds: float, until: float, function: Callable[[], Calla
         args: What that is called with.
 
     Returns:
-        The record of the call, the same at every visit; with ``error``, the end of a traceback, if it failed.
+        The record of the call, the same at every visit; with ``error``, the end of a traceback, if
+        it failed.
     """
     end = time.monotonic() + min(seconds, until - time.time())
     if token not in _visited:
@@ -128,6 +154,7 @@ def _first_visit(function: Callable[[], Callable[..., Any]], args: Sequence[Any]
             found = function()
             recording.of(found)
             found(*args)
-        except Exception as failure:  # it belongs to this worker, and its name has to travel with it
+        except Exception as failure:
+            # it belongs to this worker, and its name has to travel with it
             error = "".join(traceback.format_exception_only(failure)).strip()
     return {**recording.record(), "error": error}

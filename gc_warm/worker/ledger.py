@@ -1,7 +1,8 @@
 """What is loaded in this process, and what happened to it.
 
-Whatever keeps state alive between tasks writes here; anybody may read. One ledger per process, as long as the process lives:
-it is itself a module global of the worker. Nothing in it refers to the state, so reading or sending a record is always cheap.
+Whatever keeps state alive between tasks writes here; anybody may read. One ledger per process, as
+long as the process lives: it is itself a module global of the worker. Nothing in it refers to the
+state, so reading or sending a record is always cheap.
 
 Example:
     Which loads did this piece of work pay for?
@@ -39,14 +40,16 @@ class Event:
 
     Attributes:
         number: Position in this process's history, from 1.
-        kind: ``loaded``, ``failed`` (a load that raised), ``evicted`` (made room for another), ``cleared``, or ``replaced`` (its module
-            was imported anew).
-        name: The loader, as ``module.function``; where it is a program, the two ends of its command line.
+        kind: ``loaded``, ``failed`` (a load that raised), ``evicted`` (made room for another),
+            ``cleared``, or ``replaced`` (its module was imported anew).
+        name: The loader, as ``module.function``; where it is a program, the two ends of its command
+            line.
         key: The arguments it was called with, as short text; a program's command line.
         at: When it was over, in seconds since the epoch.
         seconds: How long the load took; 0.0 for events that are not loads.
         error: For ``failed``: what the loader raised, as text.
-        key_hash: Tells the key from others whose short text is the same; of use in this process only.
+        key_hash: Tells the key from others whose short text is the same; of use in this process
+            only.
     """
 
     number: int
@@ -73,7 +76,8 @@ class Holding(Protocol):
     """Something alive in this process that has to be torn down before the process ends.
 
     Attributes:
-        order: Where it stands in this process's history: what comes later is torn down earlier. Infinity while it is being loaded.
+        order: Where it stands in this process's history: what comes later is torn down earlier.
+            Infinity while it is being loaded.
     """
 
     order: float
@@ -82,7 +86,10 @@ class Holding(Protocol):
         """The record of it, or None while it is still being loaded."""
 
     def close(self) -> None:
-        """Tear it down: idempotent, never raises an `Exception`. What takes long may begin it, and wait for its end in the next round."""
+        """Tear it down: idempotent, never raises an `Exception`.
+
+        What takes long may begin it, and wait for its end in the next round.
+        """
 
     def disown(self) -> None:
         """Called in a forked child: the parent owns the resource; never tear it down here."""
@@ -99,10 +106,14 @@ def describe(value: object) -> str:
     return _text(_brief.repr, value)
 
 
-def record(kind: Kind, name: str, key: object, *, seconds: float = 0.0, error: BaseException | None = None) -> int:
+def record(
+    kind: Kind, name: str, key: object, *, seconds: float = 0.0, error: BaseException | None = None
+) -> int:
     """Add an event to the history; returns its number."""
     reason = None if error is None else f"{type(error).__name__}: {_text(str, error)}"
-    event = Event(next(_numbers), kind, name, describe(key), time.time(), seconds, reason, _hash(key))
+    event = Event(
+        next(_numbers), kind, name, describe(key), time.time(), seconds, reason, _hash(key)
+    )
     _events.append(event)
     return event.number
 
@@ -125,7 +136,11 @@ def _text(convert: Callable[[object], str], value: object) -> str:
 def shortened(text: str, most: int) -> str:
     """Return the text, or where it has more than *most* characters its two ends, with a word of what is left out between them."""
     left_out = len(text) - most
-    return text if left_out <= 0 else f"{text[: most // 2]} ... {left_out} characters ... {text[-(most // 2) :]}"
+    return (
+        text
+        if left_out <= 0
+        else f"{text[: most // 2]} ... {left_out} characters ... {text[-(most // 2) :]}"
+    )
 
 
 def mark() -> int:

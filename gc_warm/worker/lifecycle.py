@@ -1,9 +1,10 @@
 """Who this worker is, and the orderly end of what it holds.
 
-A manager ends its workers with SIGTERM and one second later with SIGKILL. Python's default action for SIGTERM runs no
-``atexit`` callback, so the first state with a teardown installs a handler that raises `SystemExit`; the interpreter then ends
-as it always does, and the teardowns run in ``atexit``. The handler does nothing else: one that took a lock would deadlock
-with the code it interrupts.
+A manager ends its workers with SIGTERM and one second later with SIGKILL. Python's default action
+for SIGTERM runs no ``atexit`` callback, so the first state with a teardown installs a handler that
+raises `SystemExit`; the interpreter then ends as it always does, and the teardowns run in
+``atexit``. The handler does nothing else: one that took a lock would deadlock with the code it
+interrupts.
 """
 
 from __future__ import annotations
@@ -23,9 +24,12 @@ from gc_warm.worker import ledger
 
 log = logging.getLogger("gc_warm")
 
-_ROUNDS = 3  # a teardown may load something for its own use, which then has to be torn down too; or it may take two, as that of programs
+# a teardown may load something for its own use, which then has to be torn down too; or it may take
+# two, as that of programs
+_ROUNDS = 3
 
-_LAST_SECONDS = 10  # of a worker that was asked to end; its manager grants one, but somebody else may have asked
+# of a worker that was asked to end; its manager grants one, but somebody else may have asked
+_LAST_SECONDS = 10
 
 _armed = False  # tear_down() is registered to run at the end of this process
 _ending = False  # it runs: a second SIGTERM must not interrupt it
@@ -33,14 +37,17 @@ _ending = False  # it runs: a second SIGTERM must not interrupt it
 
 @dataclass(frozen=True)
 class Worker:
-    """Who a worker is. Outside an endpoint `block`, `pool` and `rank` are None: absent, not invented.
+    """Who a worker is.
+
+    Outside an endpoint `block`, `pool` and `rank` are None: absent, not invented.
 
     Attributes:
         host: Name of the node.
         pid: Process id on that node.
         block: The block (batch job) its manager belongs to, as Parsl numbers them: "0", "1", ...
         pool: Id of its manager; the workers of one node share it.
-        rank: Its number among the workers of that manager. A restarted worker keeps the rank and has another pid.
+        rank: Its number among the workers of that manager. A restarted worker keeps the rank and
+            has another pid.
         count: How many workers that manager has.
     """
 
@@ -53,7 +60,11 @@ class Worker:
 
 
 def worker() -> Worker:
-    """Who this process is. Parsl sets ``PARSL_WORKER_*`` in every worker of an endpoint; without them only host and pid are known."""
+    """Who this process is.
+
+    Parsl sets ``PARSL_WORKER_*`` in every worker of an endpoint; without them only host and pid are
+    known.
+    """
     return Worker(
         host=socket.gethostname(),
         pid=os.getpid(),
@@ -70,7 +81,10 @@ def _number(variable: str) -> int | None:
 
 
 def tear_down() -> None:
-    """End everything this process holds, latest first. Errors are logged, never raised; harmless to call again."""
+    """End everything this process holds, latest first.
+
+    Errors are logged, never raised; harmless to call again.
+    """
     for _ in range(_ROUNDS):
         for holding in reversed(ledger.held()):
             try:
@@ -84,7 +98,8 @@ def arm() -> None:
     global _armed
     if not _armed:
         atexit.register(_end)
-        atexit.register(_end)  # SIGTERM just before the first of them would end it before its first statement
+        # SIGTERM just before the first of them would end it before its first statement
+        atexit.register(_end)
         _register_with_multiprocessing()
         _armed = True
     if threading.current_thread() is threading.main_thread():  # Python allows it nowhere else
@@ -118,26 +133,33 @@ class _Sigterm:
         if callable(self.previous):
             self.previous(signum, frame)
         if "PARSL_WORKER_RANK" in os.environ and signal.getsignal(signal.SIGALRM) is signal.SIG_DFL:
-            signal.alarm(_LAST_SECONDS)  # no lock, no thread: the kernel ends what a thread of the user's would keep from ending
+            # no lock, no thread: the kernel ends what a thread of the user's would keep from ending
+            signal.alarm(_LAST_SECONDS)
         raise SystemExit(128 + signum)
 
 
 def _catch_sigterm() -> None:
     present = signal.getsignal(signal.SIGTERM)
-    if isinstance(present, _Sigterm) or present is signal.SIG_IGN:  # already there; or the owner of the process wants none
+    # already there; or the owner of the process wants none
+    if isinstance(present, _Sigterm) or present is signal.SIG_IGN:
         return
     if present is None:
-        log.warning("SIGTERM is handled by code that is not Python: teardowns run only if the process ends normally")
+        log.warning(
+            "SIGTERM is handled by code that is not Python: teardowns run only if the process ends normally"
+        )
         return
     signal.signal(signal.SIGTERM, _Sigterm(present))
 
 
 def _after_fork() -> None:
     global _armed, _ending
-    _armed = _ending = False  # multiprocessing has emptied its list of finalizers; atexit callbacks are harmless more than once
+    # multiprocessing has emptied its list of finalizers; atexit callbacks are harmless more than
+    # once
+    _armed = _ending = False
     present = signal.getsignal(signal.SIGTERM)
     if isinstance(present, _Sigterm) and threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, present.previous)  # it holds nothing, and is to end at once, as a pool's processes are used to
+        # it holds nothing, and is to end at once, as a pool's processes are used to
+        signal.signal(signal.SIGTERM, present.previous)
     for holding in ledger.held():
         holding.disown()
 

@@ -9,7 +9,8 @@ import time
 from importlib.machinery import ModuleSpec, PathFinder
 
 _BORN = time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)  # of the machine
-_noted: dict[str, tuple[str, object]] = {}  # each with the spec that its module had then: another import brings another
+# each with the spec that its module had then: another import brings another
+_noted: dict[str, tuple[str, object]] = {}
 
 
 def spec_of(module: str) -> ModuleSpec | None:
@@ -27,9 +28,12 @@ def spec_of(module: str) -> ModuleSpec | None:
 def _found(name: str, path: list[str]) -> ModuleSpec | None:
     try:
         return PathFinder.find_spec(name, path)
-    except (KeyError, AttributeError):  # a namespace in a namespace wants that, and nothing else of its name, to have been imported
+    except (KeyError, AttributeError):
+        # a namespace in a namespace wants that, and nothing else of its name, to have been imported
         spec = ModuleSpec(name, None, is_package=True)
-        spec.submodule_search_locations = [os.path.join(folder, name.rpartition(".")[2]) for folder in path]
+        spec.submodule_search_locations = [
+            os.path.join(folder, name.rpartition(".")[2]) for folder in path
+        ]
         return spec
 
 
@@ -86,9 +90,11 @@ def _file_of(module: str) -> str | None:
 def _older_than_this_process(path: str) -> bool:
     try:
         status = os.stat(path)
-        changed = max(status.st_mtime, status.st_ctime)  # what is copied with its times kept has an old mtime
+        # what is copied with its times kept has an old mtime
+        changed = max(status.st_mtime, status.st_ctime)
         with open("/proc/self/stat") as file:
-            ticks = int(file.read().rpartition(")")[2].split()[19])  # field 22, starttime, see proc(5)
+            # field 22, starttime, see proc(5)
+            ticks = int(file.read().rpartition(")")[2].split()[19])
     except OSError:
         return False
     return changed < _BORN + ticks / os.sysconf("SC_CLK_TCK")

@@ -1,7 +1,7 @@
 """@warm: state that is loaded once per key and kept in a module global of the worker.
 
-A worker process stays alive between tasks, and with it every module that the tasks imported. ``@warm`` turns a loader function
-into a module global that remembers what it loaded:
+A worker process stays alive between tasks, and with it every module that the tasks imported.
+``@warm`` turns a loader function into a module global that remembers what it loaded:
 
     from dataclasses import dataclass
     from gc_warm import warm
@@ -16,12 +16,15 @@ into a module global that remembers what it loaded:
         device = "cuda" if os.environ.get("CUDA_VISIBLE_DEVICES") else "cpu"   # the worker knows; the client does not
         return load_model(settings.checkpoint, settings.precision).to(device)
 
-The first ``model(Settings("a.pt"))`` on a worker loads (a cold call), every later one finds it (a warm call, under a microsecond).
+The first ``model(Settings("a.pt"))`` on a worker loads (a cold call), every later one finds it (a
+warm call, under a microsecond).
 
-How it is kept correct. A dictionary lookup without any lock serves the warm call. A load is owned by a reentrant lock held by
-``with``: one lock per key, or one for all keys when `maxsize` is set. Task time-outs arrive as asynchronous exceptions at any
-point of this code; a lock held by ``with`` is always released, where a "loading" marker would stay behind for ever. A value
-that leaves is flagged first and removed last, so that an interrupted eviction is simply finished by whoever comes next.
+How it is kept correct. A dictionary lookup without any lock serves the warm call. A load is owned
+by a reentrant lock held by ``with``: one lock per key, or one for all keys when `maxsize` is set.
+Task time-outs arrive as asynchronous exceptions at any point of this code; a lock held by ``with``
+is always released, where a "loading" marker would stay behind for ever. A value that leaves is
+flagged first and removed last, so that an interrupted eviction is simply finished by whoever comes
+next.
 """
 
 from __future__ import annotations
@@ -52,8 +55,8 @@ T = TypeVar("T")
 
 _OVER: Any = object()  # what an exhausted generator gives instead of a value
 
-# Counters, leases and the choice of what to evict; no foreign code ever runs under it. Reentrant, because the garbage collector may
-# end an abandoned lease anywhere.
+# Counters, leases and the choice of what to evict; no foreign code ever runs under it. Reentrant,
+# because the garbage collector may end an abandoned lease anywhere.
 _mutex = threading.RLock()
 _tables: WeakSet[Warm[Any, Any]] = WeakSet()
 _by_name: WeakValueDictionary[str, Warm[Any, Any]] = WeakValueDictionary()
@@ -85,13 +88,25 @@ class Info:
 class _Value:
     """One loaded state with what its teardown needs."""
 
-    __slots__ = ("at", "key", "leases", "leaving", "order", "owner", "seconds", "state", "steps", "used")
+    __slots__ = (
+        "at",
+        "key",
+        "leases",
+        "leaving",
+        "order",
+        "owner",
+        "seconds",
+        "state",
+        "steps",
+        "used",
+    )
 
     def __init__(self, owner: Warm[Any, Any], key: Hashable) -> None:
         self.owner = owner
         self.key = key
         self.state: Any = None
-        self.steps: Generator[Any, Any, Any] | None = None  # the loader's frame, when it is a generator
+        # the loader's frame, when it is a generator
+        self.steps: Generator[Any, Any, Any] | None = None
         self.used = 0  # the owner's clock at the latest use
         self.leases: dict[object, int] = {}  # each with the thread that has it
         self.leaving = False  # its teardown has begun: no longer to be handed out
@@ -99,7 +114,11 @@ class _Value:
         self.order = math.inf
 
     def loaded(self) -> ledger.Loaded | None:
-        return ledger.Loaded(self.owner._name, ledger.describe(self.key), self.at, self.seconds) if self.at else None
+        return (
+            ledger.Loaded(self.owner._name, ledger.describe(self.key), self.at, self.seconds)
+            if self.at
+            else None
+        )
 
     def close(self) -> None:
         """Run what follows the yield; the generator itself sees to it that this happens once."""
@@ -108,7 +127,10 @@ class _Value:
         if steps is not None and inspect.getgeneratorstate(steps) == inspect.GEN_SUSPENDED:
             try:
                 if next(steps, _OVER) is not _OVER:
-                    log.error("%r yielded twice: a loader yields its state once, what follows is its teardown", self.owner)
+                    log.error(
+                        "%r yielded twice: a loader yields its state once, what follows is its teardown",
+                        self.owner,
+                    )
                     steps.close()
             except Exception:
                 log.exception("teardown of %r for %s failed", self.owner, ledger.describe(self.key))
@@ -117,7 +139,8 @@ class _Value:
     def disown(self) -> None:
         """Make sure that this process never resumes the generator, not even when the interpreter ends."""
         if self.steps is not None:
-            # A suspended generator runs its ``finally`` when it is freed: one reference too many keeps it for ever.
+            # A suspended generator runs its ``finally`` when it is freed: one reference too many
+            # keeps it for ever.
             ctypes.pythonapi.Py_IncRef(ctypes.py_object(self.steps))
             self.steps = None
 
@@ -125,7 +148,8 @@ class _Value:
 class Warm(Generic[P, T]):
     """A function whose results are loaded once per key and kept; made by `warm`, lives as long as its module.
 
-    Call it to get the state. The key is what the loader's signature binds: ``f(1)``, ``f(x=1)`` and a default of 1 are one.
+    Call it to get the state. The key is what the loader's signature binds: ``f(1)``, ``f(x=1)`` and
+    a default of 1 are one.
     """
 
     __name__: str
@@ -134,7 +158,8 @@ class Warm(Generic[P, T]):
 
     def __init__(self, loader: Callable[P, Any], maxsize: int | None = None) -> None:
         _check(loader, maxsize)
-        functools.update_wrapper(self, loader, updated=())  # its attributes must not hide our methods
+        # its attributes must not hide our methods
+        functools.update_wrapper(self, loader, updated=())
         del self.__wrapped__  # with it, source strategies would ship the bare loader: silently cold
         self.__signature__ = inspect.signature(loader)
         self._loader = loader
@@ -143,7 +168,8 @@ class Warm(Generic[P, T]):
         self._values: dict[Hashable, _Value] = {}
         self._locks: dict[Hashable, Any] = {}
         self._loading: set[Hashable] = set()
-        self._tick = itertools.count(1).__next__  # atomic; ticks at every hit, load and info(), so it counts the hits too
+        # atomic; ticks at every hit, load and info(), so it counts the hits too
+        self._tick = itertools.count(1).__next__
         self._loads = self._failures = self._evictions = self._infos = 0
         self._load_seconds = 0.0
         _tables.add(self)
@@ -215,7 +241,10 @@ class Warm(Generic[P, T]):
                     value.leases.pop(lease, None)
 
     def clear(self) -> None:
-        """Tear down everything that is loaded, latest first, and forget it; values on lease stay. Teardown errors are logged."""
+        """Tear down everything that is loaded, latest first, and forget it; values on lease stay.
+
+        Teardown errors are logged.
+        """
         self._clear("cleared")
 
     def _clear(self, kind: ledger.Kind) -> None:
@@ -235,11 +264,14 @@ class Warm(Generic[P, T]):
     def _load(self, key: Hashable, args: Any, kwargs: Any) -> _Value:
         with self._lock(key):
             value = self._values.get(key)
-            if value is not None and not value.leaving:  # another thread loaded it while this one waited
+            # another thread loaded it while this one waited
+            if value is not None and not value.leaving:
                 value.used = self._tick()
                 return value
             if key in self._loading:  # and this thread has the lock
-                raise RecursionError(f"{self!r} needs {ledger.describe(key)} to load {ledger.describe(key)}: its loader calls itself")
+                raise RecursionError(
+                    f"{self!r} needs {ledger.describe(key)} to load {ledger.describe(key)}: its loader calls itself"
+                )
             try:
                 self._loading.add(key)
                 if value is not None:
@@ -260,7 +292,9 @@ class Warm(Generic[P, T]):
                 lifecycle.arm()
                 value.state = next(value.steps, _OVER)
                 if value.state is _OVER:
-                    raise TypeError(f"{self!r} never yielded: a generator loader yields its state once")
+                    raise TypeError(
+                        f"{self!r} never yielded: a generator loader yields its state once"
+                    )
             value.seconds, value.at = time.perf_counter() - start, time.time()
             self._values[key] = value
             self._count_load(value)
@@ -334,7 +368,11 @@ class Warm(Generic[P, T]):
         self._locks.clear()
         self._loading.clear()
         for value in self._values.values():
-            value.leases = {lease: thread for lease, thread in value.leases.items() if thread == threading.get_ident()}
+            value.leases = {
+                lease: thread
+                for lease, thread in value.leases.items()
+                if thread == threading.get_ident()
+            }
 
     def __reduce__(self) -> str:
         if self.__module__ == "__main__" or "<" in self.__qualname__:
@@ -372,25 +410,29 @@ def warm(*, maxsize: int | None = None) -> WarmDecorator: ...
 def warm(loader: Callable[..., Any] | None = None, /, *, maxsize: int | None = None) -> Any:
     """Load state once per key and keep it in this process: ``@warm`` or ``@warm(maxsize=2)`` on a module-level function.
 
-    A loader that returns is done. A loader that yields, once, is also the teardown: what follows the yield runs when the state is
-    evicted or cleared, or when the worker ends (at SIGTERM too, where a manager grants one second). Annotate such a loader as
-    returning ``Generator[State, None, None]``.
+    A loader that returns is done. A loader that yields, once, is also the teardown: what follows
+    the yield runs when the state is evicted or cleared, or when the worker ends (at SIGTERM too,
+    where a manager grants one second). Annotate such a loader as returning ``Generator[State, None,
+    None]``.
 
-    One thread loads a key while others wait for it; if the load fails, the next of them tries itself. A loader finds out about
-    devices from its own worker's environment (``CUDA_VISIBLE_DEVICES`` is pinned there), not from an argument.
+    One thread loads a key while others wait for it; if the load fails, the next of them tries
+    itself. A loader finds out about devices from its own worker's environment
+    (``CUDA_VISIBLE_DEVICES`` is pinned there), not from an argument.
 
     Args:
-        loader: A plain function or generator function, defined at the top level of a module. Its arguments must be hashable:
-            strings, numbers, tuples, frozen dataclasses.
-        maxsize: The most values that may be loaded at a time in this process, 1 or more. The least recently used one is torn
-            down *before* the load that needs its room. None, the default, keeps everything. Such loads run one at a time, so
-            two limited functions must not load each other in different threads: they would wait for each other.
+        loader: A plain function or generator function, defined at the top level of a module. Its
+            arguments must be hashable: strings, numbers, tuples, frozen dataclasses.
+        maxsize: The most values that may be loaded at a time in this process, 1 or more. The least
+            recently used one is torn down *before* the load that needs its room. None, the default,
+            keeps everything. Such loads run one at a time, so two limited functions must not load
+            each other in different threads: they would wait for each other.
 
     Returns:
         A `Warm`, called like the loader.
 
     Raises:
-        TypeError: The loader is async, a class, a method or no function; or maxsize is not a whole number.
+        TypeError: The loader is async, a class, a method or no function; or maxsize is not a whole
+            number.
         ValueError: maxsize is below 1.
 
     Example:
@@ -421,10 +463,14 @@ def warm(loader: Callable[..., Any] | None = None, /, *, maxsize: int | None = N
 
 def _check(loader: Any, maxsize: Any) -> None:
     if not inspect.isfunction(loader):
-        raise TypeError(f"@warm takes a function, not {ledger.describe(loader)}; a limit is written @warm(maxsize=2)")
+        raise TypeError(
+            f"@warm takes a function, not {ledger.describe(loader)}; a limit is written @warm(maxsize=2)"
+        )
     name = f"{loader.__module__}.{loader.__qualname__}"
     if inspect.iscoroutinefunction(loader) or inspect.isasyncgenfunction(loader):
-        raise TypeError(f"{name} is async, and workers call plain functions: make the loader plain, with asyncio.run(...) inside")
+        raise TypeError(
+            f"{name} is async, and workers call plain functions: make the loader plain, with asyncio.run(...) inside"
+        )
     if "." in loader.__qualname__.rpartition("<locals>.")[2]:
         raise TypeError(
             f"{name} is defined in a class, and what an instance keeps is cold on a worker: move the loader to the top level of its module"
@@ -432,7 +478,9 @@ def _check(loader: Any, maxsize: Any) -> None:
     if maxsize is not None and (not isinstance(maxsize, int) or isinstance(maxsize, bool)):
         raise TypeError(f"@warm on {name}: maxsize must be a whole number or None, not {maxsize!r}")
     if maxsize is not None and maxsize < 1:
-        raise ValueError(f"@warm on {name}: maxsize must be at least 1, not {maxsize}; to keep nothing, leave out @warm")
+        raise ValueError(
+            f"@warm on {name}: maxsize must be at least 1, not {maxsize}; to keep nothing, leave out @warm"
+        )
 
 
 def _replace(table: Warm[Any, Any]) -> None:
@@ -455,7 +503,8 @@ def _uses() -> dict[str, int]:
 def _binder(loader: Callable[..., Any]) -> Callable[..., tuple[Any, ...]]:
     """A function with the loader's own signature that returns what it bound, as a tuple.
 
-    Python's own call machinery does the binding, in a tenth of a microsecond where ``inspect.Signature.bind`` needs six.
+    Python's own call machinery does the binding, in a tenth of a microsecond where
+    ``inspect.Signature.bind`` needs six.
     """
     space: dict[str, Any] = {"_gc_warm_items": lambda keywords: tuple(sorted(keywords.items()))}
     parameters, parts = [], []
@@ -463,23 +512,36 @@ def _binder(loader: Callable[..., Any]) -> Callable[..., tuple[Any, ...]]:
     for number, parameter in enumerate(inspect.signature(loader).parameters.values()):
         if before is parameter.POSITIONAL_ONLY and parameter.kind is not before:
             parameters.append("/")
-        if parameter.kind is parameter.KEYWORD_ONLY and before not in (parameter.KEYWORD_ONLY, parameter.VAR_POSITIONAL):
+        if parameter.kind is parameter.KEYWORD_ONLY and before not in (
+            parameter.KEYWORD_ONLY,
+            parameter.VAR_POSITIONAL,
+        ):
             parameters.append("*")
         before, name = parameter.kind, parameter.name
-        star = "*" if before is parameter.VAR_POSITIONAL else "**" if before is parameter.VAR_KEYWORD else ""
+        star = (
+            "*"
+            if before is parameter.VAR_POSITIONAL
+            else "**"
+            if before is parameter.VAR_KEYWORD
+            else ""
+        )
         default = "" if parameter.default is parameter.empty else f"=_gc_warm_{number}"
         space[f"_gc_warm_{number}"] = parameter.default
         parameters.append(f"{star}{name}{default}")
         parts.append(f"_gc_warm_items({name})," if star == "**" else f"{name},")
     if before is inspect.Parameter.POSITIONAL_ONLY:
         parameters.append("/")
-    bind = eval(f"lambda {', '.join(parameters)}: ({''.join(parts)})", space)  # names come from a compiled function
+    # names come from a compiled function
+    bind = eval(f"lambda {', '.join(parameters)}: ({''.join(parts)})", space)
     bind.__name__, bind.__qualname__ = loader.__name__, loader.__qualname__
     return cast(Callable[..., tuple[Any, ...]], bind)
 
 
 def _after_fork() -> None:
-    """In a forked child: the locks are new, since their owners may not exist here. Values stay; `lifecycle` disowns them."""
+    """In a forked child: the locks are new, since their owners may not exist here.
+
+    Values stay; `lifecycle` disowns them.
+    """
     global _mutex
     _mutex = threading.RLock()
     for table in _tables:

@@ -1,7 +1,7 @@
 """Exceptions in the middle of any code, as task time-outs and SIGTERM bring them.
 
-CPython delivers them where a function starts, where a call has returned and where a loop jumps back; `Injector` finds these points with the
-profiling and tracing hooks.
+CPython delivers them where a function starts, where a call has returned and where a loop jumps
+back; `Injector` finds these points with the profiling and tracing hooks.
 """
 
 from __future__ import annotations
@@ -23,14 +23,18 @@ class TaskTimeout(Exception):
 def backward_jumps(code: CodeType) -> frozenset[int]:
     """Where *code* jumps back and looks for interruptions; Python 3.10 has other names for them, and there the set is empty."""
     return frozenset(
-        step.offset for step in dis.get_instructions(code) if "JUMP_BACKWARD" in step.opname and not step.opname.endswith("NO_INTERRUPT")
+        step.offset
+        for step in dis.get_instructions(code)
+        if "JUMP_BACKWARD" in step.opname and not step.opname.endswith("NO_INTERRUPT")
     )
 
 
 class Injector:
     """Acts at the point with the given number in the code under test, which are the files that *under_test* names."""
 
-    def __init__(self, number: int, action: Callable[[], object], under_test: Callable[[str], bool]) -> None:
+    def __init__(
+        self, number: int, action: Callable[[], object], under_test: Callable[[str], bool]
+    ) -> None:
         self._left = number
         self._action = action
         self._under_test = functools.cache(under_test)
@@ -53,20 +57,32 @@ class Injector:
         if self._left == 0:
             sys.setprofile(None)
             sys.settrace(None)
-            self.where = f"{frame.f_code.co_filename}:{frame.f_lineno} in {frame.f_code.co_name}, {event}"
+            self.where = (
+                f"{frame.f_code.co_filename}:{frame.f_lineno} in {frame.f_code.co_name}, {event}"
+            )
             self._action()
 
     def _profile(self, frame: FrameType, event: str, arg: Any) -> None:
         if event == "call" and frame.f_lasti > 0 and sys.version_info < (3, 11):
-            return  # a generator is resumed: there, raising from the hook leaves its frame without running its ``finally``
+            # a generator is resumed: there, raising from the hook leaves its frame without running
+            # its ``finally``
+            return
         if event == "return":
-            # Whether a Python call that has returned is such a point depends on the opcode and the Python version. What a
-            # generator's step returns is a point in the frame that asked for it: there it is a ``c_return``.
+            # Whether a Python call that has returned is such a point depends on the opcode and the
+            # Python version. What a generator's step returns is a point in the frame that asked for
+            # it: there it is a ``c_return``.
             caller = frame.f_back
-            if caller and self._under_test(caller.f_code.co_filename) and not frame.f_code.co_flags & inspect.CO_GENERATOR:
+            if (
+                caller
+                and self._under_test(caller.f_code.co_filename)
+                and not frame.f_code.co_flags & inspect.CO_GENERATOR
+            ):
                 self._point(frame, event)
-        elif self._under_test(frame.f_code.co_filename) and (event == "call" or (event == "c_return" and arg.__name__ != "__enter__")):
-            self._point(frame, f"{event} {getattr(arg, '__name__', '')}")  # entering a C lock by ``with`` is not interruptible
+        elif self._under_test(frame.f_code.co_filename) and (
+            event == "call" or (event == "c_return" and arg.__name__ != "__enter__")
+        ):
+            # entering a C lock by ``with`` is not interruptible
+            self._point(frame, f"{event} {getattr(arg, '__name__', '')}")
 
     def _trace(self, frame: FrameType, event: str, arg: Any) -> Any:
         if not self._under_test(frame.f_code.co_filename):

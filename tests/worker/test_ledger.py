@@ -24,7 +24,8 @@ class BrokenStr(Exception):
         raise AttributeError("half initialised")
 
 
-array = type("array", (), {})()  # an object of a class that reprlib knows another one of the same name of
+# an object of a class that reprlib knows another one of the same name of
+array = type("array", (), {})()
 
 
 def test_record_and_events_since_a_mark() -> None:
@@ -33,8 +34,18 @@ def test_record_and_events_since_a_mark() -> None:
     between = ledger.mark()
     ledger.record("failed", "module.second", ("a", 2), error=ValueError("no such file"))
     loaded, failed = ledger.events(since=before)
-    assert loaded == ledger.Event(before + 1, "loaded", "module.first", "(1,)", loaded.at, 0.5, None)
-    assert failed == ledger.Event(before + 2, "failed", "module.second", "('a', 2)", failed.at, 0.0, "ValueError: no such file")
+    assert loaded == ledger.Event(
+        before + 1, "loaded", "module.first", "(1,)", loaded.at, 0.5, None
+    )
+    assert failed == ledger.Event(
+        before + 2,
+        "failed",
+        "module.second",
+        "('a', 2)",
+        failed.at,
+        0.0,
+        "ValueError: no such file",
+    )
     assert start <= loaded.at <= failed.at <= time.time()
     assert between == loaded.number
     assert ledger.events(since=between) == (failed,)
@@ -72,19 +83,39 @@ def test_every_number_is_given_once() -> None:
         thread.start()
     for thread in threads:
         thread.join()
-    assert sorted(event.number for event in ledger.events(since=before)) == list(range(before + 1, before + 801))
+    assert sorted(event.number for event in ledger.events(since=before)) == list(
+        range(before + 1, before + 801)
+    )
 
 
 @pytest.mark.parametrize(
     "value",
-    [BrokenRepr(), (1, BrokenRepr()), 10**5000, array, "x" * 10**6, tuple(range(10**5)), ((("x" * 10**6,) * 100,) * 100,)],
-    ids=["broken repr", "broken repr inside", "huge number", "name of another", "long string", "long tuple", "nested tuples"],
+    [
+        BrokenRepr(),
+        (1, BrokenRepr()),
+        10**5000,
+        array,
+        "x" * 10**6,
+        tuple(range(10**5)),
+        ((("x" * 10**6,) * 100,) * 100,),
+    ],
+    ids=[
+        "broken repr",
+        "broken repr inside",
+        "huge number",
+        "name of another",
+        "long string",
+        "long tuple",
+        "nested tuples",
+    ],
 )
 def test_describe_never_raises_and_is_short(value: object) -> None:
     assert 0 < len(ledger.describe(value)) < 5000
 
 
-@pytest.mark.parametrize("error", [BrokenStr(), ValueError("x" * 10**6)], ids=["broken str", "long text"])
+@pytest.mark.parametrize(
+    "error", [BrokenStr(), ValueError("x" * 10**6)], ids=["broken str", "long text"]
+)
 def test_any_error_can_be_recorded_and_sent(error: Exception) -> None:
     ledger.record("failed", "module.state", (1,), error=error)
     event = ledger.events()[-1]
@@ -118,9 +149,13 @@ def test_what_is_loaded_now_in_the_order_of_loading() -> None:
     inner("b")
     found = [record for record in ledger.loaded() if record not in before]
     names = [(record.name.rpartition(".")[2], record.key) for record in found]
-    assert names == [("inner", "('a',)"), ("outer", "('a',)"), ("inner", "('b',)")], "what was needed for a load came before it"
+    assert names == [("inner", "('a',)"), ("outer", "('a',)"), ("inner", "('b',)")], (
+        "what was needed for a load came before it"
+    )
     elapsed = time.perf_counter() - begun
-    assert all(start <= record.at <= time.time() and 0 <= record.seconds <= elapsed for record in found)
+    assert all(
+        start <= record.at <= time.time() and 0 <= record.seconds <= elapsed for record in found
+    )
     inner.clear()
     outer.clear()
     assert ledger.loaded() == before

@@ -62,9 +62,18 @@ Script = Callable[[str], "tuple[int, list[str], str]"]
 @contextmanager
 def started(file: Path) -> Iterator[subprocess.Popen[str]]:
     """The script running, in a session of its own so that nothing of it survives a test that fails."""
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")} | {"PYTHONPATH": str(ROOT)}
+    environment = {
+        name: value for name, value in os.environ.items() if not name.startswith("PYTHON")
+    } | {"PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-S", str(file)]  # without site-packages it starts in half the time
-    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    process = subprocess.Popen(
+        command,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
     with process:
         try:
             yield process
@@ -118,9 +127,13 @@ while True:
 
 
 @pytest.mark.parametrize(
-    ("loop", "runs", "said"), [(HITS, 40, ["open a", "ready", "close a"]), (EVICTIONS, 30, ["ready", "alive:"])], ids=["hits", "evictions"]
+    ("loop", "runs", "said"),
+    [(HITS, 40, ["open a", "ready", "close a"]), (EVICTIONS, 30, ["ready", "alive:"])],
+    ids=["hits", "evictions"],
 )
-def test_sigterm_in_a_tight_loop_runs_the_teardown(loop: str, runs: int, said: list[str], tmp_path: Path) -> None:
+def test_sigterm_in_a_tight_loop_runs_the_teardown(
+    loop: str, runs: int, said: list[str], tmp_path: Path
+) -> None:
     file = tmp_path / "loop.py"
     file.write_text(PRELUDE + loop)
     delays = random.Random(0)
@@ -172,7 +185,9 @@ def test_ignored_sigterm_stays_ignored(script: Script) -> None:
     assert (status, said) == (0, ["open a", "True", "still here", "close a"])
 
 
-def test_handler_of_code_that_is_not_python_is_left_alone(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+def test_handler_of_code_that_is_not_python_is_left_alone(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     monkeypatch.setattr(signal, "getsignal", lambda number: None)
     monkeypatch.setattr(signal, "signal", lambda number, handler: pytest.fail("it was replaced"))
     with caplog.at_level(logging.WARNING, logger="gc_warm"):
@@ -180,7 +195,9 @@ def test_handler_of_code_that_is_not_python_is_left_alone(monkeypatch: pytest.Mo
     assert "teardowns run only if the process ends normally" in caplog.text
 
 
-def test_load_in_another_thread_leaves_the_handler_to_the_next_in_the_main_thread(script: Script) -> None:
+def test_load_in_another_thread_leaves_the_handler_to_the_next_in_the_main_thread(
+    script: Script,
+) -> None:
     status, said, _ = script("""
         thread = threading.Thread(target=state, args=("a",))
         thread.start()
@@ -194,12 +211,20 @@ def test_load_in_another_thread_leaves_the_handler_to_the_next_in_the_main_threa
 
 
 def test_load_in_another_thread_is_torn_down_at_the_normal_end(script: Script) -> None:
-    assert script("threading.Thread(target=state, args=('a',)).start()") == (0, ["open a", "close a"], "")
+    assert script("threading.Thread(target=state, args=('a',)).start()") == (
+        0,
+        ["open a", "close a"],
+        "",
+    )
 
 
 @pytest.mark.parametrize("end", ["", "sys.exit(0)", "multiprocessing.Process"])
 def test_teardown_at_the_end_in_reverse_order_of_loading(end: str, script: Script) -> None:
-    assert script(f"for name in 'abca': state(name)\n{end}") == (0, ["open a", "open b", "open c", "close c", "close b", "close a"], "")
+    assert script(f"for name in 'abca': state(name)\n{end}") == (
+        0,
+        ["open a", "open b", "open c", "close c", "close b", "close a"],
+        "",
+    )
 
 
 def test_what_a_load_needed_is_torn_down_after_it(script: Script) -> None:
@@ -213,7 +238,10 @@ def test_what_a_load_needed_is_torn_down_after_it(script: Script) -> None:
 
         session("outer")
     """)
-    assert (status, said) == (0, ["open inner", "open outer", "close outer with inner inner", "close inner"])
+    assert (status, said) == (
+        0,
+        ["open inner", "open outer", "close outer with inner inner", "close inner"],
+    )
 
 
 def test_what_a_teardown_loads_is_torn_down_too(script: Script) -> None:
@@ -228,7 +256,10 @@ def test_what_a_teardown_loads_is_torn_down_too(script: Script) -> None:
     assert (status, said) == (0, ["open inner", "close outer with inner", "close inner"])
 
 
-@pytest.mark.parametrize("error", ["OSError('cannot close')", "SystemExit('cannot close')", "KeyboardInterrupt('cannot close')"])
+@pytest.mark.parametrize(
+    "error",
+    ["OSError('cannot close')", "SystemExit('cannot close')", "KeyboardInterrupt('cannot close')"],
+)
 def test_error_in_a_teardown_is_logged_and_the_others_run(error: str, script: Script) -> None:
     status, said, errors = script(f"""
         @warm
@@ -246,7 +277,9 @@ def test_error_in_a_teardown_is_logged_and_the_others_run(error: str, script: Sc
 
 
 @pytest.mark.parametrize(("end", "status"), [("terminate()", 143), ("", 0)])
-def test_sigterm_during_the_teardown_does_not_interrupt_it(end: str, status: int, script: Script) -> None:
+def test_sigterm_during_the_teardown_does_not_interrupt_it(
+    end: str, status: int, script: Script
+) -> None:
     text = """
         @warm
         def slow(name):
@@ -258,7 +291,11 @@ def test_sigterm_during_the_teardown_does_not_interrupt_it(end: str, status: int
         slow("a")
         slow("b")
     """
-    assert script(textwrap.dedent(text) + end) == (status, ["closing b", "closed b", "closing a", "closed a"], "")
+    assert script(textwrap.dedent(text) + end) == (
+        status,
+        ["closing b", "closed b", "closing a", "closed a"],
+        "",
+    )
 
 
 def test_sigterm_just_before_the_teardown_does_not_prevent_it(script: Script) -> None:
@@ -331,14 +368,32 @@ else:
         ("import gc; del state, careful; gc.collect()", 0),
     ],
 )
-def test_forked_child_never_tears_down_what_it_inherited(end: str, status: int, script: Script) -> None:
+def test_forked_child_never_tears_down_what_it_inherited(
+    end: str, status: int, script: Script
+) -> None:
     ended = script(INHERITED.format(end=end))
-    assert ended == (0, ["open a", "child: has a b", f"child ended {status}", "close b", "close a"], "")
+    assert ended == (
+        0,
+        ["open a", "child: has a b", f"child ended {status}", "close b", "close a"],
+        "",
+    )
 
 
 def test_forked_child_tears_down_what_it_loaded_itself(script: Script) -> None:
     ended = script(INHERITED.format(end="state('c')"))
-    assert ended == (0, ["open a", "child: has a b", "child: open c", "child: close c", "child ended 0", "close b", "close a"], "")
+    assert ended == (
+        0,
+        [
+            "open a",
+            "child: has a b",
+            "child: open c",
+            "child: close c",
+            "child ended 0",
+            "close b",
+            "close a",
+        ],
+        "",
+    )
 
 
 @pytest.mark.parametrize(
@@ -348,7 +403,9 @@ def test_forked_child_tears_down_what_it_loaded_itself(script: Script) -> None:
         (1, ["open new", "close new", "open slow", "close slow"]),
     ],
 )
-def test_fork_while_another_thread_loads(maxsize: int | None, in_child: list[str], script: Script) -> None:
+def test_fork_while_another_thread_loads(
+    maxsize: int | None, in_child: list[str], script: Script
+) -> None:
     status, said, _ = script(f"""
         loading, go_on = threading.Event(), threading.Event()
 
@@ -373,7 +430,10 @@ def test_fork_while_another_thread_loads(maxsize: int | None, in_child: list[str
             table("new")
             table("slow")
     """)
-    assert (status, said) == (0, ["open slow", *(f"child: {line}" for line in in_child), "child ended 0", "close slow"])
+    assert (status, said) == (
+        0,
+        ["open slow", *(f"child: {line}" for line in in_child), "child ended 0", "close slow"],
+    )
 
 
 def test_fork_at_any_moment_of_what_other_threads_do(script: Script) -> None:
@@ -439,8 +499,13 @@ def test_fork_while_another_thread_imports(script: Script) -> None:
     assert (status, said) == (0, ["open a", "child: has a", "child ended 0", "close a"])
 
 
-@pytest.mark.parametrize(("leasing", "in_child"), [("other", "other thread's lease is over"), ("forking", "own lease holds")])
-def test_forked_child_has_the_leases_of_its_own_thread_only(leasing: str, in_child: str, script: Script) -> None:
+@pytest.mark.parametrize(
+    ("leasing", "in_child"),
+    [("other", "other thread's lease is over"), ("forking", "own lease holds")],
+)
+def test_forked_child_has_the_leases_of_its_own_thread_only(
+    leasing: str, in_child: str, script: Script
+) -> None:
     status, said, _ = script(f"""
         @warm(maxsize=1)
         def table(key):
@@ -488,7 +553,9 @@ def test_process_forked_by_a_teardown_can_be_ended(script: Script) -> None:
     assert (status, said) == (0, ["child ended -15"])
 
 
-def test_forked_child_that_holds_nothing_is_ended_by_sigterm_also_where_python_cannot_handle_it(script: Script) -> None:
+def test_forked_child_that_holds_nothing_is_ended_by_sigterm_also_where_python_cannot_handle_it(
+    script: Script,
+) -> None:
     """As ``Pool.terminate`` and ``Process.terminate`` have it, with any code that is not Python."""
     status, said, _ = script("""
         import hashlib
@@ -518,36 +585,50 @@ if __name__ == "__main__":
 
 
 @pytest.mark.parametrize("parent", ["pass", "state('parents')"])
-@pytest.mark.parametrize(("work", "then", "status"), [("pass", "pass", 0), ("signal.pause()", "child.terminate()", 143)])
+@pytest.mark.parametrize(
+    ("work", "then", "status"), [("pass", "pass", 0), ("signal.pause()", "child.terminate()", 143)]
+)
 @pytest.mark.parametrize("method", ["fork", "spawn"])
 def test_child_of_multiprocessing_tears_down_what_it_loaded(
     method: str, work: str, then: str, status: int, parent: str, script: Script
 ) -> None:
-    ended, said, _ = script(MULTIPROCESSING.format(method=method, work=work, then=then, parent=parent))
+    ended, said, _ = script(
+        MULTIPROCESSING.format(method=method, work=work, then=then, parent=parent)
+    )
     own = [line.removeprefix("child: ") for line in said if line.endswith("own")]
     assert (ended, own) == (0, ["open own", "close own"])
     assert [line for line in said if not line.endswith("own")] == (
-        [f"child ended {status}"] if parent == "pass" else ["open parents", f"child ended {status}", "close parents"]
+        [f"child ended {status}"]
+        if parent == "pass"
+        else ["open parents", f"child ended {status}", "close parents"]
     )
 
 
 def test_worker_outside_an_endpoint(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("RANK", "POOL_ID", "BLOCK_ID"):
         monkeypatch.delenv(f"PARSL_WORKER_{name}", raising=False)
-    assert lifecycle.worker() == lifecycle.Worker(socket.gethostname(), os.getpid(), block=None, pool=None, rank=None)
+    assert lifecycle.worker() == lifecycle.Worker(
+        socket.gethostname(), os.getpid(), block=None, pool=None, rank=None
+    )
 
 
 @pytest.mark.parametrize(("rank", "expected"), [("3", 3), ("", None), ("first", None)])
-def test_worker_of_an_endpoint(rank: str, expected: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_worker_of_an_endpoint(
+    rank: str, expected: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("PARSL_WORKER_RANK", rank)
     monkeypatch.setenv("PARSL_WORKER_POOL_ID", "5d0c")
     monkeypatch.setenv("PARSL_WORKER_BLOCK_ID", "0")
-    assert lifecycle.worker() == lifecycle.Worker(socket.gethostname(), os.getpid(), block="0", pool="5d0c", rank=expected)
+    assert lifecycle.worker() == lifecycle.Worker(
+        socket.gethostname(), os.getpid(), block="0", pool="5d0c", rank=expected
+    )
 
 
 def test_only_the_standard_library_is_imported() -> None:
     program = "import sys; before = {*sys.modules}; import gc_warm.worker.state; print(*sorted({*sys.modules} - before))"
-    said = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    said = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout
     imported = {name.partition(".")[0] for name in said.split()}
     assert imported - sys.stdlib_module_names == {"gc_warm"}
 

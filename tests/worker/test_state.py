@@ -65,7 +65,8 @@ def test_signatures_of_every_kind_are_bound(keyword_only: bool) -> None:
     if keyword_only:
 
         @warm
-        def table(*, sorted: int = 1, tuple: int = 2) -> tuple[int, int]:  # names that the binder itself might have needed
+        # names that the binder itself might have needed
+        def table(*, sorted: int = 1, tuple: int = 2) -> tuple[int, int]:
             return (sorted, tuple)
 
         assert table(tuple=3) == (1, 3)
@@ -88,7 +89,9 @@ def test_equal_frozen_dataclasses_are_one_key() -> None:
 
 
 def test_wrong_arguments_are_named_as_python_does() -> None:
-    with pytest.raises(TypeError, match=r"module_level\(\) missing 1 required positional argument: 'size'"):
+    with pytest.raises(
+        TypeError, match=r"module_level\(\) missing 1 required positional argument: 'size'"
+    ):
         module_level()  # type: ignore[call-arg]
 
 
@@ -138,7 +141,15 @@ def test_failed_load_does_not_bring_the_evicted_back() -> None:
     assert number("1") == 1
     with pytest.raises(ValueError, match="invalid literal"):
         number("x")
-    assert number.info() == Info(hits=0, loads=1, failures=1, evictions=1, size=0, maxsize=1, load_seconds=number.info().load_seconds)
+    assert number.info() == Info(
+        hits=0,
+        loads=1,
+        failures=1,
+        evictions=1,
+        size=0,
+        maxsize=1,
+        load_seconds=number.info().load_seconds,
+    )
     assert number("1") == 1
 
 
@@ -149,7 +160,14 @@ def test_info_counts_and_is_frozen() -> None:
         resource(name)
     info = resource.info()
     elapsed = time.perf_counter() - begun
-    assert (info.hits, info.loads, info.failures, info.evictions, info.size, info.maxsize) == (1, 2, 0, 0, 2, 3)
+    assert (info.hits, info.loads, info.failures, info.evictions, info.size, info.maxsize) == (
+        1,
+        2,
+        0,
+        0,
+        2,
+        3,
+    )
     assert resource.info() == info
     assert 0 < info.load_seconds <= elapsed
     with pytest.raises(AttributeError):
@@ -163,7 +181,10 @@ def test_lease_protects_from_eviction_and_clear() -> None:
         assert state == "A"
         resource.clear()
         assert history == ["open a"]
-        with pytest.raises(RuntimeError, match="no room: all of its 1 values are leased or loading; end a lease or raise maxsize"):
+        with pytest.raises(
+            RuntimeError,
+            match="no room: all of its 1 values are leased or loading; end a lease or raise maxsize",
+        ):
             resource("b")
         with resource.lease("a"):
             pass
@@ -209,7 +230,9 @@ def test_loader_that_never_yields() -> None:
         if n:
             yield n
 
-    with pytest.raises(TypeError, match=r"empty.*never yielded: a generator loader yields its state once"):
+    with pytest.raises(
+        TypeError, match=r"empty.*never yielded: a generator loader yields its state once"
+    ):
         empty(0)
     assert empty(1) == 1
     empty.clear()
@@ -236,7 +259,9 @@ def test_loader_that_yields_twice(caplog: pytest.LogCaptureFixture) -> None:
     twice.clear()
 
 
-def test_teardown_error_is_logged_and_the_rest_is_torn_down(caplog: pytest.LogCaptureFixture) -> None:
+def test_teardown_error_is_logged_and_the_rest_is_torn_down(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     closed = []
 
     @warm
@@ -298,7 +323,10 @@ def test_loaders_that_cannot_be(loader: Any, message: str) -> None:
         warm(loader)
 
 
-@pytest.mark.parametrize(("maxsize", "kind"), [(0, ValueError), (-1, ValueError), (1.5, TypeError), ("2", TypeError), (True, TypeError)])
+@pytest.mark.parametrize(
+    ("maxsize", "kind"),
+    [(0, ValueError), (-1, ValueError), (1.5, TypeError), ("2", TypeError), (True, TypeError)],
+)
 def test_maxsize_is_checked(maxsize: Any, kind: type[Exception]) -> None:
     with pytest.raises(kind, match="maxsize must be"):
 
@@ -308,7 +336,9 @@ def test_maxsize_is_checked(maxsize: Any, kind: type[Exception]) -> None:
 
 
 def test_loader_in_a_class_body() -> None:
-    with pytest.raises(TypeError, match=r"Model\.weights is defined in a class.*top level of its module"):
+    with pytest.raises(
+        TypeError, match=r"Model\.weights is defined in a class.*top level of its module"
+    ):
 
         class Model:
             @warm
@@ -323,7 +353,10 @@ def test_pickles_by_reference() -> None:
 
 def test_pickling_what_a_worker_cannot_import() -> None:
     resource, _ = recorder()
-    with pytest.raises(pickle.PicklingError, match="defined in a function, which a worker cannot import: move it to the top level"):
+    with pytest.raises(
+        pickle.PicklingError,
+        match="defined in a function, which a worker cannot import: move it to the top level",
+    ):
         pickle.dumps(resource)
     main: dict[str, Any] = {"__name__": "__main__", "warm": warm}
     exec("@warm\ndef table(): return 1", main)
@@ -338,7 +371,9 @@ def test_looks_like_its_loader_but_does_not_give_it_away() -> None:
     assert repr(module_level).startswith("<warm tests.worker.test_state.module_level: ")
 
 
-def test_reloading_a_module_tears_its_old_state_down(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_reloading_a_module_tears_its_old_state_down(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "reloaded_module.py").write_text(
         "from gc_warm import warm\nhistory = globals().get('history', [])\n"
         "@warm\ndef state():\n    history.append('open')\n    yield len(history)\n    history.append('close')\n"
@@ -386,7 +421,12 @@ def test_ledger_tells_what_happened() -> None:
         ("evicted", "('a',)"),
         ("loaded", "('b',)"),
     ]
-    assert [(found.name.rpartition(".")[2], found.key) for found in ledger.loaded()][-1] == ("resource", "('b',)")
+    assert [(found.name.rpartition(".")[2], found.key) for found in ledger.loaded()][-1] == (
+        "resource",
+        "('b',)",
+    )
     resource.clear()
     assert ledger.events()[-1].kind == "cleared"
-    assert not [found for found in ledger.loaded() if found.name.endswith("recorder.<locals>.resource")]
+    assert not [
+        found for found in ledger.loaded() if found.name.endswith("recorder.<locals>.resource")
+    ]

@@ -82,7 +82,11 @@ def function_loader(resource: Resource) -> Callable[[int], Any]:
     return state
 
 
-LOADERS = {"finally": Resource.finally_loader, "yield": Resource.yield_loader, "function": function_loader}
+LOADERS = {
+    "finally": Resource.finally_loader,
+    "yield": Resource.yield_loader,
+    "function": function_loader,
+}
 
 
 def under_test(file: str) -> bool:
@@ -141,7 +145,8 @@ OPERATIONS: dict[str, tuple[Operation, Operation, int]] = {
 def cheap_garbage_collection() -> Iterator[None]:
     """Each point needs one collection, to drop tracebacks that keep a lease; what was there before need not be looked at.
 
-    Neither need it later: to thaw it would thaw all that was imported, and the next test would look through that.
+    Neither need it later: to thaw it would thaw all that was imported, and the next test would look
+    through that.
     """
     gc.collect()
     gc.freeze()
@@ -188,13 +193,19 @@ def problems_after(table: Table, resource: Resource) -> list[str]:
     thread.join(120)
     if thread.is_alive():
         return [*problems, "wedged"]
-    problems += [f"torn down {state.teardowns} times: {state.key}" for state in resource.states if state.teardowns != 1]
+    problems += [
+        f"torn down {state.teardowns} times: {state.key}"
+        for state in resource.states
+        if state.teardowns != 1
+    ]
     if resource.most_open > 1:
         problems.append(f"{resource.most_open} were open at a time, where maxsize is 1")
     return problems
 
 
-def interrupt_everywhere(operation: str, loader: str, error: type[BaseException], disarm: Callable[[], None]) -> dict[str, list[str]]:
+def interrupt_everywhere(
+    operation: str, loader: str, error: type[BaseException], disarm: Callable[[], None]
+) -> dict[str, list[str]]:
     """Every point of the operation, with the problems that an interruption there causes."""
     prepare, operate, _ = OPERATIONS[operation]
     found: dict[str, list[str]] = {}

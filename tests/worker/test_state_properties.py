@@ -125,7 +125,12 @@ class WarmTable(RuleBasedStateMachine):
     def same(self) -> None:
         info, model = self.table.info(), self.model
         assert self.history == model.history
-        assert (info.hits, info.loads, info.failures, info.evictions) == (model.hits, model.loads, model.failures, model.evictions)
+        assert (info.hits, info.loads, info.failures, info.evictions) == (
+            model.hits,
+            model.loads,
+            model.failures,
+            model.evictions,
+        )
         assert (info.size, info.maxsize) == (len(model.by_load), model.maxsize)
 
     def teardown(self) -> None:
@@ -138,4 +143,6 @@ class WarmTable(RuleBasedStateMachine):
 
 
 TestWarmTable = WarmTable.TestCase
-TestWarmTable.settings = settings(max_examples=120, stateful_step_count=30, deadline=None, derandomize=True, database=None)
+TestWarmTable.settings = settings(
+    max_examples=120, stateful_step_count=30, deadline=None, derandomize=True, database=None
+)

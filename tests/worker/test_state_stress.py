@@ -69,7 +69,8 @@ class Service:
         with self._lock:
             self._look(key)
             self._connecting[key] -= 1
-            if (self.connected + self.refused) % 4 == 3:  # the random histories decide whose connection it is
+            # the random histories decide whose connection it is
+            if (self.connected + self.refused) % 4 == 3:
                 self.refused += 1
                 raise ConnectionRefusedError(f"connection {key}")
             self.connected += 1
@@ -80,7 +81,9 @@ class Service:
         self.never(self._connecting[key] + self._open[key] > 1, "two loads or values of one key")
         if self.maxsize is not None:
             self.never(self._connecting.total() > 1, "loads of a bounded table overlap")
-            self.never(self._connecting.total() + self._open.total() > self.maxsize, "more than maxsize")
+            self.never(
+                self._connecting.total() + self._open.total() > self.maxsize, "more than maxsize"
+            )
 
     def _disconnect(self, state: Connection) -> None:
         for _ in range(5):
@@ -124,7 +127,10 @@ def run_together(works: Sequence[Callable[[], T]]) -> list[T]:
         except BaseException as error:
             future.set_exception(error)
 
-    threads = [threading.Thread(target=run, args=pair, daemon=True) for pair in zip(works, futures, strict=True)]
+    threads = [
+        threading.Thread(target=run, args=pair, daemon=True)
+        for pair in zip(works, futures, strict=True)
+    ]
     for thread in threads:
         thread.start()
     results = [future.result(120) for future in futures]
@@ -171,17 +177,30 @@ def lease(table: Counted, service: Service, key: int, turns: int) -> None:
             service.never(not state.open, "torn down during its lease")
 
 
-@pytest.mark.parametrize(("maxsize", "weights"), [(1, (60, 2, 0)), (3, (50, 50, 1)), (None, (60, 20, 10))])
-def test_random_histories_of_many_threads(maxsize: int | None, weights: Sequence[int], eager_switching: None) -> None:
+@pytest.mark.parametrize(
+    ("maxsize", "weights"), [(1, (60, 2, 0)), (3, (50, 50, 1)), (None, (60, 20, 10))]
+)
+def test_random_histories_of_many_threads(
+    maxsize: int | None, weights: Sequence[int], eager_switching: None
+) -> None:
     service = Service(maxsize)
     table = Counted(service.loader(), maxsize)
-    run_together([functools.partial(use, table, service, random.Random(seed), weights) for seed in range(THREADS)])
+    run_together(
+        [
+            functools.partial(use, table, service, random.Random(seed), weights)
+            for seed in range(THREADS)
+        ]
+    )
     assert not service.faults
 
     info, ends = table.info(), Counter(table.ends)
     assert (info.hits + info.loads, info.failures) == (ends.pop("served"), ends.pop("refused"))
     assert set(ends) <= {"no room"}
-    assert (info.loads, info.failures, info.size) == (service.connected, service.refused, service.connected - service.disconnected)
+    assert (info.loads, info.failures, info.size) == (
+        service.connected,
+        service.refused,
+        service.connected - service.disconnected,
+    )
     assert min(info.hits, info.loads, info.failures) >= 2, "this tried too little to show anything"
     if maxsize is None:
         assert info.evictions == 0
@@ -224,7 +243,11 @@ def test_each_waiter_of_a_failed_load_tries_itself(maxsize: int | None) -> None:
         try:
             return table("a")
         except ConnectionRefusedError as error:
-            return "own error" if error.args == (threading.get_ident(),) else "the error of another thread"
+            return (
+                "own error"
+                if error.args == (threading.get_ident(),)
+                else "the error of another thread"
+            )
 
     answers = Counter(run_together([ask] * threads))
     assert answers.pop("own error") == failures

@@ -18,7 +18,9 @@ def check_types(file: Path) -> list[str]:
 
 
 def test_types_of_warm_functions() -> None:
-    assert check_types(ROOT / "tests" / "worker" / "typing_warm.py") == ["Success: no issues found in 1 source file"]
+    assert check_types(ROOT / "tests" / "worker" / "typing_warm.py") == [
+        "Success: no issues found in 1 source file"
+    ]
 
 
 def test_a_wrong_type_is_found(tmp_path: Path) -> None:

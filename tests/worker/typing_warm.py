@@ -47,7 +47,8 @@ def nothing_to_say(grid: Grid) -> None: ...
 
 
 @warm()
-def lines(path: str) -> Iterator[str]:  # an iterator is a state of its own; only a Generator is a state with a teardown
+# an iterator is a state of its own; only a Generator is a state with a teardown
+def lines(path: str) -> Iterator[str]:
     return iter([path])
 
 
@@ -73,7 +74,10 @@ def methods() -> None:
     print(connection.clear())  # type: ignore[func-returns-value]
     info = limited_connection.info()
     assert_type(info, Info)
-    assert_type((info.hits, info.loads, info.failures, info.evictions, info.size), tuple[int, int, int, int, int])
+    assert_type(
+        (info.hits, info.loads, info.failures, info.evictions, info.size),
+        tuple[int, int, int, int, int],
+    )
     assert_type((info.maxsize, info.load_seconds), tuple[int | None, float])
     takes_connections(connection)
     takes_connections(lines)  # type: ignore[arg-type]
