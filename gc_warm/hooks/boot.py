@@ -2,24 +2,29 @@
 
     eval "$(globus-compute-endpoint python-exec gc_warm.worker.boot my_model:default my_tables || echo 'echo no preload >&2')"
 
-Config and worker may be of different versions, so the line never ends in silence: what follows ``||`` says so where gc_warm is missing, or
-too old to have a hook. What this version does not know in the line it names on stderr, which is in the output of the block, and does
-the rest. An option that takes a value is written ``--name=value``, so that a version that does not know it does not take the value for
-something to preload.
+Config and worker may be of different versions, so the line never ends in silence: what follows
+``||`` says so where gc_warm is missing, or too old to have a hook. What this version does not know
+in the line it names on stderr, which is in the output of the block, and does the rest. An option
+that takes a value is written ``--name=value``, so that a version that does not know it does not
+take the value for something to preload.
 
-The line puts a folder with a ``sitecustomize`` of ours on the import path of what starts after it, and names what to preload. Then,
-in every worker of a HighThroughputExecutor, restarted ones included, and in no other process:
+The line puts a folder with a ``sitecustomize`` of ours on the import path of what starts after it,
+and names what to preload. Then, in every worker of a HighThroughputExecutor, restarted ones
+included, and in no other process:
 
-- *Preload*: the modules are imported, and the callables called without arguments, when the worker asks for its first task. It has
-  been pinned to its accelerator by then. What fails is logged and is loaded by the first task that needs it. A worker that did not
-  survive its preload is replaced by one that does without, so that a crash there is no endless loop.
+- *Preload*: the modules are imported, and the callables called without arguments, when the worker
+  asks for its first task. It has been pinned to its accelerator by then. What fails is logged and
+  is loaded by the first task that needs it. A worker that did not survive its preload is replaced
+  by one that does without, so that a crash there is no endless loop.
 - *Orderly end*: SIGTERM ends the worker as ``sys.exit`` would, idle or not.
 - With ``--survive-idle-kill``, the queues of `gc_warm.hooks.queues`.
 
-The folder and the variables are gone from the worker's own environment, so that what its tasks start has none of this.
+The folder and the variables are gone from the worker's own environment, so that what its tasks
+start has none of this.
 
-It works by changing how a process of multiprocessing begins to run, and by standing in for an argument of Parsl's worker. Where that is
-not what is known here, nothing is changed, a line on stderr (it is in the output of the block) says so, and the worker works, cold.
+It works by changing how a process of multiprocessing begins to run, and by standing in for an
+argument of Parsl's worker. Where that is not what is known here, nothing is changed, a line on
+stderr (it is in the output of the block) says so, and the worker works, cold.
 """
 
 from __future__ import annotations
@@ -61,11 +66,15 @@ def main(arguments: Sequence[str]) -> None:
         if word == "--survive-idle-kill":
             survive = "1"
         elif word.startswith("-"):
-            _complain(f"{word} is an option that gc_warm {gc_warm.__version__} does not know; the rest is done")
+            _complain(
+                f"{word} is an option that gc_warm {gc_warm.__version__} does not know; the rest is done"
+            )
         elif _SPEC.fullmatch(word):
             preload.append(word)
         else:
-            _complain(f"{word!r} names no module and no callable of one, and is not preloaded: write my_model or my_model:load")
+            _complain(
+                f"{word!r} names no module and no callable of one, and is not preloaded: write my_model or my_model:load"
+            )
 
     print(f"export {PRELOAD}={shlex.quote(' '.join(preload))}")
     print(f"export {SURVIVE}={survive}")
@@ -77,7 +86,10 @@ def _complain(what: str) -> None:
 
 
 def install() -> None:
-    """Change how the process that is starting begins to run, if it turns out to be a worker. Called by ``startup/sitecustomize.py``."""
+    """Change how the process that is starting begins to run, if it turns out to be a worker.
+
+    Called by ``startup/sitecustomize.py``.
+    """
     stock = BaseProcess.run
 
     def run(self: BaseProcess) -> None:
@@ -90,7 +102,10 @@ def install() -> None:
 
 
 def _begin(process: Any) -> None:
-    """Prepare what a worker is about to run. Whatever is not as expected, it is left to run as it is."""
+    """Prepare what a worker is about to run.
+
+    Whatever is not as expected, it is left to run as it is.
+    """
     preload, survive = os.environ.pop(PRELOAD, "").split(), bool(os.environ.pop(SURVIVE, ""))
     _leave_path()
     lifecycle.arm()
@@ -108,7 +123,9 @@ def _begin(process: Any) -> None:
         worker.stand_in(first)
         process._args, process._kwargs = call.args, call.kwargs
     except Exception:
-        log.warning("this Parsl is not as gc_warm knows it: its workers work, and start cold", exc_info=True)
+        log.warning(
+            "this Parsl is not as gc_warm knows it: its workers work, and start cold", exc_info=True
+        )
 
 
 def _leave_path() -> None:
@@ -147,7 +164,9 @@ class _Arguments:
         version = importlib.metadata.version("parsl")
         if version not in queues.TESTED_PARSL:
             log.warning(
-                "survive_idle_kill is not done: it was tested with Parsl %s, and this is %s", ", ".join(queues.TESTED_PARSL), version
+                "survive_idle_kill is not done: it was tested with Parsl %s, and this is %s",
+                ", ".join(queues.TESTED_PARSL),
+                version,
             )
             return
         try:
@@ -155,10 +174,13 @@ class _Arguments:
         except Exception:
             log.warning("survive_idle_kill is not done on this machine", exc_info=True)
             own = {}
-        # Two workers that lock in different ways would read at the same time: all do as the first one could.
+        # Two workers that lock in different ways would read at the same time: all do as the first
+        # one could.
         all_have_own = self.in_progress.setdefault("gc_warm queues", bool(own))
         if all_have_own and not own:
-            raise SystemExit("this worker cannot use the queue as the others of its manager do, and ends")
+            raise SystemExit(
+                "this worker cannot use the queue as the others of its manager do, and ends"
+            )
         if all_have_own:
             self._arguments.update(own)
 
@@ -171,7 +193,9 @@ class _Arguments:
         return {
             "task_queue": tasks,
             "result_queue": results,
-            "ready_worker_count": queues.ReadyCount(self._arguments["ready_worker_count"], tasks.pipe),
+            "ready_worker_count": queues.ReadyCount(
+                self._arguments["ready_worker_count"], tasks.pipe
+            ),
         }
 
 
@@ -202,7 +226,10 @@ def _preload(specs: Sequence[str], in_progress: MutableMapping[Any, Any], number
     """Load what is named, and note with the manager that this is under way, for the case that it ends this process."""
     mark = f"gc_warm preload {number}"
     if in_progress.pop(mark, False):
-        log.error("the worker before this one died in its preload of %s: this one starts cold", " ".join(specs))
+        log.error(
+            "the worker before this one died in its preload of %s: this one starts cold",
+            " ".join(specs),
+        )
         return
     in_progress[mark] = True
     try:
@@ -221,10 +248,16 @@ def _load(spec: str) -> None:
             for name in attributes.split("."):
                 loaded = getattr(loaded, name)
             loaded()
-    except BaseException as error:  # also sys.exit: a worker that ends here would be replaced by one that does the same, for ever
+    except BaseException as error:
+        # also sys.exit: a worker that ends here would be replaced by one that does the same, for
+        # ever
         if isinstance(error, SystemExit) and error.code == 128 + signal.SIGTERM:
             raise
-        log.exception("preload of %s failed after %.2f s: this worker starts cold", spec, time.perf_counter() - start)
+        log.exception(
+            "preload of %s failed after %.2f s: this worker starts cold",
+            spec,
+            time.perf_counter() - start,
+        )
     else:
         log.info("preloaded %s in %.2f s", spec, time.perf_counter() - start)
 

@@ -1,25 +1,30 @@
 """The queues between a manager and its workers, with locks that the kernel releases when their holder dies.
 
-The fault. A stock worker waits for its next task with the lock of the task queue in its hands. That lock is a POSIX semaphore, which
-nobody releases when its holder is killed: the others, and whoever replaces it, then wait for ever, while the block looks well.
-With one worker a node, *every* kill of the idle worker (the out-of-memory killer chooses by size, not by activity) does that.
+The fault. A stock worker waits for its next task with the lock of the task queue in its hands. That
+lock is a POSIX semaphore, which nobody releases when its holder is killed: the others, and whoever
+replaces it, then wait for ever, while the block looks well. With one worker a node, *every* kill of
+the idle worker (the out-of-memory killer chooses by size, not by activity) does that.
 
 What is done about it, in the workers alone, where the manager cannot be changed:
 
-- The locks become record locks (``fcntl``) on the queues' own pipes. They belong to a process and end with it, and they need no file.
-- A worker that waits holds no lock: it waits for the pipe to be readable, and takes the lock for the moment of reading.
-- A task is announced to the manager *before* it is taken from the pipe, so that there is no moment in which it is only in the memory
-  of a process that may be killed. A worker that dies in between has its task reported as lost although another will run it; the
-  interchange drops the second result.
-- Task and result cross the pipe in one system call each, which does not wait, and so is not divided by a kill: a task is read when all
-  of it has come, a result is written when there is room for all of it. That is up to about the mebibyte that a pipe holds. Beyond
-  that, a kill in the very middle of reading or writing still leaves the pipe out of step.
-- The manager writes to the result pipe, too, under the stock lock: a result that may not fit at once, so that its parts could be
-  interleaved with the manager's, takes that lock as well. One that is not to be had was left by a worker that was killed; whoever
-  replaces it makes it free again.
+- The locks become record locks (``fcntl``) on the queues' own pipes. They belong to a process and
+  end with it, and they need no file.
+- A worker that waits holds no lock: it waits for the pipe to be readable, and takes the lock for
+  the moment of reading.
+- A task is announced to the manager *before* it is taken from the pipe, so that there is no moment
+  in which it is only in the memory of a process that may be killed. A worker that dies in between
+  has its task reported as lost although another will run it; the interchange drops the second
+  result.
+- Task and result cross the pipe in one system call each, which does not wait, and so is not divided
+  by a kill: a task is read when all of it has come, a result is written when there is room for all
+  of it. That is up to about the mebibyte that a pipe holds. Beyond that, a kill in the very middle
+  of reading or writing still leaves the pipe out of step.
+- The manager writes to the result pipe, too, under the stock lock: a result that may not fit at
+  once, so that its parts could be interleaved with the manager's, takes that lock as well. One that
+  is not to be had was left by a worker that was killed; whoever replaces it makes it free again.
 
-In Parsl's MPI mode a task with two results (its worker died between its announcement and its reading, or after its result) has its nodes
-freed twice; the latter is so without us, too.
+In Parsl's MPI mode a task with two results (its worker died between its announcement and its
+reading, or after its result) has its nodes freed twice; the latter is so without us, too.
 """
 
 from __future__ import annotations
@@ -53,13 +58,19 @@ TESTED_PARSL = (
 )
 """The versions of Parsl whose workers and managers were found to use their queues as is assumed here."""
 
-_CAPACITY = 1 << 20  # bytes of a pipe: the most that a user may ask for unless the machine says otherwise
+# bytes of a pipe: the most that a user may ask for unless the machine says otherwise
+_CAPACITY = 1 << 20
 _PEEK = 1024  # bytes; a task's id is among the first hundred
-_PAGES = 2 * os.sysconf("SC_PAGE_SIZE")  # what a pipe may hold less than its size says, since it counts in pages
-_MARGIN = 4 * os.sysconf("SC_PAGE_SIZE")  # the same for a pipe that is not empty, with something small that the manager may add
-_ORPHANED = 10.0  # seconds, after which a lock that the manager takes for moments belongs to nobody any more
+# what a pipe may hold less than its size says, since it counts in pages
+_PAGES = 2 * os.sysconf("SC_PAGE_SIZE")
+# the same for a pipe that is not empty, with something small that the manager may add
+_MARGIN = 4 * os.sysconf("SC_PAGE_SIZE")
+# seconds, after which a lock that the manager takes for moments belongs to nobody any more
+_ORPHANED = 10.0
 _NONBLOCK = 2  # SPLICE_F_NONBLOCK
-_ARRIVING = 0.0005  # seconds between looks at a message of which the manager has written a part, or at how much it has read
+# seconds between looks at a message of which the manager has written a part, or at how much it has
+# read
+_ARRIVING = 0.0005
 
 Announce = Callable[[int], None]
 
@@ -87,10 +98,13 @@ class TaskQueue:
         self.pipe = stock._writer.fileno()  # type: ignore[attr-defined]
         self._capacity = _widen(self.pipe)
         if self._capacity < _PAGES:
-            raise OSError(f"the task queue's pipe holds {self._capacity} bytes, since this user's pipes have all that they may")
+            raise OSError(
+                f"the task queue's pipe holds {self._capacity} bytes, since this user's pipes have all that they may"
+            )
         self._peek = _Peek(self._descriptor)
         self._manager = os.getppid()
-        with contextlib.suppress(BlockingIOError):  # another has it; what matters is that there is such a lock
+        # another has it; what matters is that there is such a lock
+        with contextlib.suppress(BlockingIOError):
             fcntl.lockf(self.pipe, fcntl.LOCK_EX | fcntl.LOCK_NB)
             fcntl.lockf(self.pipe, fcntl.LOCK_UN)
 
@@ -106,7 +120,8 @@ class TaskQueue:
             if not self._reader.poll(left):
                 raise queue.Empty
             with _locked(self.pipe):
-                message = self._take() if self._reader.poll(0) else None  # another may have been quicker
+                # another may have been quicker
+                message = self._take() if self._reader.poll(0) else None
             if message is not None:
                 self._taken()
                 return ForkingPickler.loads(message)
@@ -146,14 +161,16 @@ class ResultQueue:
         self._managers: Any = stock._wlock  # type: ignore[attr-defined]
         self._capacity = _widen(self._descriptor)
         self._manager = os.getppid()
-        with _locked(self._descriptor), self._managers_lock():  # no worker has it now, unless one that this one replaces
+        # no worker has it now, unless one that this one replaces
+        with _locked(self._descriptor), self._managers_lock():
             pass
 
     def put(self, result: bytes) -> None:
         """Write *result* as the manager will read it; where the manager has ended, nobody will."""
         message = ForkingPickler.dumps(result)
         size = len(message)
-        header = struct.pack("!i", size) if size <= 0x7FFFFFFF else struct.pack("!iQ", -1, size)  # as multiprocessing.connection does
+        # as multiprocessing.connection does
+        header = struct.pack("!i", size) if size <= 0x7FFFFFFF else struct.pack("!iQ", -1, size)
         self._counted()
         rest = memoryview(header + bytes(message))
         with _locked(self._descriptor), contextlib.ExitStack() as held:
@@ -166,7 +183,9 @@ class ResultQueue:
 
     def _wait_for_room(self, size: int) -> bool:
         """Wait until *size* bytes can be written at once, if they ever can: what is there may fill its pages by half."""
-        while (there := _available(self._descriptor)) and 2 * there + size > self._capacity - _MARGIN:
+        while (
+            there := _available(self._descriptor)
+        ) and 2 * there + size > self._capacity - _MARGIN:
             if os.getppid() != self._manager:
                 return False
             time.sleep(_ARRIVING)
@@ -178,7 +197,8 @@ class ResultQueue:
         try:
             yield
         finally:
-            with contextlib.suppress(ValueError):  # it has been released by the manager, which was only slow
+            # it has been released by the manager, which was only slow
+            with contextlib.suppress(ValueError):
                 self._managers.release()
 
 
@@ -236,7 +256,8 @@ def _locked(pipe: int) -> Iterator[None]:
 
 def _widen(pipe: int) -> int:
     """Let the pipe hold as much as may be; returns how many bytes that is."""
-    with contextlib.suppress(OSError):  # it stays as it is where this user's pipes have all that they may
+    # it stays as it is where this user's pipes have all that they may
+    with contextlib.suppress(OSError):
         fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, _CAPACITY)
     return fcntl.fcntl(pipe, fcntl.F_GETPIPE_SZ)
 

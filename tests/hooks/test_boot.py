@@ -32,19 +32,29 @@ SITE = "import os, pathlib\npathlib.Path(os.environ['SITE_RECORD']).open('a').wr
 
 
 def shell_lines(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-m", "gc_warm.worker.boot", *arguments], capture_output=True, text=True, check=False)
+    return subprocess.run(
+        [sys.executable, "-m", "gc_warm.worker.boot", *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
 
 
 def python(code: str, *paths: Path, **variables: str) -> subprocess.CompletedProcess[str]:
     """A Python with these folders on its import path."""
     environment = {**os.environ, **variables, "PYTHONPATH": os.pathsep.join(map(str, paths))}
-    return subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    return subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
+    )
 
 
 def test_the_line_sets_the_variables_and_puts_the_folder_first() -> None:
     lines = shell_lines("my_model:load", "my_tables", "--survive-idle-kill")
     shown = subprocess.run(
-        ["bash", "-c", f'PYTHONPATH="/a b"\neval {shlex.quote(lines.stdout)}\nenv'], stdout=subprocess.PIPE, text=True, check=True
+        ["bash", "-c", f'PYTHONPATH="/a b"\neval {shlex.quote(lines.stdout)}\nenv'],
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
     )
     variables = dict(line.split("=", 1) for line in shown.stdout.splitlines() if "=" in line)
     assert variables["GC_WARM_PRELOAD"] == "my_model:load my_tables"
@@ -52,7 +62,18 @@ def test_the_line_sets_the_variables_and_puts_the_folder_first() -> None:
     assert variables["PYTHONPATH"] == f"{STARTUP}:/a b"
 
 
-@pytest.mark.parametrize("spec", ["my model", "$(id)", "my_model:", ":load", "my_model:load()", "../my_model", "my_model:load:more"])
+@pytest.mark.parametrize(
+    "spec",
+    [
+        "my model",
+        "$(id)",
+        "my_model:",
+        ":load",
+        "my_model:load()",
+        "../my_model",
+        "my_model:load:more",
+    ],
+)
 def test_names_what_is_no_module_and_does_the_rest(spec: str) -> None:
     lines = shell_lines(spec, "my_tables")
     assert (lines.returncode, lines.stdout) == (0, shell_lines("my_tables").stdout)
@@ -61,8 +82,14 @@ def test_names_what_is_no_module_and_does_the_rest(spec: str) -> None:
 
 def test_names_an_option_of_a_later_version_and_does_the_rest() -> None:
     lines = shell_lines("--route=warm", "my_tables", "--survive-idle-kill")
-    assert (lines.returncode, lines.stdout) == (0, shell_lines("my_tables", "--survive-idle-kill").stdout)
-    assert f"--route=warm is an option that gc_warm {gc_warm.__version__} does not know" in lines.stderr
+    assert (lines.returncode, lines.stdout) == (
+        0,
+        shell_lines("my_tables", "--survive-idle-kill").stdout,
+    )
+    assert (
+        f"--route=warm is an option that gc_warm {gc_warm.__version__} does not know"
+        in lines.stderr
+    )
 
 
 @pytest.mark.parametrize(
@@ -70,15 +97,23 @@ def test_names_an_option_of_a_later_version_and_does_the_rest() -> None:
     [
         {},
         {"__init__.py": "raise ModuleNotFoundError('gc_warm', name='gc_warm')"},
-        {"__init__.py": "", "worker/__init__.py": "", "worker/boot.py": "import argparse; argparse.ArgumentParser().parse_args()"},
+        {
+            "__init__.py": "",
+            "worker/__init__.py": "",
+            "worker/boot.py": "import argparse; argparse.ArgumentParser().parse_args()",
+        },
     ],
     ids=["no endpoint", "no gc_warm", "older gc_warm"],
 )
-def test_line_of_a_config_says_what_it_could_not_start(there: dict[str, str], tmp_path: Path) -> None:
+def test_line_of_a_config_says_what_it_could_not_start(
+    there: dict[str, str], tmp_path: Path
+) -> None:
     for name, text in there.items():
         (tmp_path / "gc_warm" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "gc_warm" / name).write_text(text)
-    rendered = rendering.render(folders.shipped()["local"], {"preload": ["my_tables"], "survive_idle_kill": True})
+    rendered = rendering.render(
+        folders.shipped()["local"], {"preload": ["my_tables"], "survive_idle_kill": True}
+    )
     line = yaml.safe_load(rendered)["engine"]["provider"]["worker_init"]
     path = f"{os.path.dirname(sys.executable)}:{os.environ['PATH']}" if there else "/usr/bin:/bin"
 
@@ -102,16 +137,16 @@ def test_where_versions_meet_the_module_keeps_its_name(name: str) -> None:
 
 def test_other_processes_have_nothing_of_it_and_the_sites_own_is_run(tmp_path: Path) -> None:
     (tmp_path / "sitecustomize.py").write_text("import sys\nsys.site_was_here = True\n")
-    code = (
-        "import sys; print(sys.site_was_here, [name for name in sys.modules if 'gc_warm' in name], sys.modules['sitecustomize'].__file__)"
-    )
+    code = "import sys; print(sys.site_was_here, [name for name in sys.modules if 'gc_warm' in name], sys.modules['sitecustomize'].__file__)"
     assert python(code, STARTUP, tmp_path).stdout == f"True [] {tmp_path / 'sitecustomize.py'}\n"
     assert python(f"import sys; print({str(STARTUP)!r} in sys.path)", STARTUP).stdout == "False\n"
 
 
 def test_an_error_of_the_sites_own_is_told_as_without_us(tmp_path: Path) -> None:
     (tmp_path / "sitecustomize.py").write_text("raise LookupError('a site that is broken')\n")
-    with_us, without_us = (python("print('runs')", *paths) for paths in ((STARTUP, tmp_path), (tmp_path,)))
+    with_us, without_us = (
+        python("print('runs')", *paths) for paths in ((STARTUP, tmp_path), (tmp_path,))
+    )
     assert with_us.stdout == without_us.stdout == "runs\n"
     assert with_us.stderr == without_us.stderr != ""
 
@@ -129,8 +164,14 @@ def test_a_worker_of_another_parsl_works_and_says_so(tmp_path: Path) -> None:
     )
     script = tmp_path / "script.py"
     script.write_text(code)
-    environment = {**os.environ, "PYTHONPATH": f"{STARTUP}:{tmp_path}", boot.PRELOAD: "no_such_module"}
-    run = subprocess.run([sys.executable, script], env=environment, capture_output=True, text=True, check=True)
+    environment = {
+        **os.environ,
+        "PYTHONPATH": f"{STARTUP}:{tmp_path}",
+        boot.PRELOAD: "no_such_module",
+    }
+    run = subprocess.run(
+        [sys.executable, script], env=environment, capture_output=True, text=True, check=True
+    )
     assert run.stdout == "7\n0\n"
     assert "this Parsl is not as gc_warm knows it: its workers work, and start cold" in run.stderr
 
@@ -139,7 +180,9 @@ def test_a_worker_of_another_parsl_works_and_says_so(tmp_path: Path) -> None:
 def engine(line: str, *paths: Path, number: int = 2, **variables: str) -> Iterator[MockExecutor]:
     """The real engine with that line at the end of its worker_init."""
     path = ":".join(map(str, [*paths, MODULES]))
-    exports = " ".join(f"{name}={shlex.quote(value)}" for name, value in {"PYTHONPATH": path, **variables}.items())
+    exports = " ".join(
+        f"{name}={shlex.quote(value)}" for name, value in {"PYTHONPATH": path, **variables}.items()
+    )
     config = engine_config(number, f"export {exports}", line).replace(
         "cores_per_worker", 'available_accelerators: ["3", "5", "7", "9"]\n  cores_per_worker', 1
     )
@@ -155,7 +198,9 @@ def logs(executor: MockExecutor, rank: int = 0) -> str:
 
 
 @pytest.mark.engine
-def test_no_task_of_the_first_burst_pays_a_load_and_neither_does_a_restarted_worker(tmp_path: Path) -> None:
+def test_no_task_of_the_first_burst_pays_a_load_and_neither_does_a_restarted_worker(
+    tmp_path: Path,
+) -> None:
     site, record, meeting = tmp_path / "site", tmp_path / "record", tmp_path / "meeting"
     site.mkdir()
     meeting.mkdir()
@@ -163,10 +208,21 @@ def test_no_task_of_the_first_burst_pays_a_load_and_neither_does_a_restarted_wor
     with engine(LINE.format("preloaded:table"), site, SITE_RECORD=str(record)) as executor:
         burst = [executor.submit(preloaded.use, str(meeting), 2) for _ in range(2)]
         first = {state.rank: state for state in (future.result(120) for future in burst)}
-        assert [(first[rank].loads, first[rank].hits, first[rank].device) for rank in (0, 1)] == [(1, 1, "3"), (1, 1, "5")]
-        assert {state.pid for state in first.values()} <= set(map(int, record.read_text().split())), "the site's own ran in the workers"
-        assert all(variable not in state.environment for state in first.values() for variable in (boot.PRELOAD, boot.SURVIVE))
-        assert all(state.environment["PYTHONPATH"] == f"{site}:{MODULES}" for state in first.values())
+        assert [(first[rank].loads, first[rank].hits, first[rank].device) for rank in (0, 1)] == [
+            (1, 1, "3"),
+            (1, 1, "5"),
+        ]
+        assert {state.pid for state in first.values()} <= set(
+            map(int, record.read_text().split())
+        ), "the site's own ran in the workers"
+        assert all(
+            variable not in state.environment
+            for state in first.values()
+            for variable in (boot.PRELOAD, boot.SURVIVE)
+        )
+        assert all(
+            state.environment["PYTHONPATH"] == f"{site}:{MODULES}" for state in first.values()
+        )
         assert "preloaded preloaded:table in " in logs(executor)
 
         busy = executor.submit(tasks.for_ever, str(tmp_path / "started"))
@@ -176,10 +232,15 @@ def test_no_task_of_the_first_burst_pays_a_load_and_neither_does_a_restarted_wor
         killed = time.monotonic()
         assert "WorkerLost" in remote_text(busy)
         rank = next(rank for rank, state in first.items() if state.pid == pid)
-        wait_until(lambda: logs(executor, rank).count("preloaded preloaded:table in ") == 2, "it is warm again")
+        wait_until(
+            lambda: logs(executor, rank).count("preloaded preloaded:table in ") == 2,
+            "it is warm again",
+        )
         print(f"warm again {time.monotonic() - killed:.1f} s after its death")
         again = [executor.submit(preloaded.use, str(meeting), 4) for _ in range(2)]
-        assert {(state.loads, state.hits > 0) for state in (future.result(120) for future in again)} == {(1, True)}
+        assert {
+            (state.loads, state.hits > 0) for state in (future.result(120) for future in again)
+        } == {(1, True)}
 
 
 @pytest.mark.engine
@@ -192,7 +253,10 @@ def test_whatever_a_preload_does_the_workers_work() -> None:
 WAYS = [
     ("preloaded:fail", "preload of preloaded:fail failed after "),
     ("preloaded:leave", "SystemExit: 3"),
-    ("preloaded:crash", "the worker before this one died in its preload of preloaded:crash preloaded:table: this one starts cold"),
+    (
+        "preloaded:crash",
+        "the worker before this one died in its preload of preloaded:crash preloaded:table: this one starts cold",
+    ),
     ("no_such_module", "No module named 'no_such_module'"),
     ("preloaded:no_such_thing", "has no attribute 'no_such_thing'"),
 ]
@@ -202,7 +266,9 @@ def works_and_says(spec: str, said: str) -> None:
     with engine(LINE.format(f"{spec} preloaded:table"), number=1) as executor:
         assert executor.submit(tasks.rank).result(120) == 0, spec
         assert said in logs(executor), spec
-        assert ("preloaded preloaded:table in " in logs(executor)) == (spec != "preloaded:crash"), spec
+        assert ("preloaded preloaded:table in " in logs(executor)) == (spec != "preloaded:crash"), (
+            spec
+        )
 
 
 @pytest.mark.engine
@@ -210,12 +276,19 @@ def test_where_the_hook_cannot_be_had_the_workers_work_without(tmp_path: Path) -
     """A node without gc_warm: the line prints nothing, or (it ran on another node) the folder is not there, or nothing but that is."""
     hidden, changed = tmp_path / "hidden", tmp_path / "changed"
     (hidden / "gc_warm").mkdir(parents=True)
-    (hidden / "gc_warm" / "__init__.py").write_text("raise ModuleNotFoundError(\"No module named 'gc_warm'\", name='gc_warm')\n")
+    (hidden / "gc_warm" / "__init__.py").write_text(
+        "raise ModuleNotFoundError(\"No module named 'gc_warm'\", name='gc_warm')\n"
+    )
     changed.mkdir()
     (changed / "sitecustomize.py").write_text(OTHER_PARSL)
     there = f'export GC_WARM_PRELOAD=preloaded:table PYTHONPATH={shlex.quote(str(STARTUP))}:"$PYTHONPATH"'
     nowhere = there.replace(shlex.quote(str(STARTUP)), str(tmp_path / "nowhere"))
-    cases = [(LINE.format("preloaded:table"), hidden), (there, hidden), (nowhere, hidden), (LINE.format("preloaded:table"), changed)]
+    cases = [
+        (LINE.format("preloaded:table"), hidden),
+        (there, hidden),
+        (nowhere, hidden),
+        (LINE.format("preloaded:table"), changed),
+    ]
 
     def works(line: str, path: Path) -> None:
         with engine(line, path, number=1) as executor:

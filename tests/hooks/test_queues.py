@@ -142,7 +142,9 @@ def put_for_ever(results: Queue[Any], begun: Any, size: int) -> None:
 
 
 @pytest.mark.parametrize("size", [300_000, 700_000])
-def test_a_worker_that_is_killed_while_its_result_waits_for_room_leaves_no_part_of_it_and_no_lock(stock: Queue[Any], size: int) -> None:
+def test_a_worker_that_is_killed_while_its_result_waits_for_room_leaves_no_part_of_it_and_no_lock(
+    stock: Queue[Any], size: int
+) -> None:
     begun = SPAWN.Semaphore(0)
     writer = SPAWN.Process(target=put_for_ever, args=(stock, begun, size))
     writer.start()
@@ -180,7 +182,9 @@ def test_the_managers_lock_that_a_dead_worker_held_is_free_again_when_the_next_b
     assert stock.get(timeout=120) == "lost"
 
 
-def test_a_pipe_that_is_too_small_is_refused(stock: Queue[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_pipe_that_is_too_small_is_refused(
+    stock: Queue[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """As some kernels give to users who have many."""
     monkeypatch.setattr(queues, "_CAPACITY", 4096)
     with pytest.raises(OSError, match="holds 4096 bytes"):
@@ -207,7 +211,9 @@ def hold(stock: Queue[Any], begun: Any) -> None:
     TaskQueue(stock, announce).get()
 
 
-def test_a_task_that_was_announced_by_a_worker_that_dies_is_there_for_the_next(stock: Queue[Any]) -> None:
+def test_a_task_that_was_announced_by_a_worker_that_dies_is_there_for_the_next(
+    stock: Queue[Any],
+) -> None:
     begun = SPAWN.Event()
     holder = SPAWN.Process(target=hold, args=(stock, begun))
     holder.start()
@@ -231,17 +237,33 @@ def side_by_side() -> dict[Any, Future[Any]]:
     """All that waits for dead workers to be replaced, at the same time."""
     with ThreadPoolExecutor(3) as pool:
         reproduction = pool.submit(
-            subprocess.run, [sys.executable, str(UPSTREAM)], stdout=subprocess.PIPE, text=True, check=False, timeout=300
+            subprocess.run,
+            [sys.executable, str(UPSTREAM)],
+            stdout=subprocess.PIPE,
+            text=True,
+            check=False,
+            timeout=300,
         )
-        return {"stock": reproduction, **{number: pool.submit(survive, number) for number in (1, 2)}}
+        return {
+            "stock": reproduction,
+            **{number: pool.submit(survive, number) for number in (1, 2)},
+        }
 
 
 @pytest.mark.engine
-def test_stock_the_only_idle_worker_is_killed_and_later_tasks_never_end(side_by_side: dict[Any, Future[Any]]) -> None:
-    """The reproduction for upstream, on this very Parsl. When this fails, the fault has been mended there."""
+def test_stock_the_only_idle_worker_is_killed_and_later_tasks_never_end(
+    side_by_side: dict[Any, Future[Any]],
+) -> None:
+    """The reproduction for upstream, on this very Parsl.
+
+    When this fails, the fault has been mended there.
+    """
     run = side_by_side["stock"].result()
     assert run.returncode == 0, run.stdout
-    assert f"Python {platform.python_version()}, Parsl {parsl.__version__}: the idle worker " in run.stdout
+    assert (
+        f"Python {platform.python_version()}, Parsl {parsl.__version__}: the idle worker "
+        in run.stdout
+    )
     assert "a task has not begun" in run.stdout
 
 
@@ -254,12 +276,17 @@ def kill_while_idle(executor: MockExecutor) -> int:
 
 
 def idle(pid: int) -> bool:
-    return "poll" in Path(f"/proc/{pid}/wchan").read_text() or Path(f"/proc/{pid}/syscall").read_text().split()[0] == "7"
+    return (
+        "poll" in Path(f"/proc/{pid}/wchan").read_text()
+        or Path(f"/proc/{pid}/syscall").read_text().split()[0] == "7"
+    )
 
 
 @pytest.mark.engine
 def test_the_only_idle_worker_is_killed_and_is_replaced() -> None:
-    assert version("parsl") in TESTED_PARSL, "this Parsl is new: see whether these tests hold, and add it to TESTED_PARSL"
+    assert version("parsl") in TESTED_PARSL, (
+        "this Parsl is new: see whether these tests hold, and add it to TESTED_PARSL"
+    )
     with engine(1, survive=True) as executor:
         killed = {kill_while_idle(executor) for _ in range(3)}
         assert executor.submit(tasks.same, 1).result(120) == 1
@@ -323,10 +350,20 @@ def survive(number: int) -> Survival:
 
 @pytest.mark.engine
 @pytest.mark.parametrize("number", [1, 2])
-def test_fifty_random_kills_during_five_thousand_tasks_lose_running_ones_only(side_by_side: dict[Any, Future[Any]], number: int) -> None:
+def test_fifty_random_kills_during_five_thousand_tasks_lose_running_ones_only(
+    side_by_side: dict[Any, Future[Any]], number: int
+) -> None:
     survival = side_by_side[number].result()
     assert len(survival.killed) == KILLS
-    assert len(survival.returned) + len(survival.lost) == len({*survival.returned, *survival.lost}) >= TASKS, "each ends, and once"
+    assert (
+        len(survival.returned) + len(survival.lost)
+        == len({*survival.returned, *survival.lost})
+        >= TASKS
+    ), "each ends, and once"
     assert len(survival.lost) <= KILLS
-    assert all("WorkerLost: Task failure due to loss of worker" in text for text in survival.lost.values())
-    print(f"{KILLS} kills during {len(survival.returned) + len(survival.lost)} tasks lost {len(survival.lost)}")
+    assert all(
+        "WorkerLost: Task failure due to loss of worker" in text for text in survival.lost.values()
+    )
+    print(
+        f"{KILLS} kills during {len(survival.returned) + len(survival.lost)} tasks lost {len(survival.lost)}"
+    )

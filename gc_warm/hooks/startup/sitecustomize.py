@@ -1,7 +1,7 @@
 """Imported by every Python that starts in a block whose config switches `gc_warm.worker.boot` on; does something in workers only.
 
-Python imports the first ``sitecustomize`` on its path and no other. So this one finds the site's own and runs it in its place, and
-what is not a process of multiprocessing ends here.
+Python imports the first ``sitecustomize`` on its path and no other. So this one finds the site's
+own and runs it in its place, and what is not a process of multiprocessing ends here.
 """
 
 import importlib.machinery
@@ -33,5 +33,6 @@ def _boot() -> None:
 try:
     _run_that_of_the_site()
 finally:
-    if "--multiprocessing-fork" in getattr(sys, "orig_argv", ()):  # older Pythons, which may start here, too, are not workers
+    # older Pythons, which may start here, too, are not workers
+    if "--multiprocessing-fork" in getattr(sys, "orig_argv", ()):
         _boot()
