@@ -1,8 +1,9 @@
 """The streams of a running program, and the errors that a call to it can end with.
 
-A protocol (`gc_warm.programs.protocols`) writes a request to a `Pipe` and reads the reply from it. The pipe owns deadlines, the end of
-the program and its noise, so that a protocol is free of them. One loop over all streams runs whenever a protocol waits: there is no
-helper thread, and between calls nothing is read.
+A protocol (`gc_warm.programs.protocols`) writes a request to a `Pipe` and reads the reply from it.
+The pipe owns deadlines, the end of the program and its noise, so that a protocol is free of them.
+One loop over all streams runs whenever a protocol waits: there is no helper thread, and between
+calls nothing is read.
 """
 
 from __future__ import annotations
@@ -16,22 +17,33 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 
-from gc_warm.exceptions import ProcessDiedError, ProcessError, ProcessStartError, ProcessTimeoutError
+from gc_warm.exceptions import (
+    ProcessDiedError,
+    ProcessError,
+    ProcessStartError,
+    ProcessTimeoutError,
+)
 
-_OUTPUT_LIMIT = 128 * 2**20  # bytes of output that are kept for a reply; a program gone wild must not fill the memory of its worker
+# bytes of output that are kept for a reply; a program gone wild must not fill the memory of its
+# worker
+_OUTPUT_LIMIT = 128 * 2**20
 _CHUNK = 65536  # what a pipe holds
 _QUOTED = 8192  # bytes of output that an error quotes
-_WAIT_SLICE = 0.5  # seconds: a task's time-out is an asynchronous exception, and no exception reaches a thread that waits in the kernel
+# seconds: a task's time-out is an asynchronous exception, and no exception reaches a thread that
+# waits in the kernel
+_WAIT_SLICE = 0.5
 _WATCH_INTERVAL = 0.05  # seconds between looks at the supervisor
 _LAST_WORDS = 0.5  # seconds for the exit status to follow the end of the output
 _HELD_BACK = "if a reply is among it, the program holds output or input back; see stdbuf"
-_DRAIN_READS = 1000  # reads before a call; a program that never stops writing must not keep the call from beginning
+# reads before a call; a program that never stops writing must not keep the call from beginning
+_DRAIN_READS = 1000
 
 
 class Pipe:
     """Standard input, output and error of a running program, during one call; text is UTF-8.
 
-    A protocol uses `write`, `readline`, `read_until`, `stderr` and `error`; the rest is for those who keep the program.
+    A protocol uses `write`, `readline`, `read_until`, `stderr` and `error`; the rest is for those
+    who keep the program.
 
     Args:
         name: The program, for messages.
@@ -44,13 +56,16 @@ class Pipe:
         touched: Whether this call has begun to write to it, or to read.
         asked: Whether it has been asked to end.
         over: Whether the program has ended, or can no longer be asked or answer.
-        silent: Whether it writes no more; what it may have handed its streams to, beyond the supervisor's reach, does not count.
+        silent: Whether it writes no more; what it may have handed its streams to, beyond the
+            supervisor's reach, does not count.
         supervisor_gone: Whether the supervisor has ended, and so everything that it keeps.
     """
 
     def __init__(self, name: str, streams: Sequence[int], control: socket.socket) -> None:
         self.name = name
-        self.answered = self.touched = self.asked = self.over = self.silent = self.supervisor_gone = False
+        self.answered = self.touched = self.asked = self.over = self.silent = (
+            self.supervisor_gone
+        ) = False
         self._stdin, self._stdout, self._stderr = streams
         self._control = control
         self._buffer = bytearray()
@@ -80,7 +95,11 @@ class Pipe:
             seconds: For the call.
             start_seconds: On top, for the start of the program, until it is `ready`.
         """
-        self._seconds, self._start_seconds, self._deadline = seconds, start_seconds, now + seconds + start_seconds
+        self._seconds, self._start_seconds, self._deadline = (
+            seconds,
+            start_seconds,
+            now + seconds + start_seconds,
+        )
         self.touched = False
 
     def wait_for_start(self) -> int:
@@ -92,7 +111,10 @@ class Pipe:
         """
         while "started" not in self._told:
             if "failed" in self._told or self.supervisor_gone:
-                raise self.error(ProcessStartError, f"cannot be started: {self._told.get('failed', 'its supervisor has ended')}")
+                raise self.error(
+                    ProcessStartError,
+                    f"cannot be started: {self._told.get('failed', 'its supervisor has ended')}",
+                )
             self._wait()
         return int(self._told["started"])
 
@@ -177,7 +199,8 @@ class Pipe:
                 raise self._too_much()
         if line != marker:
             lines.append(line[: -len(marker)])
-        self._out = self._out.replace(marker.encode(), b"")  # nobody has to wonder about it in an error
+        # nobody has to wonder about it in an error
+        self._out = self._out.replace(marker.encode(), b"")
         return "\n".join(lines)
 
     def stderr(self) -> str:
@@ -267,13 +290,17 @@ class Pipe:
             raise self._too_much()
         if left <= 0:
             start = f" and {self._start_seconds:g} s for its start" if self._start_seconds else ""
-            raise self.error(ProcessTimeoutError, f"did not answer within {self._seconds:g} s{start}, and was ended")
+            raise self.error(
+                ProcessTimeoutError,
+                f"did not answer within {self._seconds:g} s{start}, and was ended",
+            )
         self.pump(min(left, _WAIT_SLICE))
 
     def finish(self, seconds: float, ended: Callable[[], bool]) -> None:
         """Take in what it still writes, until the supervisor has *ended*; at most for *seconds*.
 
-        Its streams say so at once, but for those of which a child has copies that was forked while the program started.
+        Its streams say so at once, but for those of which a child has copies that was forked while
+        the program started.
         """
         deadline = time.monotonic() + seconds
         while not self.supervisor_gone and (left := deadline - time.monotonic()) > 0:
@@ -299,17 +326,28 @@ class Pipe:
         if self.asked:
             return "was closed"
         deadline = time.monotonic() + _LAST_WORDS
-        while self.status is None and not self.supervisor_gone and (left := deadline - time.monotonic()) > 0:
+        while (
+            self.status is None
+            and not self.supervisor_gone
+            and (left := deadline - time.monotonic()) > 0
+        ):
             self.pump(left)
         if self.status is None:
-            return "ended" if self.supervisor_gone else "closed its output" if self._stdin in self._open else "closed its input"
+            return (
+                "ended"
+                if self.supervisor_gone
+                else "closed its output"
+                if self._stdin in self._open
+                else "closed its input"
+            )
         if self.status >= 0:
             return f"ended with exit status {self.status}"
         return f"was killed by {_signal_name(-self.status)}"
 
     def _too_much(self) -> ProcessError:
         return self.error(
-            ProcessError, f"wrote {_OUTPUT_LIMIT >> 20} MiB that are no reply, or too long a one: send large data through files"
+            ProcessError,
+            f"wrote {_OUTPUT_LIMIT >> 20} MiB that are no reply, or too long a one: send large data through files",
         )
 
     def _death(self) -> ProcessError:

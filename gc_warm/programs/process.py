@@ -1,7 +1,8 @@
 """ExternalProcess: a program that is started once per worker and answers many calls.
 
-The second way to be warm: a simulation code with a large start-up cost stays alive between tasks, in a process of its own, and the worker
-talks to it through its standard streams. It is written once at the top level of a module that workers import:
+The second way to be warm: a simulation code with a large start-up cost stays alive between tasks,
+in a process of its own, and the worker talks to it through its standard streams. It is written once
+at the top level of a module that workers import:
 
     lammps = ExternalProcess(["stdbuf", "-oL", "lmp", "-log", "none"], Marker('print "{marker}"'))
 
@@ -9,10 +10,11 @@ talks to it through its standard streams. It is written once at the top level of
         lammps.call(f"variable rho equal {density}")
         ...
 
-How it is kept dependable. Every call has a deadline. A call that does not end with an answer leaves the program's streams out of step,
-so that program is ended, and the next call starts another. It is marked as out of step *before* its streams are touched: an exception that
-strikes at any point, such as a task's time-out, leaves at worst a program that the next call ends. Nothing of a program outlives the
-worker, see `gc_warm.programs.supervisor`. It ends with the worker, or with ``close``.
+How it is kept dependable. Every call has a deadline. A call that does not end with an answer leaves
+the program's streams out of step, so that program is ended, and the next call starts another. It is
+marked as out of step *before* its streams are touched: an exception that strikes at any point, such
+as a task's time-out, leaves at worst a program that the next call ends. Nothing of a program
+outlives the worker, see `gc_warm.programs.supervisor`. It ends with the worker, or with ``close``.
 """
 
 from __future__ import annotations
@@ -49,8 +51,11 @@ ledger.count_uses(lambda: _answers)
 
 _SUPERVISOR = str(Path(supervisor.__file__))
 _NAME_LENGTH = 60  # characters of a command line in a message
-_WATCH_INTERVAL = 0.002  # seconds between looks whether the supervisor has ended, which it has as soon as its socket is closed
-_END_TIMEOUT = 5.0  # seconds; the supervisor takes one, and more only for a process that the kernel does not let go
+# seconds between looks whether the supervisor has ended, which it has as soon as its socket is
+# closed
+_WATCH_INTERVAL = 0.002
+# seconds; the supervisor takes one, and more only for a process that the kernel does not let go
+_END_TIMEOUT = 5.0
 
 _processes: WeakSet[ExternalProcess] = WeakSet()
 
@@ -58,25 +63,30 @@ _processes: WeakSet[ExternalProcess] = WeakSet()
 class ExternalProcess:
     """A program that is started at the first call and kept alive for the calls that follow.
 
-    One call runs at a time; other threads wait for their turn. A program that has ended is started again by the next call; no request is
-    ever repeated. A forked child starts its own. The program ends with the worker process, whichever way that ends, with everything that it
-    has started on this node; ranks that an MPI launcher has started on other nodes are ended by the launcher, or not at all.
+    One call runs at a time; other threads wait for their turn. A program that has ended is started
+    again by the next call; no request is ever repeated. A forked child starts its own. The program
+    ends with the worker process, whichever way that ends, with everything that it has started on
+    this node; ranks that an MPI launcher has started on other nodes are ended by the launcher, or
+    not at all.
 
-    To end, a program has half a second after the end of its input, then a quarter after SIGINT and again after SIGTERM.
+    To end, a program has half a second after the end of its input, then a quarter after SIGINT and
+    again after SIGTERM.
 
     Args:
         command: The program and its arguments; no shell is involved.
         protocol: How a request and its reply cross the pipe, see `gc_warm.programs.protocols`.
-        start_timeout: Seconds that a call which has to start the program has on top. With `Marker`, and `serve` on the other side, they are
-            over once it is up.
+        start_timeout: Seconds that a call which has to start the program has on top. With `Marker`,
+            and `serve` on the other side, they are over once it is up.
         call_timeout: Seconds for a call that does not say otherwise.
-        cwd: Directory to run in. The default is a new temporary one for each start, which is also its ``TMPDIR``, and is removed when the
-            program has ended.
+        cwd: Directory to run in. The default is a new temporary one for each start, which is also
+            its ``TMPDIR``, and is removed when the program has ended.
         env: Environment variables to set for it, besides those of the worker.
 
     Raises:
-        TypeError: The command is not a sequence of strings and paths, `env` has something else than text, or the protocol cannot be called.
-        ValueError: The command is empty, a relative path, or cannot be one; a variable cannot have such a name; a timeout is not positive.
+        TypeError: The command is not a sequence of strings and paths, `env` has something else than
+            text, or the protocol cannot be called.
+        ValueError: The command is empty, a relative path, or cannot be one; a variable cannot have
+            such a name; a timeout is not positive.
 
     Example:
         >>> import shutil
@@ -121,8 +131,10 @@ class ExternalProcess:
         """Send a request to the program, which is started if it is not running, and return its reply.
 
         Args:
-            request: What the protocol takes: what JSON can express for `json_lines`, text in the program's language for `Marker`.
-            timeout: Seconds for this call; None for ``call_timeout``. The call that starts the program has ``start_timeout`` on top.
+            request: What the protocol takes: what JSON can express for `json_lines`, text in the
+                program's language for `Marker`.
+            timeout: Seconds for this call; None for ``call_timeout``. The call that starts the
+                program has ``start_timeout`` on top.
 
         Returns:
             What the protocol makes of the reply.
@@ -137,7 +149,9 @@ class ExternalProcess:
         seconds = self._call_timeout if timeout is None else _seconds("timeout", timeout)
         with self._lock:
             if self._calling.locked():  # and by this thread, since it has the other lock
-                raise RuntimeError(f"{self!r} is called by its own protocol, which is given a pipe to write to")
+                raise RuntimeError(
+                    f"{self!r} is called by its own protocol, which is given a pipe to write to"
+                )
             with self._calling:
                 program = self._program
                 if program is None or not program.begin(seconds, self._start_timeout):
@@ -147,13 +161,17 @@ class ExternalProcess:
     def _start(self, seconds: float) -> Program:
         if self._program is not None:
             self._program.clear_up()
-        program = Program(self._command, self._cwd, self._env, self._order, self._lock, self._calling)
+        program = Program(
+            self._command, self._cwd, self._env, self._order, self._lock, self._calling
+        )
         self._program = program
         program.wait_for_start(seconds, self._start_timeout)
         return program
 
     def close(self) -> None:
-        """End the program and everything it has started, which takes a second at most. The next call starts it again.
+        """End the program and everything it has started, which takes a second at most.
+
+        The next call starts it again.
 
         A call that is running, in another thread or around the handler of a signal, fails.
         """
@@ -162,7 +180,10 @@ class ExternalProcess:
 
     @property
     def pid(self) -> int | None:
-        """Process id of the program; None if there is none. That it has ended by itself is noticed by the next call."""
+        """Process id of the program; None if there is none.
+
+        That it has ended by itself is noticed by the next call.
+        """
         return self._program.pid if self._program is not None else None
 
     def __enter__(self) -> ExternalProcess:
@@ -191,13 +212,14 @@ class ExternalProcess:
 class Program:
     """One life of the program of an `ExternalProcess`: its supervisor, its streams, and whether they are in step.
 
-    A supervisor whose socket nobody refers to any more ends everything: so an exception in the middle of the constructor leaves nothing
-    behind once it is forgotten itself.
+    A supervisor whose socket nobody refers to any more ends everything: so an exception in the
+    middle of the constructor leaves nothing behind once it is forgotten itself.
 
     Args:
         command: As for `ExternalProcess`, and so are `cwd` and `env`.
-        order: Where it stands in the ledger: where its `ExternalProcess` was made, which is before the `warm` state that uses it was
-            complete, so that the teardown of that state finds the program alive.
+        order: Where it stands in the ledger: where its `ExternalProcess` was made, which is before
+            the `warm` state that uses it was complete, so that the teardown of that state finds the
+            program alive.
         lock: Held by the thread that calls; all but `ask`, `end` and `close` are for that thread.
         calling: Held by it, too, while it calls.
 
@@ -209,7 +231,13 @@ class Program:
     """
 
     def __init__(
-        self, command: list[str], cwd: str | os.PathLike[str] | None, env: Mapping[str, str], order: float, lock: Any, calling: Any
+        self,
+        command: list[str],
+        cwd: str | os.PathLike[str] | None,
+        env: Mapping[str, str],
+        order: float,
+        lock: Any,
+        calling: Any,
     ) -> None:
         self.order = order
         self.pid: int | None = None
@@ -226,7 +254,11 @@ class Program:
         except OSError as error:
             ledger.record("failed", self._name, command, error=error)
             raise ProcessStartError(f"{self._name} cannot be started: {error}") from error
-        self._streams = [stream for stream in (self._supervisor.stdin, self._supervisor.stdout, self._supervisor.stderr) if stream]
+        self._streams = [
+            stream
+            for stream in (self._supervisor.stdin, self._supervisor.stdout, self._supervisor.stderr)
+            if stream
+        ]
         self._pipe = Pipe(self._name, [stream.fileno() for stream in self._streams], self._control)
 
     def wait_for_start(self, seconds: float, start_seconds: float) -> None:
@@ -258,9 +290,15 @@ class Program:
         if not self._at:
             self._begun = now
         self._pipe.begin(now, seconds, 0.0 if self._pipe.answered else start_seconds)
-        self._pipe.forget()  # what is left of earlier calls; in the first one, what there is may be the program's only words
+        # what is left of earlier calls; in the first one, what there is may be the program's only
+        # words
+        self._pipe.forget()
         if self._pipe.over:
-            log.warning("%s %s while it was idle; it is started again", self._name, self._pipe.how_it_ended())
+            log.warning(
+                "%s %s while it was idle; it is started again",
+                self._name,
+                self._pipe.how_it_ended(),
+            )
         return not self._pipe.over
 
     def call(self, protocol: Protocol, request: Any) -> Any:
@@ -278,7 +316,8 @@ class Program:
                 self._in_step = True
                 raise
             self._give_up(error)
-            if isinstance(error, ProcessTimeoutError):  # its last words, such as a traceback from SIGINT, tell where it was
+            # its last words, such as a traceback from SIGINT, tell where it was
+            if isinstance(error, ProcessTimeoutError):
                 raise self._pipe.with_last_words(error) from None
             raise
 
@@ -308,22 +347,31 @@ class Program:
             self._control.shutdown(socket.SHUT_WR)
 
     def end(self) -> None:
-        """End it and everything it has started. A call that is running fails, and its thread clears up."""
+        """End it and everything it has started.
+
+        A call that is running fails, and its thread clears up.
+        """
         self.ask(interrupt=self._calling.locked())
-        if self._lock._is_owned():  # this thread is in a call, or ends it already, and this is the handler of a signal
+        # this thread is in a call, or ends it already, and this is the handler of a signal
+        if self._lock._is_owned():
             if not self._calling.locked():
                 self.clear_up()
             return
         deadline = time.monotonic() + _END_TIMEOUT
         while self._control.fileno() >= 0 and time.monotonic() < deadline:
-            if self._calling.locked():  # by the thread that clears up, or by one that calls the next program: not to be waited for
+            # by the thread that clears up, or by one that calls the next program: not to be waited
+            # for
+            if self._calling.locked():
                 time.sleep(_WATCH_INTERVAL)
             else:
                 with self._lock:
                     self.clear_up()
 
     def close(self) -> None:
-        """As the worker ends: ask it to end, and at the next call wait for that. So all programs of a worker end at the same time."""
+        """As the worker ends: ask it to end, and at the next call wait for that.
+
+        So all programs of a worker end at the same time.
+        """
         if self._pipe.asked:
             self.end()
             return
@@ -335,7 +383,8 @@ class Program:
 
     def clear_up(self) -> None:
         """End it, and give back all that it takes."""
-        if self._control.fileno() < 0 or self._clearing.locked():  # by this thread, since it has the other lock: see `end`
+        # by this thread, since it has the other lock: see `end`
+        if self._control.fileno() < 0 or self._clearing.locked():
             return
         with self._clearing:
             self._in_step = False
@@ -382,7 +431,11 @@ class Program:
 
     def loaded(self) -> ledger.Loaded | None:
         """The record of it, once it has answered."""
-        return ledger.Loaded(self._name, ledger.describe(self._command), self._at, self._seconds) if self._at else None
+        return (
+            ledger.Loaded(self._name, ledger.describe(self._command), self._at, self._seconds)
+            if self._at
+            else None
+        )
 
     def disown(self) -> None:
         """In a forked child: give up this process's copies of the streams; the parent's program goes on."""
@@ -425,8 +478,14 @@ def _expect_descriptors() -> None:
                 pairs.enter_context(end)
 
 
-def _popen(command: list[str], control: int, cwd: str | os.PathLike[str] | None, env: Mapping[str, str]) -> subprocess.Popen[bytes]:
-    folder = os.path.join(tempfile.gettempdir(), f"gc_warm-{secrets.token_hex(8)}") if cwd is None else ""
+def _popen(
+    command: list[str], control: int, cwd: str | os.PathLike[str] | None, env: Mapping[str, str]
+) -> subprocess.Popen[bytes]:
+    folder = (
+        os.path.join(tempfile.gettempdir(), f"gc_warm-{secrets.token_hex(8)}")
+        if cwd is None
+        else ""
+    )
     return subprocess.Popen(
         [sys.executable, "-I", "-S", _SUPERVISOR, str(control), str(os.getpid()), folder, *command],
         bufsize=0,
@@ -448,10 +507,14 @@ def _short_name(command: list[str]) -> str:
 
 def _checked(command: Sequence[str | os.PathLike[str]]) -> list[str]:
     if isinstance(command, (str, bytes)):
-        raise TypeError(f'a command is a list such as ["bc", "-q"], not {command!r}; a line for the shell is ["sh", "-c", line]')
+        raise TypeError(
+            f'a command is a list such as ["bc", "-q"], not {command!r}; a line for the shell is ["sh", "-c", line]'
+        )
     parts = [os.fspath(part) for part in command]
     if not parts or not all(isinstance(part, str) for part in parts):
-        raise (TypeError if parts else ValueError)(f"a command is the program and its arguments, all of them text, not {command!r}")
+        raise (TypeError if parts else ValueError)(
+            f"a command is the program and its arguments, all of them text, not {command!r}"
+        )
     if "\0" in "".join(parts):
         raise ValueError(f"a command cannot contain the character NUL, as {parts!r} does")
     if os.sep in parts[0] and not os.path.isabs(parts[0]):
@@ -464,9 +527,13 @@ def _checked(command: Sequence[str | os.PathLike[str]]) -> list[str]:
 def _checked_environment(env: Mapping[str, str]) -> dict[str, str]:
     for name, value in env.items():
         if not isinstance(name, str) or not isinstance(value, str):
-            raise TypeError(f"env={{{name!r}: {value!r}}}: names and values of environment variables are text")
+            raise TypeError(
+                f"env={{{name!r}: {value!r}}}: names and values of environment variables are text"
+            )
         if not name or "=" in name or "\0" in name + value:
-            raise ValueError(f"env={{{name!r}: {value!r}}}: there can be no such environment variable")
+            raise ValueError(
+                f"env={{{name!r}: {value!r}}}: there can be no such environment variable"
+            )
     return dict(env)
 
 

@@ -1,10 +1,12 @@
 """Protocols: how one request and its reply cross the pipe to an external program.
 
-A protocol is a function ``(pipe, request) -> reply``. It writes the request with ``pipe.write`` and reads with ``pipe.readline`` or
-``pipe.read_until``; these raise what is to be raised when the program dies or the deadline passes. ``pipe.stderr()`` is the end of what the
-program has written to its standard error in this call. A protocol raises `ProgramError` where the program has answered with an error and is
-ready for the next request: such a program stays warm. After any other exception the program's streams may be out of step, and it is ended.
-(So a protocol calls no other program: the other's `ProgramError` would be taken for its own.)
+A protocol is a function ``(pipe, request) -> reply``. It writes the request with ``pipe.write`` and
+reads with ``pipe.readline`` or ``pipe.read_until``; these raise what is to be raised when the
+program dies or the deadline passes. ``pipe.stderr()`` is the end of what the program has written to
+its standard error in this call. A protocol raises `ProgramError` where the program has answered
+with an error and is ready for the next request: such a program stays warm. After any other
+exception the program's streams may be out of step, and it is ended. (So a protocol calls no other
+program: the other's `ProgramError` would be taken for its own.)
 
 Example:
     A protocol for ``dc``, which reads reverse Polish expressions and answers each with a line:
@@ -21,7 +23,8 @@ Example:
     ...     print(20.0)
     20.0
 
-Built in are `json_lines` for programs that are written or adapted for it, and `Marker` for interactive programs as they are.
+Built in are `json_lines` for programs that are written or adapted for it, and `Marker` for
+interactive programs as they are.
 """
 
 from __future__ import annotations
@@ -43,22 +46,28 @@ Protocol = Callable[[Pipe, Any], Any]
 
 _OBJECT = re.compile(r'\{\s*"(?:id|reply|error)"\s*:')
 _REPLY = r"""\s*\{{\s*["']id["']\s*:\s*["']?{number}["']?\s*,\s*["']?(?:reply|error)"""
-_PLACES = 20  # first and last ones in a line where a reply may begin; a line of noise must not take for ever
-_ERROR_LENGTH = 8192  # characters of an error: so long a text as one reads, and as can travel back to the client
+# first and last ones in a line where a reply may begin; a line of noise must not take for ever
+_PLACES = 20
+# characters of an error: so long a text as one reads, and as can travel back to the client
+_ERROR_LENGTH = 8192
 _decoder = json.JSONDecoder()
 _SHOWN = 200  # characters of a wrong reply in a message
-_numbers = itertools.count(1)  # one for all programs of this process: two of them never wait for the same
+# one for all programs of this process: two of them never wait for the same
+_numbers = itertools.count(1)
 
 
 def json_lines(pipe: Pipe, request: Any) -> Any:
     """One JSON object a line each way; what else the program prints is noise and is skipped.
 
-    Before its first reply, an object without an id, or without a reply beside it, is taken for a reply that lacks it, which is an error.
+    Before its first reply, an object without an id, or without a reply beside it, is taken for a
+    reply that lacks it, which is an error.
 
-    The program reads ``{"id": 7, "request": ...}`` and writes ``{"id": 7, "reply": ...}``, or ``"error"`` with a text in place of
-    ``"reply"``. Every request has another id, a whole number; since a reply repeats it, one that comes late or twice is never taken for the
-    next. It may announce that it is up with a reply to 0, at which the time allowed for its start is over. For a program in Python,
-    `gc_warm.worker.program.serve` does all of it; the simplest that works without it, and without gc_warm, is
+    The program reads ``{"id": 7, "request": ...}`` and writes ``{"id": 7, "reply": ...}``, or
+    ``"error"`` with a text in place of ``"reply"``. Every request has another id, a whole number;
+    since a reply repeats it, one that comes late or twice is never taken for the next. It may
+    announce that it is up with a reply to 0, at which the time allowed for its start is over. For a
+    program in Python, `gc_warm.worker.program.serve` does all of it; the simplest that works
+    without it, and without gc_warm, is
 
         import json, sys
         for line in sys.stdin:
@@ -92,11 +101,16 @@ def json_lines(pipe: Pipe, request: Any) -> Any:
         if found == number or found == str(number):
             if (error := message.get("error")) is not None:
                 text = error if isinstance(error, str) else json.dumps(error)
-                raise pipe.error(ProgramError, f"answered with an error: {ledger.shortened(text, _ERROR_LENGTH)}")
+                raise pipe.error(
+                    ProgramError, f"answered with an error: {ledger.shortened(text, _ERROR_LENGTH)}"
+                )
             if "reply" in message:
                 return message["reply"]
             if "request" not in message and not pipe.answered:
-                raise pipe.error(ProcessError, f'answered with neither "reply" nor "error" beside the id: {line[:_SHOWN]}')
+                raise pipe.error(
+                    ProcessError,
+                    f'answered with neither "reply" nor "error" beside the id: {line[:_SHOWN]}',
+                )
         if "id" not in message and not pipe.answered:
             raise pipe.error(ProcessError, _WITHOUT_ID.format(line=line[:_SHOWN]))
 
@@ -139,8 +153,8 @@ _encoder = json.JSONEncoder(default=_expressible)
 def in_json(value: Any) -> str:
     """A value as JSON, where a path is a text, and arrays and numbers of NumPy are lists and numbers.
 
-    As Python's ``json`` has it, keys of a dict become text, and NaN and infinity are written in a way that programs in other languages may
-    not be able to read.
+    As Python's ``json`` has it, keys of a dict become text, and NaN and infinity are written in a
+    way that programs in other languages may not be able to read.
 
     Raises:
         TypeError: JSON cannot express it.
@@ -153,14 +167,17 @@ def in_json(value: Any) -> str:
 class Marker:
     r"""For an interactive program as it is: it is told to print a random marker before and after each request.
 
-    What it prints between the two is the reply, so a banner or what an earlier request printed late is no part of it. Output on stderr
-    during the call is an error, since such programs report success with an empty answer.
+    What it prints between the two is the reply, so a banner or what an earlier request printed late
+    is no part of it. Output on stderr during the call is an error, since such programs report
+    success with an empty answer.
 
-    The program must answer on a pipe as it does on a terminal. One that buffers its output until much has come together is started with
-    ``stdbuf -oL``; one that writes to stderr what is no error, with ``sh -c "exec program 2>/dev/null"``.
+    The program must answer on a pipe as it does on a terminal. One that buffers its output until
+    much has come together is started with ``stdbuf -oL``; one that writes to stderr what is no
+    error, with ``sh -c "exec program 2>/dev/null"``.
 
     Attributes:
-        command: A line that makes the program print a text and a newline, with ``{marker}`` in place of that text.
+        command: A line that makes the program print a text and a newline, with ``{marker}`` in
+            place of that text.
 
     Raises:
         ValueError: There is no ``{marker}`` in it.
@@ -175,7 +192,9 @@ class Marker:
 
     def __post_init__(self) -> None:
         if "{marker}" not in self.command:
-            raise ValueError(f"Marker({self.command!r}): the command that prints the marker must contain {{marker}}")
+            raise ValueError(
+                f"Marker({self.command!r}): the command that prints the marker must contain {{marker}}"
+            )
 
     def __call__(self, pipe: Pipe, request: Any) -> str:
         """Send *request*, one or more lines of the program's own language; returns what it prints, without trailing blanks of lines.
@@ -185,7 +204,9 @@ class Marker:
             TypeError: The request is not text; nothing has been sent.
         """
         if not isinstance(request, str):
-            raise TypeError(f"a request to {pipe.name} is text in its own language, not {type(request).__name__}: {request!r}")
+            raise TypeError(
+                f"a request to {pipe.name} is text in its own language, not {type(request).__name__}: {request!r}"
+            )
         begin, end = secrets.token_hex(16), secrets.token_hex(16)
         if not pipe.answered:
             pipe.write(self._printing(begin))

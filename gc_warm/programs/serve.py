@@ -7,7 +7,8 @@
 
     serve(energy)
 
-The worker then calls ``ExternalProcess([sys.executable, "-m", "my_program"]).call({"positions": ...})``.
+The worker then calls ``ExternalProcess([sys.executable, "-m", "my_program"]).call({"positions":
+...})``.
 """
 
 from __future__ import annotations
@@ -25,25 +26,29 @@ from typing import Any, BinaryIO
 from gc_warm.programs.protocols import in_json
 
 _CHUNK = 65536  # what a pipe holds
-_LONGEST = 2**31 / 1000 - 1  # seconds that the kernel can wait at a time; nobody waits 24 days for a request
+# seconds that the kernel can wait at a time; nobody waits 24 days for a request
+_LONGEST = 2**31 / 1000 - 1
 _NAP = 0.0005  # seconds between looks of an idle rank: MPI's own waiting would keep its core busy
 
 
 def serve(handler: Callable[[Any], Any], *, idle_timeout: float | None = None) -> None:
     """Answer requests from standard input until it ends.
 
-    An exception of the handler becomes an error reply with its traceback, and the program stays up. Standard output belongs to the
-    replies alone: descriptor 1 is moved away, so what Python code, C and Fortran libraries print goes to standard error.
+    An exception of the handler becomes an error reply with its traceback, and the program stays up.
+    Standard output belongs to the replies alone: descriptor 1 is moved away, so what Python code, C
+    and Fortran libraries print goes to standard error.
 
-    In an MPI program, one that has imported ``mpi4py.MPI``, every rank calls this. Rank 0 reads and broadcasts each request; the handler
-    runs on all ranks at once, so that it may communicate, and what it returns on rank 0 is the reply. An exception on any rank makes
-    an error reply, once all ranks have come back; where one has left the others waiting for it, the call's deadline ends them, and the
-    exception is in what the error quotes of standard error.
+    In an MPI program, one that has imported ``mpi4py.MPI``, every rank calls this. Rank 0 reads and
+    broadcasts each request; the handler runs on all ranks at once, so that it may communicate, and
+    what it returns on rank 0 is the reply. An exception on any rank makes an error reply, once all
+    ranks have come back; where one has left the others waiting for it, the call's deadline ends
+    them, and the exception is in what the error quotes of standard error.
 
     Args:
         handler: Takes a request and returns the reply, both as JSON has them.
-        idle_timeout: Seconds without a request after which it returns; None for never. The next call starts the program again; one
-            that comes in the very moment may fail with `ProcessDiedError`.
+        idle_timeout: Seconds without a request after which it returns; None for never. The next
+            call starts the program again; one that comes in the very moment may fail with
+            `ProcessDiedError`.
 
     Raises:
         ValueError: idle_timeout is not positive.
@@ -78,7 +83,8 @@ def _take_streams() -> tuple[int, BinaryIO]:
     os.close(null)
     os.dup2(2, 1)
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(line_buffering=True)  # what it prints should be there when an error quotes it
+        # what it prints should be there when an error quotes it
+        sys.stdout.reconfigure(line_buffering=True)
     return requests, replies
 
 
@@ -112,7 +118,11 @@ def _answer(handler: Callable[[Any], Any], line: bytes) -> tuple[Any, Any, str |
         message = json.loads(line)
         number, request = message["id"], message["request"]
     except (ValueError, TypeError, KeyError, RecursionError):
-        return None, None, f'a request is one line, {{"id": ..., "request": ...}}, and not {line[:200]!r}'
+        return (
+            None,
+            None,
+            f'a request is one line, {{"id": ..., "request": ...}}, and not {line[:200]!r}',
+        )
     try:
         return number, handler(request), None
     except Exception:
@@ -156,8 +166,13 @@ class _Ranks:
         return shared
 
     def first(self, error: str | None) -> str | None:
-        """The error of the first rank that has one; on rank 0. The others may wait for this one, so it is written first."""
+        """The error of the first rank that has one; on rank 0.
+
+        The others may wait for this one, so it is written first.
+        """
         if error is not None:
             print(f"rank {self.rank}: {error}", file=sys.stderr, flush=True)
         errors = self._comm.gather(error, root=0) or []
-        return next((f"rank {rank}: {text}" for rank, text in enumerate(errors) if text is not None), None)
+        return next(
+            (f"rank {rank}: {text}" for rank, text in enumerate(errors) if text is not None), None
+        )

@@ -1,19 +1,26 @@
 """The process between a worker and its program: it sees to it that nothing of the program outlives the worker.
 
-A process that dies takes nothing with it. ``PR_SET_PDEATHSIG`` ends a program with its parent, but not the program's own children;
-a process group reaches those, but not what has opened a session of its own. So every program gets a supervisor as its parent:
+A process that dies takes nothing with it. ``PR_SET_PDEATHSIG`` ends a program with its parent, but
+not the program's own children; a process group reaches those, but not what has opened a session of
+its own. So every program gets a supervisor as its parent:
 
-- it is a *subreaper*: whatever the program leaves behind, daemons that fork twice included, becomes the supervisor's child;
-- it waits for the end of the program, for the worker's word and for the worker's death (a pidfd), whichever comes first;
-- it then ends every descendant: a moment to obey end-of-file, SIGINT, SIGTERM, SIGKILL, within a second altogether;
+- it is a *subreaper*: whatever the program leaves behind, daemons that fork twice included, becomes
+  the supervisor's child;
+- it waits for the end of the program, for the worker's word and for the worker's death (a pidfd),
+  whichever comes first;
+- it then ends every descendant: a moment to obey end-of-file, SIGINT, SIGTERM, SIGKILL, within a
+  second altogether;
 - and it removes the program's temporary directory.
 
-It lives in a session of its own and ignores signals that ask it to end, so only SIGKILL ends it early; the kernel then ends the
-program itself. Processes on other nodes, such as the ranks of an MPI launcher, are beyond its reach: their launcher has to end them.
+It lives in a session of its own and ignores signals that ask it to end, so only SIGKILL ends it
+early; the kernel then ends the program itself. Processes on other nodes, such as the ranks of an
+MPI launcher, are beyond its reach: their launcher has to end them.
 
-The worker runs this file by its path, with nothing but the standard library and as little as possible of that. The program's streams
-are the supervisor's own standard streams. On a socket it tells the worker, a line each, ``started PID`` or ``failed WHY``, and
-``ended STATUS``; the worker asks it to end the program by closing its side, after ``interrupt`` if the program is in the middle of a call.
+The worker runs this file by its path, with nothing but the standard library and as little as
+possible of that. The program's streams are the supervisor's own standard streams. On a socket it
+tells the worker, a line each, ``started PID`` or ``failed WHY``, and ``ended STATUS``; the worker
+asks it to end the program by closing its side, after ``interrupt`` if the program is in the middle
+of a call.
 """
 
 from __future__ import annotations
@@ -31,7 +38,8 @@ _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36  # linux/prctl.h
 _END_OF_FILE_GRACE = 0.5  # seconds in which a program may end by itself once its input has ended
 _SIGNAL_GRACE = 0.25  # seconds to obey a signal before the next one
 _WATCH_INTERVAL = 0.02  # seconds between looks while something has to end
-_POLL_INTERVAL = 0.2  # seconds between looks at the worker where the kernel has no pidfd (Linux before 5.3)
+# seconds between looks at the worker where the kernel has no pidfd (Linux before 5.3)
+_POLL_INTERVAL = 0.2
 
 
 class Supervisor:
@@ -53,14 +61,16 @@ class Supervisor:
         os.set_blocking(self._wake, False)
         os.set_blocking(written, False)
         signal.set_wakeup_fd(written, warn_on_full_buffer=False)
-        signal.signal(signal.SIGCHLD, lambda *_: None)  # what wakes the poll is the byte in the pipe
+        # what wakes the poll is the byte in the pipe
+        signal.signal(signal.SIGCHLD, lambda *_: None)
         self._poll.register(self._wake, select.POLLIN)
         self._poll_interval = self._watch_worker()
 
     def _watch_worker(self) -> float | None:
         try:
             self._poll.register(os.pidfd_open(self._worker), select.POLLIN)
-        except (AttributeError, OSError):  # an old kernel or C library, or the worker is gone, which its parenthood tells too
+        except (AttributeError, OSError):
+            # an old kernel or C library, or the worker is gone, which its parenthood tells too
             return _POLL_INTERVAL
         return None
 
@@ -90,7 +100,8 @@ class Supervisor:
         with open(read, encoding="utf-8", errors="replace") as failure:
             why = failure.read().replace("\n", " ")
         null = os.open(os.devnull, os.O_RDWR)
-        for stream in (0, 1, 2):  # the program's alone from here on, so that the worker sees when it closes them
+        # the program's alone from here on, so that the worker sees when it closes them
+        for stream in (0, 1, 2):
             os.dup2(null, stream)
         return why
 
@@ -150,7 +161,8 @@ class Supervisor:
 
     def _signal(self, number: int) -> None:
         for pid in descendants(os.getpid()):
-            with contextlib.suppress(ProcessLookupError, PermissionError):  # gone; or a set-user-id program, which is not ours to end
+            # gone; or a set-user-id program, which is not ours to end
+            with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.kill(pid, number)
 
     def say(self, line: str) -> None:
@@ -166,7 +178,8 @@ def descendants(ancestor: int) -> list[int]:
         if name.isdecimal():
             try:
                 with open(f"/proc/{name}/stat", "rb") as file:
-                    parent = int(file.read().rpartition(b")")[2].split()[1])  # a command's name may contain blanks and brackets
+                    # a command's name may contain blanks and brackets
+                    parent = int(file.read().rpartition(b")")[2].split()[1])
             except OSError:  # it has ended meanwhile
                 continue
             children.setdefault(parent, []).append(int(name))
@@ -186,13 +199,24 @@ def _become(command: list[str]) -> None:
     try:
         os.execvp(command[0], command)
     except FileNotFoundError as error:
-        where = ", or not the interpreter that its first line names" if os.sep in command[0] else " on this worker's PATH"
+        where = (
+            ", or not the interpreter that its first line names"
+            if os.sep in command[0]
+            else " on this worker's PATH"
+        )
         raise FileNotFoundError(f"there is no program {command[0]}{where}") from error
     except OSError as error:
         raise OSError(f"{error.strerror}: {command[0]}") from error
 
 
-_IGNORED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
+_IGNORED = (
+    signal.SIGINT,
+    signal.SIGTERM,
+    signal.SIGHUP,
+    signal.SIGQUIT,
+    signal.SIGUSR1,
+    signal.SIGUSR2,
+)
 
 
 def _prctl(option: int, value: int) -> None:
@@ -204,12 +228,14 @@ def _prctl(option: int, value: int) -> None:
 def _remove(folder: str) -> None:
     import shutil  # not before it is needed: its import would be a third of the start
 
-    shutil.rmtree(folder, ignore_errors=True)  # what a full or lost file system keeps cannot be helped here
+    # what a full or lost file system keeps cannot be helped here
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def main() -> None:
     """Run ``supervisor.py CONTROL WORKER FOLDER COMMAND...``; an empty FOLDER means the present one, any other is made."""
-    signal.pthread_sigmask(signal.SIG_SETMASK, [])  # the thread of the worker that started this may have had another
+    # the thread of the worker that started this may have had another
+    signal.pthread_sigmask(signal.SIG_SETMASK, [])
     for number in _IGNORED:
         signal.signal(number, signal.SIG_IGN)
     descriptor, worker, folder, *command = sys.argv[1:]

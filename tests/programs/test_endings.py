@@ -38,9 +38,11 @@ def start(executor: MockExecutor) -> tuple[int, str]:
 
 
 def assert_all_run(mark: str, started: list[int]) -> None:
-    assert len(started) == len(programs.BEHAVIOURS) + 3  # a child, one in a session of its own, and a daemon
+    # a child, one in a session of its own, and a daemon
+    assert len(started) == len(programs.BEHAVIOURS) + 3
     assert set(started) < set(carriers(programs.MARK, mark))
-    assert len(carriers(programs.MARK, mark)) == len(started) + len(programs.BEHAVIOURS)  # and the supervisors
+    # and the supervisors
+    assert len(carriers(programs.MARK, mark)) == len(started) + len(programs.BEHAVIOURS)
 
 
 def kill(executor: MockExecutor, worker: int) -> None:
@@ -68,9 +70,14 @@ ENDINGS = [kill, terminate, exit_in_a_task, end_at_once_in_a_task, shut_down]
 
 @pytest.mark.parametrize(
     ("backend", "end"),
-    [("spawned", shut_down), *(pytest.param("engine", end, marks=pytest.mark.engine) for end in ENDINGS)],
+    [
+        ("spawned", shut_down),
+        *(pytest.param("engine", end, marks=pytest.mark.engine) for end in ENDINGS),
+    ],
 )
-def test_programs_end_with_their_worker(backend: str, end: Callable[[MockExecutor, int], None]) -> None:
+def test_programs_end_with_their_worker(
+    backend: str, end: Callable[[MockExecutor, int], None]
+) -> None:
     with MockExecutor(**workers(backend)) as executor:
         worker, mark = start(executor)
         end(executor, worker)
@@ -92,7 +99,9 @@ def test_programs_end_with_a_worker_that_is_killed_in_a_call(tmp_path: Path) -> 
 def test_programs_end_with_the_workers_of_a_client_that_is_killed(backend: str) -> None:
     mark = secrets.token_hex(8)
     command = [sys.executable, "-c", CLIENT, backend, mark]
-    with subprocess.Popen(command, env=client_environment(), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as client:
+    with subprocess.Popen(
+        command, env=client_environment(), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as client:
         assert client.stdout is not None
         worker, started = json.loads(client.stdout.readline())
         assert_all_run(mark, started)

@@ -21,7 +21,16 @@ from typing import Any
 
 import pytest
 
-from gc_warm import ExternalProcess, Marker, ProcessDiedError, ProcessError, ProcessStartError, ProcessTimeoutError, ProgramError, warm
+from gc_warm import (
+    ExternalProcess,
+    Marker,
+    ProcessDiedError,
+    ProcessError,
+    ProcessStartError,
+    ProcessTimeoutError,
+    ProgramError,
+    warm,
+)
 from gc_warm.programs import process
 from gc_warm.programs.pipe import Pipe
 from gc_warm.worker import ledger, lifecycle
@@ -66,10 +75,14 @@ def test_its_start_is_a_load_that_a_call_pays_for(shell: ExternalProcess) -> Non
     assert (held.key, held.seconds) == ("['sh']", load["seconds"])
     before = ledger.mark()
     shell.close()
-    assert [(event.kind, event.name) for event in ledger.events(since=before)] == [("cleared", "sh")]
+    assert [(event.kind, event.name) for event in ledger.events(since=before)] == [
+        ("cleared", "sh")
+    ]
     with pytest.raises(ProcessError):
         ExternalProcess(["false"]).call(1)
-    assert [(event.kind, event.name) for event in ledger.events(since=before)][1:] == [("failed", "false")]
+    assert [(event.kind, event.name) for event in ledger.events(since=before)][1:] == [
+        ("failed", "false")
+    ]
 
 
 def test_it_runs_in_a_directory_of_its_own_that_goes_with_it(shell: ExternalProcess) -> None:
@@ -89,7 +102,9 @@ def test_its_temporary_files_go_with_it(shell: ExternalProcess) -> None:
 
 def test_it_runs_where_it_is_told_and_leaves_that_alone(tmp_path: Path) -> None:
     with ExternalProcess(["sh"], SHELL, cwd=tmp_path, env={"FLAVOUR": "lime"}) as shell:
-        assert shell.call("touch restart.dat; pwd; echo $FLAVOUR $GC_WARM_TEST_RUN").splitlines() == [
+        assert shell.call(
+            "touch restart.dat; pwd; echo $FLAVOUR $GC_WARM_TEST_RUN"
+        ).splitlines() == [
             str(tmp_path),
             f"lime {os.environ['GC_WARM_TEST_RUN']}",
         ]
@@ -101,17 +116,28 @@ def test_it_has_its_streams_and_the_usual_signals_and_nothing_else(shell: Extern
         os.set_inheritable(mine.fileno(), True)
         assert shell.call("ls /proc/$$/fd").split() == ["0", "1", "2"]
     ignored = shell.call("grep SigIgn /proc/$$/status").split()[1]
-    assert int(ignored, 16) & sum(1 << number - 1 for number in (signal.SIGPIPE, signal.SIGINT, signal.SIGTERM, signal.SIGHUP)) == 0
+    assert (
+        int(ignored, 16)
+        & sum(
+            1 << number - 1
+            for number in (signal.SIGPIPE, signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+        )
+        == 0
+    )
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
-def test_its_supervisor_is_not_ended_by_signals_that_ask(number: signal.Signals, shell: ExternalProcess) -> None:
+def test_its_supervisor_is_not_ended_by_signals_that_ask(
+    number: signal.Signals, shell: ExternalProcess
+) -> None:
     supervisor = int(shell.call("echo $PPID"))
     os.kill(supervisor, number)
     assert shell.call("echo $PPID") == str(supervisor)
 
 
-def test_a_supervisor_that_is_killed_takes_the_program_along_and_the_next_call_works(shell: ExternalProcess) -> None:
+def test_a_supervisor_that_is_killed_takes_the_program_along_and_the_next_call_works(
+    shell: ExternalProcess,
+) -> None:
     program, supervisor = map(int, shell.call("echo $$ $PPID").split())
     folder = shell.call("pwd")
     os.kill(supervisor, signal.SIGKILL)
@@ -127,10 +153,19 @@ def test_threads_take_turns() -> None:
 
 def test_programs_of_several_threads_run_at_the_same_time() -> None:
     """Each writes a file that another waits for, so none may wait for the other's end."""
-    with ExternalProcess(["sh"], SHELL) as one, ExternalProcess(["sh"], SHELL) as other, ThreadPoolExecutor(2) as pool:
+    with (
+        ExternalProcess(["sh"], SHELL) as one,
+        ExternalProcess(["sh"], SHELL) as other,
+        ThreadPoolExecutor(2) as pool,
+    ):
         folder = one.call("pwd")
-        first = pool.submit(one.call, "touch here; until [ -e there ]; do sleep 0.01; done; echo met")
-        second = pool.submit(other.call, f"until [ -e {folder}/here ]; do sleep 0.01; done; touch {folder}/there; echo met")
+        first = pool.submit(
+            one.call, "touch here; until [ -e there ]; do sleep 0.01; done; echo met"
+        )
+        second = pool.submit(
+            other.call,
+            f"until [ -e {folder}/here ]; do sleep 0.01; done; touch {folder}/there; echo met",
+        )
         assert (first.result(120), second.result(120)) == ("met", "met")
 
 
@@ -139,15 +174,24 @@ def test_close_in_another_thread_ends_a_call(shell: ExternalProcess, tmp_path: P
         call = pool.submit(shell.call, f"touch {tmp_path}/begun; sleep 1000")
         wait_until((tmp_path / "begun").exists, "the call has begun")
         shell.close()
-        assert re.match("sh was closed (in the middle of a call|before its first answer)", str(call.exception(120)))
+        assert re.match(
+            "sh was closed (in the middle of a call|before its first answer)",
+            str(call.exception(120)),
+        )
         assert isinstance(call.exception(), ProcessDiedError)
     assert shell.call("echo again") == "again"
 
 
-def test_a_thread_that_waits_for_its_turn_has_all_of_its_time(shell: ExternalProcess, clock: Clock, tmp_path: Path) -> None:
+def test_a_thread_that_waits_for_its_turn_has_all_of_its_time(
+    shell: ExternalProcess, clock: Clock, tmp_path: Path
+) -> None:
     shell.call("")
     with ThreadPoolExecutor(2) as pool:
-        first = pool.submit(shell.call, f"touch {tmp_path}/begun; until [ -e {tmp_path}/end ]; do sleep 0.01; done; echo first", 1000)
+        first = pool.submit(
+            shell.call,
+            f"touch {tmp_path}/begun; until [ -e {tmp_path}/end ]; do sleep 0.01; done; echo first",
+            1000,
+        )
         wait_until((tmp_path / "begun").exists, "the call has begun")
         second = pool.submit(shell.call, "echo second", 30)
         wait_until(lambda: calls_under_way() == 2, "the second call waits for its turn")
@@ -163,7 +207,9 @@ def calls_under_way() -> int:
     return sum(any(frame.f_code is call for frame, _ in stack) for stack in stacks)
 
 
-def test_a_forked_child_starts_its_own_and_leaves_the_parents_alone(shell: ExternalProcess, tmp_path: Path) -> None:
+def test_a_forked_child_starts_its_own_and_leaves_the_parents_alone(
+    shell: ExternalProcess, tmp_path: Path
+) -> None:
     pid = shell.call("count=7; echo $$")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # there may be other threads
@@ -183,7 +229,10 @@ def test_a_forked_child_starts_its_own_and_leaves_the_parents_alone(shell: Exter
 
 def test_a_fork_while_another_thread_calls(shell: ExternalProcess, tmp_path: Path) -> None:
     with ThreadPoolExecutor(1) as pool:
-        call = pool.submit(shell.call, f"touch {tmp_path}/begun; until [ -e {tmp_path}/done ]; do sleep 0.01; done; echo mine")
+        call = pool.submit(
+            shell.call,
+            f"touch {tmp_path}/begun; until [ -e {tmp_path}/done ]; do sleep 0.01; done; echo mine",
+        )
         wait_until((tmp_path / "begun").exists, "the call has begun")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)
@@ -251,7 +300,9 @@ user()
 
 
 def test_the_teardown_of_a_state_that_uses_a_program_finds_it_alive() -> None:
-    ended = subprocess.run([sys.executable, "-c", TEARDOWN], capture_output=True, text=True, timeout=120)
+    ended = subprocess.run(
+        [sys.executable, "-c", TEARDOWN], capture_output=True, text=True, timeout=120
+    )
     assert (ended.stdout, ended.stderr, ended.returncode) == (
         "at its teardown there\nat the last teardown another\nat the teardown 3\n",
         "",
@@ -284,11 +335,15 @@ def test_programs_that_do_not_obey_end_at_the_same_time(monkeypatch: pytest.Monk
     assert [shell.pid for shell in shells] == [None] * 4
 
 
-def test_close_in_the_middle_of_a_call_of_the_same_thread(shell: ExternalProcess, tmp_path: Path) -> None:
+def test_close_in_the_middle_of_a_call_of_the_same_thread(
+    shell: ExternalProcess, tmp_path: Path
+) -> None:
     """As in the handler of a signal."""
     handler = signal.signal(signal.SIGUSR1, lambda number, frame: shell.close())
     try:
-        with ExternalProcess(["cat"], lambda pipe, request: signal.raise_signal(signal.SIGUSR1)) as cat:
+        with ExternalProcess(
+            ["cat"], lambda pipe, request: signal.raise_signal(signal.SIGUSR1)
+        ) as cat:
             signal.signal(signal.SIGUSR1, lambda number, frame: cat.close())
             assert [cat.call(1), cat.call(2)] == [None, None], "no part of the call is left"
             assert cat.pid is None
@@ -315,15 +370,20 @@ def test_close_in_the_middle_of_close() -> None:
     assert shell.pid is None
 
 
-def test_close_does_not_wait_for_calls_of_the_next_program(shell: ExternalProcess, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_close_does_not_wait_for_calls_of_the_next_program(
+    shell: ExternalProcess, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """None of the calls ends before the last close has come back."""
-    monkeypatch.setattr(process, "_END_TIMEOUT", 600.0)  # so that close does not come back for having waited long enough
+    # so that close does not come back for having waited long enough
+    monkeypatch.setattr(process, "_END_TIMEOUT", 600.0)
     begun = tmp_path / "begun"
     with ThreadPoolExecutor(4) as pool:
         try:
             request = f"echo >>{begun}; until [ -e {tmp_path}/end ]; do sleep 0.01; done; echo done"
             calls = [pool.submit(shell.call, request) for _ in range(3)]
-            wait_until(lambda: begun.exists() and begun.read_text() == "\n", "the first call has begun")
+            wait_until(
+                lambda: begun.exists() and begun.read_text() == "\n", "the first call has begun"
+            )
             pool.submit(shell.close).result(120)
             wait_until(lambda: begun.read_text() == "\n\n", "the second call has begun")
             pool.submit(shell.close).result(120)
@@ -346,14 +406,18 @@ with ExternalProcess(["sh"], Marker("echo {marker}")) as shell:
 
 @pytest.mark.parametrize("closed", ["0", "0 1", "1 2", "0 1 2"])
 def test_a_worker_without_standard_streams(closed: str) -> None:
-    ended = subprocess.run([sys.executable, "-c", LOW_DESCRIPTORS, closed], stdout=subprocess.PIPE, timeout=120)
+    ended = subprocess.run(
+        [sys.executable, "-c", LOW_DESCRIPTORS, closed], stdout=subprocess.PIPE, timeout=120
+    )
     assert ended.stdout == b"well"
 
 
 def test_a_thread_that_blocks_signals(shell: ExternalProcess) -> None:
     before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGCHLD, signal.SIGTERM])
     try:
-        with ExternalProcess(["grep", "SigBlk", "/proc/self/status"], lambda pipe, request: pipe.readline()) as grep:
+        with ExternalProcess(
+            ["grep", "SigBlk", "/proc/self/status"], lambda pipe, request: pipe.readline()
+        ) as grep:
             assert int(grep.call(None).split()[1], 16) == 0
         with pytest.raises(ProcessDiedError, match="exit status 3"):
             shell.call("exit 3")
@@ -363,14 +427,18 @@ def test_a_thread_that_blocks_signals(shell: ExternalProcess) -> None:
 
 def test_no_room_for_descriptors(shell: ExternalProcess) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (max(map(int, os.listdir("/proc/self/fd"))) + 10, hard))
+    resource.setrlimit(
+        resource.RLIMIT_NOFILE, (max(map(int, os.listdir("/proc/self/fd"))) + 10, hard)
+    )
     taken: list[int] = []
     try:
         with contextlib.suppress(OSError):
             while True:
                 taken.append(os.open(os.devnull, os.O_RDONLY))
         for _ in range(8):  # each time at another place
-            with pytest.raises(ProcessStartError, match=r"sh cannot be started: .*Too many open files"):
+            with pytest.raises(
+                ProcessStartError, match=r"sh cannot be started: .*Too many open files"
+            ):
                 shell.call("echo 1")
             os.close(taken.pop())
     finally:
@@ -380,9 +448,13 @@ def test_no_room_for_descriptors(shell: ExternalProcess) -> None:
     assert shell.call("echo 1") == "1"
 
 
-def test_a_folder_for_temporary_files_that_cannot_be_written_to(shell: ExternalProcess, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_for_temporary_files_that_cannot_be_written_to(
+    shell: ExternalProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(tempfile, "tempdir", "/proc")
-    with pytest.raises(ProcessStartError, match="sh cannot be started: its working directory cannot be made: "):
+    with pytest.raises(
+        ProcessStartError, match="sh cannot be started: its working directory cannot be made: "
+    ):
         shell.call("echo 1")
 
 
@@ -411,7 +483,9 @@ def test_nothing_is_left_of_many_lives() -> None:
 
 def test_a_request_that_cannot_be_sent_leaves_the_program_warm(shell: ExternalProcess) -> None:
     pid = shell.call("echo $$")
-    with pytest.raises(TypeError, match=r"a request to sh is text in its own language, not dict: \{'steps': 3\}"):
+    with pytest.raises(
+        TypeError, match=r"a request to sh is text in its own language, not dict: \{'steps': 3\}"
+    ):
         shell.call({"steps": 3})
     assert shell.call("echo $$") == pid
     with ExternalProcess(FAULTY) as program:
@@ -444,7 +518,10 @@ def test_a_protocol_may_raise_what_it_likes(shell: ExternalProcess) -> None:
         with pytest.raises(ProgramError, match="bad input"):
             cat.call("bad")
         assert cat.pid == pid
-        with pytest.raises(TypeError, match="to cat text is written, not bytes"), ExternalProcess(["cat"], Pipe.write) as other:
+        with (
+            pytest.raises(TypeError, match="to cat text is written, not bytes"),
+            ExternalProcess(["cat"], Pipe.write) as other,
+        ):
             other.call(b"17")
         with pytest.raises(ValueError, match="invalid literal"):
             cat.call("worse")
@@ -456,12 +533,18 @@ def test_a_protocol_that_calls_its_own_program_is_told() -> None:
     def again(pipe: Pipe, request: str) -> str:
         return str(cat.call(request))
 
-    with ExternalProcess(["cat"], again) as cat, pytest.raises(RuntimeError, match="is called by its own protocol"):
+    with (
+        ExternalProcess(["cat"], again) as cat,
+        pytest.raises(RuntimeError, match="is called by its own protocol"),
+    ):
         cat.call("1")
 
 
 def test_it_belongs_to_its_process(shell: ExternalProcess) -> None:
-    with pytest.raises(pickle.PicklingError, match="belongs to this process and cannot be sent: make it at the top level of a module"):
+    with pytest.raises(
+        pickle.PicklingError,
+        match="belongs to this process and cannot be sent: make it at the top level of a module",
+    ):
         pickle.dumps(shell)
 
 
@@ -469,19 +552,56 @@ def test_it_belongs_to_its_process(shell: ExternalProcess) -> None:
     ("command", "options", "error", "message"),
     [
         ("bc -q", {}, TypeError, r'a command is a list such as \["bc", "-q"\], not \'bc -q\''),
-        ([], {}, ValueError, r"a command is the program and its arguments, all of them text, not \[\]"),
+        (
+            [],
+            {},
+            ValueError,
+            r"a command is the program and its arguments, all of them text, not \[\]",
+        ),
         ([b"bc"], {}, TypeError, "all of them text"),
         (["bc", 3], {}, TypeError, "3|int"),
         (["bc", "a\0b"], {}, ValueError, "a command cannot contain the character NUL"),
-        (["bc"], {"env": {"A": None}}, TypeError, "env={'A': None}: names and values of environment variables are text"),
-        (["bc"], {"env": {"A=B": "C"}}, ValueError, "env={'A=B': 'C'}: there can be no such environment variable"),
-        (["./engine"], {}, ValueError, "has to be an absolute path or be found on the PATH, not './engine'"),
-        (["bc"], {"protocol": "Marker"}, TypeError, r"a protocol is a function \(pipe, request\) -> reply, not 'Marker'"),
-        (["bc"], {"call_timeout": 0}, ValueError, "call_timeout must be a positive number of seconds, not 0"),
-        (["bc"], {"start_timeout": float("nan")}, ValueError, "start_timeout must be a positive number of seconds, not nan"),
+        (
+            ["bc"],
+            {"env": {"A": None}},
+            TypeError,
+            "env={'A': None}: names and values of environment variables are text",
+        ),
+        (
+            ["bc"],
+            {"env": {"A=B": "C"}},
+            ValueError,
+            "env={'A=B': 'C'}: there can be no such environment variable",
+        ),
+        (
+            ["./engine"],
+            {},
+            ValueError,
+            "has to be an absolute path or be found on the PATH, not './engine'",
+        ),
+        (
+            ["bc"],
+            {"protocol": "Marker"},
+            TypeError,
+            r"a protocol is a function \(pipe, request\) -> reply, not 'Marker'",
+        ),
+        (
+            ["bc"],
+            {"call_timeout": 0},
+            ValueError,
+            "call_timeout must be a positive number of seconds, not 0",
+        ),
+        (
+            ["bc"],
+            {"start_timeout": float("nan")},
+            ValueError,
+            "start_timeout must be a positive number of seconds, not nan",
+        ),
     ],
 )
-def test_bad_arguments_are_named(command: Any, options: dict[str, Any], error: type[Exception], message: str) -> None:
+def test_bad_arguments_are_named(
+    command: Any, options: dict[str, Any], error: type[Exception], message: str
+) -> None:
     with pytest.raises(error, match=message):
         ExternalProcess(command, **options)
 
@@ -496,7 +616,9 @@ def test_a_timeout_may_be_infinite(shell: ExternalProcess) -> None:
     assert shell.call("echo 1", timeout=float("inf")) == "1"
 
 
-def test_an_exception_reaches_a_thread_that_waits_for_a_reply(shell: ExternalProcess, tmp_path: Path) -> None:
+def test_an_exception_reaches_a_thread_that_waits_for_a_reply(
+    shell: ExternalProcess, tmp_path: Path
+) -> None:
     import ctypes
 
     class TaskTimeout(Exception):
@@ -507,7 +629,9 @@ def test_an_exception_reaches_a_thread_that_waits_for_a_reply(shell: ExternalPro
         call = pool.submit(shell.call, f"touch {tmp_path}/begun; sleep 1000")
         wait_until((tmp_path / "begun").exists, "the call has begun")
         pid = pid_of(shell)
-        ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread), ctypes.py_object(TaskTimeout))
+        ctypes.pythonapi.PyThreadState_SetAsyncExc(
+            ctypes.c_ulong(thread), ctypes.py_object(TaskTimeout)
+        )
         assert isinstance(call.exception(120), TaskTimeout)
     assert has_ended(pid)
     assert shell.call("echo again") == "again"
@@ -516,10 +640,19 @@ def test_an_exception_reaches_a_thread_that_waits_for_a_reply(shell: ExternalPro
 def test_a_kernel_without_pidfd(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """The supervisor then looks now and then whether the worker is there."""
     old = tmp_path / "old_supervisor.py"
-    old.write_text(Path(process._SUPERVISOR).read_text().replace("os.pidfd_open(", "os.pidfd_open_is_not_there("))
+    old.write_text(
+        Path(process._SUPERVISOR)
+        .read_text()
+        .replace("os.pidfd_open(", "os.pidfd_open_is_not_there(")
+    )
     script = "import sys; from gc_warm.worker import process; process._SUPERVISOR = sys.argv[1]\n"
     script += "from gc_warm import *; print(ExternalProcess(['sh'], Marker('echo {marker}')).call('echo $$'), flush=True); input()"
-    worker = subprocess.Popen([sys.executable, "-c", script, str(old)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    worker = subprocess.Popen(
+        [sys.executable, "-c", script, str(old)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
     with worker:
         assert worker.stdout is not None
         pid = int(worker.stdout.readline())
@@ -529,12 +662,23 @@ def test_a_kernel_without_pidfd(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
 
 
 def test_a_message_keeps_both_ends_of_a_long_command_line() -> None:
-    command = ["sh", "-c", "sleep 1000", *(f"/a long/folder/{number}" for number in range(20)), "input.lammps"]
+    command = [
+        "sh",
+        "-c",
+        "sleep 1000",
+        *(f"/a long/folder/{number}" for number in range(20)),
+        "input.lammps",
+    ]
     with ExternalProcess(command, call_timeout=0.2, start_timeout=0.2) as program:
-        with pytest.raises(ProcessTimeoutError, match=r"^sh -c 'sleep 1000' .* \d+ characters .* input\.lammps did not answer"):
+        with pytest.raises(
+            ProcessTimeoutError,
+            match=r"^sh -c 'sleep 1000' .* \d+ characters .* input\.lammps did not answer",
+        ):
             program.call(1)
         assert "'input.lammps']: not running" in repr(program)
-    assert [event.key[-16:] for event in ledger.events() if event.kind == "failed"][-1] == " 'input.lammps']"
+    assert [event.key[-16:] for event in ledger.events() if event.kind == "failed"][
+        -1
+    ] == " 'input.lammps']"
 
 
 def test_deadline_covers_the_start(clock: Clock, tmp_path: Path) -> None:
@@ -565,7 +709,9 @@ def test_the_time_for_the_start_is_over_once_it_is_up(clock: Clock, tmp_path: Pa
             call = pool.submit(program.call, request, timeout=30)
             wait_until(lambda: up.exists() and knows_to_be_up(program), "it is up")  # noqa: B023 - it is called at once
             clock.advance(31)
-            with pytest.raises(ProcessTimeoutError, match=r"did not answer within 30 s, and was ended"):
+            with pytest.raises(
+                ProcessTimeoutError, match=r"did not answer within 30 s, and was ended"
+            ):
                 call.result(120)
 
 
@@ -580,12 +726,17 @@ def test_a_program_that_holds_its_output_back_is_recognised(clock: Clock, tmp_pa
     code = f"import pathlib, sys\nfor line in sys.stdin: sys.stdout.write('17\\n'), pathlib.Path({str(written)!r}).touch()"
     with (
         ThreadPoolExecutor(1) as pool,
-        ExternalProcess([sys.executable, "-c", code], start_timeout=60, env={"PYTHONUNBUFFERED": ""}) as program,
+        ExternalProcess(
+            [sys.executable, "-c", code], start_timeout=60, env={"PYTHONUNBUFFERED": ""}
+        ) as program,
     ):
         call = pool.submit(program.call, 1, timeout=30)
         wait_until(written.exists, "it has written its reply, as it thinks")
         clock.advance(91)
         error = call.exception(120)
     assert isinstance(error, ProcessTimeoutError)
-    assert "and was ended; then only came some of its output (if a reply is among it, the program holds output or input back" in str(error)
+    assert (
+        "and was ended; then only came some of its output (if a reply is among it, the program holds output or input back"
+        in str(error)
+    )
     assert error.stdout == "17"

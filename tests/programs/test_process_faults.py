@@ -51,7 +51,9 @@ def failure(program: ExternalProcess, request: str, seconds: float = 120) -> Pro
     return caught.value
 
 
-def failure_at_the_deadline(program: ExternalProcess, request: str, clock: Clock, reached: Path) -> ProcessError:
+def failure_at_the_deadline(
+    program: ExternalProcess, request: str, clock: Clock, reached: Path
+) -> ProcessError:
     """The error of a call whose time is over once the program has made the file *reached*; the clock stands still until then."""
     with ThreadPoolExecutor(1) as pool:
         call = pool.submit(program.call, request, timeout=CALL)
@@ -69,7 +71,9 @@ def assert_travels(error: ProcessError) -> None:
 
 
 @pytest.fixture
-def no_time_for_the_exit_status(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+def no_time_for_the_exit_status(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """For programs that close their streams and go on: of these there is no exit status to wait for."""
     words = request.getfixturevalue("words")
     if "closed its" in words:
@@ -86,11 +90,31 @@ def no_time_for_the_exit_status(request: pytest.FixtureRequest, monkeypatch: pyt
             "ended with exit status 7 in the middle of a call.*stderr.*thermostat: not converged",
         ),
         ("crash", ProcessDiedError, -11, "was killed by SIGSEGV in the middle of a call"),
-        ("write_half_a_line_and_exit", ProcessDiedError, 1, 'ended with exit status 1 in the middle of a call.*stdout.*"rep'),
+        (
+            "write_half_a_line_and_exit",
+            ProcessDiedError,
+            1,
+            'ended with exit status 1 in the middle of a call.*stdout.*"rep',
+        ),
         ("close_stdout", ProcessDiedError, None, "closed its output in the middle of a call"),
-        ("answer_in_invalid_json", ProcessError, None, r"answered in invalid JSON: \{.*'reply': None\}"),
-        ("answer_in_pythons_own_form", ProcessError, None, r"answered in invalid JSON: \{'id': \d+, 'reply': None\}"),
-        ("answer_with_nan", ProcessError, None, r'answered in invalid JSON: \{"id": \d+, "reply": -nan\}'),
+        (
+            "answer_in_invalid_json",
+            ProcessError,
+            None,
+            r"answered in invalid JSON: \{.*'reply': None\}",
+        ),
+        (
+            "answer_in_pythons_own_form",
+            ProcessError,
+            None,
+            r"answered in invalid JSON: \{'id': \d+, 'reply': None\}",
+        ),
+        (
+            "answer_with_nan",
+            ProcessError,
+            None,
+            r'answered in invalid JSON: \{"id": \d+, "reply": -nan\}',
+        ),
     ],
 )
 @pytest.mark.usefixtures("no_time_for_the_exit_status")
@@ -125,13 +149,22 @@ def test_a_call_without_answer_ends_at_its_deadline(
         assert program.call("first") == "first"
         error = failure_at_the_deadline(program, fault, clock, reached)
         assert type(error) is ProcessTimeoutError
-        assert re.search(r"faulty\.py'? did not answer within 30 s, and was ended.*" + words, str(error), re.DOTALL), str(error)
+        assert re.search(
+            r"faulty\.py'? did not answer within 30 s, and was ended.*" + words,
+            str(error),
+            re.DOTALL,
+        ), str(error)
         assert program.pid is None
         assert program.call("next") == "next"
 
 
-@pytest.mark.parametrize("fault", ["write_100_mb_to_stderr", "print_noise", "answer_twice", "answer_again_during_the_next"])
-def test_what_else_a_program_writes_is_no_part_of_a_reply(fault: str, program: ExternalProcess) -> None:
+@pytest.mark.parametrize(
+    "fault",
+    ["write_100_mb_to_stderr", "print_noise", "answer_twice", "answer_again_during_the_next"],
+)
+def test_what_else_a_program_writes_is_no_part_of_a_reply(
+    fault: str, program: ExternalProcess
+) -> None:
     pid = program.pid
     assert program.call(fault, timeout=120) == fault
     assert [program.call(number) for number in range(3)] == [0, 1, 2]
@@ -161,16 +194,27 @@ def test_a_program_that_closes_its_input(
     assert "closed its input while it was idle; it is started again" in caplog.text
 
 
-def test_a_line_without_end_does_not_fill_the_memory(program: ExternalProcess, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_line_without_end_does_not_fill_the_memory(
+    program: ExternalProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(pipe, "_OUTPUT_LIMIT", 20 * 2**20)
     error = failure(program, "write_without_end")
-    assert "wrote 20 MiB that are no reply, or too long a one: send large data through files" in str(error)
+    assert (
+        "wrote 20 MiB that are no reply, or too long a one: send large data through files"
+        in str(error)
+    )
     assert len(error.stdout) == 8192
     assert program.call("next") == "next"
 
 
-@pytest.mark.parametrize(("protocol", "request_text"), [(json_lines, "x" * 10**6), (Marker("{marker}"), "x")], ids=["writing", "reading"])
-def test_lines_without_end_do_not_either(protocol: Protocol, request_text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("protocol", "request_text"),
+    [(json_lines, "x" * 10**6), (Marker("{marker}"), "x")],
+    ids=["writing", "reading"],
+)
+def test_lines_without_end_do_not_either(
+    protocol: Protocol, request_text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(pipe, "_OUTPUT_LIMIT", 20 * 2**20)
     with ExternalProcess(["yes"], protocol) as program:
         assert "wrote 20 MiB that are no reply" in str(failure(program, request_text))
@@ -188,7 +232,9 @@ class CountingDecoder:
         return self._decoder.raw_decode(line, start)
 
 
-def test_a_long_line_of_noise_takes_no_time(program: ExternalProcess, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_long_line_of_noise_takes_no_time(
+    program: ExternalProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
     decoder = CountingDecoder(protocols._decoder)
     monkeypatch.setattr(protocols, "_decoder", decoder)
     assert program.call("print_much_noise", timeout=120) == "print_much_noise"
@@ -199,7 +245,9 @@ def test_an_error_reply_leaves_the_program_warm(program: ExternalProcess) -> Non
     pid = program.pid
     error = failure(program, "answer_with_an_error")
     assert type(error) is ProgramError
-    assert re.search(r"faulty\.py'? answered with an error: unknown pair style lj/cutt$", str(error))
+    assert re.search(
+        r"faulty\.py'? answered with an error: unknown pair style lj/cutt$", str(error)
+    )
     long = failure(program, "answer_with_a_long_error")
     assert type(long) is ProgramError
     assert 10_000 > len(str(long)) > 8192
@@ -211,13 +259,19 @@ def test_an_error_reply_leaves_the_program_warm(program: ExternalProcess) -> Non
 @pytest.mark.parametrize(
     ("fault", "kind", "words"),
     [
-        ("exit_with_last_words", ProcessStartError, "ended with exit status 7 before its first answer.*thermostat: not converged"),
+        (
+            "exit_with_last_words",
+            ProcessStartError,
+            "ended with exit status 7 before its first answer.*thermostat: not converged",
+        ),
         ("crash", ProcessStartError, "was killed by SIGSEGV before its first answer"),
         ("close_stdout", ProcessStartError, "closed its output before its first answer"),
     ],
 )
 @pytest.mark.usefixtures("no_time_for_the_exit_status")
-def test_a_program_that_fails_at_its_start_is_tried_again(fault: str, kind: type[ProcessError], words: str, tmp_path: Path) -> None:
+def test_a_program_that_fails_at_its_start_is_tried_again(
+    fault: str, kind: type[ProcessError], words: str, tmp_path: Path
+) -> None:
     with ExternalProcess([*FAULTY, fault, tmp_path / "started"]) as program:
         error = failure(program, "first")
         assert type(error) is kind
@@ -225,7 +279,9 @@ def test_a_program_that_fails_at_its_start_is_tried_again(fault: str, kind: type
         assert program.call("next") == "next"
 
 
-def test_words_before_the_first_request_are_quoted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_words_before_the_first_request_are_quoted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The worker may be held up after it has started a program, until that has ended."""
     ended = tmp_path / "ended"
     arm = lifecycle.arm
@@ -254,7 +310,10 @@ def test_a_program_that_is_not_up_in_time_is_tried_again(clock: Clock, tmp_path:
 @pytest.mark.parametrize(
     ("command", "words"),
     [
-        (["no-such-program"], "no-such-program cannot be started: there is no program no-such-program on this worker's PATH"),
+        (
+            ["no-such-program"],
+            "no-such-program cannot be started: there is no program no-such-program on this worker's PATH",
+        ),
         (
             ["/no/such/program", "-x"],
             "program -x cannot be started: there is no program /no/such/program, or not the interpreter that its first line names",
@@ -272,10 +331,14 @@ def test_a_program_that_cannot_be_started(command: list[str], words: str) -> Non
 def test_a_folder_that_does_not_exist() -> None:
     error = failure(ExternalProcess(["cat"], cwd="/no/such/folder"), "first")
     assert type(error) is ProcessStartError
-    assert "cat cannot be started: [Errno 2] No such file or directory: '/no/such/folder'" in str(error)
+    assert "cat cannot be started: [Errno 2] No such file or directory: '/no/such/folder'" in str(
+        error
+    )
 
 
-def test_a_program_that_ends_between_calls_is_started_again(program: ExternalProcess, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_program_that_ends_between_calls_is_started_again(
+    program: ExternalProcess, caplog: pytest.LogCaptureFixture
+) -> None:
     assert program.pid is not None
     before = program.pid
     psutil.Process(before).kill()
@@ -331,9 +394,13 @@ def test_a_complaint_is_an_error_and_leaves_the_program_warm(shell: ExternalProc
     assert shell.call("echo $count") == "7"
 
 
-def test_what_an_interactive_program_writes_late_is_no_part_of_the_next_reply(shell: ExternalProcess, tmp_path: Path) -> None:
+def test_what_an_interactive_program_writes_late_is_no_part_of_the_next_reply(
+    shell: ExternalProcess, tmp_path: Path
+) -> None:
     late, done = tmp_path / "late", tmp_path / "done"
-    shell.call(f"(until [ -e {late} ]; do sleep 0.01; done; echo late; echo late >&2; touch {done}) &")
+    shell.call(
+        f"(until [ -e {late} ]; do sleep 0.01; done; echo late; echo late >&2; touch {done}) &"
+    )
     late.touch()
     wait_until(done.exists, "it has been written")
     assert shell.call("echo new") == "new"
@@ -342,7 +409,10 @@ def test_what_an_interactive_program_writes_late_is_no_part_of_the_next_reply(sh
 @pytest.mark.parametrize(
     ("command", "words"),
     [
-        ("echo last words; exit 3", "sh ended with exit status 3 in the middle of a call\n--- the end of its stdout ---\nlast words"),
+        (
+            "echo last words; exit 3",
+            "sh ended with exit status 3 in the middle of a call\n--- the end of its stdout ---\nlast words",
+        ),
         ("kill -KILL $$", "sh was killed by SIGKILL in the middle of a call"),
         ("exec >&-; sleep 1000", "sh closed its output in the middle of a call"),
     ],
@@ -354,7 +424,10 @@ def test_an_interactive_program_that_ends(command: str, words: str, shell: Exter
 
 
 def test_an_interactive_program_that_repeats_its_input() -> None:
-    with ExternalProcess(["sh", "-v"], Marker("echo {marker}")) as shell, pytest.raises(ProgramError, match="complained"):
+    with (
+        ExternalProcess(["sh", "-v"], Marker("echo {marker}")) as shell,
+        pytest.raises(ProgramError, match="complained"),
+    ):
         shell.call("echo 1")  # it repeats it on stderr
     repeating = ["sh", "-c", 'while read -r line; do echo "$line"; eval "$line"; done']
     with ExternalProcess(repeating, Marker("echo {marker}")) as shell:
@@ -366,8 +439,12 @@ def test_a_request_that_swallows_the_marker_is_a_timeout(shell: ExternalProcess)
     assert shell.call("echo ${count:-new}") == "new"
 
 
-def test_an_interactive_program_that_hangs(shell: ExternalProcess, clock: Clock, tmp_path: Path) -> None:
-    error = failure_at_the_deadline(shell, f"echo begun; touch {tmp_path / 'reached'}; sleep 1000", clock, tmp_path / "reached")
+def test_an_interactive_program_that_hangs(
+    shell: ExternalProcess, clock: Clock, tmp_path: Path
+) -> None:
+    error = failure_at_the_deadline(
+        shell, f"echo begun; touch {tmp_path / 'reached'}; sleep 1000", clock, tmp_path / "reached"
+    )
     assert type(error) is ProcessTimeoutError
     assert error.stdout.endswith("begun")
     assert shell.call("echo ${count:-new}") == "new"

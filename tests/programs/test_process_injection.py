@@ -63,7 +63,9 @@ def close(bc: ExternalProcess) -> None:
     bc.close()
 
 
-OPERATIONS: dict[str, tuple[Callable[[ExternalProcess], None], Callable[[ExternalProcess], None], str]] = {
+OPERATIONS: dict[
+    str, tuple[Callable[[ExternalProcess], None], Callable[[ExternalProcess], None], str]
+] = {
     # name: what precedes it, the operation, and where the last point of interest is
     "first call": (nothing, call, "None"),
     "warm call": (warm, call, "None"),
@@ -89,7 +91,8 @@ def running() -> set[int]:
 
 @pytest.mark.programs
 @pytest.mark.skipif(shutil.which("bc") is None, reason="bc is not installed")
-@pytest.mark.filterwarnings("ignore::ResourceWarning")  # an interrupted start leaves its pieces to the garbage collector
+# an interrupted start leaves its pieces to the garbage collector
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("operation", OPERATIONS)
 def test_exception_at_every_point(operation: str) -> None:

@@ -13,7 +13,14 @@ from pathlib import Path
 
 import pytest
 
-from gc_warm import ExternalProcess, ProcessDiedError, ProcessError, ProcessTimeoutError, ProgramError, serve
+from gc_warm import (
+    ExternalProcess,
+    ProcessDiedError,
+    ProcessError,
+    ProcessTimeoutError,
+    ProgramError,
+    serve,
+)
 from tests.support import Clock, wait_until
 
 ROOT = Path(__file__).parents[2]
@@ -29,7 +36,9 @@ def program(tmp_path: Path) -> Iterator[Program]:
     def make(text: str, *launcher: str) -> ExternalProcess:
         file = tmp_path / f"program_{len(made)}.py"
         file.write_text(textwrap.dedent(text))
-        made.append(ExternalProcess([*launcher, sys.executable, file], env={"PYTHONPATH": str(ROOT)}))
+        made.append(
+            ExternalProcess([*launcher, sys.executable, file], env={"PYTHONPATH": str(ROOT)})
+        )
         return made[-1]
 
     yield make
@@ -55,7 +64,10 @@ def test_an_error_of_the_handler_is_an_error_reply_with_its_traceback(program: P
     inverse = program("from gc_warm import serve\nserve(lambda number: 1 / number)")
     assert inverse.call(4) == 0.25
     pid = inverse.pid
-    with pytest.raises(ProgramError, match=r"answered with an error: Traceback [^$]*program_0.py[^$]*ZeroDivisionError: division by zero$"):
+    with pytest.raises(
+        ProgramError,
+        match=r"answered with an error: Traceback [^$]*program_0.py[^$]*ZeroDivisionError: division by zero$",
+    ):
         inverse.call(0)
     assert inverse.call(2) == 0.5
     assert inverse.pid == pid
@@ -99,12 +111,16 @@ def test_values_that_json_lacks(program: Program) -> None:
     assert values.call("path") == "/scratch/run.xyz"
     assert values.call("text") == "\u212b\n\udc80"
     assert values.call("nan") != values.call("nan")
-    with pytest.raises(ProgramError, match=r"the reply cannot be sent: JSON cannot express set: \{1\}"):
+    with pytest.raises(
+        ProgramError, match=r"the reply cannot be sent: JSON cannot express set: \{1\}"
+    ):
         values.call("set")
 
 
 def test_a_handler_that_ends_the_program(program: Program) -> None:
-    ending = program("import sys\nfrom gc_warm import serve\nserve(lambda status: sys.exit(status) if status else 'up')")
+    ending = program(
+        "import sys\nfrom gc_warm import serve\nserve(lambda status: sys.exit(status) if status else 'up')"
+    )
     assert ending.call(0) == "up"
     with pytest.raises(ProcessDiedError, match="ended with exit status 3 in the middle of a call"):
         ending.call(3)
@@ -126,7 +142,9 @@ def test_it_goes_on_after_the_loop_when_its_input_ends(program: Program, tmp_pat
 
 
 def test_it_ends_when_it_has_been_idle_and_the_next_call_starts_it_again(program: Program) -> None:
-    text = "import os\nfrom gc_warm import serve\nserve(lambda request: os.getpid(), idle_timeout={})"
+    text = (
+        "import os\nfrom gc_warm import serve\nserve(lambda request: os.getpid(), idle_timeout={})"
+    )
     idle, patient = program(text.format(1.0)), program(text.format(3600))
     pid = idle.call(1)
     assert patient.call(1) == patient.call(2)
@@ -144,29 +162,51 @@ def test_a_bad_idle_timeout(idle: float) -> None:
 def test_a_line_that_is_no_request_is_answered_so_by_hand_too(line: str) -> None:
     command = [sys.executable, "-c", "from gc_warm import serve\nserve(lambda request: request)"]
     lines = f'{line}\n{{"id": "a", "request": 3}}\n'
-    ended = subprocess.run(command, input=lines, capture_output=True, text=True, cwd=ROOT, timeout=120)
+    ended = subprocess.run(
+        command, input=lines, capture_output=True, text=True, cwd=ROOT, timeout=120
+    )
     ready, wrong, right = ended.stdout.splitlines()
     assert ready == '{"id": 0, "reply": "ready"}'
-    assert wrong.startswith('{"id": null, "error": "a request is one line, {\\"id\\": ..., \\"request\\": ...}, and not ')
+    assert wrong.startswith(
+        '{"id": null, "error": "a request is one line, {\\"id\\": ..., \\"request\\": ...}, and not '
+    )
     assert (right, ended.returncode, ended.stderr) == ('{"id": "a", "reply": 3}', 0, "")
 
 
 def test_requests_that_arrive_in_pieces_and_together() -> None:
-    command = [sys.executable, "-u", "-c", "from gc_warm import serve\nserve(lambda request: request)"]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=ROOT, bufsize=0) as process:
+    command = [
+        sys.executable,
+        "-u",
+        "-c",
+        "from gc_warm import serve\nserve(lambda request: request)",
+    ]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=ROOT, bufsize=0
+    ) as process:
         assert process.stdin is not None
         assert process.stdout is not None
-        for piece in (b'{"id": 1, "requ', b'est": "\xe2', b'\x84\xab"}\n{"id": 2, "request": 2}\n{"id"', b': 3, "request": 3}\n{"id": 4'):
+        for piece in (
+            b'{"id": 1, "requ',
+            b'est": "\xe2',
+            b'\x84\xab"}\n{"id": 2, "request": 2}\n{"id"',
+            b': 3, "request": 3}\n{"id": 4',
+        ):
             process.stdin.write(piece)
         process.stdin.close()
         _, *replies, cut = process.stdout.read().splitlines()
-        assert replies == [b'{"id": 1, "reply": "\\u212b"}', b'{"id": 2, "reply": 2}', b'{"id": 3, "reply": 3}']
+        assert replies == [
+            b'{"id": 1, "reply": "\\u212b"}',
+            b'{"id": 2, "reply": 2}',
+            b'{"id": 3, "reply": 3}',
+        ]
         assert cut.startswith(b'{"id": null, "error": "a request is one line')
 
 
 def test_the_module_needs_nothing_but_the_standard_library() -> None:
     code = "import sys; from gc_warm import serve, ExternalProcess; print(*{name.partition('.')[0] for name in sys.modules})"
-    names = subprocess.run([sys.executable, "-S", "-c", code], capture_output=True, text=True, cwd=ROOT, check=True).stdout.split()
+    names = subprocess.run(
+        [sys.executable, "-S", "-c", code], capture_output=True, text=True, cwd=ROOT, check=True
+    ).stdout.split()
     assert set(names) - sys.stdlib_module_names <= {"gc_warm", "__main__"}
 
 
@@ -191,10 +231,15 @@ def test_a_loop_over_stdin_that_repeats_the_id_works(program: Program) -> None:
             '"energy": message["request"]',
             r'printed an object without the id of the request: \{"energy": 1\}\nA reply is one line, \{"id": <the id',
         ),
-        ('"id": message["id"], "energy": 1', 'answered with neither "reply" nor "error" beside the id: '),
+        (
+            '"id": message["id"], "energy": 1',
+            'answered with neither "reply" nor "error" beside the id: ',
+        ),
     ],
 )
-def test_a_loop_over_stdin_that_lacks_something_is_told_what(reply: str, message: str, program: Program) -> None:
+def test_a_loop_over_stdin_that_lacks_something_is_told_what(
+    reply: str, message: str, program: Program
+) -> None:
     seed = program(SEED % reply)
     with pytest.raises(ProcessError, match=message) as caught:
         seed.call(1, timeout=120)
@@ -233,14 +278,19 @@ def test_all_ranks_of_an_mpi_program_take_part(program: Program, clock: Clock) -
         pytest.skip("there is no mpiexec")
     world = program(MPI, "mpiexec", "--allow-run-as-root", "--oversubscribe", "-n", "3")
     assert world.call(10) == [60, 3]
-    with pytest.raises(ProgramError, match=r"answered with an error: rank 1: Traceback [^$]*ValueError: not converged"):
+    with pytest.raises(
+        ProgramError,
+        match=r"answered with an error: rank 1: Traceback [^$]*ValueError: not converged",
+    ):
         world.call("fail")
     assert world.call(1) == [6, 3]
     with ThreadPoolExecutor(1) as pool:
         call = pool.submit(world.call, "fail while the others wait", timeout=30)
         wait_until(lambda: b"ValueError: not converged" in said(world), "rank 1 has failed")
         clock.advance(31)
-        with pytest.raises(ProcessTimeoutError, match=r"rank 1: Traceback [^$]*ValueError: not converged"):
+        with pytest.raises(
+            ProcessTimeoutError, match=r"rank 1: Traceback [^$]*ValueError: not converged"
+        ):
             call.result(120)
     assert world.call(1) == [6, 3]
     pids = world.call("pids")
@@ -268,4 +318,6 @@ def test_idle_ranks_leave_their_cores_alone(program: Program) -> None:
     before, begun = used(), time.monotonic()
     time.sleep(2)
     share = (used() - before) / (time.monotonic() - begun)
-    assert share < 0.25, "ranks that wait in MPI itself take a core each, or as much of it as a busy machine gives them"
+    assert share < 0.25, (
+        "ranks that wait in MPI itself take a core each, or as much of it as a busy machine gives them"
+    )
