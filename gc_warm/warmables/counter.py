@@ -1,7 +1,7 @@
 """The smallest warmable module: a module global, and a function that changes it.
 
-A worker imports this module once, for the first task that asks for it. The next task on that worker finds the same module, and
-in it the number the last one left.
+A worker imports this module once, for the first task that asks for it. The next task on that worker
+finds the same module, and in it the number the last one left.
 """
 
 count = 0

@@ -1,11 +1,13 @@
 """The program that `gc_warm.warmables.simulator` keeps alive: molecular dynamics of a Lennard-Jones cluster, in plain Python.
 
-``python -m gc_warm.warmables.dynamics`` tabulates the potential when it starts, which takes a second, and then answers requests, one a line
-(see `gc_warm.worker.program.serve`). It shows what a simulation code with a large start-up cost has to do, and is one.
+``python -m gc_warm.warmables.dynamics`` tabulates the potential when it starts, which takes a
+second, and then answers requests, one a line (see `gc_warm.worker.program.serve`). It shows what a
+simulation code with a large start-up cost has to do, and is one.
 
-The equations of motion are integrated with the velocity Verlet scheme (Swope, Andersen, Berens, Wilson, J. Chem. Phys. 76, 637, 1982).
-Its error in the energy grows with the square of the time step, and does not accumulate. All quantities are in reduced units: energies in
-epsilon, lengths in sigma, masses in that of an atom, times in sigma sqrt(mass/epsilon).
+The equations of motion are integrated with the velocity Verlet scheme (Swope, Andersen, Berens,
+Wilson, J. Chem. Phys. 76, 637, 1982). Its error in the energy grows with the square of the time
+step, and does not accumulate. All quantities are in reduced units: energies in epsilon, lengths in
+sigma, masses in that of an atom, times in sigma sqrt(mass/epsilon).
 """
 
 from __future__ import annotations
@@ -31,7 +33,8 @@ Vectors = list[list[float]]
 class Forces:
     """Energy and forces of a cluster, from a table of the pair energy U and its slope dU/ds over the squared distance s.
 
-    Outside the table the formulas themselves are evaluated, so no pair is cut off and the total energy has no jumps.
+    Outside the table the formulas themselves are evaluated, so no pair is cut off and the total
+    energy has no jumps.
     """
 
     def __init__(self, potential: LennardJones) -> None:
@@ -39,8 +42,12 @@ class Forces:
         self._start = potential.core**2
         step = (potential.cutoff**2 - self._start) / potential.intervals
         self._per_step = 1 / step
-        self._energies = array("d", (potential.exact(self._start + n * step) for n in range(potential.intervals + 1)))
-        self._slopes = array("d", (potential.slope(self._start + n * step) for n in range(potential.intervals + 1)))
+        self._energies = array(
+            "d", (potential.exact(self._start + n * step) for n in range(potential.intervals + 1))
+        )
+        self._slopes = array(
+            "d", (potential.slope(self._start + n * step) for n in range(potential.intervals + 1))
+        )
 
     def pair(self, squared_distance: float) -> tuple[float, float]:
         """U and dU/ds of one pair."""
@@ -49,7 +56,9 @@ class Forces:
         if place < 0 or n >= len(self._energies) - 1:
             return self._potential.exact(squared_distance), self._potential.slope(squared_distance)
         part, energies, slopes = place - n, self._energies, self._slopes
-        return energies[n] + part * (energies[n + 1] - energies[n]), slopes[n] + part * (slopes[n + 1] - slopes[n])
+        return energies[n] + part * (energies[n + 1] - energies[n]), slopes[n] + part * (
+            slopes[n + 1] - slopes[n]
+        )
 
     def on(self, positions: Vectors) -> tuple[float, Vectors]:
         """Potential energy, and the force on each atom."""
@@ -76,7 +85,9 @@ def velocities(atoms: int, temperature: float, seed: int) -> Vectors:
     return [[v - d for v, d in zip(velocity, drift, strict=True)] for velocity in drawn]
 
 
-def verlet(forces: Forces, positions: Vectors, speeds: Vectors, timestep: float) -> Iterator[tuple[float, float]]:
+def verlet(
+    forces: Forces, positions: Vectors, speeds: Vectors, timestep: float
+) -> Iterator[tuple[float, float]]:
     """Move the atoms step by step, in place; yields potential and kinetic energy before the first step and after each."""
     potential, pull = forces.on(positions)
     while True:

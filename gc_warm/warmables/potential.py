@@ -1,8 +1,9 @@
 """A Lennard-Jones pair potential, tabulated once per configuration: a load that is real work, after which calls are cheap.
 
-The energy of a pair at distance r is U(r) = 4 epsilon ((sigma/r)^12 - (sigma/r)^6), and 0 from the cutoff on. It is tabulated in
-s = r^2, which saves the square root, on a uniform grid. Linear interpolation with step h is off by at most h^2/8 max|U''(s)|, so
-the grid follows from the error that the caller allows: halving the error costs a factor of 1.4 in points.
+The energy of a pair at distance r is U(r) = 4 epsilon ((sigma/r)^12 - (sigma/r)^6), and 0 from the
+cutoff on. It is tabulated in s = r^2, which saves the square root, on a uniform grid. Linear
+interpolation with step h is off by at most h^2/8 max|U''(s)|, so the grid follows from the error
+that the caller allows: halving the error costs a factor of 1.4 in points.
 
 All numbers are in the caller's units; with epsilon = sigma = 1 they are the usual reduced units.
 """
@@ -20,10 +21,14 @@ from gc_warm.worker.state import warm
 Position = tuple[float, float, float]
 
 LJ13 = Path(__file__).with_name("lj13.xyz")
-"""The icosahedral cluster of 13 atoms in reduced units. Its energy without cutoff, -44.326801, is the published global minimum
-(Cambridge Cluster Database, Lennard-Jones clusters); the coordinates are from a minimisation with Newton's method."""
+"""The icosahedral cluster of 13 atoms in reduced units.
 
-_CORE = 0.8  # in sigma; no two atoms of a sensible structure come closer, and below it the formula itself is evaluated
+Its energy without cutoff, -44.326801, is the published global minimum (Cambridge Cluster Database,
+Lennard-Jones clusters); the coordinates are from a minimisation with Newton's method."""
+
+# in sigma; no two atoms of a sensible structure come closer, and below it the formula itself is
+# evaluated
+_CORE = 0.8
 _MOST_POINTS = 50_000_000  # 400 MB
 
 
@@ -34,11 +39,13 @@ class LennardJones:
     Attributes:
         epsilon: Depth of the well, an energy.
         sigma: Distance at which the energy is zero, a length.
-        cutoff: Distance from which on there is no interaction, a length. The default leaves no pair of LJ13 out.
+        cutoff: Distance from which on there is no interaction, a length. The default leaves no pair
+            of LJ13 out.
         error: The most by which the energy of one pair may be wrong, an energy.
 
     Raises:
-        ValueError: A value is not positive and finite, the cutoff is inside the core, or the table would not fit into memory.
+        ValueError: A value is not positive and finite, the cutoff is inside the core, or the table
+            would not fit into memory.
     """
 
     epsilon: float = 1.0
@@ -51,7 +58,9 @@ class LennardJones:
             if not (math.isfinite(value) and value > 0):
                 raise ValueError(f"LennardJones: {name} must be a positive number, not {value!r}")
         if self.cutoff <= self.core:
-            raise ValueError(f"LennardJones: cutoff={self.cutoff} must be larger than the core, {_CORE} sigma = {self.core}")
+            raise ValueError(
+                f"LennardJones: cutoff={self.cutoff} must be larger than the core, {_CORE} sigma = {self.core}"
+            )
         if self.intervals > _MOST_POINTS:
             raise ValueError(
                 f"LennardJones: error={self.error} needs {self.intervals} points, more than {_MOST_POINTS}; allow a larger one"
@@ -96,7 +105,9 @@ class Table:
         step = (self._end - self._start) / config.intervals
         self._per_step = 1 / step
         # one point beyond the cutoff, so that rounding in the last interval never looks outside
-        self.values = array("d", (config.exact(self._start + n * step) for n in range(config.intervals + 2)))
+        self.values = array(
+            "d", (config.exact(self._start + n * step) for n in range(config.intervals + 2))
+        )
 
     def pair(self, squared_distance: float) -> float:
         """Energy of one pair from its squared distance."""
@@ -136,7 +147,9 @@ def energy(positions: Sequence[Position], config: LennardJones | None = None) ->
             u, v, w = positions[j]
             squared = (x - u) ** 2 + (y - v) ** 2 + (z - w) ** 2
             if squared == 0:
-                raise ValueError(f"atoms {j + 1} and {i + 1} are at the same place, ({x}, {y}, {z}): their energy is infinite")
+                raise ValueError(
+                    f"atoms {j + 1} and {i + 1} are at the same place, ({x}, {y}, {z}): their energy is infinite"
+                )
             total += pair(squared)
     return total
 
@@ -159,11 +172,19 @@ def read_xyz(path: str | Path) -> list[Position]:
         number = int(lines[0])
     except (IndexError, ValueError):
         found = repr(lines[0]) if lines else "nothing"
-        raise ValueError(f"{path}, line 1: the number of atoms is expected, and there is {found}") from None
+        raise ValueError(
+            f"{path}, line 1: the number of atoms is expected, and there is {found}"
+        ) from None
     atoms = [line for line in lines[2:] if line.strip()]
     if number < 1 or len(atoms) != number:
-        raise ValueError(f"{path}: line 1 announces {number} atoms, and {len(atoms)} lines of atoms follow the comment")
-    return [_position(path, number, line) for number, line in enumerate(lines[2:], start=3) if line.strip()]
+        raise ValueError(
+            f"{path}: line 1 announces {number} atoms, and {len(atoms)} lines of atoms follow the comment"
+        )
+    return [
+        _position(path, number, line)
+        for number, line in enumerate(lines[2:], start=3)
+        if line.strip()
+    ]
 
 
 def _position(path: str | Path, number: int, line: str) -> Position:
@@ -174,4 +195,6 @@ def _position(path: str | Path, number: int, line: str) -> Position:
             return position
     except ValueError:
         pass
-    raise ValueError(f"{path}, line {number}: an element and three finite coordinates are expected, and there is {line!r}")
+    raise ValueError(
+        f"{path}, line {number}: an element and three finite coordinates are expected, and there is {line!r}"
+    )

@@ -1,7 +1,8 @@
 """A simulation program that is started once per worker and answers many calls.
 
-The program, `gc_warm.warmables.dynamics`, tabulates its potential when it starts and is fast from then on. Requests and replies are
-small; what is large, structures and trajectories, goes through files that both sides can see, and only the paths are sent.
+The program, `gc_warm.warmables.dynamics`, tabulates its potential when it starts and is fast from
+then on. Requests and replies are small; what is large, structures and trajectories, goes through
+files that both sides can see, and only the paths are sent.
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ class Run:
 
     Attributes:
         energy: Total energy at its beginning.
-        drift: The largest deviation of the total energy from that; small against `energy`, and falling with the square of the timestep.
+        drift: The largest deviation of the total energy from that; small against `energy`, and
+            falling with the square of the timestep.
         temperature: Mean kinetic temperature.
     """
 
@@ -48,7 +50,8 @@ def simulate(
         structure: An .xyz file with the positions.
         steps: How many steps to take, 0 or more.
         timestep: Length of a step.
-        temperature: That from which the velocities are drawn; half of it soon becomes potential energy.
+        temperature: That from which the velocities are drawn; half of it soon becomes potential
+            energy.
         seed: The velocities are the same for the same seed.
         trajectory: Where to write at most 101 frames in .xyz format; None for nowhere.
 
@@ -59,7 +62,11 @@ def simulate(
         ProcessError: The program failed.
     """
     steps = operator.index(steps)
-    if steps < 0 or not (timestep > 0 and math.isfinite(timestep)) or not (temperature >= 0 and math.isfinite(temperature)):
+    if (
+        steps < 0
+        or not (timestep > 0 and math.isfinite(timestep))
+        or not (temperature >= 0 and math.isfinite(temperature))
+    ):
         raise ValueError(
             f"steps={steps} and temperature={temperature} must not be negative, timestep={timestep} must be positive, all of them finite"
         )

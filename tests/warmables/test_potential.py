@@ -16,25 +16,32 @@ from gc_warm.warmables.potential import LJ13, LennardJones, Table, energy, read_
 COARSE = LennardJones(error=1e-4)
 
 
-@pytest.mark.parametrize("config", [COARSE, LennardJones(epsilon=0.0104, sigma=3.4, cutoff=9.0, error=1e-6)])
+@pytest.mark.parametrize(
+    "config", [COARSE, LennardJones(epsilon=0.0104, sigma=3.4, cutoff=9.0, error=1e-6)]
+)
 def test_interpolation_stays_below_its_bound_and_close_to_it(config: LennardJones) -> None:
     table = Table(config)
     places = random.Random(1)
     squares = [places.uniform(config.core, config.cutoff) ** 2 for _ in range(20_000)]
     first = (config.cutoff**2 - config.core**2) / config.intervals
-    squares += [config.core**2 + first * part / 10 for part in range(10)]  # where the curvature is largest
+    # where the curvature is largest
+    squares += [config.core**2 + first * part / 10 for part in range(10)]
     worst = max(abs(table.pair(square) - config.exact(square)) for square in squares)
     assert config.error / 2 < worst <= config.error
 
 
 def test_halving_the_error_costs_root_two_in_points() -> None:
-    assert LennardJones(error=5e-5).intervals == pytest.approx(COARSE.intervals * math.sqrt(2), rel=0.01)
+    assert LennardJones(error=5e-5).intervals == pytest.approx(
+        COARSE.intervals * math.sqrt(2), rel=0.01
+    )
 
 
 def test_ends_of_the_table() -> None:
     table = Table(COARSE)
     assert table.pair(COARSE.cutoff**2) == 0
-    assert table.pair(math.nextafter(COARSE.cutoff**2, 0)) == pytest.approx(COARSE.exact(9.0), abs=1e-4)
+    assert table.pair(math.nextafter(COARSE.cutoff**2, 0)) == pytest.approx(
+        COARSE.exact(9.0), abs=1e-4
+    )
     assert table.pair(0.25) == COARSE.exact(0.25)  # inside the core
 
 
@@ -47,7 +54,11 @@ def test_lj13_is_a_minimum() -> None:
     atoms = [list(position) for position in read_xyz(LJ13)]
 
     def exact_energy() -> float:
-        return math.fsum(LennardJones().exact(math.dist(atoms[i], atoms[j]) ** 2) for i in range(13) for j in range(i))
+        return math.fsum(
+            LennardJones().exact(math.dist(atoms[i], atoms[j]) ** 2)
+            for i in range(13)
+            for j in range(i)
+        )
 
     at_rest, step = exact_energy(), 1e-4
     assert at_rest == pytest.approx(-44.32680142, abs=1e-8)
@@ -65,7 +76,9 @@ def test_lj13_is_a_minimum() -> None:
 def test_one_table_for_each_configuration() -> None:
     before = potential.table.info()
     atoms = read_xyz(LJ13)
-    assert energy(atoms, LennardJones(error=2e-4)) == energy(atoms, LennardJones(error=2e-4, cutoff=3.0))
+    assert energy(atoms, LennardJones(error=2e-4)) == energy(
+        atoms, LennardJones(error=2e-4, cutoff=3.0)
+    )
     energy(atoms, LennardJones(error=3e-4))
     assert potential.table.info().loads - before.loads == 2
 
@@ -93,7 +106,10 @@ def test_bad_configurations(values: dict[str, Any], message: str) -> None:
         ("2\n\nAr 0 0 0\n", "line 1 announces 2 atoms, and 1 lines of atoms follow"),
         ("1\n\nAr 0 0 0\n1\n\nAr 0 0 0\n", "announces 1 atoms, and 3 lines"),
         ("-1\n\n", "announces -1 atoms"),
-        ("2\n\nAr 0 0 0\nAr 0 zero 0\n", "line 4: an element and three finite coordinates are expected, and there is 'Ar 0 zero 0'"),
+        (
+            "2\n\nAr 0 0 0\nAr 0 zero 0\n",
+            "line 4: an element and three finite coordinates are expected, and there is 'Ar 0 zero 0'",
+        ),
         ("1\n\nAr 0 0\n", "line 3: .* there is 'Ar 0 0'"),
         ("1\n\nAr 0 inf 0\n", "line 3: .* finite"),
         ("2\n\nAr 1 2 3\nAr 1 2 3\n", r"atoms 1 and 2 are at the same place, \(1.0, 2.0, 3.0\)"),

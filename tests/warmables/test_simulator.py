@@ -31,7 +31,10 @@ def end_the_program() -> Iterator[None]:
 
 def test_the_energy_is_conserved_the_better_the_smaller_the_step() -> None:
     """Within 3e-3 of 40 for a step of 0.005, over 400 steps at a temperature at which the atoms move by much; a quarter for half of it."""
-    drifts = [simulate(LJ13, round(2 / step), step, temperature=0.2).drift for step in (0.01, 0.005, 0.0025)]
+    drifts = [
+        simulate(LJ13, round(2 / step), step, temperature=0.2).drift
+        for step in (0.01, 0.005, 0.0025)
+    ]
     assert 1e-4 < drifts[1] < 3e-3
     for larger, smaller in pairwise(drifts):
         assert 3.6 < larger / smaller < 4.4, "the error of velocity Verlet is of second order"
@@ -60,8 +63,12 @@ def test_momentum_and_the_centre_of_mass_stay() -> None:
     speeds = velocities(13, 0.5, seed=3)
     centre = [math.fsum(column) for column in zip(*atoms, strict=True)]
     for _, _ in zip(range(100), verlet(forces, atoms, speeds, 0.005), strict=False):
-        assert [math.fsum(column) for column in zip(*speeds, strict=True)] == pytest.approx([0, 0, 0], abs=1e-10)
-    assert [math.fsum(column) for column in zip(*atoms, strict=True)] == pytest.approx(centre, abs=1e-9)
+        assert [math.fsum(column) for column in zip(*speeds, strict=True)] == pytest.approx(
+            [0, 0, 0], abs=1e-10
+        )
+    assert [math.fsum(column) for column in zip(*atoms, strict=True)] == pytest.approx(
+        centre, abs=1e-9
+    )
 
 
 def test_at_rest_it_has_the_published_energy_and_stays() -> None:
@@ -73,7 +80,9 @@ def test_at_rest_it_has_the_published_energy_and_stays() -> None:
 
 def test_velocities_have_the_temperature_that_was_asked_for_and_depend_on_the_seed_alone() -> None:
     drawn = velocities(20_000, 0.7, seed=1)
-    assert math.fsum(v * v for velocity in drawn for v in velocity) / (3 * 20_000 - 3) == pytest.approx(0.7, rel=0.02)
+    assert math.fsum(v * v for velocity in drawn for v in velocity) / (
+        3 * 20_000 - 3
+    ) == pytest.approx(0.7, rel=0.02)
     assert velocities(3, 0.7, seed=1) == velocities(3, 0.7, seed=1) != velocities(3, 0.7, seed=2)
 
 
@@ -82,7 +91,8 @@ def test_two_atoms_that_fly_apart_leave_the_table_without_a_jump(tmp_path: Path)
     assert (
         simulate(tmp_path / "pair.xyz", steps=2000, timestep=0.002, temperature=0).drift < 1e-3
     )  # a cut at three sigma would be a jump of 5e-3
-    (tmp_path / "pair.xyz").write_text("2\n\nAr 0 0 0\nAr 0.95 0 0\n")  # with more energy than holds them together
+    # with more energy than holds them together
+    (tmp_path / "pair.xyz").write_text("2\n\nAr 0 0 0\nAr 0.95 0 0\n")
     run = simulate(tmp_path / "pair.xyz", steps=4000, timestep=0.0005, temperature=0)
     assert run.energy > 0
     assert run.drift < 5e-4
@@ -96,13 +106,19 @@ def test_the_trajectory_goes_through_a_file_which_is_whole(tmp_path: Path) -> No
     assert len(lines) == 84 * 15
     assert lines[0] == "13"
     assert lines[1].startswith("time 0 potential energy -44.32680")
-    assert read_xyz_frame(lines, 0) == pytest.approx([x for position in read_xyz(LJ13) for x in position], abs=1e-9)
+    assert read_xyz_frame(lines, 0) == pytest.approx(
+        [x for position in read_xyz(LJ13) for x in position], abs=1e-9
+    )
     assert lines[-14].startswith("time 1.245 potential energy -4")
     assert os.listdir(tmp_path) == ["way.xyz"]
 
 
 def read_xyz_frame(lines: list[str], number: int) -> list[float]:
-    return [float(word) for line in lines[15 * number + 2 : 15 * number + 15] for word in line.split()[1:]]
+    return [
+        float(word)
+        for line in lines[15 * number + 2 : 15 * number + 15]
+        for word in line.split()[1:]
+    ]
 
 
 @pytest.mark.parametrize(
@@ -132,7 +148,9 @@ def test_what_the_program_cannot_do_is_told_and_it_stays(tmp_path: Path) -> None
     assert simulator.dynamics.pid == pid
 
 
-def test_relative_paths_are_those_of_the_caller(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_relative_paths_are_those_of_the_caller(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "here.xyz").write_text(LJ13.read_text())
     simulate("here.xyz", steps=1, trajectory="way.xyz")
@@ -142,10 +160,14 @@ def test_relative_paths_are_those_of_the_caller(tmp_path: Path, monkeypatch: pyt
 def test_its_function_is_warm_from_the_second_call_on(tmp_path: Path) -> None:
     way = str(tmp_path / "way.xyz")
     simulator.dynamics.close()
-    (cold, cold_record), (warm, record) = (observe(functions.cluster_dynamics, None, 10, 0.1, way) for _ in range(2))
+    (cold, cold_record), (warm, record) = (
+        observe(functions.cluster_dynamics, None, 10, 0.1, way) for _ in range(2)
+    )
     simulator.dynamics.close()
     assert cold == warm
     assert set(warm) == {"energy", "drift", "temperature"}
-    assert [load["name"].split()[1:] for load in cold_record["loads"]] == [["-m", "gc_warm.warmables.dynamics"]]
+    assert [load["name"].split()[1:] for load in cold_record["loads"]] == [
+        ["-m", "gc_warm.warmables.dynamics"]
+    ]
     assert record["loads"] == []
     assert (tmp_path / "way.xyz").exists()
