@@ -1,4 +1,7 @@
-"""Says what a worker would find: versions, and whether modules can be imported. Run by path, in a worker's environment."""
+"""Says what a worker would find: versions, and whether modules can be imported.
+
+Run by path, in a worker's environment.
+"""
 
 from __future__ import annotations
 
@@ -32,17 +35,29 @@ def imported(name: str) -> dict[str, str | float | bool]:
     begun = time.monotonic()
     try:
         importlib.import_module(name)
-    except BaseException as error:  # whatever an import does, also sys.exit, the others are still to be tried
+    except BaseException as error:
+        # whatever an import does, also sys.exit, the others are still to be tried
         frame = traceback.extract_tb(error.__traceback__)[-1]
-        place = f" ({frame.filename}:{frame.lineno})" if not isinstance(error, ModuleNotFoundError) else ""
-        return {"error": f"{type(error).__name__}: {error}{place}", "missing": isinstance(error, ModuleNotFoundError)}
+        place = (
+            f" ({frame.filename}:{frame.lineno})"
+            if not isinstance(error, ModuleNotFoundError)
+            else ""
+        )
+        return {
+            "error": f"{type(error).__name__}: {error}{place}",
+            "missing": isinstance(error, ModuleNotFoundError),
+        }
     return {"seconds": time.monotonic() - begun}
 
 
 def main(answer: str, *modules: str) -> None:
     """Write what is found to the file *answer*, anew before each import: that can end this process, or never end."""
     here = os.path.dirname(os.path.abspath(__file__))
-    sys.path[:] = [folder for folder in sys.path if folder and os.path.abspath(folder) not in (here, os.getcwd())]
+    sys.path[:] = [
+        folder
+        for folder in sys.path
+        if folder and os.path.abspath(folder) not in (here, os.getcwd())
+    ]
     found: dict[str, Any] = {"executable": sys.executable, "versions": versions(), "imports": {}}
     for name in [*modules, None]:
         found["importing"] = name

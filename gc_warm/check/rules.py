@@ -1,7 +1,8 @@
 """What the rules of the linter have in common: how they are told, explained and silenced.
 
-A rule is a function. Its docstring is its explanation, and its decorator says what it is called, how bad a breach is, and how its
-claim is known: *reproduced* on the endpoint's real engine, by a test that bears its name, or read in the source that is named.
+A rule is a function. Its docstring is its explanation, and its decorator says what it is called,
+how bad a breach is, and how its claim is known: *reproduced* on the endpoint's real engine, by a
+test that bears its name, or read in the source that is named.
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ class Finding:
 
     Attributes:
         rule: Its id, such as GCW016.
-        level: "error" for what cannot work or can never be warm, "warning" for what is likely to be cold, lost or dear.
+        level: "error" for what cannot work or can never be warm, "warning" for what is likely to be
+            cold, lost or dear.
         file: Where: the template or YAML file, or the Python file.
         line: Its line, from 1.
         text: What is wrong, with the value, and what to write instead.
@@ -49,7 +51,8 @@ class Rule(Generic[Subject]):
         id: What it is called and silenced by.
         level: Of its findings, unless one of them says otherwise.
         evidence: How its claim is known.
-        check: Yields a place, which the subject understands, and the text of each finding, if need be with a level of its own.
+        check: Yields a place, which the subject understands, and the text of each finding, if need
+            be with a level of its own.
     """
 
     id: str
@@ -73,7 +76,14 @@ class Rule(Generic[Subject]):
         body = self._words[1].strip() if len(self._words) > 1 else ""
         silence = f"To silence it in one place, end that line with: # gc-warm: ignore[{self.id}]"
         return "\n\n".join(
-            part for part in (f"{self.id} ({self.level}): {self.title}", body, f"Known how: {self.evidence}.", silence) if part
+            part
+            for part in (
+                f"{self.id} ({self.level}): {self.title}",
+                body,
+                f"Known how: {self.evidence}.",
+                silence,
+            )
+            if part
         )
 
 
@@ -83,7 +93,9 @@ class RuleSet(Generic[Subject]):
     def __init__(self) -> None:
         self._rules: dict[str, Rule[Subject]] = {}
 
-    def rule(self, id: str, level: Level, evidence: str = REPRODUCED) -> Callable[[Check[Subject]], Check[Subject]]:
+    def rule(
+        self, id: str, level: Level, evidence: str = REPRODUCED
+    ) -> Callable[[Check[Subject]], Check[Subject]]:
         """Enter the function below this decorator as a rule."""
 
         def enter(check: Check[Subject]) -> Check[Subject]:

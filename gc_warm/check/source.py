@@ -1,7 +1,8 @@
 """Python source as it is written: what its names stand for, what it submits, and what its functions take from around them.
 
-Only what is plainly written is known: a name that is bound in several ways is the last of them before it is used, and what comes from a
-parameter, a container or another module is not looked into.
+Only what is plainly written is known: a name that is bound in several ways is the last of them
+before it is used, and what comes from a parameter, a container or another module is not looked
+into.
 """
 
 from __future__ import annotations
@@ -19,7 +20,17 @@ from pathlib import Path
 from gc_warm.worker import module_versions
 
 _OURS = ("globus_compute_sdk", "gc_warm")
-_OTHER_POOLS = ("concurrent", "multiprocessing", "dask", "distributed", "joblib", "parsl", "ray", "loky", "mpi4py")
+_OTHER_POOLS = (
+    "concurrent",
+    "multiprocessing",
+    "dask",
+    "distributed",
+    "joblib",
+    "parsl",
+    "ray",
+    "loky",
+    "mpi4py",
+)
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 Scope = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
 
@@ -39,7 +50,10 @@ class Submission:
 
 @dataclass(frozen=True, eq=False)
 class Module:
-    """A Python file as it is written. A script is run, not imported, and submits functions of its own."""
+    """A Python file as it is written.
+
+    A script is run, not imported, and submits functions of its own.
+    """
 
     path: str
     lines: list[str]
@@ -52,10 +66,23 @@ class Module:
         found: dict[str, str] = {}
         for node in ast.walk(self.tree):
             if isinstance(node, ast.Import):
-                heads = [alias.name if alias.asname else alias.name.partition(".")[0] for alias in node.names]
-                found.update({alias.asname or head: head for alias, head in zip(node.names, heads, strict=True)})
+                heads = [
+                    alias.name if alias.asname else alias.name.partition(".")[0]
+                    for alias in node.names
+                ]
+                found.update(
+                    {
+                        alias.asname or head: head
+                        for alias, head in zip(node.names, heads, strict=True)
+                    }
+                )
             elif isinstance(node, ast.ImportFrom) and node.module:
-                found.update({alias.asname or alias.name: f"{node.module}.{alias.name}" for alias in node.names})
+                found.update(
+                    {
+                        alias.asname or alias.name: f"{node.module}.{alias.name}"
+                        for alias in node.names
+                    }
+                )
         return found
 
     @functools.cached_property
@@ -66,12 +93,18 @@ class Module:
     @functools.cached_property
     def functions(self) -> dict[str, Function]:
         """Those that the module itself has, also under an if or in a try."""
-        return {name: nodes[-1] for name, nodes in self.top.items() if isinstance(nodes[-1], Function)}
+        return {
+            name: nodes[-1] for name, nodes in self.top.items() if isinstance(nodes[-1], Function)
+        }
 
     @functools.cached_property
     def classes(self) -> dict[str, ast.ClassDef]:
         """Those that the module itself has."""
-        return {name: nodes[-1] for name, nodes in self.top.items() if isinstance(nodes[-1], ast.ClassDef)}
+        return {
+            name: nodes[-1]
+            for name, nodes in self.top.items()
+            if isinstance(nodes[-1], ast.ClassDef)
+        }
 
     @functools.cached_property
     def names(self) -> set[str]:
@@ -100,7 +133,9 @@ class Module:
 
     def is_decorated(self, function: Function, decorators: set[str]) -> bool:
         """Whether the outermost decorator is one of these."""
-        return bool(function.decorator_list) and self.origin(function.decorator_list[0]) in decorators
+        return (
+            bool(function.decorator_list) and self.origin(function.decorator_list[0]) in decorators
+        )
 
 
 @functools.lru_cache(maxsize=1024)
@@ -126,7 +161,9 @@ def _bound_by(node: ast.AST) -> Iterator[tuple[str, ast.AST]]:
     elif isinstance(node, (ast.Import, ast.ImportFrom)):
         yield from ((alias.asname or alias.name.partition(".")[0], node) for alias in node.names)
     elif isinstance(node, ast.Assign):
-        yield from ((target.id, node.value) for target in node.targets if isinstance(target, ast.Name))
+        yield from (
+            (target.id, node.value) for target in node.targets if isinstance(target, ast.Name)
+        )
     elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
         yield node.target.id, node.value or node.annotation
     elif isinstance(node, ast.withitem) and isinstance(node.optional_vars, ast.Name):
@@ -140,7 +177,12 @@ def _bound_by(node: ast.AST) -> Iterator[tuple[str, ast.AST]]:
 def arguments(function: Function | ast.Lambda) -> list[ast.arg]:
     """All parameters of a function."""
     given = function.args
-    return [*given.posonlyargs, *given.args, *given.kwonlyargs, *filter(None, (given.vararg, given.kwarg))]
+    return [
+        *given.posonlyargs,
+        *given.args,
+        *given.kwonlyargs,
+        *filter(None, (given.vararg, given.kwarg)),
+    ]
 
 
 def resolved(name: str, scopes: Sequence[Scope], line: int) -> ast.AST | None:
@@ -148,22 +190,37 @@ def resolved(name: str, scopes: Sequence[Scope], line: int) -> ast.AST | None:
     for scope in scopes[::-1]:
         if isinstance(scope, ast.ClassDef):  # whose names its methods do not see
             continue
-        values = [node for node in bindings(scope).get(name, ()) if not isinstance(node, ast.Name)] or bindings(scope).get(name, [])
+        values = [
+            node for node in bindings(scope).get(name, ()) if not isinstance(node, ast.Name)
+        ] or bindings(scope).get(name, [])
         if values:
             before = [node for node in values if getattr(node, "lineno", 0) <= line]
             return before[-1] if before and scope is scopes[-1] else values[-1]
     return None
 
 
-def _calls(module: Module, node: ast.AST, scopes: tuple[Scope, ...], hidden: frozenset[str]) -> Iterator[Submission]:
+def _calls(
+    module: Module, node: ast.AST, scopes: tuple[Scope, ...], hidden: frozenset[str]
+) -> Iterator[Submission]:
     """The calls below a node; *hidden* are names that a lambda or a comprehension around it has taken for itself."""
     if isinstance(node, ast.Lambda):
         hidden |= {argument.arg for argument in arguments(node)}
     elif isinstance(node, (ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)):
-        hidden |= {each.id for part in node.generators for each in ast.walk(part.target) if isinstance(each, ast.Name)}
+        hidden |= {
+            each.id
+            for part in node.generators
+            for each in ast.walk(part.target)
+            if isinstance(each, ast.Name)
+        }
     for child in ast.iter_child_nodes(node):
-        if isinstance(child, ast.Call) and isinstance(child.func, ast.Attribute) and child.func.attr in ("submit", "register_function"):
-            named = [keyword.value for keyword in child.keywords if keyword.arg in ("fn", "function")]
+        if (
+            isinstance(child, ast.Call)
+            and isinstance(child.func, ast.Attribute)
+            and child.func.attr in ("submit", "register_function")
+        ):
+            named = [
+                keyword.value for keyword in child.keywords if keyword.arg in ("fn", "function")
+            ]
             sent = [*child.args[:1], *named]
             is_known = bool(sent) and not (isinstance(sent[0], ast.Name) and sent[0].id in hidden)
             if is_known and _is_ours(module, child.func.value, scopes):
@@ -180,12 +237,26 @@ def _is_ours(module: Module, receiver: ast.expr, scopes: tuple[Scope, ...]) -> b
     elif isinstance(receiver, ast.Attribute):  # self.pool
         kinds = [scope for scope in scopes if isinstance(scope, ast.ClassDef)]
         stores = [node for kind in kinds for node in ast.walk(kind) if isinstance(node, ast.Assign)]
-        made = next((node.value for node in stores if any(ast.dump(target) == _stored(receiver) for target in node.targets)), None)
+        made = next(
+            (
+                node.value
+                for node in stores
+                if any(ast.dump(target) == _stored(receiver) for target in node.targets)
+            ),
+            None,
+        )
     if isinstance(made, ast.arg):
         made = made.annotation
-    if isinstance(made, ast.Call) and isinstance(made.func, ast.Attribute) and made.func.attr == "enter_context" and made.args:
+    if (
+        isinstance(made, ast.Call)
+        and isinstance(made.func, ast.Attribute)
+        and made.func.attr == "enter_context"
+        and made.args
+    ):
         made = made.args[0]
-    head, dot, _ = module.origin(made).partition(".") if isinstance(made, ast.expr) else ("", "", "")
+    head, dot, _ = (
+        module.origin(made).partition(".") if isinstance(made, ast.expr) else ("", "", "")
+    )
     imported = {name.partition(".")[0] for name in module.imports.values()}
     if dot and head in imported:
         return head in _OURS
@@ -218,7 +289,8 @@ def read(path: str, may_be_script: bool) -> Module:
 
     Args:
         path: The file.
-        may_be_script: It is named as a file, or runs as ``__main__``; whether it is a script, it says itself.
+        may_be_script: It is named as a file, or runs as ``__main__``; whether it is a script, it
+            says itself.
 
     Raises:
         SourceError: It is not Python. The text has the line.
@@ -237,12 +309,19 @@ def read(path: str, may_be_script: bool) -> Module:
 
 def _runs_by_itself(module: Module) -> bool:
     """Whether a file does more than define things when it is run: it has a main part, or its top level submits, or calls what does."""
-    submitting = {scope.name for call in module.calls for scope in call.scopes[1:2] if isinstance(scope, Function)}
+    submitting = {
+        scope.name
+        for call in module.calls
+        for scope in call.scopes[1:2]
+        if isinstance(scope, Function)
+    }
     if any(len(call.scopes) == 1 for call in module.calls):
         return True
     for node in module.tree.body:
         names = {each.id for each in ast.walk(node) if isinstance(each, ast.Name)}
-        if isinstance(node, ast.If) and any(isinstance(each, ast.Name) and each.id == "__name__" for each in ast.walk(node.test)):
+        if isinstance(node, ast.If) and any(
+            isinstance(each, ast.Name) and each.id == "__name__" for each in ast.walk(node.test)
+        ):
             return True
         if isinstance(node, ast.Expr) and names & submitting:
             return True
@@ -256,7 +335,11 @@ def assigns(node: ast.Assign, name: str) -> bool:
 
 def strings(node: ast.expr) -> set[str]:
     """All pieces of text in an expression."""
-    return {each.value for each in ast.walk(node) if isinstance(each, ast.Constant) and isinstance(each.value, str)}
+    return {
+        each.value
+        for each in ast.walk(node)
+        if isinstance(each, ast.Constant) and isinstance(each.value, str)
+    }
 
 
 def is_name(node: ast.expr, name: str) -> bool:
@@ -298,12 +381,16 @@ def free_names(code: Function | ast.Lambda) -> frozenset[str]:
     if isinstance(bare, Function):
         bare.decorator_list, bare.returns = [], None
         bare.args.defaults = [ast.Constant(None) for _ in bare.args.defaults]
-        bare.args.kw_defaults = [default and ast.Constant(None) for default in bare.args.kw_defaults]
+        bare.args.kw_defaults = [
+            default and ast.Constant(None) for default in bare.args.kw_defaults
+        ]
     try:
         scope = symtable.symtable(ast.unparse(ast.fix_missing_locations(bare)), "function", "exec")
     except SyntaxError as error:
         raise SourceError(f"the function in line {code.lineno}: {error.msg}") from error
-    outer = {name for node in ast.walk(code) if isinstance(node, ast.Nonlocal) for name in node.names}
+    outer = {
+        name for node in ast.walk(code) if isinstance(node, ast.Nonlocal) for name in node.names
+    }
     return frozenset(outer.union(*map(_globals, scope.get_children())))
 
 
@@ -326,13 +413,17 @@ def made_first(code: Function | ast.Lambda) -> set[str]:
     order = list(in_order(code))
     first = {name: next((node for node in order if _names(node, name)), None) for name in declared}
     makes = (ast.Import, ast.ImportFrom, Function, ast.ClassDef)
-    return {name for name, node in first.items() if looks or isinstance(node, makes) or is_store(node)}
+    return {
+        name for name, node in first.items() if looks or isinstance(node, makes) or is_store(node)
+    }
 
 
 def looks_for_globals(node: ast.AST) -> bool:
     """Whether something asks for names that may not be there: globals(), or what catches a NameError."""
     caught = node.type if isinstance(node, ast.ExceptHandler) else None
-    is_caught = isinstance(node, ast.ExceptHandler) and (caught is None or (isinstance(caught, ast.Name) and caught.id == "NameError"))
+    is_caught = isinstance(node, ast.ExceptHandler) and (
+        caught is None or (isinstance(caught, ast.Name) and caught.id == "NameError")
+    )
     return is_caught or is_globals(node)
 
 

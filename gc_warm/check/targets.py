@@ -25,7 +25,8 @@ class Target:
         name: What it is: a folder, or a file.
         findings: The rules that it breaks, the worst first.
         text: The YAML of a user endpoint; None for functions.
-        config: What the endpoint makes of that; None for functions, and where it makes nothing that can be relied on.
+        config: What the endpoint makes of that; None for functions, and where it makes nothing that
+            can be relied on.
         is_folder: Whether it is the folder of a config, from which an endpoint can be made.
     """
 
@@ -46,7 +47,9 @@ def numbers(assignments: Sequence[str]) -> Numbers:
     for assignment in assignments:
         name, _, value = assignment.partition("=")
         if name not in NUMBERS:
-            raise ConfigError(f"--with {assignment}: there is no {name!r}; there are {', '.join(NUMBERS)}")
+            raise ConfigError(
+                f"--with {assignment}: there is no {name!r}; there are {', '.join(NUMBERS)}"
+            )
         try:
             found[name] = float(value)
         except ValueError:
@@ -56,7 +59,9 @@ def numbers(assignments: Sequence[str]) -> Numbers:
     return Numbers(**found)
 
 
-def inspect_target(name: str, assignments: Sequence[str], options_file: str | None, known: Numbers, strategy: str) -> Target:
+def inspect_target(
+    name: str, assignments: Sequence[str], options_file: str | None, known: Numbers, strategy: str
+) -> Target:
     """Look at one target.
 
     Args:
@@ -87,7 +92,12 @@ def inspect_target(name: str, assignments: Sequence[str], options_file: str | No
         return Target(name, function_rules.examine(name, strategy))
     given, origin = _options(folder, assignments, options_file)
     text = rendering.render(folder, given, origin)
-    examined = config_rules.examine(text, folders.template_path(folder), known, lambda: rendering.template_lines(folder, given, text))
+    examined = config_rules.examine(
+        text,
+        folders.template_path(folder),
+        known,
+        lambda: rendering.template_lines(folder, given, text),
+    )
     return Target(str(folder), examined.findings, text, examined.config, is_folder=True)
 
 
@@ -98,12 +108,18 @@ def _yaml_of(name: str) -> Path | None:
         return path
     for folder in (path, folders.user_folder() / name):
         inside = folder / "config.yaml"
-        if inside.is_file() and not (folder / folders.TEMPLATE).is_file() and folders.has_engine(inside):
+        if (
+            inside.is_file()
+            and not (folder / folders.TEMPLATE).is_file()
+            and folders.has_engine(inside)
+        ):
             return inside
     return None
 
 
-def _options(folder: Path, assignments: Sequence[str], file: str | None) -> tuple[dict[str, object], dict[str, str]]:
+def _options(
+    folder: Path, assignments: Sequence[str], file: str | None
+) -> tuple[dict[str, object], dict[str, str]]:
     """All options, and where each comes from; the command line has the last word."""
     given, origin = options.read(file) if file else ({}, {})
     schema = options.schema_of(folders.schema_path(folder))

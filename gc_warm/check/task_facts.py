@@ -1,7 +1,7 @@
 """What a user may say of tasks to the rules: how their functions travel, and a few numbers.
 
-Standard library only, so that the command line can offer these names without importing the SDK. A test holds them against the
-SDK's own.
+Standard library only, so that the command line can offer these names without importing the SDK. A
+test holds them against the SDK's own.
 """
 
 from __future__ import annotations

@@ -22,7 +22,11 @@ OLDER_LOADER = not hasattr(endpoint_config, "CoreEndpointConfig")
 
 
 def engine(
-    *settings: str, provider: str = "LocalProvider", job: tuple[str, ...] = (), top: tuple[str, ...] = (), workers: str = "2"
+    *settings: str,
+    provider: str = "LocalProvider",
+    job: tuple[str, ...] = (),
+    top: tuple[str, ...] = (),
+    workers: str = "2",
 ) -> str:
     """The YAML of a user endpoint with these settings."""
     sized = [f"max_workers_per_node: {workers}"] if workers else []
@@ -43,7 +47,13 @@ def engine(
 
 def slurm(*job: str, engine_settings: tuple[str, ...] = (), **more: Any) -> str:
     """The same on Slurm, with a drain and an end of idle jobs, as they should be."""
-    return engine("drain_period: 3000", *engine_settings, provider="SlurmProvider", job=("walltime: '01:00:00'", *job), **more)
+    return engine(
+        "drain_period: 3000",
+        *engine_settings,
+        provider="SlurmProvider",
+        job=("walltime: '01:00:00'", *job),
+        **more,
+    )
 
 
 @dataclass(frozen=True)
@@ -59,14 +69,78 @@ class Case:
 
 IDLE = "job_status_kwargs: {max_idletime: %s}"
 CASES: list[tuple[str, Case]] = [
-    ("GCW000", Case(engine("max_wrokers: 3"), engine(), "unexpected keyword argument 'max_wrokers'", "max_wrokers")),
-    ("GCW001", Case(engine("job_status_kwargs: {max_idle: 60}"), engine(IDLE % 60), "has no 'max_idle'", "job_status_kwargs")),
-    ("GCW001", Case(engine(IDLE % "'60'"), engine(IDLE % ".inf"), "max_idletime '60' is no number", "job_status_kwargs")),
-    ("GCW001", Case(engine("job_status_kwargs: {strategy_period: 0}"), engine(), "strategy_period 0", "job_status_kwargs")),
-    ("GCW001", Case(engine("job_status_kwargs: {strategy: Simple}"), engine(), "strategy 'Simple' is none of none, simple", "job_status_")),
-    ("GCW001", Case(engine("strategy: {type: SimpleStrategy}"), engine("strategy: simple"), "is none of none, simple", "strategy")),
-    ("GCW001", Case(engine(job=("max_blocks: '2'",)), engine(job=("max_blocks: 2",)), "max_blocks '2' is not a number", "max_blocks")),
-    ("GCW001", Case(engine(job=("init_blocks: yes",)), engine(job=("parallelism: 0.5",)), "init_blocks True is not a", "init_blocks")),
+    (
+        "GCW000",
+        Case(
+            engine("max_wrokers: 3"),
+            engine(),
+            "unexpected keyword argument 'max_wrokers'",
+            "max_wrokers",
+        ),
+    ),
+    (
+        "GCW001",
+        Case(
+            engine("job_status_kwargs: {max_idle: 60}"),
+            engine(IDLE % 60),
+            "has no 'max_idle'",
+            "job_status_kwargs",
+        ),
+    ),
+    (
+        "GCW001",
+        Case(
+            engine(IDLE % "'60'"),
+            engine(IDLE % ".inf"),
+            "max_idletime '60' is no number",
+            "job_status_kwargs",
+        ),
+    ),
+    (
+        "GCW001",
+        Case(
+            engine("job_status_kwargs: {strategy_period: 0}"),
+            engine(),
+            "strategy_period 0",
+            "job_status_kwargs",
+        ),
+    ),
+    (
+        "GCW001",
+        Case(
+            engine("job_status_kwargs: {strategy: Simple}"),
+            engine(),
+            "strategy 'Simple' is none of none, simple",
+            "job_status_",
+        ),
+    ),
+    (
+        "GCW001",
+        Case(
+            engine("strategy: {type: SimpleStrategy}"),
+            engine("strategy: simple"),
+            "is none of none, simple",
+            "strategy",
+        ),
+    ),
+    (
+        "GCW001",
+        Case(
+            engine(job=("max_blocks: '2'",)),
+            engine(job=("max_blocks: 2",)),
+            "max_blocks '2' is not a number",
+            "max_blocks",
+        ),
+    ),
+    (
+        "GCW001",
+        Case(
+            engine(job=("init_blocks: yes",)),
+            engine(job=("parallelism: 0.5",)),
+            "init_blocks True is not a",
+            "init_blocks",
+        ),
+    ),
     (
         "GCW001",
         Case(
@@ -76,24 +150,118 @@ CASES: list[tuple[str, Case]] = [
             "worker_init",
         ),
     ),
-    ("GCW002", Case(engine("max_workers_per_node: 4"), engine(), "max_workers_per_node is given twice", "max_workers_per_node: 4")),
-    ("GCW002", Case(engine(job=("min_blocks: 0", "min_blocks: 0")), engine(job=("min_blocks: 0",)), "min_blocks is given", "min_blocks")),
+    (
+        "GCW002",
+        Case(
+            engine("max_workers_per_node: 4"),
+            engine(),
+            "max_workers_per_node is given twice",
+            "max_workers_per_node: 4",
+        ),
+    ),
+    (
+        "GCW002",
+        Case(
+            engine(job=("min_blocks: 0", "min_blocks: 0")),
+            engine(job=("min_blocks: 0",)),
+            "min_blocks is given",
+            "min_blocks",
+        ),
+    ),
     ("GCW003", Case("display_name: mine\n", engine(), "no 'engine:' section", "display_name")),
     ("GCW003", Case("", engine(), "there is no 'engine:' section", "")),
-    ("GCW019", Case("engine:\n  type: ThreadPoolEngine\n", engine(), "ThreadPoolEngine: its tasks are threads", "type")),
     (
         "GCW019",
-        Case("engine:\n  type: ProcessPoolEngine\n  max_tasks_per_child: 9\n", engine(), "each is cold after 9 tasks", "type"),
+        Case(
+            "engine:\n  type: ThreadPoolEngine\n",
+            engine(),
+            "ThreadPoolEngine: its tasks are threads",
+            "type",
+        ),
     ),
-    ("GCW004", Case(engine(workers=""), engine(), f"{os.cpu_count()} workers on a node;", "engine")),
-    ("GCW004", Case(slurm("cores_per_node: 64", workers=""), slurm(), "64 workers on a node, 256 GB", "engine", Numbers(state_gb=4))),
-    ("GCW004", Case(slurm(workers=""), slurm(engine_settings=("cores_per_worker: 8",), workers=""), "a worker for each core", "engine")),
-    ("GCW005", Case(engine(workers="0"), engine(), "max_workers_per_node 0 means one for each core", "max_workers")),
-    ("GCW005", Case(engine(workers="-1"), engine(), "max_workers_per_node -1 leaves no worker", "max_workers")),
-    ("GCW005", Case(engine("cores_per_worker: 0"), engine("cores_per_worker: 0.5"), "cores_per_worker 0 leaves", "cores_per_worker")),
-    ("GCW005", Case(engine(job=("nodes_per_block: 0",)), engine(), "nodes_per_block 0 leaves no worker", "nodes_per_block")),
-    ("GCW005", Case(engine(job=("max_blocks: 0",)), engine(), "max_blocks 0 leaves no worker", "max_blocks")),
-    ("GCW006", Case(engine("cores_per_worker: 9999"), engine(), "cores_per_worker 9999 is more than the", "cores_per_worker")),
+    (
+        "GCW019",
+        Case(
+            "engine:\n  type: ProcessPoolEngine\n  max_tasks_per_child: 9\n",
+            engine(),
+            "each is cold after 9 tasks",
+            "type",
+        ),
+    ),
+    (
+        "GCW004",
+        Case(engine(workers=""), engine(), f"{os.cpu_count()} workers on a node;", "engine"),
+    ),
+    (
+        "GCW004",
+        Case(
+            slurm("cores_per_node: 64", workers=""),
+            slurm(),
+            "64 workers on a node, 256 GB",
+            "engine",
+            Numbers(state_gb=4),
+        ),
+    ),
+    (
+        "GCW004",
+        Case(
+            slurm(workers=""),
+            slurm(engine_settings=("cores_per_worker: 8",), workers=""),
+            "a worker for each core",
+            "engine",
+        ),
+    ),
+    (
+        "GCW005",
+        Case(
+            engine(workers="0"),
+            engine(),
+            "max_workers_per_node 0 means one for each core",
+            "max_workers",
+        ),
+    ),
+    (
+        "GCW005",
+        Case(
+            engine(workers="-1"),
+            engine(),
+            "max_workers_per_node -1 leaves no worker",
+            "max_workers",
+        ),
+    ),
+    (
+        "GCW005",
+        Case(
+            engine("cores_per_worker: 0"),
+            engine("cores_per_worker: 0.5"),
+            "cores_per_worker 0 leaves",
+            "cores_per_worker",
+        ),
+    ),
+    (
+        "GCW005",
+        Case(
+            engine(job=("nodes_per_block: 0",)),
+            engine(),
+            "nodes_per_block 0 leaves no worker",
+            "nodes_per_block",
+        ),
+    ),
+    (
+        "GCW005",
+        Case(
+            engine(job=("max_blocks: 0",)), engine(), "max_blocks 0 leaves no worker", "max_blocks"
+        ),
+    ),
+    (
+        "GCW006",
+        Case(
+            engine("cores_per_worker: 9999"),
+            engine(),
+            "cores_per_worker 9999 is more than the",
+            "cores_per_worker",
+        ),
+    ),
     (
         "GCW006",
         Case(
@@ -112,18 +280,41 @@ CASES: list[tuple[str, Case]] = [
             "mem_per_worker",
         ),
     ),
-    ("GCW007", Case(engine("cpu_affinity: blocks"), engine("cpu_affinity: none"), "cpu_affinity 'blocks' is unknown", "cpu_affinity")),
     (
         "GCW007",
         Case(
-            engine("cpu_affinity: list:0:0:0"), engine("cpu_affinity: list:0:0-0,0"), "is for 3 workers, and a node has 2", "cpu_affinity"
+            engine("cpu_affinity: blocks"),
+            engine("cpu_affinity: none"),
+            "cpu_affinity 'blocks' is unknown",
+            "cpu_affinity",
         ),
     ),
-    ("GCW007", Case(engine("cpu_affinity: list:a:b"), engine("cpu_affinity: NONE"), "is not of the form list:0-1:2-3", "cpu_affinity")),
     (
         "GCW007",
         Case(
-            slurm("cores_per_node: 2", engine_settings=("cpu_affinity: block", "cores_per_worker: 0.5"), workers="4"),
+            engine("cpu_affinity: list:0:0:0"),
+            engine("cpu_affinity: list:0:0-0,0"),
+            "is for 3 workers, and a node has 2",
+            "cpu_affinity",
+        ),
+    ),
+    (
+        "GCW007",
+        Case(
+            engine("cpu_affinity: list:a:b"),
+            engine("cpu_affinity: NONE"),
+            "is not of the form list:0-1:2-3",
+            "cpu_affinity",
+        ),
+    ),
+    (
+        "GCW007",
+        Case(
+            slurm(
+                "cores_per_node: 2",
+                engine_settings=("cpu_affinity: block", "cores_per_worker: 0.5"),
+                workers="4",
+            ),
             slurm("cores_per_node: 4", engine_settings=("cpu_affinity: block",), workers="4"),
             "needs a core for each worker: 4 workers, 2 cores",
             "cpu_affinity",
@@ -141,8 +332,16 @@ CASES: list[tuple[str, Case]] = [
     (
         "GCW008",
         Case(
-            slurm("scheduler_options: '#SBATCH --gpus-per-node=a100:4'", engine_settings=("available_accelerators: 6",), workers="6"),
-            slurm("scheduler_options: '#SBATCH --gpus-per-node=a100:4'", engine_settings=("available_accelerators: 8",), workers="8"),
+            slurm(
+                "scheduler_options: '#SBATCH --gpus-per-node=a100:4'",
+                engine_settings=("available_accelerators: 6",),
+                workers="6",
+            ),
+            slurm(
+                "scheduler_options: '#SBATCH --gpus-per-node=a100:4'",
+                engine_settings=("available_accelerators: 8",),
+                workers="8",
+            ),
             "worker 4, 5 would get a GPU",
             "available_accelerators",
         ),
@@ -158,7 +357,12 @@ CASES: list[tuple[str, Case]] = [
     ),
     (
         "GCW009",
-        Case(engine("available_accelerators: 3"), engine("available_accelerators: ['0', '1']"), "1 of them will be idle", "max_workers"),
+        Case(
+            engine("available_accelerators: 3"),
+            engine("available_accelerators: ['0', '1']"),
+            "1 of them will be idle",
+            "max_workers",
+        ),
     ),
     (
         "GCW010",
@@ -216,7 +420,15 @@ CASES: list[tuple[str, Case]] = [
             "idle_heartbeats_soft",
         ),
     ),
-    ("GCW013", Case(slurm("min_blocks: 1"), slurm("min_blocks: 0"), "min_blocks 1 without idle_heartbeats_soft", "min_blocks")),
+    (
+        "GCW013",
+        Case(
+            slurm("min_blocks: 1"),
+            slurm("min_blocks: 0"),
+            "min_blocks 1 without idle_heartbeats_soft",
+            "min_blocks",
+        ),
+    ),
     (
         "GCW013",
         Case(
@@ -228,11 +440,40 @@ CASES: list[tuple[str, Case]] = [
     ),
     (
         "GCW013",
-        Case(slurm(engine_settings=("job_status_kwargs: {strategy: none}",)), slurm(), "strategy none without", "job_status_kwargs"),
+        Case(
+            slurm(engine_settings=("job_status_kwargs: {strategy: none}",)),
+            slurm(),
+            "strategy none without",
+            "job_status_kwargs",
+        ),
     ),
-    ("GCW014", Case(slurm().replace("01:00:00", "30:00"), slurm(), "walltime '30:00' is not of the form HH:MM:SS", "walltime")),
-    ("GCW014", Case(slurm().replace("'01:00:00'", "'1-00:00:00'"), slurm(), "walltime '1-00:00:00' is not of the form", "walltime")),
-    ("GCW014", Case(slurm().replace("01:00:00", "00:00:59").replace("3000", "9"), slurm(), "is less than a minute", "walltime")),
+    (
+        "GCW014",
+        Case(
+            slurm().replace("01:00:00", "30:00"),
+            slurm(),
+            "walltime '30:00' is not of the form HH:MM:SS",
+            "walltime",
+        ),
+    ),
+    (
+        "GCW014",
+        Case(
+            slurm().replace("'01:00:00'", "'1-00:00:00'"),
+            slurm(),
+            "walltime '1-00:00:00' is not of the form",
+            "walltime",
+        ),
+    ),
+    (
+        "GCW014",
+        Case(
+            slurm().replace("01:00:00", "00:00:59").replace("3000", "9"),
+            slurm(),
+            "is less than a minute",
+            "walltime",
+        ),
+    ),
     (
         "GCW015",
         Case(
@@ -243,11 +484,33 @@ CASES: list[tuple[str, Case]] = [
             Numbers(load_seconds=3000, task_seconds=1000),
         ),
     ),
-    ("GCW016", Case(slurm().replace("drain_period: 3000", "label: mine"), slurm(), "set drain_period to walltime less", "engine")),
-    ("GCW016", Case(slurm().replace("3000", "3600"), slurm(), "drain_period 3600 is not before the walltime of 3600 s", "drain_period")),
     (
         "GCW016",
-        Case(slurm(), slurm().replace("3000", "2400"), "leaves 600 s for a task of 900 s", "drain_period", Numbers(task_seconds=900)),
+        Case(
+            slurm().replace("drain_period: 3000", "label: mine"),
+            slurm(),
+            "set drain_period to walltime less",
+            "engine",
+        ),
+    ),
+    (
+        "GCW016",
+        Case(
+            slurm().replace("3000", "3600"),
+            slurm(),
+            "drain_period 3600 is not before the walltime of 3600 s",
+            "drain_period",
+        ),
+    ),
+    (
+        "GCW016",
+        Case(
+            slurm(),
+            slurm().replace("3000", "2400"),
+            "leaves 600 s for a task of 900 s",
+            "drain_period",
+            Numbers(task_seconds=900),
+        ),
     ),
     (
         "GCW017",
@@ -282,7 +545,10 @@ CASES: list[tuple[str, Case]] = [
         "GCW021",
         Case(
             engine("run_in_sandbox: true", job=("worker_init: export PYTHONPATH=lib/python:/opt",)),
-            engine("run_in_sandbox: true", job=("worker_init: export PYTHONPATH=/opt/lib URL=http://a/b",)),
+            engine(
+                "run_in_sandbox: true",
+                job=("worker_init: export PYTHONPATH=/opt/lib URL=http://a/b",),
+            ),
             "PYTHONPATH has the relative path 'lib/python'",
             "worker_init",
         ),
@@ -290,8 +556,16 @@ CASES: list[tuple[str, Case]] = [
     (
         "GCW022",
         Case(
-            slurm("nodes_per_block: 2", "launcher: {type: SrunLauncher}", "worker_init: redis-server &"),
-            slurm("nodes_per_block: 2", "launcher: {type: SrunLauncher}", "worker_init: module load a 2>&1 && export A='x & y'"),
+            slurm(
+                "nodes_per_block: 2",
+                "launcher: {type: SrunLauncher}",
+                "worker_init: redis-server &",
+            ),
+            slurm(
+                "nodes_per_block: 2",
+                "launcher: {type: SrunLauncher}",
+                "worker_init: module load a 2>&1 && export A='x & y'",
+            ),
             "worker_init starts a program in the background, on the first of 2 nodes only",
             "worker_init",
         ),
@@ -308,8 +582,12 @@ CASES: list[tuple[str, Case]] = [
     (
         "GCW024",
         Case(
-            engine("launch_cmd: \"env A='b c' process_worker_pool.py {debug} --block_id={{block_id}}\""),
-            engine("launch_cmd: \"env A='b' process_worker_pool.py {debug} --block_id={{block_id}}\""),
+            engine(
+                "launch_cmd: \"env A='b c' process_worker_pool.py {debug} --block_id={{block_id}}\""
+            ),
+            engine(
+                "launch_cmd: \"env A='b' process_worker_pool.py {debug} --block_id={{block_id}}\""
+            ),
             "launch_cmd: the quotes around 'A=b c' will be lost",
             "launch_cmd",
         ),
@@ -317,8 +595,14 @@ CASES: list[tuple[str, Case]] = [
     (
         "GCW024",
         Case(
-            engine("container_type: apptainer", "container_uri: a", "container_cmd_options: --env 'A=$B'"),
-            engine("container_type: apptainer", "container_uri: a", "container_cmd_options: --env A=$B"),
+            engine(
+                "container_type: apptainer",
+                "container_uri: a",
+                "container_cmd_options: --env 'A=$B'",
+            ),
+            engine(
+                "container_type: apptainer", "container_uri: a", "container_cmd_options: --env A=$B"
+            ),
             "container_cmd_options: the quotes around 'A=$B' will be lost",
             "container_cmd_options",
         ),
@@ -326,16 +610,31 @@ CASES: list[tuple[str, Case]] = [
     (
         "GCW024",
         Case(
-            engine("container_type: apptainer", "container_uri: a", "container_cmd_options: --env 'A"),
+            engine(
+                "container_type: apptainer", "container_uri: a", "container_cmd_options: --env 'A"
+            ),
             engine("container_cmd_options: --env 'A"),
             "cannot be taken apart into words: No closing quotation",
             "container_cmd_options",
         ),
     ),
-    ("GCW025", Case(engine("heartbeat_period: 150"), engine(), "heartbeat_threshold 120 s is not above", "heartbeat_period")),
     (
         "GCW025",
-        Case(engine("heartbeat_threshold: 50"), engine("heartbeat_threshold: 60"), "is below two heartbeat_periods", "heartbeat_threshold"),
+        Case(
+            engine("heartbeat_period: 150"),
+            engine(),
+            "heartbeat_threshold 120 s is not above",
+            "heartbeat_period",
+        ),
+    ),
+    (
+        "GCW025",
+        Case(
+            engine("heartbeat_threshold: 50"),
+            engine("heartbeat_threshold: 60"),
+            "is below two heartbeat_periods",
+            "heartbeat_threshold",
+        ),
     ),
 ]
 
@@ -347,14 +646,18 @@ def problems(text: str, numbers: Numbers | None = None) -> list[Finding]:
     return beside if beside and OLDER_LOADER else found
 
 
-@pytest.mark.parametrize("number", range(len(CASES)), ids=[f"{rule}-{case.at or 'empty'}" for rule, case in CASES])
+@pytest.mark.parametrize(
+    "number", range(len(CASES)), ids=[f"{rule}-{case.at or 'empty'}" for rule, case in CASES]
+)
 def test_each_rule_finds_its_miniature_and_is_content_with_the_repaired_one(number: int) -> None:
     rule, case = CASES[number]
     (found,) = problems(case.bad, case.numbers)
     assert (found.rule, found.file) == (rule, "endpoint.yaml")
     assert case.says in found.text
     lines = case.bad.splitlines() or [""]
-    assert lines[found.line - 1].strip().startswith(case.at), "the line is that of the setting, or of the section where it is missing"
+    assert lines[found.line - 1].strip().startswith(case.at), (
+        "the line is that of the setting, or of the section where it is missing"
+    )
     lines[found.line - 1] += f" # gc-warm: ignore[{'GCW000' if OLDER_LOADER else 'GCW999'}, {rule}]"
     assert problems("\n".join(lines), case.numbers) == [], "a comment silences it there"
     assert problems(case.good, case.numbers) == []
@@ -366,7 +669,11 @@ def test_every_rule_has_a_miniature() -> None:
 
 def test_a_comment_silences_its_own_rule_in_its_own_line_only() -> None:
     bad = engine("heartbeat_period: 150")
-    others = [bad.replace("150", "150 # gc-warm: ignore[GCW024]"), "# gc-warm: ignore[GCW025]\n" + bad, bad.replace("150", "150 # GCW025")]
+    others = [
+        bad.replace("150", "150 # gc-warm: ignore[GCW024]"),
+        "# gc-warm: ignore[GCW025]\n" + bad,
+        bad.replace("150", "150 # GCW025"),
+    ]
     assert [[found.rule for found in problems(text)] for text in others] == [["GCW025"]] * 3
 
 
@@ -405,19 +712,29 @@ def test_line_is_that_of_the_template_where_the_yaml_comes_from_one(tmp_path: Pa
     (tmp_path / folders.TEMPLATE).write_text(TEMPLATE)
     (tmp_path / "more.yaml").write_text("    min_blocks: one\n")
     (wrong,) = targets.inspect_target(str(tmp_path), [], None, Numbers(), "DillCode").findings
-    assert (wrong.rule, wrong.line) == ("GCW001", 20), "what is included belongs to what stands before it"
+    assert (wrong.rule, wrong.line) == ("GCW001", 20), (
+        "what is included belongs to what stands before it"
+    )
     (tmp_path / "more.yaml").write_text("    min_blocks: 0\n")
     found = targets.inspect_target(str(tmp_path), [], None, Numbers(), "DillCode").findings
     assert [(problem.rule, problem.line) for problem in found] == [("GCW005", 13), ("GCW005", 18)]
-    silenced = TEMPLATE.replace("{{ n - 2 }}\n{%- endif", "{{ n - 2 }} {# gc-warm: ignore[GCW005] #}\n{%- endif")
+    silenced = TEMPLATE.replace(
+        "{{ n - 2 }}\n{%- endif", "{{ n - 2 }} {# gc-warm: ignore[GCW005] #}\n{%- endif"
+    )
     (tmp_path / folders.TEMPLATE).write_text(
-        silenced.replace("{{ name }}: {{ n - 2 }}", "{{ name }}: {{ n - 2 }} # gc-warm: ignore[GCW005]")
+        silenced.replace(
+            "{{ name }}: {{ n - 2 }}", "{{ name }}: {{ n - 2 }} # gc-warm: ignore[GCW005]"
+        )
     )
     assert targets.inspect_target(str(tmp_path), [], None, Numbers(), "DillCode").findings == []
 
 
-def test_template_that_reckons_with_what_it_renders_is_looked_at_all_the_same(tmp_path: Path) -> None:
-    text = "{% set number %}\nn: 0\n{% endset %}\n" + engine(workers="{{ 0 // (1 if number | length == 6 else 0) }}")
+def test_template_that_reckons_with_what_it_renders_is_looked_at_all_the_same(
+    tmp_path: Path,
+) -> None:
+    text = "{% set number %}\nn: 0\n{% endset %}\n" + engine(
+        workers="{{ 0 // (1 if number | length == 6 else 0) }}"
+    )
     (tmp_path / folders.TEMPLATE).write_text(text)
     (found,) = targets.inspect_target(str(tmp_path), [], None, Numbers(), "DillCode").findings
     assert (found.rule, found.line) == ("GCW005", 1)
@@ -426,11 +743,20 @@ def test_template_that_reckons_with_what_it_renders_is_looked_at_all_the_same(tm
 @pytest.mark.parametrize(
     "text",
     [
-        slurm().replace("  provider:\n", "  provider:\n    <<: {cmd_timeout: 10}\n") + "    cmd_timeout: 20\n",
+        slurm().replace("  provider:\n", "  provider:\n    <<: {cmd_timeout: 10}\n")
+        + "    cmd_timeout: 20\n",
         engine("container_type: apptainer", 'container_cmd_options: --bind "$SCRATCH:/scratch"'),
         slurm("nodes_per_block: 2", "launcher: {type: WrappedLauncher, prepend: mpiexec_mpt -n 2}"),
-        slurm("nodes_per_block: 2", "launcher: {type: SimpleLauncher}", engine_settings=("launch_cmd: srun process_worker_pool.py",)),
-        engine("cpu_affinity: block", "cores_per_worker: 0.5", job=("worker_init: export PARSL_CORES=1",)),
+        slurm(
+            "nodes_per_block: 2",
+            "launcher: {type: SimpleLauncher}",
+            engine_settings=("launch_cmd: srun process_worker_pool.py",),
+        ),
+        engine(
+            "cpu_affinity: block",
+            "cores_per_worker: 0.5",
+            job=("worker_init: export PARSL_CORES=1",),
+        ),
         slurm().replace("01:00:00", "1:90:00"),
         slurm(
             "scheduler_options: |-\n      #SBATCH --gres=gpu:a100-sxm4:4\n      ##SBATCH --gpus-per-node=3",
@@ -438,11 +764,29 @@ def test_template_that_reckons_with_what_it_renders_is_looked_at_all_the_same(tm
             workers="4",
         ),
         slurm("gres: 'gpu:mi250:3'", engine_settings=("available_accelerators: 4",), workers="4"),
-        engine("run_in_sandbox: true", job=("worker_init: export TZ=Europe/Berlin HF_MODEL=meta/llama CFLAGS=-I/usr/include",)),
-        slurm("nodes_per_block: 2", "launcher: {type: SrunLauncher}", "worker_init: srun --overlap agent &"),
-        slurm("nodes_per_block: 2", "launcher: {type: SrunLauncher}", "worker_init: export X=$(( SLURM_JOB_ID & 1023 ))"),
-        slurm("nodes_per_block: 2", "launcher: {type: SrunLauncher}", "worker_init: |\n      fetch & wait"),
-        engine("container_type: custom", "container_cmd_options: podman run --init image {EXECUTOR_LAUNCH_CMD}"),
+        engine(
+            "run_in_sandbox: true",
+            job=("worker_init: export TZ=Europe/Berlin HF_MODEL=meta/llama CFLAGS=-I/usr/include",),
+        ),
+        slurm(
+            "nodes_per_block: 2",
+            "launcher: {type: SrunLauncher}",
+            "worker_init: srun --overlap agent &",
+        ),
+        slurm(
+            "nodes_per_block: 2",
+            "launcher: {type: SrunLauncher}",
+            "worker_init: export X=$(( SLURM_JOB_ID & 1023 ))",
+        ),
+        slurm(
+            "nodes_per_block: 2",
+            "launcher: {type: SrunLauncher}",
+            "worker_init: |\n      fetch & wait",
+        ),
+        engine(
+            "container_type: custom",
+            "container_cmd_options: podman run --init image {EXECUTOR_LAUNCH_CMD}",
+        ),
     ],
 )
 def test_nothing_is_said_of_what_is_as_it_should_be(text: str) -> None:
@@ -452,12 +796,38 @@ def test_nothing_is_said_of_what_is_as_it_should_be(text: str) -> None:
 @pytest.mark.parametrize(
     ("rule", "text"),
     [
-        ("GCW007", slurm("cores_per_node: 1", engine_settings=("cpu_affinity: list:0:0", "cores_per_worker: 0.5"))),
-        ("GCW008", slurm("gres: 'gpu:a100-sxm4:2'", engine_settings=("available_accelerators: 3",), workers="3")),
+        (
+            "GCW007",
+            slurm(
+                "cores_per_node: 1",
+                engine_settings=("cpu_affinity: list:0:0", "cores_per_worker: 0.5"),
+            ),
+        ),
+        (
+            "GCW008",
+            slurm(
+                "gres: 'gpu:a100-sxm4:2'",
+                engine_settings=("available_accelerators: 3",),
+                workers="3",
+            ),
+        ),
         ("GCW005", engine("job_status_kwargs: {strategy: none}", job=("init_blocks: 0",))),
         ("GCW001", engine("job_status_kwargs: [[max_idletime, 3]]")),
-        ("GCW022", slurm("nodes_per_block: 2", "launcher: {type: SrunLauncher}", "worker_init: (redis-server > log 2>&1 &)")),
-        ("GCW023", engine("container_type: custom", "container_cmd_options: docker run image {EXECUTOR_LAUNCH_CMD}")),
+        (
+            "GCW022",
+            slurm(
+                "nodes_per_block: 2",
+                "launcher: {type: SrunLauncher}",
+                "worker_init: (redis-server > log 2>&1 &)",
+            ),
+        ),
+        (
+            "GCW023",
+            engine(
+                "container_type: custom",
+                "container_cmd_options: docker run image {EXECUTOR_LAUNCH_CMD}",
+            ),
+        ),
         ("GCW006", engine(job=("worker_init: export PARSL_CORES=0",))),
         ("GCW000", "engine: &e\n  type: GlobusComputeEngine\n  foo: *e\n"),
         ("GCW000", engine() + "\0"),
@@ -474,7 +844,9 @@ def test_time_out_of_tasks_is_found_however_it_is_exported(value: str) -> None:
     assert [found.rule for found in problems(text, Numbers(load_seconds=90))] == ["GCW018"]
 
 
-@pytest.mark.parametrize("rule", {**config_rules.RULES, **function_rules.RULES}.values(), ids=lambda rule: rule.id)
+@pytest.mark.parametrize(
+    "rule", {**config_rules.RULES, **function_rules.RULES}.values(), ids=lambda rule: rule.id
+)
 def test_every_rule_explains_itself(rule: Any) -> None:
     words = rule.explanation()
     assert words.startswith(f"{rule.id} ({rule.level}): {rule.title}\n\n")
@@ -482,7 +854,10 @@ def test_every_rule_explains_itself(rule: Any) -> None:
     body = words.split("\n\n")[1]
     assert len(body) > 60, "it says what happens"
     if rule.evidence != REPRODUCED:
-        source = Path(inspect.getfile(endpoint_config)).parents[3] / rule.evidence.removeprefix("read in ").split(",")[0].split(":")[0]
+        source = (
+            Path(inspect.getfile(endpoint_config)).parents[3]
+            / rule.evidence.removeprefix("read in ").split(",")[0].split(":")[0]
+        )
         assert source.exists(), "the source that it names is there"
 
 
@@ -491,10 +866,17 @@ def test_own_configs_break_no_rule_with_their_defaults_and_for_their_sites(name:
     folder = folders.shipped()[name]
     known = Numbers(load_seconds=300, task_seconds=120, state_gb=0.1, queue_seconds=200)
     for options in (None, *sorted((folder / "sites").glob("*.yaml"))):
-        assert targets.inspect_target(name, [], str(options) if options else None, known, "DillCode").findings == []
+        assert (
+            targets.inspect_target(
+                name, [], str(options) if options else None, known, "DillCode"
+            ).findings
+            == []
+        )
 
 
-DOCUMENTED: dict[str, dict[str, Any]] = yaml.safe_load(Path(__file__).with_name("documented.yaml").read_text())
+DOCUMENTED: dict[str, dict[str, Any]] = yaml.safe_load(
+    Path(__file__).with_name("documented.yaml").read_text()
+)
 
 
 @pytest.mark.parametrize("name", DOCUMENTED)
@@ -511,6 +893,15 @@ def test_nothing_is_found_in_the_template_that_new_endpoints_get(tmp_path: Path)
     for name in (folders.TEMPLATE, "user_config_schema.json"):
         (tmp_path / name).write_text((shipped / name).read_text())
     for assignments in ([], ["endpoint_setup=true"]):
-        assert targets.inspect_target(str(tmp_path), assignments, None, Numbers(load_seconds=60), "DillCode").findings == []
-    (slow,) = targets.inspect_target(str(tmp_path), [], None, Numbers(load_seconds=200), "DillCode").findings
-    assert slow.text.startswith("workers end after 120 s without tasks, and it takes 200 s to be warm again"), "its idle time is Parsl's"
+        assert (
+            targets.inspect_target(
+                str(tmp_path), assignments, None, Numbers(load_seconds=60), "DillCode"
+            ).findings
+            == []
+        )
+    (slow,) = targets.inspect_target(
+        str(tmp_path), [], None, Numbers(load_seconds=200), "DillCode"
+    ).findings
+    assert slow.text.startswith(
+        "workers end after 120 s without tasks, and it takes 200 s to be warm again"
+    ), "its idle time is Parsl's"

@@ -35,40 +35,64 @@ def endpoint_on_the_path(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_environment_is_that_of_the_workers(tmp_path: Path) -> None:
     (tmp_path / "exits.py").write_text("raise SystemExit(3)\n")
-    found = findings("local", ["shapes", "exits", "no_such", "json"], python_path=[str(MODULES), str(tmp_path)], environment="echo hello")
+    found = findings(
+        "local",
+        ["shapes", "exits", "no_such", "json"],
+        python_path=[str(MODULES), str(tmp_path)],
+        environment="echo hello",
+    )
     assert found["environment"].text == "it says:\nhello"
     assert [(found[name].level, found[name].text) for name in ("python", "dill", "parsl")] == [
         ("ok", version) for version in (sys.version.split()[0], *map(version_of, ("dill", "parsl")))
     ]
     assert found["module shapes"].level == found["module json"].level == "ok"
     assert found["module exits"].text == f"SystemExit: 3 ({tmp_path / 'exits.py'}:1)"
-    assert found["module no_such"].text.startswith("ModuleNotFoundError: No module named 'no_such'; install it")
+    assert found["module no_such"].text.startswith(
+        "ModuleNotFoundError: No module named 'no_such'; install it"
+    )
     assert not {"sbatch", "qsub", "left behind"} & set(found)
 
 
-@pytest.mark.parametrize(("name", "line"), [("kills", "import os; os.kill(os.getpid(), 9)"), ("leaves", "import os; os._exit(0)")])
-def test_module_whose_import_does_not_come_back_is_named(name: str, line: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "line"),
+    [("kills", "import os; os.kill(os.getpid(), 9)"), ("leaves", "import os; os._exit(0)")],
+)
+def test_module_whose_import_does_not_come_back_is_named(
+    name: str, line: str, tmp_path: Path
+) -> None:
     (tmp_path / f"{name}.py").write_text(line)
     found = findings("local", ["json", name, "shapes"], python_path=[str(tmp_path), str(MODULES)])
     assert found["module json"].level == "ok"
-    assert "its import does not come back: the process ended with status" in found[f"module {name}"].text
+    assert (
+        "its import does not come back: the process ended with status"
+        in found[f"module {name}"].text
+    )
     assert "module shapes" not in found
 
 
 def test_job_of_pbs_has_nothing_of_this_shell(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MINE", "here")
-    assert findings("pbs", environment='echo "${MINE-nothing}"; exit 1')["environment"].text.endswith("says:\nnothing")
-    assert findings("slurm", environment='echo "${MINE-nothing}"; exit 1')["environment"].text.endswith("says:\nhere")
+    assert findings("pbs", environment='echo "${MINE-nothing}"; exit 1')[
+        "environment"
+    ].text.endswith("says:\nnothing")
+    assert findings("slurm", environment='echo "${MINE-nothing}"; exit 1')[
+        "environment"
+    ].text.endswith("says:\nhere")
 
 
 @pytest.mark.parametrize("lines", ["echo nodes are away >&2; exit 1", "exec sleep 1000"])
-def test_slurm_that_does_not_answer(lines: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_slurm_that_does_not_answer(
+    lines: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for command in ("sinfo", "squeue"):
-        (tmp_path / command).write_text(f"#!/bin/sh\n{lines}\n" if command == "sinfo" else "#!/bin/sh\n")
+        (tmp_path / command).write_text(
+            f"#!/bin/sh\n{lines}\n" if command == "sinfo" else "#!/bin/sh\n"
+        )
         (tmp_path / command).chmod(0o755)
     monkeypatch.setattr(environment, "_SCHEDULER_TIMEOUT", 0.5)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
-    found = findings("slurm", partition="debug", environment="exit 1")["Slurm"]  # no probe of the environment, too
+    # no probe of the environment, too
+    found = findings("slurm", partition="debug", environment="exit 1")["Slurm"]
     assert found.level == "error"
     assert found.text.startswith("sinfo does not get an answer: ")
 
@@ -87,7 +111,10 @@ def test_probe_is_no_module_of_the_workers_and_neither_are_its_neighbours() -> N
 @pytest.mark.parametrize(
     ("lines", "text"),
     [
-        ("echo no such module; exit 3", "no workers could start in it: it ends with exit status 3, and says:\nno such module"),
+        (
+            "echo no such module; exit 3",
+            "no workers could start in it: it ends with exit status 3, and says:\nno such module",
+        ),
         ("PATH=/nowhere", "globus-compute-endpoint: not found"),
         ("kill -9 $$", "no workers could start in it: it ends with exit status -9"),
     ],
@@ -112,7 +139,11 @@ def test_other_python_and_missing_packages_are_named(tmp_path: Path) -> None:
     other.chmod(0o755)
     found = findings("local", environment=f"export PATH={other.parent}:$PATH")
     assert found["globus-compute-endpoint"].level == found["dill"].level == "error"
-    assert found["gc-warm"] == Answer("warning", "gc-warm", "not in the worker's environment: @warm cannot be used there; pip install it")
+    assert found["gc-warm"] == Answer(
+        "warning",
+        "gc-warm",
+        "not in the worker's environment: @warm cannot be used there; pip install it",
+    )
 
 
 @pytest.mark.parametrize(
@@ -131,30 +162,45 @@ def test_versions_that_differ(package: str, here: str, there: str, level: str) -
 
 
 def test_interface_ports_and_scheduler_of_another_machine(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PATH", f"{SCRIPTS}:{os.path.dirname(shutil.which('bash') or '')}" if shutil.which("sbatch") is None else SCRIPTS)
+    monkeypatch.setenv(
+        "PATH",
+        f"{SCRIPTS}:{os.path.dirname(shutil.which('bash') or '')}"
+        if shutil.which("sbatch") is None
+        else SCRIPTS,
+    )
     with socket.socket() as taken:
         taken.bind(("", 0))
         port = taken.getsockname()[1]
         found = findings("pbs", interface="hsn0", worker_port_range=[port, port])
     assert found["interface hsn0"].text.startswith("this machine has only lo")
-    assert found["ports for workers"] == Answer("error", "ports for workers", f"{port} to {port}: all are taken")
+    assert found["ports for workers"] == Answer(
+        "error", "ports for workers", f"{port} to {port}: all are taken"
+    )
     assert found["qsub"] == Answer("error", "qsub", "not found: this machine submits no jobs")
 
 
 def test_interchange_whose_endpoint_is_gone_is_named() -> None:
     script = "import setproctitle, sys, time; setproctitle.setproctitle('parsl: HTEX interchange'); print(flush=True); time.sleep(1000)"
     parent = subprocess.Popen(
-        ["bash", "-c", '"$0" -c "$1" & echo $!; read', sys.executable, script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        ["bash", "-c", '"$0" -c "$1" & echo $!; read', sys.executable, script],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
     )
     with parent:
         assert parent.stdout is not None
         pid = int(parent.stdout.readline())
         parent.stdout.readline()
         mine = f"process {pid};"
-        assert not [finding for finding in environment._left_behind() if mine in finding.text], "its parent lives"
+        assert not [finding for finding in environment._left_behind() if mine in finding.text], (
+            "its parent lives"
+        )
         parent.kill()
         parent.wait()
         try:
-            wait_until(lambda: any(mine in finding.text for finding in environment._left_behind()), "it is an orphan")
+            wait_until(
+                lambda: any(mine in finding.text for finding in environment._left_behind()),
+                "it is an orphan",
+            )
         finally:
             psutil.Process(pid).kill()

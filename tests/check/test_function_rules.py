@@ -210,8 +210,12 @@ def written(folder: Path, text: str, name: str = "mine.py") -> str:
     return str(folder / name)
 
 
-@pytest.mark.parametrize("number", range(len(CASES)), ids=[f"{rule}-{strategy}" for rule, strategy, *_ in CASES])
-def test_each_rule_finds_its_miniature_and_is_content_with_the_warm_one(number: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "number", range(len(CASES)), ids=[f"{rule}-{strategy}" for rule, strategy, *_ in CASES]
+)
+def test_each_rule_finds_its_miniature_and_is_content_with_the_warm_one(
+    number: int, tmp_path: Path
+) -> None:
     rule, strategy, bad, warm, says = CASES[number]
     path = written(tmp_path, bad)
     found = [problem for problem in function_rules.examine(path, strategy) if problem.rule == rule]
@@ -222,7 +226,9 @@ def test_each_rule_finds_its_miniature_and_is_content_with_the_warm_one(number: 
     lines = Path(path).read_text().splitlines()
     lines[found[0].line - 1] += f"  # gc-warm: ignore[{rule}]"
     Path(path).write_text("\n".join(lines))
-    assert [problem for problem in function_rules.examine(path, strategy) if problem.rule == rule] == []
+    assert [
+        problem for problem in function_rules.examine(path, strategy) if problem.rule == rule
+    ] == []
 
 
 def test_every_rule_has_a_miniature() -> None:
@@ -237,7 +243,9 @@ SUBMITTED = {  # what is not a function, as a client would write it
     "decorator class with __reduce__": "decorated_by_reference",
 }
 RUNS = [1, 1, 1]
-FINE = {"@warm function itself": RUNS} | {row: RUNS for row in TABLE if row.startswith("client-only") and "self-contained" in row}
+FINE = {"@warm function itself": RUNS} | {
+    row: RUNS for row in TABLE if row.startswith("client-only") and "self-contained" in row
+}
 """What a row shows when all is well, where that is not three warm calls."""
 NOT_WRITTEN = {"client-only function, self-contained", "client-only function with a global"}
 """Whether workers can import a module is not in its source."""
@@ -246,35 +254,46 @@ NOT_WRITTEN = {"client-only function, self-contained", "client-only function wit
 def said_of(row: str, strategy: str, folder: Path) -> list[Finding]:
     if row in SUBMITTED:
         path = folder / "submits.py"
-        path.write_text(f"{inspect.getsource(shapes)}\n{SDK}__all__ = []\ndef main(executor):\n    executor.submit({SUBMITTED[row]})\n")
+        path.write_text(
+            f"{inspect.getsource(shapes)}\n{SDK}__all__ = []\ndef main(executor):\n    executor.submit({SUBMITTED[row]})\n"
+        )
         return function_rules.examine(str(path), strategy)
     function = persistence_client.callables()[row]
     if row.startswith("__main__"):
         path = folder / "script.py"
         shape = inspect.getsource(function)
-        path.write_text(f"{SDK}\ncount = 0\n{shape}\nwith Executor() as executor:\n    executor.submit({function.__name__})\n")
+        path.write_text(
+            f"{SDK}\ncount = 0\n{shape}\nwith Executor() as executor:\n    executor.submit({function.__name__})\n"
+        )
         return function_rules.examine(str(path), strategy)
     assert isinstance(function, FunctionType)
     return function_rules.examine_functions([function], strategy)
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
-@pytest.mark.parametrize("row", [row for row in TABLE if row != "callable instance"])  # which the SDK itself refuses
+# which the SDK itself refuses
+@pytest.mark.parametrize("row", [row for row in TABLE if row != "callable instance"])
 def test_what_is_said_is_what_the_persistence_table_has_measured(
     row: str, strategy: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.syspath_prepend(str(Path(persistence_client.__file__).parent))  # as it is for that script
+    # as it is for that script
+    monkeypatch.syspath_prepend(str(Path(persistence_client.__file__).parent))
     measured = TABLE[row][STRATEGIES.index(strategy)]
     levels = {problem.level for problem in said_of(row, strategy, tmp_path)}
     is_whole = strategy == "DillCode" or ("lambda" in row and strategy == "AllCodeStrategies")
     if is_whole and row.startswith("client-only"):
-        assert levels == (set() if row in NOT_WRITTEN else {"warning"}), "it fails where workers lack the module"
+        assert levels == (set() if row in NOT_WRITTEN else {"warning"}), (
+            "it fails where workers lack the module"
+        )
     else:
-        is_fine = measured == FINE.get(row, WARM) and row != "lru_cache function itself"  # which counts its loads
+        # which counts its loads
+        is_fine = measured == FINE.get(row, WARM) and row != "lru_cache function itself"
         assert ("error" in levels) != is_fine, measured
 
 
-@pytest.mark.parametrize("strategy", ["DillCode", "AllCodeStrategies", "CombinedCode", "PureSourceDill"])
+@pytest.mark.parametrize(
+    "strategy", ["DillCode", "AllCodeStrategies", "CombinedCode", "PureSourceDill"]
+)
 def test_own_functions_break_no_rule(strategy: str) -> None:
     assert function_rules.examine("gc_warm.functions", strategy) == []
     for path in sorted((Path(gc_warm.__file__).parent / "warmables").glob("*.py")):
@@ -584,11 +603,17 @@ FOUND: dict[str, tuple[str, list[str], str]] = {
 @pytest.mark.parametrize("name", FOUND)
 def test_what_is_cold_or_fails_is_found_in_other_words(name: str, tmp_path: Path) -> None:
     strategy, rules, text = FOUND[name]
-    assert [problem.rule for problem in function_rules.examine(written(tmp_path, text), strategy)] == rules
+    assert [
+        problem.rule for problem in function_rules.examine(written(tmp_path, text), strategy)
+    ] == rules
 
 
-@pytest.mark.parametrize("line", ["@cache", "def load(", "        ):", "e.submit(", "            load", "        )"])
-def test_a_comment_may_stand_in_any_line_of_the_head_or_of_the_call(line: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "line", ["@cache", "def load(", "        ):", "e.submit(", "            load", "        )"]
+)
+def test_a_comment_may_stand_in_any_line_of_the_head_or_of_the_call(
+    line: str, tmp_path: Path
+) -> None:
     text = """
         from functools import cache
         @cache
@@ -604,13 +629,18 @@ def test_a_comment_may_stand_in_any_line_of_the_head_or_of_the_call(line: str, t
     path = Path(written(tmp_path, text))
     before = path.read_text()
     assert [problem.rule for problem in function_rules.examine(str(path))] == ["GCW102"]
-    marked = [f"{each}  # gc-warm: ignore[GCW102]" if each.strip() == line.strip() else each for each in before.splitlines()]
+    marked = [
+        f"{each}  # gc-warm: ignore[GCW102]" if each.strip() == line.strip() else each
+        for each in before.splitlines()
+    ]
     assert "\n".join(marked) != before
     path.write_text("\n".join(marked))
     assert function_rules.examine(str(path)) == []
 
 
-def test_packages_are_not_imported_to_find_a_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_packages_are_not_imported_to_find_a_module(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "package").mkdir()
     (tmp_path / "package" / "__init__.py").write_text("raise SystemExit('imported')\n")
     (tmp_path / "package" / "inside.py").write_text("def f(seen=[]):\n    seen.append(1)\n")
@@ -633,19 +663,30 @@ def main(e):
 
 def test_nested_function_may_call_itself_and_may_not_take_what_is_around_it(tmp_path: Path) -> None:
     (found,) = function_rules.examine(written(tmp_path, NESTED), "AllCodeStrategies")
-    assert (found.rule, "count is sent as source by AllCodeStrategies, without n" in found.text) == ("GCW107", True)
+    assert (
+        found.rule,
+        "count is sent as source by AllCodeStrategies, without n" in found.text,
+    ) == ("GCW107", True)
 
 
 def test_function_that_python_would_not_take_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match="duplicate argument"):
-        function_rules.examine(written(tmp_path, "def f(x, x):\n    return x\nwith Executor() as e:\n    e.submit(f)\n"))
+        function_rules.examine(
+            written(
+                tmp_path, "def f(x, x):\n    return x\nwith Executor() as e:\n    e.submit(f)\n"
+            )
+        )
 
 
 def test_what_a_method_stores_for_one_call_is_a_warning(tmp_path: Path) -> None:
     text = "class A:\n    def run(self):\n        self.result = 1\n        return self.result\ndef main(e):\n    e.submit(A().run)\n"
-    assert [problem.level for problem in function_rules.examine(written(tmp_path, text))] == ["warning"]
+    assert [problem.level for problem in function_rules.examine(written(tmp_path, text))] == [
+        "warning"
+    ]
     kept = text.replace("self.result = 1", "self.result += 1")
-    assert [problem.level for problem in function_rules.examine(written(tmp_path, kept))] == ["error"]
+    assert [problem.level for problem in function_rules.examine(written(tmp_path, kept))] == [
+        "error"
+    ]
 
 
 def test_many_submissions_are_read_in_a_moment(tmp_path: Path) -> None:
@@ -663,7 +704,9 @@ def test_what_is_nested_too_deeply_is_an_error(tmp_path: Path) -> None:
         function_rules.examine(written(tmp_path, "x = " + "1 + " * 20000 + "1"))
 
 
-def test_cached_helper_with_arguments_is_a_warning_since_it_may_be_for_one_call(tmp_path: Path) -> None:
+def test_cached_helper_with_arguments_is_a_warning_since_it_may_be_for_one_call(
+    tmp_path: Path,
+) -> None:
     text = "def f(xs):\n    import functools\n    @functools.cache\n    def g(x):\n        return x\n    return [g(x) for x in xs]\n"
     (found,) = function_rules.examine(written(tmp_path, text))
     assert (found.rule, found.level, found.line) == ("GCW101", "warning", 5)

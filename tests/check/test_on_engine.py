@@ -23,7 +23,9 @@ from tests.support import MODULES, cli_runner, has_ended, wait_until
 
 pytestmark = pytest.mark.engine
 
-SITES = sorted(path for folder in folders.shipped().values() for path in (folder / "sites").glob("*.yaml"))
+SITES = sorted(
+    path for folder in folders.shipped().values() for path in (folder / "sites").glob("*.yaml")
+)
 START = 150  # seconds that tasks may take with several engines on a busy machine
 
 
@@ -71,8 +73,14 @@ class Observation:
 
 
 def figures_of(name: str, given: dict[str, Any]) -> dict[str, Any]:
-    words = [word for key, value in given.items() for word in ("-o", f"{key}={value if isinstance(value, str) else json.dumps(value)}")]
-    said = json.loads(cli_runner().invoke(main, ["check", name, "--json", *words], catch_exceptions=False).output)
+    words = [
+        word
+        for key, value in given.items()
+        for word in ("-o", f"{key}={value if isinstance(value, str) else json.dumps(value)}")
+    ]
+    said = json.loads(
+        cli_runner().invoke(main, ["check", name, "--json", *words], catch_exceptions=False).output
+    )
     figures: dict[str, Any] = said["targets"][0]
     return figures
 
@@ -80,46 +88,75 @@ def figures_of(name: str, given: dict[str, Any]) -> dict[str, Any]:
 def observe(name: str, given: dict[str, Any], figures: dict[str, Any], folder: Path) -> Observation:
     with MockExecutor(config=name, user_endpoint_config=given, on="local") as executor:
         seen = meet_all(executor, folder, figures["copies"])
-        last = time.monotonic()  # before the last tasks, and not when this thread has come to know of their ends
+        # before the last tasks, and not when this thread has come to know of their ends
+        last = time.monotonic()
         seen |= meet_all(executor, folder.with_name("last"), figures["copies"])
-        wait_until(lambda: any(has_ended(worker.pid) for worker in seen), "a worker has ended", figures["keep_warm"] + 120)
+        wait_until(
+            lambda: any(has_ended(worker.pid) for worker in seen),
+            "a worker has ended",
+            figures["keep_warm"] + 120,
+        )
         warm_for = time.monotonic() - last
         wait_until(lambda: all(has_ended(worker.pid) for worker in seen), "all workers have ended")
-        return Observation(figures, seen, warm_for, executor.submit(tasks.pid_and_count).result(START))
+        return Observation(
+            figures, seen, warm_for, executor.submit(tasks.pid_and_count).result(START)
+        )
 
 
 @pytest.fixture(scope="module")
 def observations(tmp_path_factory: pytest.TempPathFactory) -> list[Future[Observation]]:
     """All of them side by side, since most of the time is waiting."""
-    sets = [(name, {"keep_warm": 0.1, "python_path": [str(MODULES)], **chosen}) for name, chosen in OPTION_SETS]
-    calls = [(name, given, figures_of(name, given), tmp_path_factory.mktemp("set") / "meeting") for name, given in sets]
+    sets = [
+        (name, {"keep_warm": 0.1, "python_path": [str(MODULES)], **chosen})
+        for name, chosen in OPTION_SETS
+    ]
+    calls = [
+        (name, given, figures_of(name, given), tmp_path_factory.mktemp("set") / "meeting")
+        for name, given in sets
+    ]
     with ThreadPoolExecutor(3) as pool:
         return [pool.submit(observe, *call) for call in calls]
 
 
-@pytest.mark.parametrize("number", range(len(OPTION_SETS)), ids=lambda number: "-".join([OPTION_SETS[number][0], *OPTION_SETS[number][1]]))
-def test_figures_of_check_are_what_the_engine_does(observations: list[Future[Observation]], number: int) -> None:
+@pytest.mark.parametrize(
+    "number",
+    range(len(OPTION_SETS)),
+    ids=lambda number: "-".join([OPTION_SETS[number][0], *OPTION_SETS[number][1]]),
+)
+def test_figures_of_check_are_what_the_engine_does(
+    observations: list[Future[Observation]], number: int
+) -> None:
     observed = observations[number].result()
     figures, seen = observed.figures, observed.seen
     assert len(seen) == figures["copies"]
     managers = {worker.manager for worker in seen}
     assert len(managers) == figures["nodes_per_job"] * figures["max_jobs"]
-    assert all(sum(worker.manager == manager for worker in seen) == figures["copies_per_node"] for manager in managers)
+    assert all(
+        sum(worker.manager == manager for worker in seen) == figures["copies_per_node"]
+        for manager in managers
+    )
     if figures["devices"]:
-        assert {(worker.rank, worker.device) for worker in seen} == set(enumerate(figures["devices"]))
-    assert observed.warm_for >= figures["keep_warm"], "state was warm for as long as it was said to be"
+        assert {(worker.rank, worker.device) for worker in seen} == set(
+            enumerate(figures["devices"])
+        )
+    assert observed.warm_for >= figures["keep_warm"], (
+        "state was warm for as long as it was said to be"
+    )
     pid, count = observed.again
     assert count == 1, "the next task finds a new worker, which is cold"
     assert pid not in {worker.pid for worker in seen}
 
 
 def test_task_timeout_is_the_one_that_was_asked_for(tmp_path: Path) -> None:
-    chosen = {"task_timeout": 15, "python_path": [str(MODULES)], "workers_per_node": 1}  # of which the quick tasks need little
+    # of which the quick tasks need little
+    chosen = {"task_timeout": 15, "python_path": [str(MODULES)], "workers_per_node": 1}
     with MockExecutor(config="slurm", user_endpoint_config=chosen, on="local") as executor:
         before = executor.submit(tasks.pid_and_count).result(START)
         with pytest.raises(TaskExecutionFailed, match="AppTimeout"):
             executor.submit(tasks.wait_for_file, str(tmp_path / "never")).result(START)
-        assert executor.submit(tasks.pid_and_count).result(START) == (before[0], before[1] + 1), "the worker is still warm"
+        assert executor.submit(tasks.pid_and_count).result(START) == (before[0], before[1] + 1), (
+            "the worker is still warm"
+        )
 
 
 def test_job_that_drains_ends_by_itself_and_loses_nothing() -> None:
@@ -156,7 +193,10 @@ LOCAL: dict[str, Any] = {"workers_per_node": 2, "python_path": [str(MODULES)]}
 
 def test_thousand_tasks_are_warm_but_for_the_first_of_each_worker() -> None:
     with MockExecutor(config="local", user_endpoint_config=LOCAL) as executor:
-        counts = [future.result(START) for future in [executor.submit(functions.count) for _ in range(1000)]]
+        counts = [
+            future.result(START)
+            for future in [executor.submit(functions.count) for _ in range(1000)]
+        ]
     assert counts.count(1) == 2
     assert sum(count > 1 for count in counts) == 998
 
@@ -171,8 +211,12 @@ def test_busy_worker_that_is_killed_is_replaced_and_the_other_stays_warm(tmp_pat
         assert manager is not None
         victim.kill()
         killed = time.monotonic()
-        wait_until(lambda: len(workers_of(manager) - {victim.pid}) == 2, "the worker has been replaced")
-        print(f"replaced {time.monotonic() - killed:.1f} s after its death, with a heartbeat of 1 s")
+        wait_until(
+            lambda: len(workers_of(manager) - {victim.pid}) == 2, "the worker has been replaced"
+        )
+        print(
+            f"replaced {time.monotonic() - killed:.1f} s after its death, with a heartbeat of 1 s"
+        )
         with pytest.raises(TaskExecutionFailed, match="WorkerLost"):
             running.result(START)
         counts = {pid: count for _, pid, count in meeting(executor, tmp_path / "after", 2)}
@@ -183,13 +227,17 @@ def test_busy_worker_that_is_killed_is_replaced_and_the_other_stays_warm(tmp_pat
 
 def meeting(executor: MockExecutor, folder: Path, number: int) -> list[tuple[int, int, int]]:
     folder.mkdir()
-    return [future.result(START) for future in [executor.submit(tasks.meet, str(folder), number) for _ in range(number)]]
+    return [
+        future.result(START)
+        for future in [executor.submit(tasks.meet, str(folder), number) for _ in range(number)]
+    ]
 
 
 def workers_of(manager: psutil.Process) -> set[int]:
     found = set()
     for child in manager.children():
-        with contextlib.suppress(psutil.NoSuchProcess):  # the one that was killed, while nobody has waited for it
+        # the one that was killed, while nobody has waited for it
+        with contextlib.suppress(psutil.NoSuchProcess):
             if "--multiprocessing-fork" in child.cmdline() and not has_ended(child.pid):
                 found.add(child.pid)
     return found
@@ -197,7 +245,9 @@ def workers_of(manager: psutil.Process) -> set[int]:
 
 def test_quick_tasks_keep_workers_warm_for_longer_than_keep_warm() -> None:
     """The engine's own idle time would end them: it sees a task only if one runs at the moment when it looks."""
-    with MockExecutor(config="local", user_endpoint_config={"workers_per_node": 1, "keep_warm": 0.1}) as executor:
+    with MockExecutor(
+        config="local", user_endpoint_config={"workers_per_node": 1, "keep_warm": 0.1}
+    ) as executor:
         executor.submit(functions.count).result(START)
         began, number = time.monotonic(), 1
         while time.monotonic() < began + 20:
@@ -212,7 +262,10 @@ def test_teardowns_run_at_shutdown_and_when_keep_warm_is_over(name: str, tmp_pat
     chosen = {"workers_per_node": 1, "keep_warm": 0.1, "python_path": [str(MODULES)]}
     with MockExecutor(config=name, user_endpoint_config=chosen, on="local") as executor:
         assert [executor.submit(logbook.note, str(path)).result(START) for _ in range(2)] == [1, 2]
-        wait_until(lambda: "torn down after 2" in path.read_text(), "the state is torn down after keep_warm")
+        wait_until(
+            lambda: "torn down after 2" in path.read_text(),
+            "the state is torn down after keep_warm",
+        )
         assert executor.submit(logbook.note, str(path)).result(START) == 1
     assert path.read_text() == "loaded\ntorn down after 2\nloaded\ntorn down after 1\n"
 
@@ -230,11 +283,23 @@ engine:
 """
 
 CANNOT_START = [
-    ("cores_per_worker: 640", "''", "a node has room for 0 workers: with cores_per_worker 640.*manager.log"),
+    (
+        "cores_per_worker: 640",
+        "''",
+        "a node has room for 0 workers: with cores_per_worker 640.*manager.log",
+    ),
     ("mem_per_worker: 1000000", "''", "a node has room for 0 workers.*mem_per_worker 1000000"),
     ("cpu_affinity: blocks", "''", "cpu-affinity must be one of"),
-    ("cpu_affinity: list:0:1:0", "''", "worker . has died [3-9] times before its first task.*wrong number of thread ranks"),
-    ("prefetch_capacity: 0", "exit 3", "block 0: ended before its workers were ready, with exit status 3"),
+    (
+        "cpu_affinity: list:0:1:0",
+        "''",
+        "worker . has died [3-9] times before its first task.*wrong number of thread ranks",
+    ),
+    (
+        "prefetch_capacity: 0",
+        "exit 3",
+        "block 0: ended before its workers were ready, with exit status 3",
+    ),
     ("prefetch_capacity: 0", "PATH=/usr/bin:/bin", "globus-compute-endpoint: command not found"),
     ("prefetch_capacity: 0", "export PYTHONHOME=/nowhere", "No module named 'encodings'"),
     ("launch_cmd: /no/such/program", "''", "/no/such/program"),
@@ -242,7 +307,9 @@ CANNOT_START = [
 
 
 @pytest.mark.parametrize(("setting", "worker_init", "reason"), CANNOT_START)
-def test_engine_whose_workers_cannot_start_says_why(setting: str, worker_init: str, reason: str) -> None:
+def test_engine_whose_workers_cannot_start_says_why(
+    setting: str, worker_init: str, reason: str
+) -> None:
     with MockExecutor(config=ENGINE.format(setting=setting, worker_init=worker_init)) as executor:
         futures = [executor.submit(functions.count) for _ in range(3)]
         for future in futures:

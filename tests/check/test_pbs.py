@@ -72,7 +72,11 @@ class Pbs:
 
     def looked_at(self, queue: str) -> bool:
         """Whether qstat was asked about a job of this queue."""
-        return any(job in look["arguments"] for look in self.records("qstat") for job in self.jobs_of(queue))
+        return any(
+            job in look["arguments"]
+            for look in self.records("qstat")
+            for job in self.jobs_of(queue)
+        )
 
     def job(self) -> str:
         """The id of the only job."""
@@ -95,7 +99,9 @@ class Pbs:
         found = []
         for process in psutil.process_iter():
             with contextlib.suppress(psutil.Error):
-                if process.environ().get("PBS_JOBID") in ids or folders.intersection(process.cmdline()[-1:]):
+                if process.environ().get("PBS_JOBID") in ids or folders.intersection(
+                    process.cmdline()[-1:]
+                ):
                     found.append(process)
         return found
 
@@ -109,7 +115,9 @@ class Pbs:
 @contextlib.contextmanager
 def looking_at(folder: Path) -> Iterator[Pbs]:
     pbs = Pbs(folder, {})
-    pbs.seen = {name: len(pbs.all(name)) for name in ("qsub", "qstat", "qdel", "jobs", "mpiexec", "ranks")}
+    pbs.seen = {
+        name: len(pbs.all(name)) for name in ("qsub", "qstat", "qdel", "jobs", "mpiexec", "ranks")
+    }
     try:
         yield pbs
     finally:
@@ -161,7 +169,13 @@ def introduce(folder: str, number: int) -> tuple[str, int, int, int, dict[str, s
             raise TimeoutError("waited for two minutes")
         time.sleep(0.01)
     worker = lifecycle.worker()
-    return worker.pool or "", -1 if worker.rank is None else worker.rank, worker.pid, functions.count(), dict(os.environ)
+    return (
+        worker.pool or "",
+        -1 if worker.rank is None else worker.rank,
+        worker.pid,
+        functions.count(),
+        dict(os.environ),
+    )
 
 
 def ask_each(executor: MockExecutor, number: int, folder: Path) -> list[Answer]:
@@ -174,7 +188,11 @@ def ask_each(executor: MockExecutor, number: int, folder: Path) -> list[Answer]:
 def pbs_executor(**options: Any) -> MockExecutor:
     """An executor that sends functions as source code: this file is not importable on its workers."""
     given = {"address": ADDRESS, **options}
-    return MockExecutor(config="pbs", user_endpoint_config=given, serializer=ComputeSerializer(strategy_code=AllCodeStrategies()))
+    return MockExecutor(
+        config="pbs",
+        user_endpoint_config=given,
+        serializer=ComputeSerializer(strategy_code=AllCodeStrategies()),
+    )
 
 
 @dataclass
@@ -193,10 +211,16 @@ def life(commands: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[L
     folder = tmp_path_factory.mktemp("meetings")
     with looking_at(commands) as pbs:
         with pbs_executor(**FULL) as executor:
-            answers, again = ask_each(executor, 4, folder / "first"), ask_each(executor, 4, folder / "again")
+            answers, again = (
+                ask_each(executor, 4, folder / "first"),
+                ask_each(executor, 4, folder / "again"),
+            )
             wait_until(lambda: bool(pbs.deleted()), "an idle job is deleted")
             deleted = pbs.deleted()
-            wait_until(lambda: not any(psutil.pid_exists(answer.pid) for answer in answers), "its workers are gone")
+            wait_until(
+                lambda: not any(psutil.pid_exists(answer.pid) for answer in answers),
+                "its workers are gone",
+            )
             count = executor.submit(functions.count).result(120)
         yield Life(pbs, answers, again, deleted, count)
 
@@ -212,42 +236,69 @@ def test_job_script_asks_for_what_the_options_say(life: Life) -> None:
 
 
 def test_account_and_queue_are_on_the_command_line_of_qsub(life: Life) -> None:
-    assert [job["arguments"][:-1] for job in life.pbs.records("qsub")] == [["-q", "debug", "-A", "climate"]] * 2
+    assert [job["arguments"][:-1] for job in life.pbs.records("qsub")] == [
+        ["-q", "debug", "-A", "climate"]
+    ] * 2
 
 
-def test_each_host_has_one_manager_and_all_together_as_many_workers_as_check_says(life: Life) -> None:
+def test_each_host_has_one_manager_and_all_together_as_many_workers_as_check_says(
+    life: Life,
+) -> None:
     config = loading.load(rendering.render(folders.find_folder("pbs"), FULL), "pbs")
     profile = meaning.warmth_profile(config)
-    assert [rank["host"] for rank in life.pbs.records("ranks")] == ["node1", "node2"] * 2, "of two jobs"
+    assert [rank["host"] for rank in life.pbs.records("ranks")] == ["node1", "node2"] * 2, (
+        "of two jobs"
+    )
     assert [(answer.environment["STANDIN_HOST"], answer.rank) for answer in life.answers] == [
         ("node1", 0),
         ("node1", 1),
         ("node2", 0),
         ("node2", 1),
     ]
-    assert life.answers[0].pool == life.answers[1].pool != life.answers[2].pool == life.answers[3].pool
-    assert (profile.nodes_per_job, profile.copies_per_node, profile.copies) == (2, 2, len(life.answers))
+    assert (
+        life.answers[0].pool == life.answers[1].pool != life.answers[2].pool == life.answers[3].pool
+    )
+    assert (profile.nodes_per_job, profile.copies_per_node, profile.copies) == (
+        2,
+        2,
+        len(life.answers),
+    )
 
 
 def test_each_worker_is_pinned_to_one_of_the_gpus_of_its_node(life: Life) -> None:
-    assert [answer.environment["CUDA_VISIBLE_DEVICES"] for answer in life.answers] == ["0", "1", "0", "1"]
+    assert [answer.environment["CUDA_VISIBLE_DEVICES"] for answer in life.answers] == [
+        "0",
+        "1",
+        "0",
+        "1",
+    ]
 
 
 def test_managers_count_the_cores_of_the_job_and_not_those_of_the_machine(life: Life) -> None:
     assert {answer.environment["PARSL_CORES"] for answer in life.answers} == {str(2 * CORES)}
     options = life.pbs.records("mpiexec")[0]["arguments"]
-    assert options[: options.index("--hostfile")] == f"--cpu-bind none --ppn 1 --depth {2 * CORES} --no-vni -n 2".split()
+    assert (
+        options[: options.index("--hostfile")]
+        == f"--cpu-bind none --ppn 1 --depth {2 * CORES} --no-vni -n 2".split()
+    )
 
 
 def test_what_is_exported_before_the_workers_reaches_those_of_every_node(life: Life) -> None:
-    found = {(answer.environment["GREETING"], answer.environment["GC_TASK_TIMEOUT"]) for answer in life.answers}
+    found = {
+        (answer.environment["GREETING"], answer.environment["GC_TASK_TIMEOUT"])
+        for answer in life.answers
+    }
     assert found == {("hello", "600")}
-    assert all(answer.environment["PYTHONPATH"].split(":")[0] == str(MODULES) for answer in life.answers)
+    assert all(
+        answer.environment["PYTHONPATH"].split(":")[0] == str(MODULES) for answer in life.answers
+    )
 
 
 def test_state_stays_warm_from_task_to_task(life: Life) -> None:
     assert [answer.pid for answer in life.again] == [answer.pid for answer in life.answers]
-    assert [(answer.count, later.count) for answer, later in zip(life.answers, life.again, strict=True)] == [(1, 2)] * 4
+    assert [
+        (answer.count, later.count) for answer, later in zip(life.answers, life.again, strict=True)
+    ] == [(1, 2)] * 4
 
 
 def test_fraction_of_a_minute_of_idleness_ends_the_job(life: Life) -> None:
@@ -286,7 +337,10 @@ class Trouble:
 @pytest.fixture(scope="module")
 def trouble(commands: Path) -> Iterator[Trouble]:
     site = {"STANDIN_ACCOUNTS": "ocean", "STANDIN_BUSY": "busy", "STANDIN_MPIEXEC": "mpich"}
-    troubles: list[dict[str, str]] = [{"account": "climate"}, {"account": "ocean", "mpiexec": "openmpi"}]
+    troubles: list[dict[str, str]] = [
+        {"account": "climate"},
+        {"account": "ocean", "mpiexec": "openmpi"},
+    ]
     with looking_at(commands) as pbs:
         with pytest.MonkeyPatch.context() as patch, contextlib.ExitStack() as stack:
             for name, value in site.items():
@@ -301,7 +355,9 @@ def trouble(commands: Path) -> Iterator[Trouble]:
         yield Trouble(pbs, waiting, remote_text(future), *texts)
 
 
-def test_job_that_waits_in_the_queue_is_no_failure_and_is_deleted_at_shutdown(trouble: Trouble) -> None:
+def test_job_that_waits_in_the_queue_is_no_failure_and_is_deleted_at_shutdown(
+    trouble: Trouble,
+) -> None:
     assert trouble.waiting
     assert "the engine was shut down" in trouble.shut_down
     assert trouble.pbs.jobs_of("busy")[0] in trouble.pbs.deleted()
@@ -309,7 +365,10 @@ def test_job_that_waits_in_the_queue_is_no_failure_and_is_deleted_at_shutdown(tr
 
 def test_job_that_qsub_refuses_is_told_in_the_words_of_qsub(trouble: Trouble) -> None:
     assert "WorkerStartError: no worker can start: block 0" in trouble.refused_by_qsub
-    assert "qsub: Request rejected.  Reason: No active allocation found for project climate." in trouble.refused_by_qsub
+    assert (
+        "qsub: Request rejected.  Reason: No active allocation found for project climate."
+        in trouble.refused_by_qsub
+    )
 
 
 def test_job_whose_mpiexec_refuses_is_told_in_the_words_of_mpiexec(trouble: Trouble) -> None:
@@ -319,13 +378,17 @@ def test_job_whose_mpiexec_refuses_is_told_in_the_words_of_mpiexec(trouble: Trou
 
 def provider(folder: Path, **options: Any) -> Any:
     """The provider that the engine has with these options."""
-    config: Any = loading.load(rendering.render(folders.find_folder("pbs"), {"address": ADDRESS, **options}), "pbs")
+    config: Any = loading.load(
+        rendering.render(folders.find_folder("pbs"), {"address": ADDRESS, **options}), "pbs"
+    )
     config.engine.executor.provider.script_dir = str(folder)
     return config.engine.executor.provider
 
 
 @pytest.mark.parametrize("family", ["pals", "openmpi", "mpich"])
-def test_each_mpiexec_starts_one_process_on_each_host(family: str, pbs: Pbs, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_each_mpiexec_starts_one_process_on_each_host(
+    family: str, pbs: Pbs, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setenv("STANDIN_MPIEXEC", family)
     job = provider(tmp_path, nodes=3, mpiexec=family).submit("true", 1)
     assert job == pbs.job()
@@ -333,8 +396,12 @@ def test_each_mpiexec_starts_one_process_on_each_host(family: str, pbs: Pbs, mon
     assert [rank["host"] for rank in pbs.records("ranks")] == ["node1", "node2", "node3"]
 
 
-@pytest.mark.parametrize(("wanted", "there"), [("pals", "openmpi"), ("openmpi", "mpich"), ("mpich", "pals")])
-def test_mpiexec_of_another_family_refuses(wanted: str, there: str, pbs: Pbs, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("wanted", "there"), [("pals", "openmpi"), ("openmpi", "mpich"), ("mpich", "pals")]
+)
+def test_mpiexec_of_another_family_refuses(
+    wanted: str, there: str, pbs: Pbs, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setenv("STANDIN_MPIEXEC", there)
     assert pbs.wait_for_end(provider(tmp_path, mpiexec=wanted).submit("true", 1)) == 255
     assert not pbs.records("ranks")
@@ -346,18 +413,25 @@ def test_mpiexec_of_another_family_refuses(wanted: str, there: str, pbs: Pbs, mo
         ("#PBS --queue debug", "qsub: directive error: --queue debug"),
         ("#PBS -A climate  # ours", "qsub: directive error: -A climate  # ours"),
         ("#PBS -l filesystem=home", "qsub: Unknown resource Resource_List.filesystem"),
-        ("#PBS -l mem=16gb", 'qsub: "-lresource=" cannot be used with "select" or "place", resource is: mem'),
+        (
+            "#PBS -l mem=16gb",
+            'qsub: "-lresource=" cannot be used with "select" or "place", resource is: mem',
+        ),
         ("#PBS -l walltime=1h", "qsub: Illegal attribute or resource value Resource_List.walltime"),
     ],
 )
-def test_line_that_qsub_refuses_is_an_error_in_the_words_of_qsub(line: str, words: str, pbs: Pbs, tmp_path: Path) -> None:
+def test_line_that_qsub_refuses_is_an_error_in_the_words_of_qsub(
+    line: str, words: str, pbs: Pbs, tmp_path: Path
+) -> None:
     with pytest.raises(SubmitException) as caught:
         provider(tmp_path, scheduler_options=line).submit("true", 1)
     assert words in str(caught.value)
     assert not pbs.records("jobs")
 
 
-def test_what_qstat_says_of_a_job_is_what_the_engine_sees(pbs: Pbs, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_what_qstat_says_of_a_job_is_what_the_engine_sees(
+    pbs: Pbs, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     pbs_provider = provider(tmp_path)
     running, short = pbs_provider.submit("sleep 600", 1), pbs_provider.submit("true", 1)
     monkeypatch.setenv("STANDIN_BUSY", "workq")
@@ -367,7 +441,9 @@ def test_what_qstat_says_of_a_job_is_what_the_engine_sees(pbs: Pbs, monkeypatch:
     assert states == [JobState.RUNNING, JobState.COMPLETED, JobState.PENDING]
     assert pbs_provider.cancel([running, waiting]) == [True, True]
     assert [pbs.wait_for_end(job) for job in (running, waiting)] == [271, 271]
-    assert {status.state for status in pbs_provider.status([running, waiting])} == {JobState.COMPLETED}
+    assert {status.state for status in pbs_provider.status([running, waiting])} == {
+        JobState.COMPLETED
+    }
 
 
 @pytest.mark.parametrize(

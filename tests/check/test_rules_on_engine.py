@@ -1,4 +1,7 @@
-"""What the rules for configs say will happen, happening on the endpoint's real engine. Each test bears the name of its rule."""
+"""What the rules for configs say will happen, happening on the endpoint's real engine.
+
+Each test bears the name of its rule.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +37,9 @@ engine = pytest.mark.engine
 START = 120  # seconds
 
 
-def config(*settings: str, job: tuple[str, ...] = (), init: str = "", top: tuple[str, ...] = ()) -> str:
+def config(
+    *settings: str, job: tuple[str, ...] = (), init: str = "", top: tuple[str, ...] = ()
+) -> str:
     """A user endpoint on this machine whose engine looks often; *settings* come last."""
     lines = [
         *top,
@@ -43,7 +48,11 @@ def config(*settings: str, job: tuple[str, ...] = (), init: str = "", top: tuple
         "  address: 127.0.0.1",
         "  heartbeat_period: 1",
         "  heartbeat_threshold: 5",
-        *([] if any("job_status_kwargs" in line for line in settings) else ["  job_status_kwargs: {strategy_period: 0.2}"]),
+        *(
+            []
+            if any("job_status_kwargs" in line for line in settings)
+            else ["  job_status_kwargs: {strategy_period: 0.2}"]
+        ),
         *(f"  {line}" for line in settings),
         "  provider:",
         "    type: LocalProvider",
@@ -68,10 +77,17 @@ def running(text: str) -> Iterator[MockExecutor]:
 @engine
 @pytest.mark.parametrize(
     ("setting", "what"),
-    [("max_idle: 60", "max_idle"), ("strategy: Simple", "Simple"), ("strategy_period: '5'", "not supported between")],
+    [
+        ("max_idle: 60", "max_idle"),
+        ("strategy: Simple", "Simple"),
+        ("strategy_period: '5'", "not supported between"),
+    ],
 )
 def test_gcw001_the_engine_does_not_start(setting: str, what: str) -> None:
-    with pytest.raises((TypeError, KeyError), match=what), running(breaks(config(f"job_status_kwargs: {{{setting}}}"), "GCW001")):
+    with (
+        pytest.raises((TypeError, KeyError), match=what),
+        running(breaks(config(f"job_status_kwargs: {{{setting}}}"), "GCW001")),
+    ):
         pass
 
 
@@ -89,15 +105,24 @@ def test_gcw001_idle_workers_never_end_where_their_idle_time_is_text() -> None:
 
 @engine
 def test_gcw000_the_endpoint_does_not_start() -> None:
-    with pytest.raises(ConfigError, match="max_wrokers"), running(breaks(config("max_wrokers: 1", "max_workers_per_node: 1"), "GCW000")):
+    with (
+        pytest.raises(ConfigError, match="max_wrokers"),
+        running(breaks(config("max_wrokers: 1", "max_workers_per_node: 1"), "GCW000")),
+    ):
         pass
 
 
 WORKERS = {
-    "the last of two": ("GCW002", config("max_workers_per_node: 1", "cores_per_worker: 0.1", "max_workers_per_node: 3")),
+    "the last of two": (
+        "GCW002",
+        config("max_workers_per_node: 1", "cores_per_worker: 0.1", "max_workers_per_node: 3"),
+    ),
     "unset": ("GCW004", config()),
     "zero": ("GCW005", config("max_workers_per_node: 0")),
-    "more than devices": ("GCW009", config("max_workers_per_node: 4", "cores_per_worker: 0.1", "available_accelerators: 2")),
+    "more than devices": (
+        "GCW009",
+        config("max_workers_per_node: 4", "cores_per_worker: 0.1", "available_accelerators: 2"),
+    ),
 }
 
 
@@ -140,19 +165,27 @@ def test_gcw009_there_are_no_more_workers_than_devices(workers_of_a_node: dict[s
     [
         (config("max_workers_per_node: -1"), "a node has room for 0 workers"),
         (config("max_workers_per_node: 1", "cores_per_worker: 0"), "ZeroDivisionError"),
-        (config("max_workers_per_node: 1", job=("nodes_per_block: 0",)), "ended before its workers were ready"),
+        (
+            config("max_workers_per_node: 1", job=("nodes_per_block: 0",)),
+            "ended before its workers were ready",
+        ),
     ],
 )
 def test_gcw005_there_are_no_workers(text: str, reason: str) -> None:
     with running(breaks(text, "GCW005")) as executor:
-        assert re.search(f"(?s)WorkerStartError.*{reason}", remote_text(executor.submit(tasks.rank), START))
+        assert re.search(
+            f"(?s)WorkerStartError.*{reason}", remote_text(executor.submit(tasks.rank), START)
+        )
 
 
 @engine
 def test_gcw001_and_gcw005_no_job_ever_starts() -> None:
     """Side by side with one that may start one: when that has answered, the others have not."""
     text = config("max_workers_per_node: 1", job=("init_blocks: 0", "max_blocks: 1"))
-    is_text, is_zero = breaks(text.replace("blocks: 1", "blocks: '1'"), "GCW001"), breaks(text.replace("blocks: 1", "blocks: 0"), "GCW005")
+    is_text, is_zero = (
+        breaks(text.replace("blocks: 1", "blocks: '1'"), "GCW001"),
+        breaks(text.replace("blocks: 1", "blocks: 0"), "GCW005"),
+    )
     with running(is_text) as wrong, running(is_zero) as none, running(text) as right:
         waiting = [executor.submit(tasks.rank) for executor in (wrong, none)]
         assert right.submit(tasks.rank).result(START) == 0
@@ -172,17 +205,21 @@ def test_gcw008_a_worker_is_pinned_to_a_gpu_that_is_not_there(tmp_path: Path) ->
     with running(config(*settings, init=f"export PATH={program.parent}:$PATH")) as executor:
         (tmp_path / "meeting").mkdir()
         futures = [executor.submit(tasks.meet_as, str(tmp_path / "meeting"), 3) for _ in range(3)]
-        devices = {rank: device for _, rank, _, device in (future.result(START) for future in futures)}
+        devices = {
+            rank: device for _, rank, _, device in (future.result(START) for future in futures)
+        }
     assert devices == {0: "0", 1: "1", 2: "2"}
 
 
 @engine
 def test_gcw011_a_job_is_cancelled_before_it_was_ever_warm(tmp_path: Path) -> None:
     """It waits for what never comes, as in a queue, while there is no task."""
-    init = (
-        f"echo $$ > {tmp_path / 'part'} && mv {tmp_path / 'part'} {tmp_path / 'pid'}\nuntil [ -e {tmp_path / 'gate'} ]; do sleep 0.1; done"
+    init = f"echo $$ > {tmp_path / 'part'} && mv {tmp_path / 'part'} {tmp_path / 'pid'}\nuntil [ -e {tmp_path / 'gate'} ]; do sleep 0.1; done"
+    text = config(
+        "max_workers_per_node: 1",
+        "job_status_kwargs: {strategy_period: 0.2, max_idletime: 2}",
+        init=init,
     )
-    text = config("max_workers_per_node: 1", "job_status_kwargs: {strategy_period: 0.2, max_idletime: 2}", init=init)
     with running(breaks(text, "GCW011", Numbers(queue_seconds=60))):
         wait_until((tmp_path / "pid").exists, "the job has started")
         job = int((tmp_path / "pid").read_text())
@@ -190,7 +227,9 @@ def test_gcw011_a_job_is_cancelled_before_it_was_ever_warm(tmp_path: Path) -> No
 
 
 @engine
-def test_gcw012_the_endpoint_stops_before_its_workers_have_been_idle_for_long_enough(tmp_path: Path) -> None:
+def test_gcw012_the_endpoint_stops_before_its_workers_have_been_idle_for_long_enough(
+    tmp_path: Path,
+) -> None:
     text = config(
         "max_workers_per_node: 1",
         "job_status_kwargs: {max_idletime: 3600}",
@@ -207,7 +246,12 @@ def test_gcw012_the_endpoint_stops_before_its_workers_have_been_idle_for_long_en
 def test_gcw013_idle_jobs_stay() -> None:
     scaling = "job_status_kwargs: {strategy_period: 0.2, max_idletime: 1}"
     text = config("max_workers_per_node: 1", scaling, job=("min_blocks: 1",))
-    breaks(text.replace("LocalProvider", "SlurmProvider").replace("  provider:", "  drain_period: 60\n  provider:"), "GCW013")
+    breaks(
+        text.replace("LocalProvider", "SlurmProvider").replace(
+            "  provider:", "  drain_period: 60\n  provider:"
+        ),
+        "GCW013",
+    )
     with running(text) as stays, running(text.replace("min_blocks: 1", "min_blocks: 0")) as ends:
         kept, _ = stays.submit(tasks.pid_and_count).result(START)
         ended, _ = ends.submit(tasks.pid_and_count).result(START)
@@ -217,15 +261,22 @@ def test_gcw013_idle_jobs_stay() -> None:
 
 @engine
 def test_gcw014_no_job_starts() -> None:
-    text = config("max_workers_per_node: 1", "drain_period: 60").replace("LocalProvider", "SlurmProvider\n    walltime: '30:00'")
+    text = config("max_workers_per_node: 1", "drain_period: 60").replace(
+        "LocalProvider", "SlurmProvider\n    walltime: '30:00'"
+    )
     with running(breaks(text, "GCW014")) as executor:
         assert "not enough values to unpack" in remote_text(executor.submit(tasks.rank), START)
 
 
 @engine
 def test_gcw017_a_task_waits_behind_another_though_a_worker_is_free(tmp_path: Path) -> None:
-    """Two jobs of one worker each. The engine gives a task to either: within many tries to the busy one, where it stays."""
-    text = config("max_workers_per_node: 1", "prefetch_capacity: 1", job=("init_blocks: 2", "max_blocks: 2"))
+    """Two jobs of one worker each.
+
+    The engine gives a task to either: within many tries to the busy one, where it stays.
+    """
+    text = config(
+        "max_workers_per_node: 1", "prefetch_capacity: 1", job=("init_blocks: 2", "max_blocks: 2")
+    )
     with running(breaks(text, "GCW017")) as executor:
         (tmp_path / "meeting").mkdir()
         meet_both(executor, tmp_path / "meeting")
@@ -259,11 +310,17 @@ def waited(future: Future[Any], seconds: float) -> bool:
 
 @engine
 def test_gcw018_state_never_becomes_warm(tmp_path: Path) -> None:
-    text = breaks(config("max_workers_per_node: 1", init="export GC_TASK_TIMEOUT=10"), "GCW018", Numbers(load_seconds=60))
+    text = breaks(
+        config("max_workers_per_node: 1", init="export GC_TASK_TIMEOUT=10"),
+        "GCW018",
+        Numbers(load_seconds=60),
+    )
     with running(text) as executor:
         record = tmp_path / "loads"
         for number in (1, 2, 3):
-            assert "AppTimeout" in remote_text(executor.submit(logbook.load_slowly, str(record), str(tmp_path / "never")), START)
+            assert "AppTimeout" in remote_text(
+                executor.submit(logbook.load_slowly, str(record), str(tmp_path / "never")), START
+            )
             assert len(record.read_text().splitlines()) == number, "each task begins the load anew"
 
 
@@ -293,7 +350,9 @@ def error_in(pool: Any, function: Any, *arguments: Any) -> str | None:
 
 
 @engine
-def test_gcw019_threads_share_the_endpoints_own_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gcw019_threads_share_the_endpoints_own_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)  # which a task changes for the whole endpoint
     monkeypatch.setenv("GC_TASK_UUID", "")
     with pool("engine:\n  type: ThreadPoolEngine\n  max_workers: 2\n", tmp_path) as threads:
@@ -311,7 +370,9 @@ def test_gcw019_all_tasks_fail_when_one_worker_of_a_process_pool_has_died(tmp_pa
 
 @engine
 def test_gcw021_a_relative_path_leads_elsewhere_in_each_task() -> None:
-    text = config("max_workers_per_node: 1", "run_in_sandbox: true", init="export MODEL_PATH=weights/model.pt")
+    text = config(
+        "max_workers_per_node: 1", "run_in_sandbox: true", init="export MODEL_PATH=weights/model.pt"
+    )
     with running(breaks(text, "GCW021")) as executor:
         seen = {executor.submit(tasks.real_path_of, "MODEL_PATH").result(START) for _ in range(3)}
     assert len(seen) == 3
@@ -319,10 +380,17 @@ def test_gcw021_a_relative_path_leads_elsewhere_in_each_task() -> None:
 
 @engine
 def test_gcw024_quotes_are_lost() -> None:
-    worker = "globus-compute-endpoint python-exec parsl.executors.high_throughput.process_worker_pool"
-    text = config("max_workers_per_node: 1", f"launch_cmd: \"env NOTE='a b' {worker} {{debug}} {{max_workers_per_node}}\"")
+    worker = (
+        "globus-compute-endpoint python-exec parsl.executors.high_throughput.process_worker_pool"
+    )
+    text = config(
+        "max_workers_per_node: 1",
+        f"launch_cmd: \"env NOTE='a b' {worker} {{debug}} {{max_workers_per_node}}\"",
+    )
     with running(breaks(text, "GCW024")) as executor:
-        assert re.search(r"env: .b.: No such file or directory", remote_text(executor.submit(tasks.rank), START))
+        assert re.search(
+            r"env: .b.: No such file or directory", remote_text(executor.submit(tasks.rank), START)
+        )
 
 
 @engine
@@ -344,9 +412,21 @@ ELSEWHERE = {
 
 def test_every_rule_that_is_said_to_be_reproduced_is_reproduced() -> None:
     root = Path(__file__).parents[2]
-    tests = [*ELSEWHERE.values(), *(f"tests/check/{Path(__file__).name}::{name}" for name in globals() if name.startswith("test_gcw"))]
+    tests = [
+        *ELSEWHERE.values(),
+        *(
+            f"tests/check/{Path(__file__).name}::{name}"
+            for name in globals()
+            if name.startswith("test_gcw")
+        ),
+    ]
     for test in tests:
         path, _, name = test.partition("::")
-        assert any(isinstance(node, ast.FunctionDef) and node.name == name for node in ast.parse((root / path).read_text()).body), test
+        assert any(
+            isinstance(node, ast.FunctionDef) and node.name == name
+            for node in ast.parse((root / path).read_text()).body
+        ), test
     here = {f"GCW{name[8:11]}" for name in globals() if name.startswith("test_gcw")}
-    assert here | set(ELSEWHERE) == {rule.id for rule in config_rules.RULES.values() if rule.evidence == REPRODUCED}
+    assert here | set(ELSEWHERE) == {
+        rule.id for rule in config_rules.RULES.values() if rule.evidence == REPRODUCED
+    }
