@@ -31,7 +31,12 @@ TEMPLATE = "user_config_template.yaml.j2"
 def shipped() -> dict[str, Path]:
     """The configs that come with gc_warm, by name."""
     here = Path(__file__).parents[1]
-    home = next(home for home in (here / "endpoint_configs", here.parent / "endpoint_configs") if home.is_dir())  # wheel, checkout
+    # wheel, checkout
+    home = next(
+        home
+        for home in (here / "endpoint_configs", here.parent / "endpoint_configs")
+        if home.is_dir()
+    )
     return {folder.name: folder for folder in sorted(home.iterdir()) if folder.is_dir()}
 
 
@@ -44,20 +49,29 @@ def find_folder(config: str | os.PathLike[str]) -> Path:
     """The folder of a config.
 
     Args:
-        config: Its path, or the name of one that comes with gc_warm, or of an endpoint of this user.
+        config: Its path, or the name of one that comes with gc_warm, or of an endpoint of this
+            user.
 
     Raises:
         FileNotFoundError: It is none of these.
     """
     given, name, configs = Path(config), os.fspath(config), shipped()
-    for folder in (given.absolute(), *([configs[name]] if name in configs else []), user_folder() / name):
+    for folder in (
+        given.absolute(),
+        *([configs[name]] if name in configs else []),
+        user_folder() / name,
+    ):
         if folder.is_dir() and _has_template(folder):
             return folder
     if given.is_file():
-        raise FileNotFoundError(f"config: {name} is a file; give the folder that holds its {TEMPLATE}")
+        raise FileNotFoundError(
+            f"config: {name} is a file; give the folder that holds its {TEMPLATE}"
+        )
     if given.is_dir():
         raise FileNotFoundError(f"{name} is not the folder of a config: it has no {TEMPLATE}")
-    raise FileNotFoundError(f"config: there is no folder {name!r}, no endpoint of that name, and gc_warm has only {', '.join(configs)}")
+    raise FileNotFoundError(
+        f"config: there is no folder {name!r}, no endpoint of that name, and gc_warm has only {', '.join(configs)}"
+    )
 
 
 def _has_template(folder: Path) -> bool:
@@ -79,7 +93,9 @@ def deploy_command(folder: Path) -> str:
         "--template-config": template_path(folder),
         "--schema-config": schema_path(folder),
     }
-    given = [f"{option} {shlex.quote(str(path))}" for option, path in files.items() if path.exists()]
+    given = [
+        f"{option} {shlex.quote(str(path))}" for option, path in files.items() if path.exists()
+    ]
     return " ".join(["globus-compute-endpoint configure my-endpoint --multi-user false", *given])
 
 
@@ -96,14 +112,19 @@ def schema_path(folder: Path) -> Path:
 def files_of(folder: Path) -> tuple[CoreEndpointConfig, Path, Path]:
     """The configuration of the endpoint itself, its template, and its schema."""
     parent = _parent_config(folder)
-    template, schema = Path(Endpoint.user_config_template_path(folder, parent)), Path(Endpoint.user_config_schema_path(folder, parent))
+    template, schema = (
+        Path(Endpoint.user_config_template_path(folder, parent)),
+        Path(Endpoint.user_config_schema_path(folder, parent)),
+    )
     bare = template.with_suffix("") if template.suffix == ".j2" else template
     return parent, bare if bare.is_file() and not template.exists() else template, schema
 
 
 def _parent_config(folder: Path) -> CoreEndpointConfig:
     if (folder / "config.py").exists():
-        raise ConfigError(f"{folder / 'config.py'}: a configuration in Python is only known by running it; write it as config.yaml")
+        raise ConfigError(
+            f"{folder / 'config.py'}: a configuration in Python is only known by running it; write it as config.yaml"
+        )
     if (folder / "config.yaml").exists():
         read_text(folder / "config.yaml")  # the loader lets the error of what is not text through
     try:
@@ -112,4 +133,6 @@ def _parent_config(folder: Path) -> CoreEndpointConfig:
         raise ConfigError(f"{folder / 'config.yaml'}: {complaint_of(error)}") from error
     if isinstance(parent, CoreEndpointConfig):
         return parent
-    raise ConfigError(f"{folder / 'config.yaml'} has an 'engine:' section; in a config with a template, that belongs in the template")
+    raise ConfigError(
+        f"{folder / 'config.yaml'} has an 'engine:' section; in a config with a template, that belongs in the template"
+    )

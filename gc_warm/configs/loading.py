@@ -29,11 +29,13 @@ LOOPBACK = "127.0.0.1"
 def load(text: str, source: str | os.PathLike[str]) -> UserEndpointConfig:
     """What the endpoint makes of the YAML of a user endpoint; nothing is started.
 
-    An address that only the login node knows is replaced by this machine's: what is loaded here is for reading.
+    An address that only the login node knows is replaced by this machine's: what is loaded here is
+    for reading.
 
     Args:
         text: The YAML.
-        source: Where it comes from, for messages: the file of the YAML, or of the template it was rendered from.
+        source: Where it comes from, for messages: the file of the YAML, or of the template it was
+            rendered from.
 
     Raises:
         ConfigError: The endpoint's loader refuses it, or it has no engine.
@@ -43,7 +45,9 @@ def load(text: str, source: str | os.PathLike[str]) -> UserEndpointConfig:
     return config
 
 
-def load_to_start(text: str, source: str | os.PathLike[str], written: str | None = None) -> UserEndpointConfig:
+def load_to_start(
+    text: str, source: str | os.PathLike[str], written: str | None = None
+) -> UserEndpointConfig:
     """What the endpoint makes of the YAML of a user endpoint as it stands; nothing is started yet.
 
     Args:
@@ -57,18 +61,25 @@ def load_to_start(text: str, source: str | os.PathLike[str], written: str | None
     try:
         config = load_config_yaml(text)
     except ClickException as error:
-        raise ConfigError(f"{source}:{line_of(error, written or text, source)}: {complaint_of(error)}") from error
+        raise ConfigError(
+            f"{source}:{line_of(error, written or text, source)}: {complaint_of(error)}"
+        ) from error
     except RecursionError as error:  # which older loaders let through
-        raise ConfigError(f"{source}:1: it holds an alias of what the alias is in, so that it has no end") from error
+        raise ConfigError(
+            f"{source}:1: it holds an alias of what the alias is in, so that it has no end"
+        ) from error
     if not isinstance(config, UserEndpointConfig):
-        raise ConfigError(f"{source} has no 'engine:' section, so it is not the configuration of a user endpoint")
+        raise ConfigError(
+            f"{source} has no 'engine:' section, so it is not the configuration of a user endpoint"
+        )
     return config
 
 
 def localize(text: str) -> str:
     """A cluster's YAML, changed so that its jobs run as processes of this machine: as many managers, with as many workers.
 
-    The provider is swapped, and with it goes the walltime; cores are not bound, since this machine may have fewer.
+    The provider is swapped, and with it goes the walltime; cores are not bound, since this machine
+    may have fewer.
     """
     document, engine = parse_config(text)
     if engine is None:
@@ -76,9 +87,13 @@ def localize(text: str) -> str:
     provider = engine.get("provider") or {}
     kept = ("init_blocks", "min_blocks", "max_blocks", "nodes_per_block", "worker_init")
     cores = provider.get("cores_per_node")
-    engine["provider"] = {"type": "LocalProvider"} | {name: provider[name] for name in kept if name in provider}
+    engine["provider"] = {"type": "LocalProvider"} | {
+        name: provider[name] for name in kept if name in provider
+    }
     if cores:  # the Slurm provider tells managers so, too
-        engine["provider"]["worker_init"] = f"export PARSL_CORES={cores}\n{provider.get('worker_init') or ''}"
+        engine["provider"]["worker_init"] = (
+            f"export PARSL_CORES={cores}\n{provider.get('worker_init') or ''}"
+        )
     engine.update(address=LOOPBACK, cpu_affinity="none")
     engine.pop("worker_port", None)  # a port that the site lets through
     return str(yaml.safe_dump(document))
@@ -87,10 +102,17 @@ def localize(text: str) -> str:
 def _readable_here(text: str) -> str:
     """Replace an address that cannot be found out here, or only by asking a service on the network."""
     document, engine = parse_config(text)
-    if engine is None or isinstance(engine.get("address"), str) or engine.get("type") in ("ThreadPoolEngine", "ProcessPoolEngine"):
+    if (
+        engine is None
+        or isinstance(engine.get("address"), str)
+        or engine.get("type") in ("ThreadPoolEngine", "ProcessPoolEngine")
+    ):
         return text
     address = engine.get("address")
-    if isinstance(address, dict) and (address.get("type") != "address_by_interface" or address.get("ifname") in psutil.net_if_addrs()):
+    if isinstance(address, dict) and (
+        address.get("type") != "address_by_interface"
+        or address.get("ifname") in psutil.net_if_addrs()
+    ):
         return text
     engine["address"] = LOOPBACK
     try:

@@ -43,20 +43,29 @@ def render(folder: Path, options: Options, origin: Mapping[str, str] | None = No
         origin: Where each option comes from, for messages: ``{"walltime": "options.yaml:3"}``.
 
     Raises:
-        ConfigError: The options do not fit the schema, or the template refuses them. All that do not fit are named.
+        ConfigError: The options do not fit the schema, or the template refuses them. All that do
+            not fit are named.
         FileNotFoundError: The folder has no template.
     """
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder} is not the folder of a config: it has no {TEMPLATE}")
     parent, template, rules = files_of(folder)
     if not template.is_file():
-        raise FileNotFoundError(f"{folder} is not the folder of a config: it has no {template.name}")
+        raise FileNotFoundError(
+            f"{folder} is not the folder of a config: it has no {template.name}"
+        )
     schema = schema_of(rules)
-    wrong = [f"{(origin or {}).get(name, 'options')}: {what}" for name, what in misfits(options, schema, rules)]
+    wrong = [
+        f"{(origin or {}).get(name, 'options')}: {what}"
+        for name, what in misfits(options, schema, rules)
+    ]
     try:
         text = load_user_config_template(template)
         places, defaults = _defaults(text, schema)
-        wrong += [f"{template}:{places[name]}: default of {what}" for name, what in misfits(defaults, schema, rules)]
+        wrong += [
+            f"{template}:{places[name]}: default of {what}"
+            for name, what in misfits(defaults, schema, rules)
+        ]
         if wrong:
             raise ConfigError("\n".join(wrong))
         return _filled_in(parent, template, text, schema, options)
@@ -66,16 +75,24 @@ def render(folder: Path, options: Options, origin: Mapping[str, str] | None = No
         raise ConfigError(f"{template}:{_template_line(error)}: {_refusal(error)}") from error
 
 
-def _filled_in(parent: CoreEndpointConfig, path: Path, template: str, schema: Mapping[str, Any], options: Options) -> str:
+def _filled_in(
+    parent: CoreEndpointConfig,
+    path: Path,
+    template: str,
+    schema: Mapping[str, Any],
+    options: Options,
+) -> str:
     user = MappedPosixIdentity(_user(), [], uuid.UUID(int=0))
-    return str(render_config_user_template(parent, template, path, user, dict(schema), dict(options), {}))
+    return str(
+        render_config_user_template(parent, template, path, user, dict(schema), dict(options), {})
+    )
 
 
 def template_lines(folder: Path, options: Options, rendered: str) -> list[int]:
     """For each line of what `render` has given, the line of the template that it comes from; 1 where that cannot be told.
 
-    The template is rendered once more, with marks where a setting ends its line. What has no mark of its own, since it was included
-    say, belongs to the last one before it.
+    The template is rendered once more, with marks where a setting ends its line. What has no mark
+    of its own, since it was included say, belongs to the last one before it.
     """
     without = rendered.splitlines()
     parent, path, rules = files_of(folder)
@@ -97,12 +114,17 @@ _MARK = "\ue000"  # of private use, so that nobody else means anything by it
 
 def _marked(template: str) -> str:
     """A template with the number of each line at its end, where a setting ends there: not in a tag, nor in the blanks that it eats."""
-    tags = [found.span() for found in re.finditer(r"\{\{.*?\}\}|\{%.*?%\}|\{#.*?#\}", template, re.DOTALL)]
+    tags = [
+        found.span()
+        for found in re.finditer(r"\{\{.*?\}\}|\{%.*?%\}|\{#.*?#\}", template, re.DOTALL)
+    ]
     lines, end = [], -1
     for number, line in enumerate(template.split("\n"), 1):
         end += len(line) + 1
         words = re.sub(r"\{%.*?%\}", "", line)
-        is_setting = re.match(r"\s*(- )?[\w.\"'{}| -]+:(\s|$)", words) and not re.search(r"-[%}#]\}\s*$", line)
+        is_setting = re.match(r"\s*(- )?[\w.\"'{}| -]+:(\s|$)", words) and not re.search(
+            r"-[%}#]\}\s*$", line
+        )
         is_in_tag = any(first < end < last for first, last in tags)
         lines.append(f"{line}{_MARK}{number}{_MARK}" if is_setting and not is_in_tag else line)
     return "\n".join(lines)
@@ -113,14 +135,19 @@ def _defaults(text: str, schema: Mapping[str, Any]) -> tuple[dict[str, int], dic
     lines: dict[str, int] = {}
     values: dict[str, Any] = {}
     for number, line in enumerate(text.splitlines(), 1):
-        found = re.fullmatch(r"\{%-? set (\w+) = \1 \| default\((.*)\)(?: \| int)? -?%\}", line.strip())
+        found = re.fullmatch(
+            r"\{%-? set (\w+) = \1 \| default\((.*)\)(?: \| int)? -?%\}", line.strip()
+        )
         if found is None or found[1] not in schema.get("properties", {}):
             continue
         try:
             value = _default(found[2])
         except jinja2.TemplateSyntaxError as error:
-            raise jinja2.TemplateSyntaxError(f"default of {found[1]}: {error.message}; text goes in quotes", number) from None
-        if value or (value is not None and "default" in schema["properties"][found[1]]):  # else it means: not given
+            raise jinja2.TemplateSyntaxError(
+                f"default of {found[1]}: {error.message}; text goes in quotes", number
+            ) from None
+        # else it means: not given
+        if value or (value is not None and "default" in schema["properties"][found[1]]):
             lines[found[1]], values[found[1]] = number, value
     return lines, values
 
@@ -135,13 +162,30 @@ def _user() -> pwd.struct_passwd:
     try:
         return pwd.getpwuid(os.getuid())
     except KeyError:  # in a container, say, that is run with some number
-        return pwd.struct_passwd((str(os.getuid()), "x", os.getuid(), os.getgid(), "", os.path.expanduser("~"), "/bin/sh"))
+        return pwd.struct_passwd(
+            (
+                str(os.getuid()),
+                "x",
+                os.getuid(),
+                os.getgid(),
+                "",
+                os.path.expanduser("~"),
+                "/bin/sh",
+            )
+        )
 
 
 def _template_line(error: Exception) -> int:
     if isinstance(error, jinja2.TemplateSyntaxError):
         return error.lineno
-    return next((frame.lineno or 1 for frame in traceback.extract_tb(error.__traceback__) if frame.filename == "<template>"), 1)
+    return next(
+        (
+            frame.lineno or 1
+            for frame in traceback.extract_tb(error.__traceback__)
+            if frame.filename == "<template>"
+        ),
+        1,
+    )
 
 
 def _refusal(error: Exception) -> str:

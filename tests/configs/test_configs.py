@@ -35,7 +35,9 @@ Values = dict[str, Any]
 TEMPLATE = "user_config_template.yaml.j2"
 SCHEMA = "user_config_schema.json"
 FOLDERS = folders.shipped()
-SCHEMAS: dict[str, Values] = {name: json.loads((folder / SCHEMA).read_text()) for name, folder in FOLDERS.items()}
+SCHEMAS: dict[str, Values] = {
+    name: json.loads((folder / SCHEMA).read_text()) for name, folder in FOLDERS.items()
+}
 PROPERTIES: dict[str, Values] = {name: schema["properties"] for name, schema in SCHEMAS.items()}
 TEMPLATES = {name: (folder / TEMPLATE).read_text() for name, folder in FOLDERS.items()}
 CLUSTERS = {"slurm": "#SBATCH", "slurm-gpu": "#SBATCH", "pbs": "#PBS"}
@@ -44,7 +46,8 @@ SAME_EVERY_TIME = settings(
     database=None,
     deadline=None,
     suppress_health_check=list(HealthCheck),
-    phases=[Phase.explicit, Phase.generate],  # an example is a rendering: to find the smallest one that fails would take minutes
+    # an example is a rendering: to find the smallest one that fails would take minutes
+    phases=[Phase.explicit, Phase.generate],
 )
 
 
@@ -57,7 +60,10 @@ def quick() -> Iterator[None]:
     compiled: dict[str, Any] = {}
     checked: set[str] = set()
     parsed: dict[str, Any] = {}
-    compile_template, check_schema = jinja2.Environment.compile, jsonschema.Draft202012Validator.check_schema
+    compile_template, check_schema = (
+        jinja2.Environment.compile,
+        jsonschema.Draft202012Validator.check_schema,
+    )
     parse = yaml.safe_load
 
     def compile_once(environment: jinja2.Environment, source: str) -> Any:
@@ -80,7 +86,11 @@ def quick() -> Iterator[None]:
         patch.setattr(jinja2.Environment, "compile", compile_once)
         patch.setattr(jsonschema.Draft202012Validator, "check_schema", check_once)
         patch.setattr(yaml, "safe_load", parse_once)
-        patch.setattr(parsl.providers.cluster_provider, "execute_wait", lambda command, timeout: (127, "", f"{command}: not found"))
+        patch.setattr(
+            parsl.providers.cluster_provider,
+            "execute_wait",
+            lambda command, timeout: (127, "", f"{command}: not found"),
+        )
         yield
 
 
@@ -94,7 +104,9 @@ def refusal(name: str, options: Values) -> str:
     return str(caught.value)
 
 
-def make_folder(path: Path, template: str = "a: 1\n", schema: object = None, core: str = "") -> Path:
+def make_folder(
+    path: Path, template: str = "a: 1\n", schema: object = None, core: str = ""
+) -> Path:
     path.mkdir(exist_ok=True)
     (path / TEMPLATE).write_text(template)
     (path / "config.yaml").write_text(core)
@@ -137,16 +149,36 @@ def limit(kind: Values, end: int) -> st.SearchStrategy[Any]:
         return st.just([False, True][end])
     if kind["type"] == "array":
         size = [kind.get("minItems", 0), kind["maxItems"]][end]
-        return limit(kind["items"], end).map(lambda one: [one if isinstance(one, int) else f"{one}{n}" for n in range(size)])
+        return limit(kind["items"], end).map(
+            lambda one: [one if isinstance(one, int) else f"{one}{n}" for n in range(size)]
+        )
     return any_value(kind)
 
 
 DRAWS: dict[str, tuple[int, Callable[[Values], st.SearchStrategy[Values]]]] = {
     "none": (1, lambda known: st.just({})),
-    "every": (3, lambda known: st.fixed_dictionaries({name: any_value(kind) for name, kind in known.items()})),
-    "some": (6, lambda known: st.fixed_dictionaries({}, optional={name: any_value(kind) for name, kind in known.items()})),
-    "lowest": (1, lambda known: st.fixed_dictionaries({name: limit(kind, 0) for name, kind in known.items()})),
-    "highest": (1, lambda known: st.fixed_dictionaries({name: limit(kind, -1) for name, kind in known.items()})),
+    "every": (
+        3,
+        lambda known: st.fixed_dictionaries(
+            {name: any_value(kind) for name, kind in known.items()}
+        ),
+    ),
+    "some": (
+        6,
+        lambda known: st.fixed_dictionaries(
+            {}, optional={name: any_value(kind) for name, kind in known.items()}
+        ),
+    ),
+    "lowest": (
+        1,
+        lambda known: st.fixed_dictionaries({name: limit(kind, 0) for name, kind in known.items()}),
+    ),
+    "highest": (
+        1,
+        lambda known: st.fixed_dictionaries(
+            {name: limit(kind, -1) for name, kind in known.items()}
+        ),
+    ),
 }
 
 
@@ -156,7 +188,11 @@ def device_names(name: str, options: Values) -> list[str]:
 
 
 def workers(name: str, options: Values) -> int:
-    return options.get("workers_per_node") or len(device_names(name, options)) or (2 if name == "local" else 1)
+    return (
+        options.get("workers_per_node")
+        or len(device_names(name, options))
+        or (2 if name == "local" else 1)
+    )
 
 
 def walltime(options: Values) -> str:
@@ -170,15 +206,23 @@ def wall_seconds(options: Values) -> int:
 
 def refusals(name: str, options: Values) -> list[str]:
     """The rules between options that these options break, as what the template says of each."""
-    devices, low_and_high, wall = device_names(name, options), options.get("worker_port_range"), wall_seconds(options)
+    devices, low_and_high, wall = (
+        device_names(name, options),
+        options.get("worker_port_range"),
+        wall_seconds(options),
+    )
     broken = []
     if low_and_high and low_and_high[0] > low_and_high[1]:
         broken.append(f"worker_port_range {low_and_high} has to begin with its lower end")
     if devices and workers(name, options) % len(devices):
         of = "gpus_per_node" if name == "local" else "the number of devices"
-        broken.append(f"workers_per_node ({workers(name, options)}) has to be a multiple of {of} ({len(devices)})")
+        broken.append(
+            f"workers_per_node ({workers(name, options)}) has to be a multiple of {of} ({len(devices)})"
+        )
     if name in CLUSTERS and options.get("task_timeout", 0) + min(wall // 10, 60) >= wall:
-        broken.append(f"task_timeout ({options['task_timeout']} s) leaves no time before walltime ({walltime(options)})")
+        broken.append(
+            f"task_timeout ({options['task_timeout']} s) leaves no time before walltime ({walltime(options)})"
+        )
     return broken
 
 
@@ -187,7 +231,8 @@ def reconcile(name: str, options: Values) -> Values:
     if "worker_port_range" in options:
         options["worker_port_range"].sort()
     if devices := device_names(name, options):
-        options["workers_per_node"] = max(workers(name, options) // len(devices), 1) * len(devices)  # not above the largest allowed
+        # not above the largest allowed
+        options["workers_per_node"] = max(workers(name, options) // len(devices), 1) * len(devices)
     if name in CLUSTERS and "task_timeout" in options:
         options["task_timeout"] = min(options["task_timeout"], wall_seconds(options) // 2)
     return options
@@ -204,7 +249,9 @@ def all_options(draw: st.DrawFn, name: str, how: str) -> Values:
 
 @pytest.mark.parametrize("how", DRAWS)
 @pytest.mark.parametrize("name", FOLDERS)
-def test_all_that_a_schema_allows_is_rendered_loaded_and_means_what_the_options_say(name: str, how: str, tmp_path: Path) -> None:
+def test_all_that_a_schema_allows_is_rendered_loaded_and_means_what_the_options_say(
+    name: str, how: str, tmp_path: Path
+) -> None:
     @settings(SAME_EVERY_TIME, max_examples=DRAWS[how][0])
     @given(all_options(name, how))
     def check(options: Values) -> None:
@@ -214,8 +261,11 @@ def test_all_that_a_schema_allows_is_rendered_loaded_and_means_what_the_options_
             assert found[1] == str(FOLDERS[name] / TEMPLATE)
             assert found[2] in broken
             return
-        examined = config_rules.examine(rendering.render(FOLDERS[name], options), FOLDERS[name] / TEMPLATE)
-        asked_for = {"GCW022"} if "&" in options.get("environment", "") else set()  # a program that the user starts in the background
+        examined = config_rules.examine(
+            rendering.render(FOLDERS[name], options), FOLDERS[name] / TEMPLATE
+        )
+        # a program that the user starts in the background
+        asked_for = {"GCW022"} if "&" in options.get("environment", "") else set()
         assert {problem.rule for problem in examined.findings} <= asked_for
         config = examined.config
         assert config is not None
@@ -228,20 +278,32 @@ def test_all_that_a_schema_allows_is_rendered_loaded_and_means_what_the_options_
 
 
 def means_what_is_said(name: str, options: Values, profile: meaning.WarmthProfile) -> None:
-    nodes, jobs, wall = options.get("nodes", 1), options.get("max_jobs", 1), wall_seconds(options) if name in CLUSTERS else None
+    nodes, jobs, wall = (
+        options.get("nodes", 1),
+        options.get("max_jobs", 1),
+        wall_seconds(options) if name in CLUSTERS else None,
+    )
     assert profile.copies_per_node == workers(name, options)
     assert profile.copies == workers(name, options) * nodes * jobs
     assert (profile.nodes_per_job, profile.max_jobs, profile.walltime) == (nodes, jobs, wall)
     asked = options.get("keep_warm", 10)
-    assert 60 * asked - 0.001 <= profile.keep_warm <= 60 * asked + max(5, 6 * asked) + 0.001, "never less, and a tenth more at most"
+    assert 60 * asked - 0.001 <= profile.keep_warm <= 60 * asked + max(5, 6 * asked) + 0.001, (
+        "never less, and a tenth more at most"
+    )
     assert profile.endpoint_idle >= profile.keep_warm
     assert profile.task_timeout == options.get("task_timeout")
     if wall is None:
-        assert (profile.drain, profile.idle_hour, profile.idle_cost, profile.worst_case) == (None,) * 4
+        assert (profile.drain, profile.idle_hour, profile.idle_cost, profile.worst_case) == (
+            None,
+        ) * 4
     else:
         assert profile.drain is not None
         assert 0 < profile.drain < wall - (profile.task_timeout or 0)
-        costs = [nodes * jobs, nodes * jobs * min(profile.keep_warm + (30 if asked >= 5 else 5), wall) / 3600, nodes * jobs * wall / 3600]
+        costs = [
+            nodes * jobs,
+            nodes * jobs * min(profile.keep_warm + (30 if asked >= 5 else 5), wall) / 3600,
+            nodes * jobs * wall / 3600,
+        ]
         assert [profile.idle_hour, profile.idle_cost, profile.worst_case] == pytest.approx(costs)
 
 
@@ -261,23 +323,33 @@ def has_what_is_said(name: str, options: Values, config: UserEndpointConfig) -> 
     if name in CLUSTERS:
         assert executor.cores_per_worker == options.get("cores_per_worker", 1)
         assert executor.cpu_affinity == ("block" if options.get("bind_cores") else "none")
-    assert executor.provider.worker_init.removesuffix("\n") + "\n" in (shell_text(name, options), shell_text(name, options) + "\n")
+    assert executor.provider.worker_init.removesuffix("\n") + "\n" in (
+        shell_text(name, options),
+        shell_text(name, options) + "\n",
+    )
 
 
 def shell_text(name: str, options: Values) -> str:
-    lines = ["", options.get("environment", ""), ""]  # an empty line on both sides keeps its spaces, and a backslash at its end
+    # an empty line on both sides keeps its spaces, and a backslash at its end
+    lines = ["", options.get("environment", ""), ""]
     if name == "pbs":
         lines.insert(0, """trap 'rm -f "${JOBNAME-}.nodes"' EXIT""")
-        lines.append(f"export PARSL_CORES={workers(name, options) * options.get('cores_per_worker', 1)}")
+        lines.append(
+            f"export PARSL_CORES={workers(name, options) * options.get('cores_per_worker', 1)}"
+        )
     if options.get("python_path"):
         folders = ":".join(shlex.quote(folder) for folder in options["python_path"])
         lines.append(f'export PYTHONPATH={folders}"${{PYTHONPATH:+:$PYTHONPATH}}"')
     if options.get("task_timeout"):
         lines.append(f"export GC_TASK_TIMEOUT={options['task_timeout']}")
-    words = ["--survive-idle-kill"] * options.get("survive_idle_kill", False) + options.get("preload", [])
+    words = ["--survive-idle-kill"] * options.get("survive_idle_kill", False) + options.get(
+        "preload", []
+    )
     if words:
         otherwise = "echo 'echo gc_warm cannot be started here: workers start cold >&2'"
-        lines.append(f'eval "$(globus-compute-endpoint python-exec gc_warm.worker.boot {" ".join(words)} || {otherwise})"')
+        lines.append(
+            f'eval "$(globus-compute-endpoint python-exec gc_warm.worker.boot {" ".join(words)} || {otherwise})"'
+        )
     return "\n".join(lines) + "\n"
 
 
@@ -295,34 +367,65 @@ def job(provider: Any, folder: Path) -> tuple[str, str]:
     path = Path(commands[0].split()[-1])
     script = path.read_text()
     path.unlink()
-    return commands[0].replace(str(path), "SCRIPT"), script.replace(str(path), "SCRIPT").replace(path.name, "NAME")
+    return commands[0].replace(str(path), "SCRIPT"), script.replace(str(path), "SCRIPT").replace(
+        path.name, "NAME"
+    )
 
 
 def asks_for_what_is_said(name: str, options: Values, provider: Any, folder: Path) -> None:
     command, script = job(provider, folder)
     kind, cores = CLUSTERS[name], workers(name, options) * options.get("cores_per_worker", 1)
-    head = [line for line in script.split("\n\nexport JOBNAME=")[0].split("\n") if line.startswith(f"{kind} ")]
-    in_shell_text = [line for line in options.get("environment", "").split("\n") if line.startswith(f"{kind} ")]
+    head = [
+        line
+        for line in script.split("\n\nexport JOBNAME=")[0].split("\n")
+        if line.startswith(f"{kind} ")
+    ]
+    in_shell_text = [
+        line for line in options.get("environment", "").split("\n") if line.startswith(f"{kind} ")
+    ]
     more = [line for line in options.get("scheduler_options", "").split("\n") if line]
     asked = slurm_head(name, options, cores) if kind == "#SBATCH" else pbs_head(options, cores)
     assert sorted(head) == sorted([*asked, *more, *in_shell_text])
-    flags = [word for flag, key in [("-q", "queue"), ("-A", "account")] if key in options for word in (flag, options[key])]
-    assert command.split() == (["sbatch", "SCRIPT"] if kind == "#SBATCH" else ["qsub", *flags, "SCRIPT"])
-    launch = next(line for line in reversed(script.split("\n")) if line.startswith(("srun ", "mpiexec ")))
+    flags = [
+        word
+        for flag, key in [("-q", "queue"), ("-A", "account")]
+        if key in options
+        for word in (flag, options[key])
+    ]
+    assert command.split() == (
+        ["sbatch", "SCRIPT"] if kind == "#SBATCH" else ["qsub", *flags, "SCRIPT"]
+    )
+    launch = next(
+        line for line in reversed(script.split("\n")) if line.startswith(("srun ", "mpiexec "))
+    )
     overrides = f"-c {cores} --kill-on-bad-exit=0 --wait=0 {options.get('launcher_overrides', '')}"
     if kind == "#SBATCH":
         assert launch.startswith(f"srun --ntasks {options.get('nodes', 1)} -l {overrides} bash ")
     else:
         bind, overrides = mpiexec_words(options, cores)
-        assert launch.startswith(f"mpiexec {bind} none {overrides} {options.get('launcher_overrides', '')} -n $WORKERCOUNT ")
+        assert launch.startswith(
+            f"mpiexec {bind} none {overrides} {options.get('launcher_overrides', '')} -n $WORKERCOUNT "
+        )
 
 
 def slurm_head(name: str, options: Values, cores: int) -> list[str]:
-    asked: Values = {key: options[key] for key in ("partition", "account", "qos", "constraint", "reservation") if key in options}
-    asked |= {"job-name": "NAME", "output": "SCRIPT.stdout", "error": "SCRIPT.stderr", "ntasks-per-node": 1, "cpus-per-task": cores}
+    asked: Values = {
+        key: options[key]
+        for key in ("partition", "account", "qos", "constraint", "reservation")
+        if key in options
+    }
+    asked |= {
+        "job-name": "NAME",
+        "output": "SCRIPT.stdout",
+        "error": "SCRIPT.stderr",
+        "ntasks-per-node": 1,
+        "cpus-per-task": cores,
+    }
     asked |= {"nodes": options.get("nodes", 1), "time": wall_seconds(options) // 60}
     if name == "slurm-gpu":
-        asked["gpus-per-node"] = options.get("gpus_per_node") or len(options.get("accelerators", ["one"]))
+        asked["gpus-per-node"] = options.get("gpus_per_node") or len(
+            options.get("accelerators", ["one"])
+        )
     if "memory" in options:
         asked["mem"] = f"{options['memory']}g"
     return [f"#SBATCH --{key}={value}" for key, value in asked.items()]
@@ -333,7 +436,13 @@ def pbs_head(options: Values, cores: int) -> list[str]:
     gpus = options.get("gpus_per_node", len(options.get("accelerators", [])))
     select += f":ngpus={gpus}" if gpus else ""
     select += f":mem={options['memory']}gb" if "memory" in options else ""
-    words = ["-S /bin/bash", "-N NAME", "-m n", f"-l walltime={walltime(options)}", f"-l select={select}"]
+    words = [
+        "-S /bin/bash",
+        "-N NAME",
+        "-m n",
+        f"-l walltime={walltime(options)}",
+        f"-l select={select}",
+    ]
     if options.get("nodes", 1) > 1 and "place=" not in options.get("scheduler_options", ""):
         words.append("-l place=scatter")
     return [f"#PBS {word}" for word in [*words, "-o SCRIPT.stdout", "-e SCRIPT.stderr"]]
@@ -348,9 +457,51 @@ def mpiexec_words(options: Values, cores: int) -> tuple[str, str]:
 
 
 HOSTILE = [
-    *["'", '"', "it's", 'say "hi"', "'\"'\"'", "two\nlines", "end\n", "\nbegin", "two\r\nlines", "end\r", "tab\tbed", "end\t", "\tbegin"],
-    *["$(id)", "`id`", "$HOME", "${HOME}", "$'\\n'", "!!", "a;id", "a|id", "a&&id", "a&", "a>b", "a<b", "a*b", "a?b", "~", "~root", "(id)"],
-    *["{{ 7*7 }}", "{% raw %}", "{% endraw %}", "{# #}", "{{", "}}", "{%", "{{ _GC.env }}", "{{ ''.__class__ }}"],
+    *[
+        "'",
+        '"',
+        "it's",
+        'say "hi"',
+        "'\"'\"'",
+        "two\nlines",
+        "end\n",
+        "\nbegin",
+        "two\r\nlines",
+        "end\r",
+        "tab\tbed",
+        "end\t",
+        "\tbegin",
+    ],
+    *[
+        "$(id)",
+        "`id`",
+        "$HOME",
+        "${HOME}",
+        "$'\\n'",
+        "!!",
+        "a;id",
+        "a|id",
+        "a&&id",
+        "a&",
+        "a>b",
+        "a<b",
+        "a*b",
+        "a?b",
+        "~",
+        "~root",
+        "(id)",
+    ],
+    *[
+        "{{ 7*7 }}",
+        "{% raw %}",
+        "{% endraw %}",
+        "{# #}",
+        "{{",
+        "}}",
+        "{%",
+        "{{ _GC.env }}",
+        "{{ ''.__class__ }}",
+    ],
     *[
         "# comment",
         "a # comment",
@@ -369,11 +520,71 @@ HOSTILE = [
         "---",
         "...",
     ],
-    *["!!python/object:os.system", "!!python/object/apply:os.system [id]", "!!binary aWQ=", "<<", "=", "@", "null", "true", "12:30:00"],
-    *["\\", "end\\", "\\\\", "\\n", "\\x41", "\\u0041", "\\U00000041", "\\\\u0041", '\\"', "\\'", "a\\\nb", "\\ ", "%(a)s", "%s", "{0}"],
-    *["\U0001f47e", "a\U0001f469\u200d\U0001f680b", "e\u0301", "\u00e9", "\u202eabc", "\ufeff", "a\ufeff", "\u00a0", "\u3000", "\ufffd"],
-    *["\x00", "\x07", "\x1b[31m", "\x7f", "\x85", "\u2028", "\u2029", "\ufffe", "\uffff", "\U0001ffff", "\ue000", "\ud7ff", "\u0600"],
-    *[" begin", "end ", "a  b", " ", "x" * 4000, "\\" * 999, '"' * 999, "a" * 200 + " " + "b" * 200],
+    *[
+        "!!python/object:os.system",
+        "!!python/object/apply:os.system [id]",
+        "!!binary aWQ=",
+        "<<",
+        "=",
+        "@",
+        "null",
+        "true",
+        "12:30:00",
+    ],
+    *[
+        "\\",
+        "end\\",
+        "\\\\",
+        "\\n",
+        "\\x41",
+        "\\u0041",
+        "\\U00000041",
+        "\\\\u0041",
+        '\\"',
+        "\\'",
+        "a\\\nb",
+        "\\ ",
+        "%(a)s",
+        "%s",
+        "{0}",
+    ],
+    *[
+        "\U0001f47e",
+        "a\U0001f469\u200d\U0001f680b",
+        "e\u0301",
+        "\u00e9",
+        "\u202eabc",
+        "\ufeff",
+        "a\ufeff",
+        "\u00a0",
+        "\u3000",
+        "\ufffd",
+    ],
+    *[
+        "\x00",
+        "\x07",
+        "\x1b[31m",
+        "\x7f",
+        "\x85",
+        "\u2028",
+        "\u2029",
+        "\ufffe",
+        "\uffff",
+        "\U0001ffff",
+        "\ue000",
+        "\ud7ff",
+        "\u0600",
+    ],
+    *[
+        " begin",
+        "end ",
+        "a  b",
+        " ",
+        "x" * 4000,
+        "\\" * 999,
+        '"' * 999,
+        "a" * 200 + " " + "b" * 200,
+    ],
 ]
 BREAKING_OUT = [
     '"\nengine:\n  type: ThreadPoolEngine\n',
@@ -428,7 +639,11 @@ NOT_FREE = {"address", "mpiexec", "preload", "walltime"}
 
 def text_options(name: str) -> list[str]:
     kinds = {option: kind.get("items", kind) for option, kind in PROPERTIES[name].items()}
-    return [option for option, kind in kinds.items() if kind.get("type") == "string" or isinstance(kind.get("enum", [0])[0], str)]
+    return [
+        option
+        for option, kind in kinds.items()
+        if kind.get("type") == "string" or isinstance(kind.get("enum", [0])[0], str)
+    ]
 
 
 def dressed(name: str, option: str, text: str) -> Any:
@@ -442,11 +657,23 @@ def dressed(name: str, option: str, text: str) -> Any:
 
 def arrived(name: str, option: str, text: str) -> str:
     value = dressed(name, option, text)
-    return shlex.quote(value[0]) if option == "python_path" else value[0] if isinstance(value, list) else value
+    return (
+        shlex.quote(value[0])
+        if option == "python_path"
+        else value[0]
+        if isinstance(value, list)
+        else value
+    )
 
 
 def leaves(value: Any, place: str = "") -> Iterator[tuple[str, Any]]:
-    pairs = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list | tuple) else None
+    pairs = (
+        value.items()
+        if isinstance(value, dict)
+        else enumerate(value)
+        if isinstance(value, list | tuple)
+        else None
+    )
     if pairs is None:
         yield place, value
     else:
@@ -457,10 +684,22 @@ def leaves(value: Any, place: str = "") -> Iterator[tuple[str, Any]]:
 def attributes(config: UserEndpointConfig) -> Values:
     """All that can be compared of what the loader makes."""
     executor = config.engine.executor
-    parts = {"config": config, "engine": config.engine, "executor": executor, "provider": executor.provider}
-    found = {name: {key: value for key, value in vars(part).items() if key != "source_content"} for name, part in parts.items()}
+    parts = {
+        "config": config,
+        "engine": config.engine,
+        "executor": executor,
+        "provider": executor.provider,
+    }
+    found = {
+        name: {key: value for key, value in vars(part).items() if key != "source_content"}
+        for name, part in parts.items()
+    }
     found["launcher"] = vars(executor.provider.launcher)
-    return {place: value for place, value in leaves(found) if isinstance(value, str | int | float | None)}
+    return {
+        place: value
+        for place, value in leaves(found)
+        if isinstance(value, str | int | float | None)
+    }
 
 
 def is_refused(name: str, option: str, value: Any) -> bool:
@@ -474,17 +713,25 @@ def replaced(found: Values, name: str, texts: dict[str, str]) -> Values:
     for option, text in texts.items():
         for place, value in found.items():
             if isinstance(value, str):
-                found[place] = value.replace(arrived(name, option, f"harmless-{option}"[:15]), arrived(name, option, text))
+                found[place] = value.replace(
+                    arrived(name, option, f"harmless-{option}"[:15]), arrived(name, option, text)
+                )
     return found
 
 
 @pytest.mark.parametrize("name", FOLDERS)
 def test_every_option_of_text_is_among_those_that_are_tried(name: str) -> None:
     assert set(text_options(name)) <= set(PLACES)
-    harmless = {option: dressed(name, option, f"harmless-{option}"[:15]) for option in text_options(name) if option not in NOT_FREE}
+    harmless = {
+        option: dressed(name, option, f"harmless-{option}"[:15])
+        for option in text_options(name)
+        if option not in NOT_FREE
+    }
     found = dict(leaves(yaml.safe_load(rendering.render(FOLDERS[name], harmless))))
     for option in harmless:
-        assert [place for place, value in found.items() if f"harmless-{option}"[:15] in str(value)] == [PLACES[option]]
+        assert [
+            place for place, value in found.items() if f"harmless-{option}"[:15] in str(value)
+        ] == [PLACES[option]]
 
 
 @pytest.mark.parametrize(
@@ -492,19 +739,37 @@ def test_every_option_of_text_is_among_those_that_are_tried(name: str) -> None:
     [*((name, BREAKING_OUT) for name in FOLDERS), ("slurm-gpu", HOSTILE)],
     ids=[*(f"{name}-breaking out" for name in FOLDERS), "slurm-gpu-hostile"],
 )
-def test_hostile_text_is_refused_by_name_or_arrives_unchanged_in_one_place_only(name: str, texts: list[str]) -> None:
+def test_hostile_text_is_refused_by_name_or_arrives_unchanged_in_one_place_only(
+    name: str, texts: list[str]
+) -> None:
     free = [option for option in text_options(name) if option not in NOT_FREE]
-    harmless = rendering.render(FOLDERS[name], {option: dressed(name, option, f"harmless-{option}"[:15]) for option in free})
+    harmless = rendering.render(
+        FOLDERS[name], {option: dressed(name, option, f"harmless-{option}"[:15]) for option in free}
+    )
     read, made = dict(leaves(yaml.safe_load(harmless))), attributes(loading.load(harmless, ""))
     for text in texts:
-        unusable = [option for option in text_options(name) if is_refused(name, option, dressed(name, option, text))]
+        unusable = [
+            option
+            for option in text_options(name)
+            if is_refused(name, option, dressed(name, option, text))
+        ]
         usable = [option for option in free if option not in unusable]
-        said = refusal(name, {option: dressed(name, option, text) for option in unusable}) if unusable else ""
+        said = (
+            refusal(name, {option: dressed(name, option, text) for option in unusable})
+            if unusable
+            else ""
+        )
         assert [option for option in unusable if f"options: {option}: " not in said] == []
-        options = {option: f"harmless-{option}"[:15] for option in free} | dict.fromkeys(usable, text)
+        options = {option: f"harmless-{option}"[:15] for option in free} | dict.fromkeys(
+            usable, text
+        )
         if "environment" in usable:
-            options["environment"] = text.lstrip(" ")  # a test of its own has those that begin with a space
-        rendered = rendering.render(FOLDERS[name], {option: dressed(name, option, value) for option, value in options.items()})
+            # a test of its own has those that begin with a space
+            options["environment"] = text.lstrip(" ")
+        rendered = rendering.render(
+            FOLDERS[name],
+            {option: dressed(name, option, value) for option, value in options.items()},
+        )
         assert dict(leaves(yaml.safe_load(rendered))) == replaced(read, name, options), text
         if texts is BREAKING_OUT:
             assert attributes(loading.load(rendered, "")) == replaced(made, name, options), text
@@ -513,7 +778,12 @@ def test_hostile_text_is_refused_by_name_or_arrives_unchanged_in_one_place_only(
 def run_in_bash(script: str, folder: Path, **environment: str) -> str:
     path = os.environ["PATH"]
     done = subprocess.run(
-        ["bash", "-c", script], cwd=folder, env={"PATH": path, **environment}, stdout=subprocess.PIPE, timeout=120, check=True
+        ["bash", "-c", script],
+        cwd=folder,
+        env={"PATH": path, **environment},
+        stdout=subprocess.PIPE,
+        timeout=120,
+        check=True,
     )
     return os.fsdecode(done.stdout)
 
@@ -521,11 +791,25 @@ def run_in_bash(script: str, folder: Path, **environment: str) -> str:
 def commands(folder: Path) -> list[str]:
     """Texts that would make a file in the folder if a shell looked at them."""
     touch = f"touch {folder}/canary"
-    ends = ["$({})", "`{}`", "';{};'", '";{};"', "'\"'\"';{};'", '$(({}))"$({})"', "\\$({})", "\\'; {} #", "&{}&", "|{}", "${{x:-$({})}}"]
+    ends = [
+        "$({})",
+        "`{}`",
+        "';{};'",
+        '";{};"',
+        "'\"'\"';{};'",
+        '$(({}))"$({})"',
+        "\\$({})",
+        "\\'; {} #",
+        "&{}&",
+        "|{}",
+        "${{x:-$({})}}",
+    ]
     return [end.format(touch, touch) for end in ends]
 
 
-@pytest.mark.parametrize("inherited", [{}, {"PYTHONPATH": "/opt/$(id) *'\"\\"}], ids=["none", "one"])
+@pytest.mark.parametrize(
+    "inherited", [{}, {"PYTHONPATH": "/opt/$(id) *'\"\\"}], ids=["none", "one"]
+)
 @pytest.mark.parametrize("name", FOLDERS)
 def test_folders_reach_the_import_path_in_a_real_shell_and_nothing_in_them_is_executed(
     name: str, inherited: dict[str, str], tmp_path: Path
@@ -534,8 +818,12 @@ def test_folders_reach_the_import_path_in_a_real_shell_and_nothing_in_them_is_ex
     folders = [folder for folder in tried if not is_refused(name, "python_path", [folder])]
     assert len(folders) > 60
     for some in (folders[:60], folders[60:]):
-        script = loaded(name, {"python_path": some, "environment": "set -eu"}).engine.executor.provider.worker_init
-        assert run_in_bash(f'{script}\nprintf %s "$PYTHONPATH"', tmp_path, **inherited) == ":".join([*some, *inherited.values()])
+        script = loaded(
+            name, {"python_path": some, "environment": "set -eu"}
+        ).engine.executor.provider.worker_init
+        assert run_in_bash(f'{script}\nprintf %s "$PYTHONPATH"', tmp_path, **inherited) == ":".join(
+            [*some, *inherited.values()]
+        )
     assert list(tmp_path.iterdir()) == []
 
 
@@ -544,32 +832,77 @@ def test_any_folder_at_all_reaches_the_import_path(tmp_path: Path) -> None:
     @given(any_value(PROPERTIES["local"]["python_path"]))
     @example(["/a", "/b c", "/'"])
     def check(folders: list[str]) -> None:
-        script = yaml.safe_load(rendering.render(FOLDERS["local"], {"python_path": folders}))["engine"]["provider"]["worker_init"]
+        script = yaml.safe_load(rendering.render(FOLDERS["local"], {"python_path": folders}))[
+            "engine"
+        ]["provider"]["worker_init"]
         assert run_in_bash(f'{script}\nprintf %s "${{PYTHONPATH-}}"', tmp_path) == ":".join(folders)
 
     check()
 
 
-HARMLESS_IN_A_SHELL = set("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_.,:=@+/-%")
+HARMLESS_IN_A_SHELL = set(
+    "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_.,:=@+/-%"
+)
 ALSO_ALLOWED = {"constraint": set("&|*()[]"), "launcher_overrides": {" "}}
 """A constraint is only ever in a comment of the job script, and options for a launcher are several words."""
 
 
 def test_no_character_that_a_shell_knows_is_let_into_what_reaches_one() -> None:
-    reach_a_shell = ("account", "partition", "queue", "qos", "constraint", "reservation", "interface", "launcher_overrides")
-    characters = [chr(code) for code in [*range(0x3100), *range(0xD7FF, 0xE001), *range(0xFE00, 0x10010), 0x1F47E, 0x10FFFF]]
-    found = {(option, known[option]["pattern"]) for known in PROPERTIES.values() for option in reach_a_shell if option in known}
+    reach_a_shell = (
+        "account",
+        "partition",
+        "queue",
+        "qos",
+        "constraint",
+        "reservation",
+        "interface",
+        "launcher_overrides",
+    )
+    characters = [
+        chr(code)
+        for code in [
+            *range(0x3100),
+            *range(0xD7FF, 0xE001),
+            *range(0xFE00, 0x10010),
+            0x1F47E,
+            0x10FFFF,
+        ]
+    ]
+    found = {
+        (option, known[option]["pattern"])
+        for known in PROPERTIES.values()
+        for option in reach_a_shell
+        if option in known
+    }
     assert {option for option, _ in found} == set(reach_a_shell)
     for option, pattern in found:
         search = re.compile(pattern).search
-        let_in = {c for c in characters for text in (c, f"a{c}", f"{c}a", f"a{c}a", f"a{c}{c}", f"a\n{c}") if search(text)}
+        let_in = {
+            c
+            for c in characters
+            for text in (c, f"a{c}", f"{c}a", f"a{c}a", f"a{c}{c}", f"a\n{c}")
+            if search(text)
+        }
         assert let_in <= HARMLESS_IN_A_SHELL | ALSO_ALLOWED.get(option, set()), option
 
 
 @pytest.mark.parametrize("name", CLUSTERS)
 def test_no_scheduler_options_leave_the_head_of_the_job_script(name: str) -> None:
     kind = CLUSTERS[name]
-    ends = ["\n", "\n\n", "\r", "\r\n", "\x0b", "\x0c", "\x1c", "\x1d", "\x1e", "\x85", "\u2028", "\u2029"]
+    ends = [
+        "\n",
+        "\n\n",
+        "\r",
+        "\r\n",
+        "\x0b",
+        "\x0c",
+        "\x1c",
+        "\x1d",
+        "\x1e",
+        "\x85",
+        "\u2028",
+        "\u2029",
+    ]
     for end in ends:
         for text in (
             f"{kind} -a{end}",
@@ -587,8 +920,20 @@ def test_no_scheduler_options_leave_the_head_of_the_job_script(name: str) -> Non
 
 
 @pytest.mark.parametrize("name", CLUSTERS)
-def test_no_more_than_four_numbers_are_an_address_and_no_more_than_a_time_a_walltime(name: str) -> None:
-    for address in ("", "1.2.3", "1.2.3.4\n", "1.2.3.4 ", "1.2.3.4;id", "a.b.c.d", "\u0661.2.3.4", "::1", "localhost"):
+def test_no_more_than_four_numbers_are_an_address_and_no_more_than_a_time_a_walltime(
+    name: str,
+) -> None:
+    for address in (
+        "",
+        "1.2.3",
+        "1.2.3.4\n",
+        "1.2.3.4 ",
+        "1.2.3.4;id",
+        "a.b.c.d",
+        "\u0661.2.3.4",
+        "::1",
+        "localhost",
+    ):
         assert is_refused(name, "address", address)
     for walltime in (
         "",
@@ -609,7 +954,11 @@ def test_no_more_than_four_numbers_are_an_address_and_no_more_than_a_time_a_wall
 
 @pytest.mark.parametrize("name", FOLDERS)
 def test_text_may_be_as_long_as_the_schema_says_and_no_longer(name: str) -> None:
-    limits = {option: kind["maxLength"] for option, kind in PROPERTIES[name].items() if "maxLength" in kind}
+    limits = {
+        option: kind["maxLength"]
+        for option, kind in PROPERTIES[name].items()
+        if "maxLength" in kind
+    }
     assert limits
     for option, most in limits.items():
         start = f"{CLUSTERS[name]} " if option == "scheduler_options" else ""
@@ -619,26 +968,40 @@ def test_text_may_be_as_long_as_the_schema_says_and_no_longer(name: str) -> None
 
 
 def worker_init(name: str, options: Values) -> str:
-    return str(yaml.safe_load(rendering.render(FOLDERS[name], options))["engine"]["provider"]["worker_init"])
+    return str(
+        yaml.safe_load(rendering.render(FOLDERS[name], options))["engine"]["provider"][
+            "worker_init"
+        ]
+    )
 
 
 def test_environment_may_begin_with_spaces() -> None:
-    assert [name for name in FOLDERS if "\n  two\n    four\n" not in worker_init(name, {"environment": "  two\n    four"})] == []
+    assert [
+        name
+        for name in FOLDERS
+        if "\n  two\n    four\n" not in worker_init(name, {"environment": "  two\n    four"})
+    ] == []
 
 
-def test_environment_that_ends_with_a_backslash_leaves_the_import_path_alone(tmp_path: Path) -> None:
+def test_environment_that_ends_with_a_backslash_leaves_the_import_path_alone(
+    tmp_path: Path,
+) -> None:
     script = worker_init("local", {"environment": "true \\", "python_path": ["/a"]})
     assert run_in_bash(f'{script}\nprintf %s "${{PYTHONPATH-}}"', tmp_path) == "/a"
 
 
 @pytest.mark.parametrize("option", ["environment", "python_path", "scheduler_options"])
 def test_half_a_surrogate_pair_is_refused_by_name(option: str) -> None:
-    assert refusal("slurm", {option: dressed("slurm", option, "a\ud800b")}).startswith(f"options: {option}: ")
+    assert refusal("slurm", {option: dressed("slurm", option, "a\ud800b")}).startswith(
+        f"options: {option}: "
+    )
 
 
 @pytest.mark.parametrize("name", FOLDERS)
 def test_whole_number_with_a_point_works_or_is_refused_by_name(name: str) -> None:
-    for option in [option for option, kind in PROPERTIES[name].items() if kind.get("type") == "integer"]:
+    for option in [
+        option for option, kind in PROPERTIES[name].items() if kind.get("type") == "integer"
+    ]:
         number = 600 if option == "task_timeout" else 2
         try:
             made = meaning.warmth_profile(loaded(name, {option: float(number)}))
@@ -656,7 +1019,9 @@ def test_number_above_255_is_no_part_of_an_address() -> None:
     assert is_refused("slurm", "address", "256.1.1.1")
 
 
-def test_as_many_workers_as_the_schema_allows_start_on_a_small_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_as_many_workers_as_the_schema_allows_start_on_a_small_machine(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(os, "cpu_count", lambda: 1)
     most = PROPERTIES["local"]["workers_per_node"]["maximum"]
     assert meaning.warmth_profile(loaded("local", {"workers_per_node": most})).copies == most
@@ -664,7 +1029,9 @@ def test_as_many_workers_as_the_schema_allows_start_on_a_small_machine(monkeypat
 
 def line_of(name: str, option: str) -> int:
     lines = (FOLDERS[name] / SCHEMA).read_text().splitlines()
-    return next(number for number, line in enumerate(lines, 1) if line.startswith(f'    "{option}":'))
+    return next(
+        number for number, line in enumerate(lines, 1) if line.startswith(f'    "{option}":')
+    )
 
 
 def complaint(name: str, option: str, what: str) -> str:
@@ -700,8 +1067,14 @@ def test_option_that_does_not_fit_is_named_and_explained_and_found_in_the_schema
 
 
 def test_unknown_option_comes_with_the_nearest_one_or_with_all() -> None:
-    assert refusal("slurm", {"keepwarm": 1}) == "options: there is no option 'keepwarm'; did you mean 'keep_warm'?"
-    assert refusal("local", {"zebra": 1}) == f"options: there is no option 'zebra'; there are {', '.join(PROPERTIES['local'])}"
+    assert (
+        refusal("slurm", {"keepwarm": 1})
+        == "options: there is no option 'keepwarm'; did you mean 'keep_warm'?"
+    )
+    assert (
+        refusal("local", {"zebra": 1})
+        == f"options: there is no option 'zebra'; there are {', '.join(PROPERTIES['local'])}"
+    )
 
 
 def test_both_interface_and_address_are_too_many() -> None:
@@ -710,12 +1083,22 @@ def test_both_interface_and_address_are_too_many() -> None:
 
 
 def test_several_mistakes_are_named_at_once_each_with_its_origin() -> None:
-    options = {"walltime": 3600, "keep_warm": -1, "walltimes": "", "interface": "a", "address": "10.0.0.1"}
+    options = {
+        "walltime": 3600,
+        "keep_warm": -1,
+        "walltimes": "",
+        "interface": "a",
+        "address": "10.0.0.1",
+    }
     with pytest.raises(ConfigError) as caught:
-        rendering.render(FOLDERS["slurm"], options, {"walltime": "options.yaml:3", "walltimes": "-o walltimes="})
+        rendering.render(
+            FOLDERS["slurm"], options, {"walltime": "options.yaml:3", "walltimes": "-o walltimes="}
+        )
     assert sorted(str(caught.value).splitlines()) == sorted(
         [
-            complaint("slurm", "walltime", "3600 is not text: write it in quotes.").replace("options:", "options.yaml:3:", 1),
+            complaint("slurm", "walltime", "3600 is not text: write it in quotes.").replace(
+                "options:", "options.yaml:3:", 1
+            ),
             complaint("slurm", "keep_warm", "-1 is less than the minimum of 0."),
             "-o walltimes=: there is no option 'walltimes'; did you mean 'walltime'?",
             f"options: give only one of interface and address. ({FOLDERS['slurm'] / SCHEMA}:1)",
@@ -726,7 +1109,11 @@ def test_several_mistakes_are_named_at_once_each_with_its_origin() -> None:
 @pytest.mark.parametrize(
     ("name", "options", "what"),
     [
-        ("local", {"gpus_per_node": 2, "workers_per_node": 3}, "workers_per_node (3) has to be a multiple of gpus_per_node (2)"),
+        (
+            "local",
+            {"gpus_per_node": 2, "workers_per_node": 3},
+            "workers_per_node (3) has to be a multiple of gpus_per_node (2)",
+        ),
         (
             "slurm-gpu",
             {"gpus_per_node": 4, "workers_per_node": 2},
@@ -737,18 +1124,39 @@ def test_several_mistakes_are_named_at_once_each_with_its_origin() -> None:
             {"accelerators": ["0.0", "0.1"], "workers_per_node": 1},
             "workers_per_node (1) has to be a multiple of the number of devices (2)",
         ),
-        ("slurm", {"walltime": "00:10:00", "task_timeout": 540}, "task_timeout (540 s) leaves no time before walltime (00:10:00)"),
-        ("pbs", {"task_timeout": 7200}, "task_timeout (7200 s) leaves no time before walltime (01:00:00)"),
-        ("slurm-gpu", {"worker_port_range": [3000, 2999]}, "worker_port_range [3000, 2999] has to begin with its lower end"),
+        (
+            "slurm",
+            {"walltime": "00:10:00", "task_timeout": 540},
+            "task_timeout (540 s) leaves no time before walltime (00:10:00)",
+        ),
+        (
+            "pbs",
+            {"task_timeout": 7200},
+            "task_timeout (7200 s) leaves no time before walltime (01:00:00)",
+        ),
+        (
+            "slurm-gpu",
+            {"worker_port_range": [3000, 2999]},
+            "worker_port_range [3000, 2999] has to begin with its lower end",
+        ),
     ],
 )
-def test_options_that_contradict_each_other_are_refused_where_the_template_does_it(name: str, options: Values, what: str) -> None:
-    (line,) = [n for n, text in enumerate(TEMPLATES[name].splitlines(), 1) if text.startswith(f'{{{{ refuse("{what.split()[0]} ')]
+def test_options_that_contradict_each_other_are_refused_where_the_template_does_it(
+    name: str, options: Values, what: str
+) -> None:
+    (line,) = [
+        n
+        for n, text in enumerate(TEMPLATES[name].splitlines(), 1)
+        if text.startswith(f'{{{{ refuse("{what.split()[0]} ')
+    ]
     assert refusal(name, options) == f"{FOLDERS[name] / TEMPLATE}:{line}: {what}"
 
 
 def test_longest_task_that_fits_is_not_refused() -> None:
-    assert meaning.warmth_profile(loaded("slurm", {"walltime": "00:10:00", "task_timeout": 539})).drain == 1
+    assert (
+        meaning.warmth_profile(loaded("slurm", {"walltime": "00:10:00", "task_timeout": 539})).drain
+        == 1
+    )
 
 
 def failing(folder: Path, options: Values | None = None) -> str:
@@ -763,11 +1171,15 @@ def test_folder_without_a_template_is_not_the_folder_of_a_config(tmp_path: Path)
     assert str(caught.value) == f"{tmp_path} is not the folder of a config: it has no {TEMPLATE}"
 
 
-def test_folder_is_found_by_its_path_or_by_the_name_of_one_of_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_folder_is_found_by_its_path_or_by_the_name_of_one_of_ours(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     assert folders.find_folder("slurm") == FOLDERS["slurm"]
     (tmp_path / "slurm").mkdir()
-    assert folders.find_folder("slurm") == FOLDERS["slurm"], "a folder that happens to have this name is no config"
+    assert folders.find_folder("slurm") == FOLDERS["slurm"], (
+        "a folder that happens to have this name is no config"
+    )
     shutil.copy(FOLDERS["slurm"] / TEMPLATE, tmp_path / "slurm")
     assert folders.find_folder("slurm") == tmp_path / "slurm"
     for wrong, what in {
@@ -782,9 +1194,15 @@ def test_folder_is_found_by_its_path_or_by_the_name_of_one_of_ours(tmp_path: Pat
 @pytest.mark.parametrize(
     ("schema", "what"),
     [
-        ('{\n  "type": "object",\n  properties\n}\n', ":3: Expecting property name enclosed in double quotes"),
+        (
+            '{\n  "type": "object",\n  properties\n}\n',
+            ":3: Expecting property name enclosed in double quotes",
+        ),
         ("", ":1: Expecting value"),
-        ({"properties": {"a": {"type": "strng"}}}, ": properties.a.type: 'strng' is not valid under any of the given schemas"),
+        (
+            {"properties": {"a": {"type": "strng"}}},
+            ": properties.a.type: 'strng' is not valid under any of the given schemas",
+        ),
         ({"properties": {"a": {"pattern": "("}}}, ": properties.a.pattern: '(' is not a 'regex'"),
     ],
 )
@@ -797,9 +1215,15 @@ def test_broken_schema_is_named(schema: object, what: str, tmp_path: Path) -> No
     ("template", "what"),
     [
         ("a: 1\nb: {{ 2\nc: 3\n", ":3: expected token 'end of print statement', got 'c'"),
-        ("a: 1\n{% if x %}\n", ":2: Unexpected end of template. Jinja was looking for the following tags: 'elif' or 'else' or 'endif'."),
+        (
+            "a: 1\n{% if x %}\n",
+            ":2: Unexpected end of template. Jinja was looking for the following tags: 'elif' or 'else' or 'endif'.",
+        ),
         ("a: 1\n\nb: {{ walltime }}\n", ":3: 'walltime' is undefined"),
-        ("{#- one\ntwo -#}\na: {{ {}.nobody.name }}\n", ":3: 'dict object' has no attribute 'nobody'"),
+        (
+            "{#- one\ntwo -#}\na: {{ {}.nobody.name }}\n",
+            ":3: 'dict object' has no attribute 'nobody'",
+        ),
     ],
 )
 def test_broken_template_is_named_with_its_line(template: str, what: str, tmp_path: Path) -> None:
@@ -815,36 +1239,82 @@ PROVIDER = f"{ENGINE}  provider:\n    type: SlurmProvider\n"
     ("text", "line", "what"),
     [
         ("a: b: c\n" + ENGINE, 1, "Invalid config syntax: mapping values are not allowed here"),
-        (ENGINE + "  label: [a\n  address: b\n", 4, "Invalid config syntax: while parsing a flow sequence"),
-        (PROVIDER + "    nodes: 3\n", 5, r"SlurmProvider.__init__\(\) got an unexpected keyword argument 'nodes'"),
-        (ENGINE + "  max_worker: 3\n", 3, r"HighThroughputExecutor.__init__\(\) got an unexpected keyword argument 'max_worker'"),
-        (PROVIDER + "    walltime: 1:00:00\n", 5, r'argument "walltime" \(int\) is not an instance of str'),
-        (PROVIDER + "    mem_per_node: lots\n", 5, r'argument "mem_per_node" \(str\) did not match'),
-        (PROVIDER.replace("Slurm", "Slurmy"), 3, r"'?SlurmyProvider'? (is not a valid provider|could not be found)"),
-        (PROVIDER + "    launcher:\n      type: Srun\n", 5, r"'?Srun'? (is not a valid launcher|could not be found)"),
-        (ENGINE.replace("Compute", "Warm"), 1, r"'?GlobusWarmEngine'? (is not a valid engine|could not be found)"),
-        ("heartbeat: 3\n" + ENGINE, 1, "heartbeat: (Unexpected keyword argument|extra fields not permitted)"),
+        (
+            ENGINE + "  label: [a\n  address: b\n",
+            4,
+            "Invalid config syntax: while parsing a flow sequence",
+        ),
+        (
+            PROVIDER + "    nodes: 3\n",
+            5,
+            r"SlurmProvider.__init__\(\) got an unexpected keyword argument 'nodes'",
+        ),
+        (
+            ENGINE + "  max_worker: 3\n",
+            3,
+            r"HighThroughputExecutor.__init__\(\) got an unexpected keyword argument 'max_worker'",
+        ),
+        (
+            PROVIDER + "    walltime: 1:00:00\n",
+            5,
+            r'argument "walltime" \(int\) is not an instance of str',
+        ),
+        (
+            PROVIDER + "    mem_per_node: lots\n",
+            5,
+            r'argument "mem_per_node" \(str\) did not match',
+        ),
+        (
+            PROVIDER.replace("Slurm", "Slurmy"),
+            3,
+            r"'?SlurmyProvider'? (is not a valid provider|could not be found)",
+        ),
+        (
+            PROVIDER + "    launcher:\n      type: Srun\n",
+            5,
+            r"'?Srun'? (is not a valid launcher|could not be found)",
+        ),
+        (
+            ENGINE.replace("Compute", "Warm"),
+            1,
+            r"'?GlobusWarmEngine'? (is not a valid engine|could not be found)",
+        ),
+        (
+            "heartbeat: 3\n" + ENGINE,
+            1,
+            "heartbeat: (Unexpected keyword argument|extra fields not permitted)",
+        ),
     ],
 )
-def test_what_the_loader_refuses_is_named_with_its_line_in_the_template(text: str, line: int, what: str, tmp_path: Path) -> None:
+def test_what_the_loader_refuses_is_named_with_its_line_in_the_template(
+    text: str, line: int, what: str, tmp_path: Path
+) -> None:
     """The older of the endpoint's loaders also tell the section."""
     folder = make_folder(tmp_path, "{#- A comment\n    of two lines. -#}\n" + text)
     sources: list[tuple[str | Path, int]] = [(folder / TEMPLATE, 2), ("no file", 0)]
     for source, shift in sources:
         with pytest.raises(ConfigError) as caught:
             loading.load(rendering.render(folder, {}), source)
-        assert re.match(rf"{re.escape(str(source))}:{line + shift}: (engine[.\w]*: )?{what}", str(caught.value))
+        assert re.match(
+            rf"{re.escape(str(source))}:{line + shift}: (engine[.\w]*: )?{what}", str(caught.value)
+        )
 
 
 @pytest.mark.parametrize("text", ["", "a: 1\n", "engine:\n"])
 def test_configuration_without_an_engine_is_not_a_user_endpoints(text: str) -> None:
-    with pytest.raises(ConfigError, match=r"^(x has no 'engine:' section, so it is not the configuration of a user endpoint|x:1: .+)"):
+    with pytest.raises(
+        ConfigError,
+        match=r"^(x has no 'engine:' section, so it is not the configuration of a user endpoint|x:1: .+)",
+    ):
         loading.load(text, "x")
 
 
 def test_engine_section_belongs_in_the_template(tmp_path: Path) -> None:
     folder = make_folder(tmp_path, core=ENGINE + "  address: 127.0.0.1\n")
-    assert failing(folder) == f"{folder}/config.yaml has an 'engine:' section; in a config with a template, that belongs in the template"
+    assert (
+        failing(folder)
+        == f"{folder}/config.yaml has an 'engine:' section; in a config with a template, that belongs in the template"
+    )
 
 
 def test_setting_that_the_endpoint_itself_does_not_know_is_named(tmp_path: Path) -> None:
@@ -864,20 +1334,29 @@ def test_value_that_yaml_cannot_make_is_named(value: str) -> None:
 
 
 def test_line_is_that_of_the_engines_setting_where_the_endpoint_has_one_of_the_same_name() -> None:
-    with pytest.raises(ConfigError, match=r"^x:4: (engine: )?argument \"heartbeat_period\" \(str\)"):
-        loading.load("heartbeat_period: 30\n" + ENGINE + "  heartbeat_period: often\n  address: 127.0.0.1\n", "x")
+    with pytest.raises(
+        ConfigError, match=r"^x:4: (engine: )?argument \"heartbeat_period\" \(str\)"
+    ):
+        loading.load(
+            "heartbeat_period: 30\n" + ENGINE + "  heartbeat_period: often\n  address: 127.0.0.1\n",
+            "x",
+        )
 
 
 @pytest.mark.parametrize("where", [TEMPLATE, "nowhere"])
 def test_what_is_no_folder_is_not_the_folder_of_a_config(where: str, tmp_path: Path) -> None:
     make_folder(tmp_path)
-    with pytest.raises(FileNotFoundError, match=f"^{tmp_path / where} is not the folder of a config"):
+    with pytest.raises(
+        FileNotFoundError, match=f"^{tmp_path / where} is not the folder of a config"
+    ):
         rendering.render(tmp_path / where, {})
 
 
 def test_unknown_part_of_an_option_is_named(tmp_path: Path) -> None:
     inner = {"type": "object", "additionalProperties": False}
-    assert "'b'" in failing(make_folder(tmp_path, schema={"properties": {"a": inner}}), {"a": {"b": 1}})
+    assert "'b'" in failing(
+        make_folder(tmp_path, schema={"properties": {"a": inner}}), {"a": {"b": 1}}
+    )
 
 
 @pytest.mark.parametrize("schema", ["[1]", "5", "true"])
@@ -886,8 +1365,12 @@ def test_schema_that_is_no_object_is_named(schema: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("expression", ["1 // 0", "1 + 'a'"])
-def test_calculation_that_fails_in_a_template_is_named_with_its_line(expression: str, tmp_path: Path) -> None:
-    assert failing(make_folder(tmp_path, f"a: 1\nb: {{{{ {expression} }}}}\n")).startswith(f"{tmp_path / TEMPLATE}:2: ")
+def test_calculation_that_fails_in_a_template_is_named_with_its_line(
+    expression: str, tmp_path: Path
+) -> None:
+    assert failing(make_folder(tmp_path, f"a: 1\nb: {{{{ {expression} }}}}\n")).startswith(
+        f"{tmp_path / TEMPLATE}:2: "
+    )
 
 
 def test_template_that_is_not_utf_8_is_named(tmp_path: Path) -> None:
@@ -904,11 +1387,16 @@ def test_yes_is_not_called_a_number() -> None:
 
 
 def test_workers_of_an_engine_that_never_ends_blocks_stay() -> None:
-    text = ENGINE + "  address: 127.0.0.1\n  job_status_kwargs: {strategy: none}\n  provider: {type: LocalProvider}\n"
+    text = (
+        ENGINE
+        + "  address: 127.0.0.1\n  job_status_kwargs: {strategy: none}\n  provider: {type: LocalProvider}\n"
+    )
     assert meaning.warmth_profile(loading.load(text, "x")).keep_warm == math.inf
 
 
-def test_user_without_an_entry_in_the_list_of_users_can_render(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_user_without_an_entry_in_the_list_of_users_can_render(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(os, "getuid", lambda: 54321)
     assert "engine:" in rendering.render(FOLDERS["local"], {})
 
@@ -955,21 +1443,41 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (home / "options.json").write_text(json.dumps(SOME))
     calls = []
     for name, folder in FOLDERS.items():
-        files = ["--template-config", folder / TEMPLATE, "--schema-config", folder / SCHEMA, folders.CORE_CONFIG, folder / "config.yaml"]
+        files = [
+            "--template-config",
+            folder / TEMPLATE,
+            "--schema-config",
+            folder / SCHEMA,
+            folders.CORE_CONFIG,
+            folder / "config.yaml",
+        ]
         calls.append([home / "said", "configure", "--multi-user", "false", name, *files])
-        calls.append([home / f"{name}.yaml", "render-user-config", "-e", name, "-o", home / "options.json"])
+        calls.append(
+            [home / f"{name}.yaml", "render-user-config", "-e", name, "-o", home / "options.json"]
+        )
     command = [*prefix, sys.executable, str(home / "cli.py")]
     environment = os.environ | {"GLOBUS_COMPUTE_USER_DIR": str(home), "HOME": str(home)}
-    done = subprocess.run(command, input=json.dumps(calls, default=str), env=environment, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        command,
+        input=json.dumps(calls, default=str),
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
     assert done.returncode == 0, done.stderr
     return home
 
 
 @pytest.mark.parametrize("name", FOLDERS)
-def test_folder_can_be_installed_and_the_endpoint_renders_what_we_render(name: str, installed: Path) -> None:
+def test_folder_can_be_installed_and_the_endpoint_renders_what_we_render(
+    name: str, installed: Path
+) -> None:
     for file in (TEMPLATE, SCHEMA):
         assert (installed / name / file).read_bytes() == (FOLDERS[name] / file).read_bytes()
-    assert yaml.safe_load((installed / name / "config.yaml").read_text()) == yaml.safe_load((FOLDERS[name] / "config.yaml").read_text())
+    assert yaml.safe_load((installed / name / "config.yaml").read_text()) == yaml.safe_load(
+        (FOLDERS[name] / "config.yaml").read_text()
+    )
     ours = rendering.render(FOLDERS[name], SOME)
     assert (installed / f"{name}.yaml").read_text() == ours + "\n"
     assert rendering.render(installed / name, SOME) == ours
@@ -987,17 +1495,35 @@ MAY_DIFFER = {
 def test_option_of_the_same_name_is_the_same_in_all_schemas() -> None:
     for option in {option for known in PROPERTIES.values() for option in known}:
         found = [
-            {key: value for key, value in known[option].items() if key not in MAY_DIFFER.get(option, set())}
+            {
+                key: value
+                for key, value in known[option].items()
+                if key not in MAY_DIFFER.get(option, set())
+            }
             for known in PROPERTIES.values()
             if option in known
         ]
         assert all(one == found[0] for one in found), option
     assert (
-        len({known["scheduler_options"]["pattern"].replace(CLUSTERS[name], "#") for name, known in PROPERTIES.items() if name in CLUSTERS})
+        len(
+            {
+                known["scheduler_options"]["pattern"].replace(CLUSTERS[name], "#")
+                for name, known in PROPERTIES.items()
+                if name in CLUSTERS
+            }
+        )
         == 1
     )
-    assert [known.get("gpus_per_node", {}).get("minimum") for known in PROPERTIES.values()] == [0, 0, None, 1]
-    tops = [{key: value for key, value in SCHEMAS[name].items() if key != "properties"} for name in CLUSTERS]
+    assert [known.get("gpus_per_node", {}).get("minimum") for known in PROPERTIES.values()] == [
+        0,
+        0,
+        None,
+        1,
+    ]
+    tops = [
+        {key: value for key, value in SCHEMAS[name].items() if key != "properties"}
+        for name in CLUSTERS
+    ]
     assert tops == [tops[0]] * len(tops)
 
 
@@ -1021,14 +1547,20 @@ def test_schema_and_template_have_the_same_options_and_defaults(name: str) -> No
     set_first = re.findall(r"^\{%- set (\w+) = (\w+) \| default\(", TEMPLATES[name], re.MULTILINE)
     assert all(variable == option for variable, option in set_first)
     assert sorted(option for option, _ in set_first) == sorted(PROPERTIES[name])
-    defaults = {option: kind["default"] for option, kind in PROPERTIES[name].items() if "default" in kind}
+    defaults = {
+        option: kind["default"] for option, kind in PROPERTIES[name].items() if "default" in kind
+    }
     assert rendering.render(FOLDERS[name], defaults) == rendering.render(FOLDERS[name], {})
     assert not list(jsonschema.Draft202012Validator(SCHEMAS[name]).iter_errors(defaults))
 
 
 def test_macros_and_what_is_exported_are_the_same_text_in_all_templates() -> None:
     macros = {
-        re.sub(r"(?s).*(\{#- What a double-quoted.+?)(?:\{#- Heartbeats|\{%- (?:set|if)\b(?! json)).*", r"\1", text)
+        re.sub(
+            r"(?s).*(\{#- What a double-quoted.+?)(?:\{#- Heartbeats|\{%- (?:set|if)\b(?! json)).*",
+            r"\1",
+            text,
+        )
         for text in TEMPLATES.values()
     }
     exports = {text[text.index("{%- if python_path %}") :] for text in TEMPLATES.values()}
@@ -1038,7 +1570,9 @@ def test_macros_and_what_is_exported_are_the_same_text_in_all_templates() -> Non
     assert len({(folder / "config.yaml").read_text() for folder in FOLDERS.values()}) == 1
 
 
-@pytest.mark.parametrize("where", [{"interface": "hsn0"}, {"address": "10.0.0.1"}], ids=["interface", "address"])
+@pytest.mark.parametrize(
+    "where", [{"interface": "hsn0"}, {"address": "10.0.0.1"}], ids=["interface", "address"]
+)
 @pytest.mark.parametrize("name", FOLDERS)
 def test_each_setting_has_a_comment_or_is_in_a_group_that_has_one(name: str, where: Values) -> None:
     plain = {
@@ -1049,13 +1583,23 @@ def test_each_setting_has_a_comment_or_is_in_a_group_that_has_one(name: str, whe
         "worker_port_range": [2000, 2000],
         "amqp_port": 443,
     }
-    texts = dict.fromkeys(("account", "partition", "queue", "qos", "constraint", "reservation"), "a")
-    options = {option: value for option, value in (plain | texts | where).items() if option in PROPERTIES[name]}
+    texts = dict.fromkeys(
+        ("account", "partition", "queue", "qos", "constraint", "reservation"), "a"
+    )
+    options = {
+        option: value
+        for option, value in (plain | texts | where).items()
+        if option in PROPERTIES[name]
+    }
     commented, bare = False, []
     for line in rendering.render(FOLDERS[name], options).splitlines():
         setting = re.match(r" *(\w+):", line)
         commented = bool(line.strip()) and (commented or line.strip().startswith("#"))
-        if setting and not commented and setting[1] not in ("engine", "type", "provider", "job_status_kwargs"):
+        if (
+            setting
+            and not commented
+            and setting[1] not in ("engine", "type", "provider", "job_status_kwargs")
+        ):
             bare.append(setting[1])
     assert bare == []
 
@@ -1064,29 +1608,56 @@ SITES: dict[str, tuple[str, set[str], str, Values]] = {
     "perlmutter": (
         "slurm-gpu",
         {
-            *("#SBATCH --account=m0000", "#SBATCH --qos=regular", "#SBATCH --constraint=gpu", "#SBATCH --gpus-per-node=4"),
-            *("#SBATCH --nodes=1", "#SBATCH --ntasks-per-node=1", "#SBATCH --cpus-per-task=128", "#SBATCH --time=120"),
+            *(
+                "#SBATCH --account=m0000",
+                "#SBATCH --qos=regular",
+                "#SBATCH --constraint=gpu",
+                "#SBATCH --gpus-per-node=4",
+            ),
+            *(
+                "#SBATCH --nodes=1",
+                "#SBATCH --ntasks-per-node=1",
+                "#SBATCH --cpus-per-task=128",
+                "#SBATCH --time=120",
+            ),
         },
         "srun --ntasks 1 -l -c 128 ",
-        {"address": {"type": "address_by_interface", "ifname": "hsn0"}, "available_accelerators": ["0", "1", "2", "3"]},
+        {
+            "address": {"type": "address_by_interface", "ifname": "hsn0"},
+            "available_accelerators": ["0", "1", "2", "3"],
+        },
     ),
     "polaris": (
         "pbs",
-        {"#PBS -l filesystems=home:grand:eagle", "#PBS -l select=1:ncpus=64:ngpus=4", "#PBS -l walltime=01:00:00"},
+        {
+            "#PBS -l filesystems=home:grand:eagle",
+            "#PBS -l select=1:ncpus=64:ngpus=4",
+            "#PBS -l walltime=01:00:00",
+        },
         "mpiexec --cpu-bind none --ppn 1 --depth 64 ",
         {"address": {"type": "address_by_interface", "ifname": "hsn0"}, "max_workers_per_node": 4},
     ),
     "delta": (
         "slurm",
-        {"#SBATCH --partition=cpu", "#SBATCH --account=bbbb-delta-cpu", "#SBATCH --cpus-per-task=16", "#SBATCH --mem=32g"},
+        {
+            "#SBATCH --partition=cpu",
+            "#SBATCH --account=bbbb-delta-cpu",
+            "#SBATCH --cpus-per-task=16",
+            "#SBATCH --mem=32g",
+        },
         "srun --ntasks 1 -l -c 16 ",
-        {"address": {"type": "address_by_interface", "ifname": "eth6.560"}, "max_workers_per_node": 2},
+        {
+            "address": {"type": "address_by_interface", "ifname": "eth6.560"},
+            "max_workers_per_node": 2,
+        },
     ),
 }
 
 
 @pytest.mark.parametrize("site", SITES)
-def test_options_of_a_site_give_the_directives_that_the_site_documents(site: str, tmp_path: Path) -> None:
+def test_options_of_a_site_give_the_directives_that_the_site_documents(
+    site: str, tmp_path: Path
+) -> None:
     name, directives, launch, settings = SITES[site]
     path = FOLDERS[name] / "sites" / f"{site}.yaml"
     chosen, _ = read(path)
@@ -1100,7 +1671,9 @@ def test_options_of_a_site_give_the_directives_that_the_site_documents(site: str
 
 
 def test_options_of_sites_in_the_readme_are_those_of_the_files() -> None:
-    shown = re.findall(r"```yaml\n(.*?)```", (Path(__file__).parents[2] / "README.md").read_text(), re.DOTALL)
+    shown = re.findall(
+        r"```yaml\n(.*?)```", (Path(__file__).parents[2] / "README.md").read_text(), re.DOTALL
+    )
     for site, (name, *_) in SITES.items():
         text = (FOLDERS[name] / "sites" / f"{site}.yaml").read_text()
         assert re.sub(r"^#.*\n", "", text, flags=re.MULTILINE) in shown, site
@@ -1125,14 +1698,20 @@ def with_defaults(folder: Path, defaults: dict[str, str]) -> Path:
     shutil.copytree(FOLDERS["slurm"], folder)
     text = (folder / TEMPLATE).read_text()
     for option, value in defaults.items():
-        text, changes = re.subn(rf"(set {option} = {option} \| default)\([^)]*\)", lambda found, value=value: f"{found[1]}({value})", text)  # type: ignore[misc]
+        text, changes = re.subn(
+            rf"(set {option} = {option} \| default)\([^)]*\)",
+            lambda found, value=value: f"{found[1]}({value})",
+            text,
+        )  # type: ignore[misc]
         assert changes == 1
     (folder / TEMPLATE).write_text(text)
     return folder
 
 
 @pytest.mark.parametrize(("option", "value", "what"), DEFAULTS)
-def test_default_that_was_edited_is_held_to_the_schema_as_an_option_is(option: str, value: str, what: str, tmp_path: Path) -> None:
+def test_default_that_was_edited_is_held_to_the_schema_as_an_option_is(
+    option: str, value: str, what: str, tmp_path: Path
+) -> None:
     folder = with_defaults(tmp_path / "mine", {option: value})
     text = (folder / TEMPLATE).read_text()
     line = 1 + text[: text.index(f"set {option} =")].count("\n")
@@ -1142,8 +1721,14 @@ def test_default_that_was_edited_is_held_to_the_schema_as_an_option_is(option: s
 
 
 def test_default_that_was_edited_is_used(tmp_path: Path) -> None:
-    edited = {"account": '"m1234"', "environment": r'"module load python\nsource activate mine"', "python_path": '["/a b", "/é"]'}
-    provider = yaml.safe_load(rendering.render(with_defaults(tmp_path / "mine", edited), {}))["engine"]["provider"]
+    edited = {
+        "account": '"m1234"',
+        "environment": r'"module load python\nsource activate mine"',
+        "python_path": '["/a b", "/é"]',
+    }
+    provider = yaml.safe_load(rendering.render(with_defaults(tmp_path / "mine", edited), {}))[
+        "engine"
+    ]["provider"]
     assert provider["account"] == "m1234"
     assert "\nmodule load python\nsource activate mine\n" in provider["worker_init"]
     assert f"PYTHONPATH={shlex.quote('/a b')}:{shlex.quote('/é')}" in provider["worker_init"]

@@ -38,7 +38,10 @@ def test_option_of_a_command_line_is_what_the_schema_wants(assignment: str, expe
     ("assignment", "message"),
     [
         ("workers_per_node", "-o workers_per_node: write -o name=value"),
-        ("python_path=[/a", r"-o python_path=[/a: the value cannot be read; a list is written [a, b]"),
+        (
+            "python_path=[/a",
+            r"-o python_path=[/a: the value cannot be read; a list is written [a, b]",
+        ),
     ],
 )
 def test_option_that_cannot_be_read(assignment: str, message: str) -> None:
@@ -49,7 +52,9 @@ def test_option_that_cannot_be_read(assignment: str, message: str) -> None:
 
 def test_file_tells_each_option_and_its_line(tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
-    path.write_text('# a comment\nkeep_warm: 5\n\nwalltime: "10:00:00"\nenvironment: |\n  one\n  two\n')
+    path.write_text(
+        '# a comment\nkeep_warm: 5\n\nwalltime: "10:00:00"\nenvironment: |\n  one\n  two\n'
+    )
     found, origin = options.read(path)
     assert found == {"keep_warm": 5, "walltime": "10:00:00", "environment": "one\ntwo\n"}
     assert origin == {"keep_warm": f"{path}:2", "walltime": f"{path}:4", "environment": f"{path}:5"}
