@@ -75,12 +75,18 @@ def read(path: str | os.PathLike[str]) -> dict[str, Entry]:
     except FileNotFoundError:
         return {}
     except ValidationError as error:
-        wrong = [f"{'.'.join(map(str, each['loc'])) or 'the file'}: {each['msg']}" for each in error.errors()[:3]]
-        raise BookError(f"{path} is not a function book that this version of gc_warm can read: {'; '.join(wrong)}") from None
+        wrong = [
+            f"{'.'.join(map(str, each['loc'])) or 'the file'}: {each['msg']}"
+            for each in error.errors()[:3]
+        ]
+        raise BookError(
+            f"{path} is not a function book that this version of gc_warm can read: {'; '.join(wrong)}"
+        ) from None
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         raise BookError(f"{path}:{line}: {error.problem}") from None
-    except (yaml.YAMLError, ValueError, RecursionError) as error:  # not UTF-8, a control character, a date that is none, too deep a nest
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        # not UTF-8, a control character, a date that is none, too deep a nest
         raise BookError(f"{path} cannot be read: {error}") from None
 
 
@@ -91,7 +97,9 @@ class _Loader(yaml.SafeLoader):
         names: list[Any] = []
         for key, _ in node.value:
             if key.value in names:
-                raise yaml.constructor.ConstructorError(None, None, f"{key.value} is there twice", key.start_mark)
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"{key.value} is there twice", key.start_mark
+                )
             names.append(key.value)
         return super().construct_mapping(node, deep)
 
@@ -101,8 +109,11 @@ class _Dumper(yaml.SafeDumper):
 
 
 def _represent(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
-    plain = text == text.strip() and not re.search("[\x85\u2028\u2029]", text)  # YAML takes these for plain line ends
-    return dumper.represent_scalar("tag:yaml.org,2002:str", text, None if plain and "\n" not in text else "|" if plain else '"')
+    # YAML takes these for plain line ends
+    plain = text == text.strip() and not re.search("[\x85\u2028\u2029]", text)
+    return dumper.represent_scalar(
+        "tag:yaml.org,2002:str", text, None if plain and "\n" not in text else "|" if plain else '"'
+    )
 
 
 _Dumper.add_representer(str, _represent)
@@ -115,19 +126,30 @@ def text_of(entries: Mapping[str, Entry]) -> str:
 
 @functools.cache  # of a long book, one entry differs from the last time
 def _block(name: str, entry: Entry) -> str:
-    return textwrap.indent(yaml.dump({name: entry.model_dump()}, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=10_000), "  ")
+    return textwrap.indent(
+        yaml.dump(
+            {name: entry.model_dump()},
+            Dumper=_Dumper,
+            sort_keys=False,
+            allow_unicode=True,
+            width=10_000,
+        ),
+        "  ",
+    )
 
 
 class LockedFile:
     """The file of a book, made if it is missing, and locked for the length of a ``with`` block.
 
-    The lock is an flock on the file itself, so that none lies beside it. Whoever replaces the file locks its successor first, and
-    whoever gets a lock looks whether the file is still the one at that place. It is open for writing since over NFS, where flock is
-    emulated, an exclusive lock needs that.
+    The lock is an flock on the file itself, so that none lies beside it. Whoever replaces the file
+    locks its successor first, and whoever gets a lock looks whether the file is still the one at
+    that place. It is open for writing since over NFS, where flock is emulated, an exclusive lock
+    needs that.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = Path(os.path.realpath(path))  # of a symbolic link, the file is replaced and not the link
+        # of a symbolic link, the file is replaced and not the link
+        self.path = Path(os.path.realpath(path))
 
     def __enter__(self) -> LockedFile:
         with self._explained():
@@ -145,7 +167,8 @@ class LockedFile:
     @contextmanager
     def room_for(self, text: str) -> Iterator[Callable[[str], None]]:
         """Take the room on disk; yields what puts a text of the same length in the book's place."""
-        successor = self.path.with_name(f".{self.path.name}.tmp")  # its name is free: only who has the lock makes it
+        # its name is free: only who has the lock makes it
+        successor = self.path.with_name(f".{self.path.name}.tmp")
         with self._explained():
             successor.unlink(missing_ok=True)  # of a process that was killed
             descriptor = os.open(successor, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
@@ -184,7 +207,9 @@ class LockedFile:
                 return fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 if not said and time.monotonic() > begun + _SAY_WAITING:
-                    log.warning("waiting for another process that registers functions in %s", self.path)
+                    log.warning(
+                        "waiting for another process that registers functions in %s", self.path
+                    )
                     said = True
                 time.sleep(0.02)
 
@@ -200,7 +225,9 @@ class LockedFile:
         try:
             yield
         except OSError as error:
-            raise BookError(f"{self.path} cannot be written ({error.strerror}); nothing more has been sent") from error
+            raise BookError(
+                f"{self.path} cannot be written ({error.strerror}); nothing more has been sent"
+            ) from error
 
 
 def _write(descriptor: int, text: str) -> None:

@@ -1,9 +1,10 @@
 """WarmExecutor: an executor that knows which of its calls were warm.
 
-What it submits in place of a function is a few lines of source, registered once for each function, that carry the function as the
-serialization strategy of the executor wrote it. On the worker they deserialize it as the endpoint would have, and run it in the hands
-of `gc_warm.worker.calls.Recording`. So nothing depends on the strategy, the arguments travel as they always do, and where the
-worker's environment has no gc_warm, the function runs without a record.
+What it submits in place of a function is a few lines of source, registered once for each function,
+that carry the function as the serialization strategy of the executor wrote it. On the worker they
+deserialize it as the endpoint would have, and run it in the hands of
+`gc_warm.worker.calls.Recording`. So nothing depends on the strategy, the arguments travel as they
+always do, and where the worker's environment has no gc_warm, the function runs without a record.
 """
 
 from __future__ import annotations
@@ -106,20 +107,24 @@ class WarmFuture(ComputeFuture):
 
 
 class WarmExecutor(concurrent.futures.Executor):
-    """An executor around another, whose futures also have ``.warmth``. Results and errors are those of the executor inside.
+    """An executor around another, whose futures also have ``.warmth``.
 
-    Everything else (``endpoint_id``, ``user_endpoint_config``, ``reload_tasks()``, ...) is that of the executor inside, to be read and
-    set here as there. Only what is submitted as a function is recorded; what is submitted by its id, and functions that were registered
-    explicitly, are sent as they are.
+    Results and errors are those of the executor inside.
+
+    Everything else (``endpoint_id``, ``user_endpoint_config``, ``reload_tasks()``, ...) is that of
+    the executor inside, to be read and set here as there. Only what is submitted as a function is
+    recorded; what is submitted by its id, and functions that were registered explicitly, are sent
+    as they are.
 
     Lives as long as the executor inside; usable with ``with``, which ends both.
 
     Args:
         executor: A `globus_compute_sdk.Executor`, or a stand-in such as `gc_warm.MockExecutor`.
-        stale: What to do when a worker holds another version of a module than this machine has, or than the file that the worker
-            imported has by now: "warn" logs it, once for each worker, and ``.warmth.stale`` names the modules; "error" ends the future
-            with a `StaleModuleError`. Looked at are the modules of the ``@warm`` loaders that a call used, and of the function itself
-            where it is sent by name.
+        stale: What to do when a worker holds another version of a module than this machine has, or
+            than the file that the worker imported has by now: "warn" logs it, once for each worker,
+            and ``.warmth.stale`` names the modules; "error" ends the future with a
+            `StaleModuleError`. Looked at are the modules of the ``@warm`` loaders that a call used,
+            and of the function itself where it is sent by name.
         records: Append a line for each call to this file, for ``gc-warm report``.
 
     Raises:
@@ -135,10 +140,27 @@ class WarmExecutor(concurrent.futures.Executor):
         ['cold (first on this worker)', 'warm']
     """
 
-    _OWN = frozenset({"_executor", "_stale", "_ids", "_lock", "_open", "_calls", "_file", "_lives", "_warned", "_ended"})
+    _OWN = frozenset(
+        {
+            "_executor",
+            "_stale",
+            "_ids",
+            "_lock",
+            "_open",
+            "_calls",
+            "_file",
+            "_lives",
+            "_warned",
+            "_ended",
+        }
+    )
 
     def __init__(
-        self, executor: Executor, *, stale: Literal["warn", "error"] = "warn", records: str | os.PathLike[str] | None = None
+        self,
+        executor: Executor,
+        *,
+        stale: Literal["warn", "error"] = "warn",
+        records: str | os.PathLike[str] | None = None,
     ) -> None:
         if stale not in ("warn", "error"):
             raise ValueError(f"stale={stale!r} is neither 'warn' nor 'error'")
@@ -172,27 +194,42 @@ class WarmExecutor(concurrent.futures.Executor):
         if fn in getattr(self._executor, "_function_registry", {}):
             return self._watch(self._executor.submit(fn, *args, **kwargs), name, _BY_ID)
         function_id = self._id_of(_CARRIER, fn)
-        return self._watch(self._executor.submit_to_registered_function(function_id, args, kwargs), name)
+        return self._watch(
+            self._executor.submit_to_registered_function(function_id, args, kwargs), name
+        )
 
     def submit_to_registered_function(
-        self, function_id: str, args: tuple[Any, ...] | None = None, kwargs: dict[str, Any] | None = None
+        self,
+        function_id: str,
+        args: tuple[Any, ...] | None = None,
+        kwargs: dict[str, Any] | None = None,
     ) -> WarmFuture:
         """As the SDK's. Of such a call nothing is known but that it ended."""
-        return self._watch(self._executor.submit_to_registered_function(function_id, args, kwargs), str(function_id), _BY_ID)
+        return self._watch(
+            self._executor.submit_to_registered_function(function_id, args, kwargs),
+            str(function_id),
+            _BY_ID,
+        )
 
     def reload_tasks(self, *args: Any, **kwargs: Any) -> list[WarmFuture]:
         """As the SDK's; tasks of an earlier `WarmExecutor` have their records."""
-        return [self._watch(future, "reloaded") for future in self._executor.reload_tasks(*args, **kwargs)]
+        return [
+            self._watch(future, "reloaded")
+            for future in self._executor.reload_tasks(*args, **kwargs)
+        ]
 
     def map(self, fn: Callable[..., T], *iterables: Any, **options: Any) -> Any:
         """As the SDK's, which raises `NotImplementedError`."""
         return self._executor.map(fn, *iterables, **options)
 
-    def warm_up(self, function: Callable[..., Any], /, *args: Any, workers: int, timeout: float = 600.0) -> WarmUp:
+    def warm_up(
+        self, function: Callable[..., Any], /, *args: Any, workers: int, timeout: float = 600.0
+    ) -> WarmUp:
         """Run a function on every worker, once on each.
 
-        Tasks do not choose their workers. So as many tasks as there are workers keep theirs busy for a moment, all at the same time,
-        and again and for longer if one of them was occupied otherwise. A terminal shows how far it is.
+        Tasks do not choose their workers. So as many tasks as there are workers keep theirs busy
+        for a moment, all at the same time, and again and for longer if one of them was occupied
+        otherwise. A terminal shows how far it is.
 
         Args:
             function: What to run; it may load, or call what loads.
@@ -214,10 +251,18 @@ class WarmExecutor(concurrent.futures.Executor):
         until = time.time() + timeout
 
         def send(token: str, seconds: float) -> ComputeFuture:
-            future: ComputeFuture = self._executor.submit_to_registered_function(function_id, (token, seconds, until, args))
+            future: ComputeFuture = self._executor.submit_to_registered_function(
+                function_id, (token, seconds, until, args)
+            )
             return future
 
-        made = WarmUpRun(send, self._parse_record, lambda: getattr(self._executor, "_stopped", False), workers, timeout).run()
+        made = WarmUpRun(
+            send,
+            self._parse_record,
+            lambda: getattr(self._executor, "_stopped", False),
+            workers,
+            timeout,
+        ).run()
         for visit in made.reached:
             if (error := self._complaint(visit.warmth)) is not None:
                 raise error
@@ -236,7 +281,12 @@ class WarmExecutor(concurrent.futures.Executor):
         self._executor.__enter__()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> bool | None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> bool | None:
         try:
             return self._executor.__exit__(kind, error, trace)
         finally:
@@ -259,8 +309,14 @@ class WarmExecutor(concurrent.futures.Executor):
     def _id_of(self, template: str, function: Callable[..., Any]) -> str:
         """The id of what carries a function, which is registered when it is first needed."""
         if (template, function) not in self._ids:
-            name = function.__name__ if function.__name__.isidentifier() and not keyword.iskeyword(function.__name__) else "function"
-            source = template.format(name=name, function=self._executor.serializer.serialize(function))
+            name = (
+                function.__name__
+                if function.__name__.isidentifier() and not keyword.iskeyword(function.__name__)
+                else "function"
+            )
+            source = template.format(
+                name=name, function=self._executor.serializer.serialize(function)
+            )
             self._ids[template, function] = self._executor.client.register_source_code(source, name)
         return self._ids[template, function]
 
@@ -280,7 +336,9 @@ class WarmExecutor(concurrent.futures.Executor):
         inner.add_done_callback(end)
         return outer
 
-    def _read(self, inner: ComputeFuture, why_unknown: str | None) -> tuple[Warmth, Any, BaseException | None]:
+    def _read(
+        self, inner: ComputeFuture, why_unknown: str | None
+    ) -> tuple[Warmth, Any, BaseException | None]:
         """What came back: warmth, result, error."""
         if inner.cancelled():
             return unknown("cancelled"), None, None
@@ -288,12 +346,19 @@ class WarmExecutor(concurrent.futures.Executor):
         if error is not None:
             return unknown("lost" if was_lost(error) else "failed"), None, error
         result = inner.result()
-        if why_unknown == _BY_ID or not isinstance(result, dict) or result.keys() != {RECORD, RESULT}:
+        if (
+            why_unknown == _BY_ID
+            or not isinstance(result, dict)
+            or result.keys() != {RECORD, RESULT}
+        ):
             return unknown(why_unknown or "came without a record"), result, None
         try:
             warmth = self._parse_record(result[RECORD])
         except Exception:  # whatever it is, there is a result, and somebody who waits for it
-            log.warning("a record cannot be read; is the worker's gc_warm of another version?", exc_info=True)
+            log.warning(
+                "a record cannot be read; is the worker's gc_warm of another version?",
+                exc_info=True,
+            )
             return unknown("came with a record of another version"), result[RESULT], None
         return warmth, result[RESULT], self._complaint(warmth)
 
@@ -336,7 +401,8 @@ class WarmExecutor(concurrent.futures.Executor):
     def _finish(self, wait: bool) -> None:
         """What is left to do when the executor inside has ended: its futures end before what hangs on them has run."""
         with self._lock:
-            left = [outer for outer in self._open if outer._inner.done()]  # the SDK leaves some of those that it cannot send
+            # the SDK leaves some of those that it cannot send
+            left = [outer for outer in self._open if outer._inner.done()]
         if wait:
             concurrent.futures.wait(left)
         self._ended = True
@@ -345,7 +411,11 @@ class WarmExecutor(concurrent.futures.Executor):
     def _close_file(self) -> None:
         """Close it after the last call."""
         with self._lock:
-            if self._ended and self._file is not None and not any(outer._inner.done() for outer in self._open):
+            if (
+                self._ended
+                and self._file is not None
+                and not any(outer._inner.done() for outer in self._open)
+            ):
                 self._file.close()
                 self._file = None
 

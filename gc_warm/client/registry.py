@@ -1,12 +1,14 @@
 """Function books: register functions once, keep their ids in a YAML file, and send again only what has changed.
 
-Globus Compute gives every registration a new id, and has no way to ask for one by name. A book remembers the ids, and with each a
-*fingerprint* of what was sent. By default a function of a module is sent by its name, so that its body may be edited at will: the
-fingerprint stays, and so does the id.
+Globus Compute gives every registration a new id, and has no way to ask for one by name. A book
+remembers the ids, and with each a *fingerprint* of what was sent. By default a function of a module
+is sent by its name, so that its body may be edited at will: the fingerprint stays, and so does the
+id.
 
-How nothing is lost. The book is replaced after every function that the service has accepted, atomically and under a lock that is
-held from the comparison to the last replacement. Room for the new book is taken before a function is sent, so that a full disk is
-noticed in time. What can be lost is the one id that is on its way when the process is killed or interrupted, or its connection
+How nothing is lost. The book is replaced after every function that the service has accepted,
+atomically and under a lock that is held from the comparison to the last replacement. Room for the
+new book is taken before a function is sent, so that a full disk is noticed in time. What can be
+lost is the one id that is on its way when the process is killed or interrupted, or its connection
 breaks: that function is sent again the next time, and the other id is known to nobody.
 """
 
@@ -68,7 +70,9 @@ class Terms:
 
     def __post_init__(self) -> None:
         if self.public and self.group:
-            raise BookError("public lets anybody call the functions, and group only its members: choose one")
+            raise BookError(
+                "public lets anybody call the functions, and group only its members: choose one"
+            )
         try:
             canonical_uuid(self.group or str(uuid.uuid4()))
         except ValueError:
@@ -80,7 +84,9 @@ class Terms:
         try:
             fingerprint = _fingerprint(self.serializer.serialize(function))
         except SerializationError as error:
-            raise BookError(f"{function.__name__} cannot be sent with the strategy {strategy}: {error.__cause__ or error}") from error
+            raise BookError(
+                f"{function.__name__} cannot be sent with the strategy {strategy}: {error.__cause__ or error}"
+            ) from error
         if "Source" in strategy or "Text" in strategy:
             _refuse_foreign_source(function, strategy)
         description = inspect.getdoc(function)
@@ -96,7 +102,8 @@ class Terms:
             sdk_version=SDK_VERSION,
             python_version=platform.python_version(),
             registered=datetime.now(timezone.utc).isoformat(timespec="seconds"),
-            description=description and description.encode(errors="replace").decode(),  # half a surrogate pair is no text
+            # half a surrogate pair is no text
+            description=description and description.encode(errors="replace").decode(),
         )
 
 
@@ -120,7 +127,9 @@ class Step:
 
 
 class FunctionBook(Mapping[str, str]):
-    """Ids of registered functions, by name: ``book["energy"]`` is one. As it was when it was read; a book in use may be replaced.
+    """Ids of registered functions, by name: ``book["energy"]`` is one.
+
+    As it was when it was read; a book in use may be replaced.
 
     Attributes:
         path: Where it was read from.
@@ -151,7 +160,9 @@ class FunctionBook(Mapping[str, str]):
             BookError: It is not a function book. The text names the file and the entry.
         """
         if not os.path.exists(path):
-            raise FileNotFoundError(f"there is no function book {os.fspath(path)}: gc-warm register makes one")
+            raise FileNotFoundError(
+                f"there is no function book {os.fspath(path)}: gc-warm register makes one"
+            )
         return cls(path, read(path))
 
     @classmethod
@@ -167,8 +178,9 @@ class FunctionBook(Mapping[str, str]):
     ) -> FunctionBook:
         """Send those of *functions* that are new or have changed, and write their ids into the book.
 
-        May be called again and again, also by several processes at once: the second waits, and finds all done. When it is
-        interrupted, what has been sent is in the book, but for the one that was on its way.
+        May be called again and again, also by several processes at once: the second waits, and
+        finds all done. When it is interrupted, what has been sent is in the book, but for the one
+        that was on its way.
 
         Args:
             path: The book; made if there is none.
@@ -182,8 +194,9 @@ class FunctionBook(Mapping[str, str]):
             The book as it is now.
 
         Raises:
-            BookError: Nothing is sent, since the book cannot be read or written, or a function cannot be registered. Or one has
-                been sent and could not be written down after all; the text has its id.
+            BookError: Nothing is sent, since the book cannot be read or written, or a function
+                cannot be registered. Or one has been sent and could not be written down after all;
+                the text has its id.
             globus_sdk.GlobusError: The service cannot be reached, or refuses.
         """
         terms = Terms(client.fx_serializer, client.web_service_address, public, group)
@@ -204,13 +217,15 @@ class FunctionBook(Mapping[str, str]):
         Nothing is registered again. Priming twice does no harm.
 
         Raises:
-            BookError: Some of the functions are not what has been registered any more, or not with this executor's service, or the
-                executor has already registered them itself. The text names them all; the executor is left as it was.
+            BookError: Some of the functions are not what has been registered any more, or not with
+                this executor's service, or the executor has already registered them itself. The
+                text names them all; the executor is left as it was.
         """
         functions, wrong = {}, []
         for name, entry in self.entries.items():
             try:
-                if not hasattr(_import(entry.module), name):  # it has been removed or renamed: nobody can submit it
+                # it has been removed or renamed: nobody can submit it
+                if not hasattr(_import(entry.module), name):
                     continue
                 functions[name] = self._function(name, executor)
             except BookError as error:
@@ -224,14 +239,23 @@ class FunctionBook(Mapping[str, str]):
     def _function(self, name: str, executor: Executor) -> FunctionType:
         entry = self.entries[name]
         if entry.strategy not in STRATEGIES:
-            raise BookError(f"the SDK {SDK_VERSION} has no strategy {entry.strategy}: run gc-warm register again, with another")
+            raise BookError(
+                f"the SDK {SDK_VERSION} has no strategy {entry.strategy}: run gc-warm register again, with another"
+            )
         function = _function_of(_import(entry.module), name)
-        serializer, service = ComputeSerializer(strategy_code=STRATEGIES[entry.strategy]), executor.client.web_service_address
-        why = _difference(entry, Terms(serializer, service, entry.public, entry.group).entry(function))
+        serializer, service = (
+            ComputeSerializer(strategy_code=STRATEGIES[entry.strategy]),
+            executor.client.web_service_address,
+        )
+        why = _difference(
+            entry, Terms(serializer, service, entry.public, entry.group).entry(function)
+        )
         if why:
             raise BookError(f"{why}: run gc-warm register again")
         if _id_in(executor, function) not in (None, entry.function_id):
-            raise BookError("this executor has registered it itself: prime an executor before its first submit")
+            raise BookError(
+                "this executor has registered it itself: prime an executor before its first submit"
+            )
         return function
 
     def __getitem__(self, name: str) -> str:
@@ -257,16 +281,21 @@ def functions_of(module: str, names: Sequence[str] = ()) -> list[FunctionType]:
         names: Only these; public or not.
 
     Raises:
-        BookError: The module cannot be imported, has no such function, or something else under that name.
+        BookError: The module cannot be imported, has no such function, or something else under that
+            name.
     """
     found = _import(module)
     chosen = names or _public(found)
     if not chosen:
-        raise BookError(f"{module} has no public functions: name those to register, or define them with def and no leading underscore")
+        raise BookError(
+            f"{module} has no public functions: name those to register, or define them with def and no leading underscore"
+        )
     return list(dict.fromkeys(_function_of(found, name) for name in chosen))
 
 
-def plan(entries: Mapping[str, Entry], functions: Iterable[Callable[..., Any]], terms: Terms) -> list[Step]:
+def plan(
+    entries: Mapping[str, Entry], functions: Iterable[Callable[..., Any]], terms: Terms
+) -> list[Step]:
     """What has to be done so that *entries* fit *functions*; asks nobody.
 
     Raises:
@@ -275,7 +304,11 @@ def plan(entries: Mapping[str, Entry], functions: Iterable[Callable[..., Any]], 
     steps: dict[str, Step] = {}
     for function in functions:
         checked = _check(function, getattr(function, "__name__", str(function)))
-        name, entry, old = checked.__qualname__, terms.entry(checked), entries.get(checked.__qualname__)
+        name, entry, old = (
+            checked.__qualname__,
+            terms.entry(checked),
+            entries.get(checked.__qualname__),
+        )
         namesake = steps[name].entry if name in steps else old
         if namesake is not None and namesake.module != entry.module:
             raise BookError(
@@ -286,13 +319,19 @@ def plan(entries: Mapping[str, Entry], functions: Iterable[Callable[..., Any]], 
             raise BookError(
                 f"this book has ids of {old.service}, which those of a service on this machine would replace: use another book for that"
             )
-        steps[name] = Step(name, _difference(old, entry), old.function_id if old else None, checked, entry)
+        steps[name] = Step(
+            name, _difference(old, entry), old.function_id if old else None, checked, entry
+        )
     return list(steps.values())
 
 
 def gone(entries: Mapping[str, Entry], module: str) -> list[str]:
     """Names in a book that an imported module no longer has."""
-    return [name for name, entry in entries.items() if entry.module == module and not hasattr(sys.modules[module], name)]
+    return [
+        name
+        for name, entry in entries.items()
+        if entry.module == module and not hasattr(sys.modules[module], name)
+    ]
 
 
 def is_local(service: str) -> bool:
@@ -306,7 +345,9 @@ def is_local(service: str) -> bool:
 def _import(module: str) -> Any:
     if module.endswith(".py") or os.sep in module:
         dotted = ".".join(part for part in Path(module).with_suffix("").parts if part.strip("./"))
-        raise BookError(f"{module} is a path: give the module's dotted name, as workers import it, such as {dotted}")
+        raise BookError(
+            f"{module} is a path: give the module's dotted name, as workers import it, such as {dotted}"
+        )
     try:
         return importlib.import_module(module)
     except (Exception, SystemExit) as error:  # a module can end in any
@@ -317,7 +358,11 @@ def _public(module: Any) -> list[str]:
     names = {name: thing for name, thing in vars(module).items() if inspect.isfunction(thing)}
     if hasattr(module, "__all__"):
         return [name for name in module.__all__ if name in names]
-    return [name for name, thing in names.items() if not name.startswith("_") and thing.__module__ == module.__name__]
+    return [
+        name
+        for name, thing in names.items()
+        if not name.startswith("_") and thing.__module__ == module.__name__
+    ]
 
 
 def _function_of(module: Any, name: str) -> FunctionType:
@@ -333,12 +378,20 @@ def _near(name: str, names: Iterable[str]) -> str:
 
 def _check(thing: Any, name: str) -> FunctionType:
     if not inspect.isfunction(thing):
-        kind = "a @warm function" if isinstance(thing, Warm) else "a class" if inspect.isclass(thing) else f"a {type(thing).__name__}"
+        kind = (
+            "a @warm function"
+            if isinstance(thing, Warm)
+            else "a class"
+            if inspect.isclass(thing)
+            else f"a {type(thing).__name__}"
+        )
         raise BookError(
             f"{name} is {kind}, and only plain functions are registered: write one that imports {name} in its body and calls it"
         )
     if thing.__module__ == "__main__":
-        raise BookError(f"{name} belongs to a script, whose name workers do not know: move it to a module, and import it from there")
+        raise BookError(
+            f"{name} belongs to a script, whose name workers do not know: move it to a module, and import it from there"
+        )
     found: object = getattr(sys.modules.get(thing.__module__), thing.__qualname__, None)
     if found is not thing:
         raise BookError(
@@ -352,7 +405,9 @@ def _signature(function: FunctionType) -> str:
     """The same in every process: without addresses, and sets in order."""
     signature = inspect.signature(function)
     shown = [
-        each if each.default is each.empty else each.replace(default=_Shown(_SORTED.repr(each.default)))
+        each
+        if each.default is each.empty
+        else each.replace(default=_Shown(_SORTED.repr(each.default)))
         for each in signature.parameters.values()
     ]
     return re.sub(r" at 0x[0-9a-fA-F]+", "", str(signature.replace(parameters=shown)))
@@ -385,7 +440,9 @@ def _refuse_foreign_source(function: FunctionType, strategy: str) -> None:
     except OSError:
         source = ""
     if not re.search(rf"\bdef\s+{re.escape(name)}\b", source):
-        raise BookError(f"{name} cannot be sent with the strategy {strategy}: its source cannot be found; write it with def in a file")
+        raise BookError(
+            f"{name} cannot be sent with the strategy {strategy}: its source cannot be found; write it with def in a file"
+        )
 
 
 def _difference(old: Entry | None, new: Entry) -> str:
@@ -395,7 +452,10 @@ def _difference(old: Entry | None, new: Entry) -> str:
         return f"its id is one of {old.service}, and this is {new.service}"
     reasons = [
         f"{what} {before} -> {after}"
-        for what, before, after in (("strategy", old.strategy, new.strategy), ("signature", old.signature, new.signature))
+        for what, before, after in (
+            ("strategy", old.strategy, new.strategy),
+            ("signature", old.signature, new.signature),
+        )
         if before != after
     ]
     if not reasons and old.fingerprint != new.fingerprint:
@@ -406,8 +466,13 @@ def _difference(old: Entry | None, new: Entry) -> str:
 
 
 def _versions(old: Entry, new: Entry) -> str:
-    pairs = (("Python", old.python_version, new.python_version), ("the SDK", old.sdk_version, new.sdk_version))
-    changes = [f"{what} {before} is now {after}" for what, before, after in pairs if before != after]
+    pairs = (
+        ("Python", old.python_version, new.python_version),
+        ("the SDK", old.sdk_version, new.sdk_version),
+    )
+    changes = [
+        f"{what} {before} is now {after}" for what, before, after in pairs if before != after
+    ]
     return f", probably since {' and '.join(changes)}" if changes else ""
 
 
@@ -432,10 +497,14 @@ def _id_in(executor: Executor, function: FunctionType) -> str | None:
 
 def _send(file: LockedFile, entries: dict[str, Entry], step: Step, client: Client) -> Step:
     """Register one function and write it down, in *entries* and in the file."""
-    entry = step.entry.model_copy(update={"registered": datetime.now(timezone.utc).isoformat(timespec="seconds")})
+    entry = step.entry.model_copy(
+        update={"registered": datetime.now(timezone.utc).isoformat(timespec="seconds")}
+    )
     text = text_of({**entries, step.name: entry})
     with file.room_for(text) as put:
-        function_id = canonical_uuid(client.register_function(step.function, public=entry.public, group=entry.group))
+        function_id = canonical_uuid(
+            client.register_function(step.function, public=entry.public, group=entry.group)
+        )
         try:
             put(text.replace(entry.function_id, function_id))  # of the same length
         except OSError as error:

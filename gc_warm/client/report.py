@@ -25,7 +25,12 @@ log = logging.getLogger("gc_warm")
 
 _SLOWEST = 5  # loads that are named
 _LANE = 0.34  # inches of a picture for each worker
-_BARS = {"warm call": ("#2a9d8f", 0.8), "cold call": ("#e76f51", 0.8), "unknown call": ("#b0b0b0", 0.8), "load": ("#7f1d1d", 0.3)}
+_BARS = {
+    "warm call": ("#2a9d8f", 0.8),
+    "cold call": ("#e76f51", 0.8),
+    "unknown call": ("#b0b0b0", 0.8),
+    "load": ("#7f1d1d", 0.3),
+}
 """What a picture shows: color, and height as a part of the lane."""
 
 
@@ -70,7 +75,8 @@ class Report:
         hit_rate: Warm calls, as a part of those that are known; None where nothing is known.
         seconds_lost: Seconds that cold calls spent in loads.
         reasons: Why calls were cold or unknown, with how many; the most frequent first.
-        stale: Modules of which workers held another version than the client, with the number of calls.
+        stale: Modules of which workers held another version than the client, with the number of
+            calls.
         workers: One entry for each worker process.
         slowest: The slowest loads.
         records: The calls themselves.
@@ -104,8 +110,14 @@ class Report:
             unknown=states["unknown"],
             hit_rate=states["warm"] / known if known else None,
             seconds_lost=sum(call.warmth.load_seconds for call in records),
-            reasons=dict(Counter(f"{call.warmth.state}: {call.warmth.why}" for call in records if call.warmth.why).most_common()),
-            stale=dict(Counter(name for call in records for name in call.warmth.stale).most_common()),
+            reasons=dict(
+                Counter(
+                    f"{call.warmth.state}: {call.warmth.why}" for call in records if call.warmth.why
+                ).most_common()
+            ),
+            stale=dict(
+                Counter(name for call in records for name in call.warmth.stale).most_common()
+            ),
             workers=_lanes(records),
             slowest=_slowest(records),
             records=records,
@@ -117,7 +129,8 @@ class Report:
 
         Raises:
             OSError: It cannot be read.
-            ValueError: A line is something else than a record. Lines that are cut off, as of a client that was killed, are passed over.
+            ValueError: A line is something else than a record. Lines that are cut off, as of a
+                client that was killed, are passed over.
         """
         calls, broken = [], 0
         try:
@@ -145,7 +158,13 @@ class Report:
         return json.dumps(plain, indent=2)
 
     def __rich__(self) -> RenderableType:
-        return Group(*(part for part in (self._summary(), self._by_worker(), self._by_load()) if part is not None))
+        return Group(
+            *(
+                part
+                for part in (self._summary(), self._by_worker(), self._by_load())
+                if part is not None
+            )
+        )
 
     def __str__(self) -> str:
         console = Console(width=100)
@@ -158,7 +177,8 @@ class Report:
 
         Raises:
             ModuleNotFoundError: Matplotlib is not there.
-            ValueError: No call is known to have run anywhere, or nothing can be drawn in that format.
+            ValueError: No call is known to have run anywhere, or nothing can be drawn in that
+                format.
         """
         timed = [call for call in self.records if call.warmth.worker and call.warmth.at is not None]
         if not timed:
@@ -166,7 +186,9 @@ class Report:
         try:
             from matplotlib.figure import Figure
         except ModuleNotFoundError as error:
-            raise ModuleNotFoundError("a picture needs Matplotlib: pip install 'matplotlib>=3.8'") from error
+            raise ModuleNotFoundError(
+                "a picture needs Matplotlib: pip install 'matplotlib>=3.8'"
+            ) from error
         figure = Figure(figsize=(9, 1.2 + _LANE * len(self.workers)), layout="constrained")
         _draw(figure.subplots(), timed, [lane.worker for lane in self.workers])
         figure.savefig(path, dpi=150)
@@ -174,7 +196,11 @@ class Report:
     def _summary(self) -> Table:
         table = Table(box=box.ASCII, show_header=False)
         rate = "unknown" if self.hit_rate is None else f"{self.hit_rate:.1%}"
-        _add(table, "calls", f"{self.calls}: {self.warm} warm, {self.cold} cold, {self.unknown} unknown")
+        _add(
+            table,
+            "calls",
+            f"{self.calls}: {self.warm} warm, {self.cold} cold, {self.unknown} unknown",
+        )
         _add(table, "hit rate", rate)
         _add(table, "lost to loads", f"{self.seconds_lost:.3g} s")
         for reason, number in self.reasons.items():
@@ -186,7 +212,13 @@ class Report:
     def _by_worker(self) -> Table | None:
         table = Table("worker", "calls", "warm", "cold", "in loads", "in all", box=box.ASCII)
         for lane in self.workers:
-            numbers = (str(lane.calls), str(lane.warm), str(lane.cold), f"{lane.load_seconds:.3g} s", f"{lane.seconds:.3g} s")
+            numbers = (
+                str(lane.calls),
+                str(lane.warm),
+                str(lane.cold),
+                f"{lane.load_seconds:.3g} s",
+                f"{lane.seconds:.3g} s",
+            )
             _add(table, _name(lane.worker), *numbers)
         return table if self.workers else None
 
@@ -212,22 +244,46 @@ def _lanes(calls: Sequence[Call]) -> tuple[Lane, ...]:
     for worker, own in sorted(by_worker.items(), key=lambda item: _order(item[0])):
         states = Counter(call.warmth.state for call in own)
         load_seconds = sum(call.warmth.load_seconds for call in own)
-        lanes.append(Lane(worker, len(own), states["warm"], states["cold"], load_seconds, sum(call.warmth.seconds or 0.0 for call in own)))
+        lanes.append(
+            Lane(
+                worker,
+                len(own),
+                states["warm"],
+                states["cold"],
+                load_seconds,
+                sum(call.warmth.seconds or 0.0 for call in own),
+            )
+        )
     return tuple(lanes)
 
 
 def _slowest(calls: Sequence[Call]) -> tuple[SlowLoad, ...]:
-    loads = [SlowLoad(load, call.warmth.worker) for call in calls if call.warmth.worker for load in call.warmth.loads]
+    loads = [
+        SlowLoad(load, call.warmth.worker)
+        for call in calls
+        if call.warmth.worker
+        for load in call.warmth.loads
+    ]
     return tuple(sorted(loads, key=lambda slow: slow.load.seconds, reverse=True)[:_SLOWEST])
 
 
 def _order(worker: Worker) -> tuple[Any, ...]:
-    return worker.host, worker.block or "", worker.pool or "", -1 if worker.rank is None else worker.rank, worker.pid
+    return (
+        worker.host,
+        worker.block or "",
+        worker.pool or "",
+        -1 if worker.rank is None else worker.rank,
+        worker.pid,
+    )
 
 
 def _name(worker: Worker) -> str:
     place = worker.host if worker.block is None else f"{worker.host}, block {worker.block}"
-    return f"{place}, pid {worker.pid}" if worker.rank is None else f"{place}, worker {worker.rank}, pid {worker.pid}"
+    return (
+        f"{place}, pid {worker.pid}"
+        if worker.rank is None
+        else f"{place}, worker {worker.rank}, pid {worker.pid}"
+    )
 
 
 def _draw(axes: Any, calls: Sequence[Call], workers: Sequence[Worker]) -> None:
@@ -239,8 +295,12 @@ def _draw(axes: Any, calls: Sequence[Call], workers: Sequence[Worker]) -> None:
         warmth = call.warmth
         assert warmth.worker is not None
         lane = lanes[warmth.worker]
-        bars.setdefault(f"{warmth.state} call", []).append((lane, (warmth.at or start) - start, warmth.seconds or 0.0))
-        bars.setdefault("load", []).extend((lane, load.at - load.seconds - start, load.seconds) for load in warmth.loads)
+        bars.setdefault(f"{warmth.state} call", []).append(
+            (lane, (warmth.at or start) - start, warmth.seconds or 0.0)
+        )
+        bars.setdefault("load", []).extend(
+            (lane, load.at - load.seconds - start, load.seconds) for load in warmth.loads
+        )
     for kind, (color, height) in _BARS.items():
         if bars.get(kind):
             axes.add_collection(_bars(bars[kind], height, color, kind))
@@ -249,7 +309,9 @@ def _draw(axes: Any, calls: Sequence[Call], workers: Sequence[Worker]) -> None:
     axes.set_yticks(range(len(workers)), [_name(worker) for worker in workers], fontsize=8)
     axes.set_xlabel("seconds since the first call began")
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=len(_BARS), frameon=False, fontsize=8)
+    axes.legend(
+        loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=len(_BARS), frameon=False, fontsize=8
+    )
 
 
 def _bars(bars: Sequence[tuple[int, float, float]], height: float, color: str, label: str) -> Any:
@@ -257,13 +319,19 @@ def _bars(bars: Sequence[tuple[int, float, float]], height: float, color: str, l
     from matplotlib.collections import PolyCollection
 
     corners = [
-        [(begin, lane - height / 2), (begin + width, lane - height / 2), (begin + width, lane + height / 2), (begin, lane + height / 2)]
+        [
+            (begin, lane - height / 2),
+            (begin + width, lane - height / 2),
+            (begin + width, lane + height / 2),
+            (begin, lane + height / 2),
+        ]
         for lane, begin, width in bars
     ]
     return PolyCollection(corners, facecolors=color, edgecolors=color, linewidths=0.6, label=label)
 
 
-if __name__ == "__main__":  # the former name of `gc-warm report`, which will be gone in the next release
+# the former name of `gc-warm report`, which will be gone in the next release
+if __name__ == "__main__":
     from gc_warm.__main__ import main
 
     print("gc-warm: write `gc-warm report` for `python -m gc_warm.client.report`", file=sys.stderr)

@@ -1,9 +1,11 @@
 """Reaching every worker: what `gc_warm.client.executor.WarmExecutor.warm_up` does, and what it tells.
 
-Nobody can send a task to a worker of choice. But a worker has one task at a time: of as many tasks as there are workers, all running at
-the same instant, each is on a worker of its own. So every task of a round takes some time, counted from its own beginning, since the
-clocks of nodes differ. Where a task waited for a worker that was occupied by others', another has taken two; then there is another
-round, a longer one. On a worker that has been reached, a task does nothing but take its time.
+Nobody can send a task to a worker of choice. But a worker has one task at a time: of as many tasks
+as there are workers, all running at the same instant, each is on a worker of its own. So every task
+of a round takes some time, counted from its own beginning, since the clocks of nodes differ. Where
+a task waited for a worker that was occupied by others', another has taken two; then there is
+another round, a longer one. On a worker that has been reached, a task does nothing but take its
+time.
 """
 
 from __future__ import annotations
@@ -23,7 +25,8 @@ from gc_warm.client.warmth import Warmth, was_lost
 from gc_warm.worker.lifecycle import Worker
 
 _SHORTEST, _LONGEST = 0.1, 8.0  # seconds that a task of a round takes at least
-_DEADLY = 3  # rounds in which workers died and nobody new was reached, after which there are no more
+# rounds in which workers died and nobody new was reached, after which there are no more
+_DEADLY = 3
 _WATCH_INTERVAL = 1.0  # seconds between looks at whether the executor is still there
 
 
@@ -51,7 +54,8 @@ class WarmUp:
         reached: Those that the function ran on, in the order in which they answered.
         rounds: How often as many tasks as there are workers were sent.
         seconds: How long it took.
-        lost: How many tasks ended with their workers; where the function itself is what kills them, it ends early.
+        lost: How many tasks ended with their workers; where the function itself is what kills them,
+            it ends early.
     """
 
     workers: int
@@ -99,9 +103,13 @@ class WarmUp:
         text += "".join(f"\n  missing: {who}" for who in self.missing)
         text += f"\n  {self.lost} tasks were lost with their workers" if self.lost else ""
         text += "".join(
-            f"\n  stale on {visit.worker.host}, pid {visit.worker.pid}: {', '.join(visit.warmth.stale)}" for visit in self.stale
+            f"\n  stale on {visit.worker.host}, pid {visit.worker.pid}: {', '.join(visit.warmth.stale)}"
+            for visit in self.stale
         )
-        return text + "".join(f"\n  failed on {visit.worker.host}, pid {visit.worker.pid}: {visit.error}" for visit in self.failed)
+        return text + "".join(
+            f"\n  failed on {visit.worker.host}, pid {visit.worker.pid}: {visit.error}"
+            for visit in self.failed
+        )
 
 
 @dataclass
@@ -132,31 +140,55 @@ class WarmUpRun:
         """Send the tasks, in rounds, and show on a terminal how many workers have been reached."""
         rounds, deadly, seconds = 0, 0, _SHORTEST
         console = Console(stderr=True)
-        columns = (TextColumn("workers warmed up"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-        progress = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
-        with progress if console.is_terminal else contextlib.nullcontext():  # older versions of rich end also a hidden one by an empty line
+        columns = (
+            TextColumn("workers warmed up"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+        )
+        progress = Progress(
+            *columns, console=console, transient=True, disable=not console.is_terminal
+        )
+        # older versions of rich end also a hidden one by an empty line
+        with progress if console.is_terminal else contextlib.nullcontext():
             bar = progress.add_task("", total=self.workers)
             while len(self._reached) < self.workers and self._left > 0 and deadly < _DEADLY:
                 reached, lost = len(self._reached), self._lost
-                self._round(seconds if self.workers > 1 else 0.0, lambda done: progress.update(bar, completed=done))
+                self._round(
+                    seconds if self.workers > 1 else 0.0,
+                    lambda done: progress.update(bar, completed=done),
+                )
                 deadly = deadly + 1 if self._lost > lost and len(self._reached) == reached else 0
                 rounds, seconds = rounds + 1, min(2 * seconds, _LONGEST)
-        return WarmUp(self.workers, tuple(self._reached.values()), rounds, time.monotonic() - self._start, self._lost)
+        return WarmUp(
+            self.workers,
+            tuple(self._reached.values()),
+            rounds,
+            time.monotonic() - self._start,
+            self._lost,
+        )
 
     @property
     def _left(self) -> float:
         return max(0.0, self._start + self.timeout - time.monotonic())
 
     def _round(self, seconds: float, progress: Callable[[int], None]) -> None:
-        """Send a task for each worker, and take in what comes back in time. What comes to its worker later knows to be short."""
+        """Send a task for each worker, and take in what comes back in time.
+
+        What comes to its worker later knows to be short.
+        """
         waiting = {self.send(self._token, seconds) for _ in range(self.workers)}
         while waiting and (left := self._left) > 0:
-            done, waiting = concurrent.futures.wait(waiting, min(_WATCH_INTERVAL, left), concurrent.futures.FIRST_COMPLETED)
+            done, waiting = concurrent.futures.wait(
+                waiting, min(_WATCH_INTERVAL, left), concurrent.futures.FIRST_COMPLETED
+            )
             for future in done:
                 self._take_in(future)
             progress(len(self._reached))
             if not done and self.has_ended():
-                raise RuntimeError("the executor has ended; a task that it could not send, such as one with odd arguments, ends it")
+                raise RuntimeError(
+                    "the executor has ended; a task that it could not send, such as one with odd arguments, ends it"
+                )
 
     def _take_in(self, future: concurrent.futures.Future[Any]) -> None:
         error = future.exception()
@@ -169,5 +201,6 @@ class WarmUpRun:
         warmth = self.tell(record)
         worker = warmth.worker
         assert worker is not None
-        place = worker.pid if worker.rank is None else worker.rank  # one that was restarted meanwhile counts once
+        # one that was restarted meanwhile counts once
+        place = worker.pid if worker.rank is None else worker.rank
         self._reached[worker.host, worker.pool, place] = Visit(worker, warmth, record["error"])

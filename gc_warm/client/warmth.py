@@ -26,9 +26,11 @@ class Load:
         key: The arguments it was called with, as short text.
         seconds: How long it took.
         at: When it was over, in seconds since the epoch by the worker's clock.
-        why: "first on this worker", "worker restarted", "evicted", "failed before", "module changed", "cleared" (torn down on
-            request; of a program: it had ended), or "loaded again" (its loader is made anew in every call). "first" and "restarted"
-            are as far as the latest thousand events of the worker, and the records that this client has seen, can tell.
+        why: "first on this worker", "worker restarted", "evicted", "failed before", "module
+            changed", "cleared" (torn down on request; of a program: it had ended), or "loaded
+            again" (its loader is made anew in every call). "first" and "restarted" are as far as
+            the latest thousand events of the worker, and the records that this client has seen, can
+            tell.
     """
 
     name: str
@@ -43,7 +45,8 @@ class Warmth:
     """Whether a call was warm, with the evidence.
 
     Attributes:
-        state: "cold": it had to load. "warm": it loaded nothing, and used what was there. "unknown": nothing can be said.
+        state: "cold": it had to load. "warm": it loaded nothing, and used what was there.
+            "unknown": nothing can be said.
         why: Why it was not warm: for a cold call the reason of its longest load.
         loads: What it had to load, in this order.
         uses: How often it found what it asked ``@warm`` or an `ExternalProcess` for.
@@ -51,7 +54,8 @@ class Warmth:
         worker: Where it ran; None if that is not known.
         at: When it began there, in seconds since the epoch by the worker's clock.
         seconds: How long it ran there, loads included.
-        stale: Modules of which the worker holds another version than is on this machine, or where the worker has it from, now.
+        stale: Modules of which the worker holds another version than is on this machine, or where
+            the worker has it from, now.
     """
 
     state: Literal["warm", "cold", "unknown"] = "unknown"
@@ -82,7 +86,8 @@ class Call:
     """One call as its client saw it.
 
     Attributes:
-        function: Name of the function; its id if it was submitted by that; "reloaded" where all that is known is the id of the task.
+        function: Name of the function; its id if it was submitted by that; "reloaded" where all
+            that is known is the id of the task.
         task_id: Id of the task; None if it never had one.
         submitted: When it was submitted, in seconds since the epoch.
         ended: When its result was there.
@@ -119,9 +124,12 @@ def unknown(why: str) -> Warmth:
 
 def was_lost(error: BaseException | None) -> bool:
     """Whether a task ended with this error because its worker, or the manager of that, had ended."""
-    from globus_compute_sdk.errors import TaskExecutionFailed  # here, since who only reads records needs no SDK
+    # here, since who only reads records needs no SDK
+    from globus_compute_sdk.errors import TaskExecutionFailed
 
-    return isinstance(error, TaskExecutionFailed) and any(f".{name}:" in error.remote_data for name in _LOST)
+    return isinstance(error, TaskExecutionFailed) and any(
+        f".{name}:" in error.remote_data for name in _LOST
+    )
 
 
 def parse_record(record: Mapping[str, Any], died: Collection[tuple[str, str]] = ()) -> Warmth:
@@ -129,15 +137,25 @@ def parse_record(record: Mapping[str, Any], died: Collection[tuple[str, str]] = 
 
     Args:
         record: What `gc_warm.worker.calls.Recording.record` gives.
-        died: Loaders and keys that were loaded in this worker's place before, by a process that has ended.
+        died: Loaders and keys that were loaded in this worker's place before, by a process that has
+            ended.
 
     Raises:
         ValueError, LookupError: It is something else.
     """
     warmth = _WARMTH.validate_python(record)
-    loads = tuple(replace(load, why=RESTARTED) if load.why == FIRST and (load.name, load.key) in died else load for load in warmth.loads)
+    loads = tuple(
+        replace(load, why=RESTARTED)
+        if load.why == FIRST and (load.name, load.key) in died
+        else load
+        for load in warmth.loads
+    )
     changed = record.get("changed", ())  # a record of an earlier version has no such thing
-    stale = tuple(name for name, version in record["modules"].items() if name in changed or _here(name) not in (None, version))
+    stale = tuple(
+        name
+        for name, version in record["modules"].items()
+        if name in changed or _here(name) not in (None, version)
+    )
     if loads:
         state, why = "cold", max(loads, key=lambda load: load.seconds).why
     elif warmth.failures:
@@ -152,4 +170,8 @@ def parse_record(record: Mapping[str, Any], died: Collection[tuple[str, str]] = 
 def _here(module: str) -> str | None:
     """The version of a module's file on this machine; None if there is none."""
     spec = module_versions.spec_of(module)
-    return module_versions.version(spec.origin) if spec and spec.origin and Path(spec.origin).suffix == ".py" else None
+    return (
+        module_versions.version(spec.origin)
+        if spec and spec.origin and Path(spec.origin).suffix == ".py"
+        else None
+    )

@@ -1,6 +1,7 @@
 """A client's script: histories of calls through a `WarmExecutor`, of which it prints what each future says of its warmth, as JSON.
 
-A script of its own, since only then ``__main__`` is what it is for a user. Usage: python history_client.py BACKEND STRATEGY FOLDER
+A script of its own, since only then ``__main__`` is what it is for a user. Usage: python
+history_client.py BACKEND STRATEGY FOLDER
 """
 
 from __future__ import annotations
@@ -55,7 +56,13 @@ def callable_of(kind: str, strategy: str) -> Callable[[str, str], str]:
     if kind == "module":
         function: Callable[[str, str], str] = importlib.import_module("history").use
         return function
-    return use if kind == "__main__" else _closure() if strategy == "DillCode" else _self_contained_closure()
+    return (
+        use
+        if kind == "__main__"
+        else _closure()
+        if strategy == "DillCode"
+        else _self_contained_closure()
+    )
 
 
 def die() -> None:
@@ -82,13 +89,24 @@ def history(backend: str, kind: str, strategy: str, folder: Path) -> list[list[A
         options["config"] = options["config"].replace(str(MODULES), f"{folder}:{MODULES}")
     else:
         options["pythonpath"] = [folder, MODULES]
-    with WarmExecutor(MockExecutor(**options, serializer=ComputeSerializer(strategy_code=STRATEGIES[strategy]()))) as executor:
+    with WarmExecutor(
+        MockExecutor(**options, serializer=ComputeSerializer(strategy_code=STRATEGIES[strategy]()))
+    ) as executor:
         function = callable_of(kind, strategy)
 
         def tell(what: str, future: WarmFuture) -> None:
             error = future.exception(120)
             warmth = future.warmth
-            said.append([what, warmth.state, warmth.why, [load.name for load in warmth.loads], list(warmth.stale), error is None])
+            said.append(
+                [
+                    what,
+                    warmth.state,
+                    warmth.why,
+                    [load.name for load in warmth.loads],
+                    list(warmth.stale),
+                    error is None,
+                ]
+            )
 
         def call(what: str, name: str) -> None:
             tell(what, executor.submit(function, name, str(flag)))
@@ -101,7 +119,12 @@ def history(backend: str, kind: str, strategy: str, folder: Path) -> list[list[A
         call("a load that fails", "c")
         flag.unlink()
         call("after the failure", "c")
-        tell("by id", executor.submit_to_registered_function(executor.client.register_function(function), ("c", str(flag))))
+        tell(
+            "by id",
+            executor.submit_to_registered_function(
+                executor.client.register_function(function), ("c", str(flag))
+            ),
+        )
         tell("a worker that dies", executor.submit(die))
         call("after a restart", "a")
         call("again", "a")
@@ -113,7 +136,9 @@ def history(backend: str, kind: str, strategy: str, folder: Path) -> list[list[A
         call("and again", "a")
         wait_until(lambda: executor.report().calls == len(said) + 1, "all of it is in the report")
         report = executor.report()
-        said.append(["report", report.warm, report.cold, report.unknown, report.reasons, report.stale])
+        said.append(
+            ["report", report.warm, report.cold, report.unknown, report.reasons, report.stale]
+        )
     return said
 
 

@@ -21,7 +21,14 @@ import tasks
 from globus_compute_sdk import Executor
 from globus_compute_sdk.serialize import ComputeSerializer, JSONData, PureSourceDill
 
-from gc_warm import FunctionBook, MockClient, MockExecutor, StaleModuleError, WarmExecutor, functions
+from gc_warm import (
+    FunctionBook,
+    MockClient,
+    MockExecutor,
+    StaleModuleError,
+    WarmExecutor,
+    functions,
+)
 from gc_warm.client.report import Report
 from gc_warm.worker import module_versions
 from tests.support import MODULES, client_environment, remote_text, wait_until
@@ -53,24 +60,39 @@ def expected() -> list[list[Any]]:
 
 def histories_with(backend: str, strategy: str, folder: Path) -> dict[str, list[list[Any]]]:
     folder.mkdir()
-    command = [sys.executable, str(Path(__file__).with_name("history_client.py")), backend, strategy, str(folder)]
-    run = subprocess.run(command, env=client_environment(), stdout=subprocess.PIPE, check=True, timeout=600)
+    command = [
+        sys.executable,
+        str(Path(__file__).with_name("history_client.py")),
+        backend,
+        strategy,
+        str(folder),
+    ]
+    run = subprocess.run(
+        command, env=client_environment(), stdout=subprocess.PIPE, check=True, timeout=600
+    )
     said: dict[str, list[list[Any]]] = json.loads(run.stdout)
     return said
 
 
 @pytest.fixture(scope="module", params=BACKENDS)
-def histories(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, list[list[Any]]]]:
+def histories(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, dict[str, list[list[Any]]]]:
     """By strategy, at the same time, since most of each is waiting; and by kind."""
     folder = tmp_path_factory.mktemp("histories")
     with ThreadPoolExecutor() as pool:
-        runs = {strategy: pool.submit(histories_with, request.param, strategy, folder / strategy) for strategy in STRATEGIES}
+        runs = {
+            strategy: pool.submit(histories_with, request.param, strategy, folder / strategy)
+            for strategy in STRATEGIES
+        }
         return {strategy: run.result() for strategy, run in runs.items()}
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
 @pytest.mark.parametrize("kind", ["module", "__main__", "closure"])
-def test_every_row_of_a_history(histories: dict[str, dict[str, list[list[Any]]]], kind: str, strategy: str) -> None:
+def test_every_row_of_a_history(
+    histories: dict[str, dict[str, list[list[Any]]]], kind: str, strategy: str
+) -> None:
     *rows, report = histories[strategy][kind]
     assert rows == expected()
     assert report[1:4] == [4, 6, 4], "warm, cold, unknown: that of the reload, too"
@@ -96,7 +118,11 @@ def test_the_record_of_a_call(executor: WarmExecutor) -> None:
     future.result(120)
     warmth = future.warmth
     (load,) = warmth.loads
-    assert (warmth.state, warmth.why, load.name) == ("cold", FIRST, "gc_warm.warmables.potential.table")
+    assert (warmth.state, warmth.why, load.name) == (
+        "cold",
+        FIRST,
+        "gc_warm.warmables.potential.table",
+    )
     assert warmth.worker is not None
     assert warmth.worker.rank in (0, 1)
     assert warmth.worker.count == 2
@@ -108,7 +134,9 @@ def test_the_record_of_a_call(executor: WarmExecutor) -> None:
 def test_what_keeps_no_state_is_not_called_warm(executor: WarmExecutor) -> None:
     futures = [executor.submit(functions.count) for _ in range(3)]
     concurrent.futures.wait(futures)
-    assert {str(future.warmth) for future in futures} == {"unknown (used nothing of @warm or ExternalProcess)"}
+    assert {str(future.warmth) for future in futures} == {
+        "unknown (used nothing of @warm or ExternalProcess)"
+    }
 
 
 def test_a_program_is_cold_when_it_starts_and_warm_when_it_answers() -> None:
@@ -153,14 +181,20 @@ def test_results_and_arguments_in_json(client: MockClient) -> None:
         with WarmExecutor(plain) as executor:
             argument = {"a": (1, 2), "b": None}
             future = executor.submit(tasks.same, argument)
-            assert future.result(120) == {"a": [1, 2], "b": None} == plain.submit(tasks.same, argument).result(120)
+            assert (
+                future.result(120)
+                == {"a": [1, 2], "b": None}
+                == plain.submit(tasks.same, argument).result(120)
+            )
             assert future.warmth.worker is not None
     finally:
         client.fx_serializer = ComputeSerializer()
 
 
 def test_errors_are_those_of_the_executor_inside(executor: WarmExecutor) -> None:
-    assert "ZeroDivisionError: float division by zero" in remote_text(executor.submit(tasks.invert, 0.0))
+    assert "ZeroDivisionError: float division by zero" in remote_text(
+        executor.submit(tasks.invert, 0.0)
+    )
     with pytest.raises(TypeError, match="unhashable"):
         executor.submit([])  # type: ignore[arg-type]
 
@@ -181,7 +215,9 @@ def test_a_future_that_was_cancelled_before_it_was_sent(client: MockClient) -> N
 
 def test_workers_without_gc_warm_run_the_function_without_a_record(tmp_path: Path) -> None:
     (tmp_path / "gc_warm").mkdir()
-    (tmp_path / "gc_warm" / "__init__.py").write_text("raise ModuleNotFoundError('No module named gc_warm', name='gc_warm')")
+    (tmp_path / "gc_warm" / "__init__.py").write_text(
+        "raise ModuleNotFoundError('No module named gc_warm', name='gc_warm')"
+    )
     with WarmExecutor(MockExecutor(workers=1, pythonpath=[tmp_path])) as executor:
         future = executor.submit(len, "four")
         assert future.result(120) == 4
@@ -203,7 +239,9 @@ def test_what_has_changed_where_the_worker_has_it_from_is_stale_also_where_the_c
         return int(importlib.import_module("only_there").state()[0])
 
     serializer = ComputeSerializer(strategy_code=PureSourceDill())
-    with WarmExecutor(MockExecutor(workers=1, pythonpath=[tmp_path], serializer=serializer)) as executor:
+    with WarmExecutor(
+        MockExecutor(workers=1, pythonpath=[tmp_path], serializer=serializer)
+    ) as executor:
         assert executor.submit(use).result(120) == 1
         module.write_text(module.read_text().replace("1", "2"))
         futures = [executor.submit(use) for _ in range(3)]
@@ -214,9 +252,13 @@ def test_what_has_changed_where_the_worker_has_it_from_is_stale_also_where_the_c
     assert caplog.text.count("holds another version of only_there than there is now") == 1
 
 
-def test_methods_that_are_sent_by_name_have_a_module_that_can_be_stale(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_methods_that_are_sent_by_name_have_a_module_that_can_be_stale(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     module = tmp_path / "methods.py"
-    module.write_text("class Model:\n    @staticmethod\n    def use(): return 1\n    def predict(self): return 1\n")
+    module.write_text(
+        "class Model:\n    @staticmethod\n    def use(): return 1\n    def predict(self): return 1\n"
+    )
     monkeypatch.syspath_prepend(tmp_path)
     model = importlib.import_module("methods").Model
     with WarmExecutor(MockExecutor(workers=1, pythonpath=[tmp_path])) as executor:
@@ -227,20 +269,28 @@ def test_methods_that_are_sent_by_name_have_a_module_that_can_be_stale(tmp_path:
         assert [future.warmth.stale for future in futures] == [("methods",)] * 2
 
 
-def test_a_record_that_cannot_be_read_costs_no_result(executor: WarmExecutor, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_record_that_cannot_be_read_costs_no_result(
+    executor: WarmExecutor, caplog: pytest.LogCaptureFixture
+) -> None:
     future = executor.submit(tasks.same, {"gc_warm_record": 1, "result": 2})
     assert future.result(120) == {"gc_warm_record": 1, "result": 2}
     function = executor.client.register_function(tasks.same)
     odd = {"gc_warm_record": {"worker": {"rank": None}, "loads": [], "modules": 7}, "result": 3}
-    assert executor.submit_to_registered_function(function, (odd,)).result(120) == odd, "submitted by id: as it is"
+    assert executor.submit_to_registered_function(function, (odd,)).result(120) == odd, (
+        "submitted by id: as it is"
+    )
     executor._executor.submit_to_registered_function(function, (odd,)).result(120)
     reloaded = [future for future in executor.reload_tasks() if future.result(120) == 3]
-    assert {str(future.warmth) for future in reloaded} == {"unknown (came with a record of another version)"}
+    assert {str(future.warmth) for future in reloaded} == {
+        "unknown (came with a record of another version)"
+    }
     assert "a record cannot be read" in caplog.text
 
 
 @pytest.mark.parametrize("name", ["class", "<lambda>", "two words"])
-def test_a_function_may_have_any_name(executor: WarmExecutor, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_function_may_have_any_name(
+    executor: WarmExecutor, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(tasks.same, "__name__", name)
     assert executor.submit(tasks.same, 1).result(120) == 1
 
@@ -268,7 +318,9 @@ def test_stale_error_ends_the_future(tmp_path: Path, monkeypatch: pytest.MonkeyP
     with WarmExecutor(MockExecutor(workers=1, pythonpath=[tmp_path]), stale="error") as executor:
         assert executor.submit(use).result(120) == 1
         module.write_text(module.read_text().replace("1", "2"))
-        with pytest.raises(StaleModuleError, match=r"another version of edited .*restart the endpoint"):
+        with pytest.raises(
+            StaleModuleError, match=r"another version of edited .*restart the endpoint"
+        ):
             executor.submit(use).result(120)
         with pytest.raises(StaleModuleError, match="another version of edited"):
             executor.warm_up(use, workers=1)
@@ -276,7 +328,9 @@ def test_stale_error_ends_the_future(tmp_path: Path, monkeypatch: pytest.MonkeyP
         WarmExecutor(executor._executor, stale="ignore")  # type: ignore[arg-type]
 
 
-def test_records_are_in_the_file_when_the_executor_has_ended(client: MockClient, tmp_path: Path) -> None:
+def test_records_are_in_the_file_when_the_executor_has_ended(
+    client: MockClient, tmp_path: Path
+) -> None:
     file = tmp_path / "records.jsonl"
     for _ in range(2):
         with WarmExecutor(MockExecutor(client=client), records=file) as executor:
@@ -289,7 +343,9 @@ def test_records_are_in_the_file_when_the_executor_has_ended(client: MockClient,
     assert both.records[3:] == report.records
 
 
-def test_a_disk_that_is_full_costs_records_and_no_results(client: MockClient, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_disk_that_is_full_costs_records_and_no_results(
+    client: MockClient, caplog: pytest.LogCaptureFixture
+) -> None:
     with WarmExecutor(MockExecutor(client=client), records="/dev/full") as executor:
         assert [executor.submit(len, "ab").result(120) for _ in range(2)] == [2, 2]
     assert caplog.text.count("no more records are written to /dev/full") == 1
@@ -325,15 +381,18 @@ def test_tasks_of_an_earlier_executor_have_their_records(client: MockClient) -> 
 
 
 def test_importing_gc_warm_on_a_worker_brings_nothing_of_the_client() -> None:
-    code = (
-        "import sys, gc_warm.worker.calls; print([name for name in sys.modules if name.startswith(('globus', 'rich', 'gc_warm.client'))])"
+    code = "import sys, gc_warm.worker.calls; print([name for name in sys.modules if name.startswith(('globus', 'rich', 'gc_warm.client'))])"
+    run = subprocess.run(
+        [sys.executable, "-c", code], env=os.environ, stdout=subprocess.PIPE, check=True
     )
-    run = subprocess.run([sys.executable, "-c", code], env=os.environ, stdout=subprocess.PIPE, check=True)
     assert run.stdout == b"[]\n"
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # of the SDK's submitter
-def test_a_task_that_cannot_be_sent_ends_its_executor_and_nobody_waits_for_it(client: MockClient) -> None:
+# of the SDK's submitter
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_task_that_cannot_be_sent_ends_its_executor_and_nobody_waits_for_it(
+    client: MockClient,
+) -> None:
     """Around the SDK's own executor, which leaves the future of such a task to itself."""
     group = Executor._default_task_group_id
     with WarmExecutor(Executor(client.endpoint_id, client, task_group_id=uuid.uuid4())) as executor:
@@ -345,7 +404,8 @@ def test_a_task_that_cannot_be_sent_ends_its_executor_and_nobody_waits_for_it(cl
     Executor._default_task_group_id = group
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # of the SDK's submitter
+# of the SDK's submitter
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_a_warm_up_tells_that_its_executor_has_ended(client: MockClient) -> None:
     group = Executor._default_task_group_id
     executor = WarmExecutor(Executor(client.endpoint_id, client, task_group_id=uuid.uuid4()))
@@ -355,15 +415,17 @@ def test_a_warm_up_tells_that_its_executor_has_ended(client: MockClient) -> None
     Executor._default_task_group_id = group
 
 
-def test_versions_of_modules_that_are_decorated_nested_or_of_a_namespace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_versions_of_modules_that_are_decorated_nested_or_of_a_namespace(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """None of them is stale before it is edited, and all of them are afterwards."""
     monkeypatch.syspath_prepend(tmp_path)
     (tmp_path / "outer" / "inner").mkdir(parents=True)
-    nested = (
-        "from gc_warm import warm\n@warm\ndef state(): return [1]\ndef fresh():\n    @warm\n    def own(): return [1]\n    return own()\n"
-    )
+    nested = "from gc_warm import warm\n@warm\ndef state(): return [1]\ndef fresh():\n    @warm\n    def own(): return [1]\n    return own()\n"
     decorated = "from gc_warm import warm\nfrom helper import logged\n@warm\n@logged\ndef state(): return [1]\nfresh = state\n"
-    (tmp_path / "helper.py").write_text("import functools\ndef logged(f):\n    return functools.wraps(f)(lambda *args: f(*args))\n")
+    (tmp_path / "helper.py").write_text(
+        "import functools\ndef logged(f):\n    return functools.wraps(f)(lambda *args: f(*args))\n"
+    )
     names = {"nested_state": nested, "decorated_state": decorated, "outer.inner.deep_state": nested}
     files = [tmp_path / (name.replace(".", "/") + ".py") for name in names]
     for file, text in zip(files, names.values(), strict=True):
@@ -375,7 +437,9 @@ def test_versions_of_modules_that_are_decorated_nested_or_of_a_namespace(tmp_pat
         return int(getattr(importlib.import_module(name), what)()[0])
 
     serializer = ComputeSerializer(strategy_code=PureSourceDill())
-    with WarmExecutor(MockExecutor(workers=1, pythonpath=[tmp_path], serializer=serializer)) as executor:
+    with WarmExecutor(
+        MockExecutor(workers=1, pythonpath=[tmp_path], serializer=serializer)
+    ) as executor:
         for name, file in zip(names, files, strict=True):
             said = []
             for what in ("state", "fresh", "state"):
@@ -425,7 +489,9 @@ def test_a_file_of_records_that_cannot_be_opened_leaves_no_executor() -> None:
         WarmExecutor(MockExecutor(workers=1), records="/no/such/folder/records.jsonl")
 
 
-def test_a_line_that_another_client_has_not_completed_is_ended_first(client: MockClient, tmp_path: Path) -> None:
+def test_a_line_that_another_client_has_not_completed_is_ended_first(
+    client: MockClient, tmp_path: Path
+) -> None:
     file = tmp_path / "records.jsonl"
     file.write_text('{"function": "le')
     with WarmExecutor(MockExecutor(client=client), records=file) as executor:

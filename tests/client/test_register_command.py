@@ -51,7 +51,12 @@ class Clients:
                 clients.sent.append(function.__name__)
                 return str(function_id)
 
-        self.made.append(Counting(environment="production", code_serialization_strategy=registry.STRATEGIES[strategy]()))
+        self.made.append(
+            Counting(
+                environment="production",
+                code_serialization_strategy=registry.STRATEGIES[strategy](),
+            )
+        )
         return self.made[-1]
 
 
@@ -90,9 +95,15 @@ def test_what_is_new_or_changed_is_sent_and_it_says_why(clients: Clients) -> Non
     assert first.exit_code == 0, first.output
     book = FunctionBook.load("functions.yaml")
     lines = first.stdout.splitlines()
-    assert lines[:2] == [f"energy  {book['energy']}  registered: new", f"forces  {book['forces']}  registered: new"]
+    assert lines[:2] == [
+        f"energy  {book['energy']}  registered: new",
+        f"forces  {book['forces']}  registered: new",
+    ]
     assert "functions.yaml: 2 registered, 0 unchanged. In Python:" in lines
-    assert "    FunctionBook.load('functions.yaml').prime(executor)    # then executor.submit(energy) uses its id" in lines
+    assert (
+        "    FunctionBook.load('functions.yaml').prime(executor)    # then executor.submit(energy) uses its id"
+        in lines
+    )
     assert first.stderr == ""
     write(SCIENCE.replace("forces(x)", "forces(x, unit)").replace("x * x", "x ** 2"))
     second = register("science")
@@ -121,14 +132,24 @@ def cold():
 
 
 @pytest.mark.parametrize("mode", [[], ["--dry-run"], ["--check"]])
-def test_what_can_never_be_warm_is_refused_before_anything_is_sent(clients: Clients, folder: Path, mode: list[str]) -> None:
+def test_what_can_never_be_warm_is_refused_before_anything_is_sent(
+    clients: Clients, folder: Path, mode: list[str]
+) -> None:
     write(COLD)
     refused = register("science", *mode)
     assert refused.exit_code == 1
-    assert f"{folder / 'science.py'}:14: GCW101 error: load is cached, and made anew with an empty cache in every call" in refused.stderr
-    assert "nothing is registered: mend what can never be warm, silence a rule in its line, or add --force" in refused.stderr
+    assert (
+        f"{folder / 'science.py'}:14: GCW101 error: load is cached, and made anew with an empty cache in every call"
+        in refused.stderr
+    )
+    assert (
+        "nothing is registered: mend what can never be warm, silence a rule in its line, or add --force"
+        in refused.stderr
+    )
     assert (clients.made, os.listdir(folder), refused.stdout) == ([], ["science.py"], "")
-    assert register("science", "energy", *mode).exit_code == (mode == ["--check"]), "the others can be registered"
+    assert register("science", "energy", *mode).exit_code == (mode == ["--check"]), (
+        "the others can be registered"
+    )
 
 
 def test_force_registers_it_all_the_same_and_so_does_a_comment(clients: Clients) -> None:
@@ -146,13 +167,20 @@ def test_what_is_warm_only_with_this_strategy_is_told_and_registered(clients: Cl
     write("def energy(x, seen={}):\n    seen[x] = 1\n")
     told = register("science")
     assert (told.exit_code, clients.sent) == (0, ["energy"])
-    assert "GCW104 warning: seen keeps state in its default value, which is warm only as long as it travels by DillCode" in told.stderr
+    assert (
+        "GCW104 warning: seen keeps state in its default value, which is warm only as long as it travels by DillCode"
+        in told.stderr
+    )
     assert register("science", "--strategy", "AllCodeStrategies").exit_code == 1
 
 
-def test_function_that_has_only_an_object_below_its_decorators_is_passed_over(clients: Clients) -> None:
+def test_function_that_has_only_an_object_below_its_decorators_is_passed_over(
+    clients: Clients,
+) -> None:
     timed = "def timed(f):\n    @functools.wraps(f)\n    def inner():\n        return f()\n    return inner\n"
-    write(f"import functools\nfrom gc_warm import warm\n{timed}@timed\n@warm\ndef energy():\n    return 1\n")
+    write(
+        f"import functools\nfrom gc_warm import warm\n{timed}@timed\n@warm\ndef energy():\n    return 1\n"
+    )
     assert register("science", "energy", "--dry-run").exit_code == 0
 
 
@@ -178,21 +206,35 @@ def test_dry_run_and_check_send_nothing_and_write_nothing(clients: Clients, fold
     register("science")
     written = Path("functions.yaml").read_bytes()
     current = register("science", "--check")
-    assert (current.exit_code, current.stdout.splitlines()[-1]) == (0, "functions.yaml is up to date")
+    assert (current.exit_code, current.stdout.splitlines()[-1]) == (
+        0,
+        "functions.yaml is up to date",
+    )
     stale = register("science", "--check", "--strategy", "AllCodeStrategies")
     assert stale.exit_code == 1
     assert "would be registered: strategy DillCode -> AllCodeStrategies" in stale.stdout
     assert stale.stdout.splitlines()[-1] == "functions.yaml is out of date: 2 of 2 would be sent"
-    assert register("science", "--dry-run", "--public").stdout.count("would be registered: for you -> for everybody") == 2
+    assert (
+        register("science", "--dry-run", "--public").stdout.count(
+            "would be registered: for you -> for everybody"
+        )
+        == 2
+    )
     assert (len(clients.made), Path("functions.yaml").read_bytes()) == (1, written)
 
 
 def test_options_reach_the_service(clients: Clients) -> None:
     group = str(uuid.uuid4())
-    done = register("science", "energy", "--book", "b.yaml", "--strategy", "PureSourceDill", "--group", group)
+    done = register(
+        "science", "energy", "--book", "b.yaml", "--strategy", "PureSourceDill", "--group", group
+    )
     assert done.exit_code == 0, done.output
     entry = FunctionBook.load("b.yaml").entries["energy"]
-    assert (entry.strategy, entry.group, entry.description) == ("PureSourceDill", group, "Energy of a cluster.")
+    assert (entry.strategy, entry.group, entry.description) == (
+        "PureSourceDill",
+        group,
+        "Energy of a cluster.",
+    )
     kept = clients.made[0].service._functions[entry.function_id]
     assert (kept["group"], kept["function_code"].split("\n")[1]) == (group, "sd")
     assert not Path("functions.yaml").exists()
@@ -209,7 +251,10 @@ def test_options_reach_the_service(clients: Clients) -> None:
         ),
         (["science", "--group", "us"], "group: 'us' is not the id of a Globus group"),
         (["science", "--strategy", "Telepathy"], "'Telepathy' is not one of"),
-        (["science.py"], "science.py is a path: give the module's dotted name, as workers import it, such as science"),
+        (
+            ["science.py"],
+            "science.py is a path: give the module's dotted name, as workers import it, such as science",
+        ),
         (["scince"], "scince cannot be imported: ModuleNotFoundError: No module named 'scince'"),
         (["science", "enrgy"], "science has no function 'enrgy'; did you mean 'energy'?"),
         (["science", "--book", "missing/b.yaml"], "there is no folder for missing/b.yaml"),
@@ -229,7 +274,10 @@ def test_what_has_disappeared_is_kept_and_mentioned(clients: Clients) -> None:
     register("science")
     write(SCIENCE.split("def forces")[0])
     done = register("science")
-    assert "forces is no longer in science; its entry is kept: remove it from functions.yaml if nobody uses it" in done.stdout
+    assert (
+        "forces is no longer in science; its entry is kept: remove it from functions.yaml if nobody uses it"
+        in done.stdout
+    )
     assert list(FunctionBook.load("functions.yaml")) == ["energy", "forces"]
     assert register("science", "--check").exit_code == 0
 
@@ -237,24 +285,38 @@ def test_what_has_disappeared_is_kept_and_mentioned(clients: Clients) -> None:
 @pytest.mark.parametrize(
     ("error", "code", "message"),
     [
-        (globus_sdk.GlobusConnectionError("cut", requests.ConnectionError("the cable")), 1, "the service cannot be reached: the cable"),
+        (
+            globus_sdk.GlobusConnectionError("cut", requests.ConnectionError("the cable")),
+            1,
+            "the service cannot be reached: the cable",
+        ),
         (KeyboardInterrupt(), 130, "Interrupted; one function may have been on its way."),
         (VersionMismatch("too old"), 1, "too old"),
     ],
 )
-def test_what_breaks_in_the_middle_loses_nothing(clients: Clients, error: BaseException, code: int, message: str) -> None:
+def test_what_breaks_in_the_middle_loses_nothing(
+    clients: Clients, error: BaseException, code: int, message: str
+) -> None:
     clients.error_at = {1: error}
     broken = register("science")
     assert broken.exit_code == code
     assert message in broken.stderr
-    assert "Registered before that, and in functions.yaml: energy. Run the command again for the others." in broken.stderr
-    assert (list(FunctionBook.load("functions.yaml")), sorted(os.listdir())) == (["energy"], ["functions.yaml", "science.py"])
+    assert (
+        "Registered before that, and in functions.yaml: energy. Run the command again for the others."
+        in broken.stderr
+    )
+    assert (list(FunctionBook.load("functions.yaml")), sorted(os.listdir())) == (
+        ["energy"],
+        ["functions.yaml", "science.py"],
+    )
     clients.error_at = {}
     assert register("science").exit_code == 0
     assert clients.sent == ["energy", "forces"]
 
 
-def test_a_refusal_of_the_service_is_quoted(clients: Clients, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_refusal_of_the_service_is_quoted(
+    clients: Clients, monkeypatch: pytest.MonkeyPatch
+) -> None:
     client = clients("DillCode")
     monkeypatch.setattr(register_command, "_client", lambda strategy: client)
 
@@ -263,16 +325,24 @@ def test_a_refusal_of_the_service_is_quoted(clients: Clients, monkeypatch: pytes
 
     monkeypatch.setattr(client.service, "handle", refuse)
     refused = register("science")
-    assert (refused.exit_code, refused.stderr) == (1, "Error: the service answered 403 FUNCTION_NOT_PERMITTED: not you\n")
+    assert (refused.exit_code, refused.stderr) == (
+        1,
+        "Error: the service answered 403 FUNCTION_NOT_PERMITTED: not you\n",
+    )
     assert os.listdir() == ["science.py"]
 
 
 def test_half_a_client_identity_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(**_: Any) -> None:  # as the SDK's client does, which then leaves a database open
-        raise ValueError("Both GLOBUS_COMPUTE_CLIENT_ID and GLOBUS_COMPUTE_CLIENT_SECRET must be set")
+        raise ValueError(
+            "Both GLOBUS_COMPUTE_CLIENT_ID and GLOBUS_COMPUTE_CLIENT_SECRET must be set"
+        )
 
     monkeypatch.setattr(register_command, "Client", refuse)
-    assert register("science").stderr == "Error: Both GLOBUS_COMPUTE_CLIENT_ID and GLOBUS_COMPUTE_CLIENT_SECRET must be set\n"
+    assert (
+        register("science").stderr
+        == "Error: Both GLOBUS_COMPUTE_CLIENT_ID and GLOBUS_COMPUTE_CLIENT_SECRET must be set\n"
+    )
 
 
 def test_a_missing_login_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -283,7 +353,9 @@ def test_a_missing_login_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:
     assert register("science").stderr == "Error: log in where there is a terminal\n"
 
 
-def test_many_on_a_terminal_have_a_progress_bar(clients: Clients, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_many_on_a_terminal_have_a_progress_bar(
+    clients: Clients, monkeypatch: pytest.MonkeyPatch
+) -> None:
     write("\n".join(f"def f{n}(): pass" for n in range(50)), "many")
     monkeypatch.setenv("FORCE_COLOR", "1")
     monkeypatch.setenv("TERM", "xterm")
@@ -300,10 +372,25 @@ def test_many_on_a_terminal_have_a_progress_bar(clients: Clients, monkeypatch: p
 
 def test_modules_of_the_current_directory_are_found_and_no_login_is_asked_for() -> None:
     environment = {**client_environment(), "PYTHONDONTWRITEBYTECODE": "1"}
-    command = [sys.executable, "-P", "-c", "from gc_warm.cli import main; main()", "register", "science", "--check"]
+    command = [
+        sys.executable,
+        "-P",
+        "-c",
+        "from gc_warm.cli import main; main()",
+        "register",
+        "science",
+        "--check",
+    ]
     if sys.version_info < (3, 11):
         command.remove("-P")
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, stdin=subprocess.DEVNULL)
+    done = subprocess.run(
+        command,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        stdin=subprocess.DEVNULL,
+    )
     assert (done.returncode, done.stderr) == (1, "")
     assert "functions.yaml is out of date: 2 of 2 would be sent" in done.stdout
     assert os.listdir() == ["science.py"]

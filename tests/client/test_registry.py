@@ -50,7 +50,8 @@ class Counting(MockClient):
     """Knows what was sent with it, and can lose its connection at the n-th registration."""
 
     def __init__(self, cut_at: int = 0, **options: Any) -> None:
-        super().__init__(**{"environment": "production", **options})  # which is not asked for what it knows
+        # which is not asked for what it knows
+        super().__init__(**{"environment": "production", **options})
         self.sent: list[str] = []
         self.cut_at = cut_at
 
@@ -93,7 +94,9 @@ def science(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monkey
 
 def reasons(book: Path, client: MockClient, functions: list[Any], **terms: Any) -> dict[str, str]:
     found: dict[str, str] = {}
-    FunctionBook.register(book, client, functions, report=lambda step: found.update({step.name: step.why}), **terms)
+    FunctionBook.register(
+        book, client, functions, report=lambda step: found.update({step.name: step.why}), **terms
+    )
     return found
 
 
@@ -106,25 +109,42 @@ def many(number: int) -> str:
 
 def test_a_book_holds_what_was_sent(book: Path, client: Counting, science: Write) -> None:
     made = FunctionBook.register(book, client, science(SCIENCE))
-    assert book.read_text().startswith("# Written by gc-warm register; ids of functions registered with Globus Compute.\nversion: 1\n")
+    assert book.read_text().startswith(
+        "# Written by gc-warm register; ids of functions registered with Globus Compute.\nversion: 1\n"
+    )
     loaded = FunctionBook.load(book)
     assert dict(loaded) == dict(made)
     assert list(loaded) == ["energy", "forces"]
     entry = loaded.entries["energy"]
-    assert client.get_function(loaded["energy"])["description"] == entry.description == "Energy: of a --- cluster.\n\nIn two paragraphs."
-    assert (entry.module, entry.signature, entry.strategy, entry.public, entry.group) == ("science", "(x)", "DillCode", False, None)
+    assert (
+        client.get_function(loaded["energy"])["description"]
+        == entry.description
+        == "Energy: of a --- cluster.\n\nIn two paragraphs."
+    )
+    assert (entry.module, entry.signature, entry.strategy, entry.public, entry.group) == (
+        "science",
+        "(x)",
+        "DillCode",
+        False,
+        None,
+    )
     assert loaded.entries["forces"].signature == "(x, unit='eV')"
     assert dict(pickle.loads(pickle.dumps(loaded))) == dict(loaded)
 
 
 def test_source_only_edit_keeps_every_id(book: Path, client: Counting, science: Write) -> None:
     before = dict(FunctionBook.register(book, client, science(SCIENCE)))
-    assert reasons(book, client, science("import os\n" + SCIENCE.replace("x * x", "x ** 2"))) == {"energy": "", "forces": ""}
+    assert reasons(book, client, science("import os\n" + SCIENCE.replace("x * x", "x ** 2"))) == {
+        "energy": "",
+        "forces": "",
+    }
     assert dict(FunctionBook.load(book)) == before
     assert client.sent == ["energy", "forces"]
 
 
-def test_after_a_change_of_signature_one_is_sent(book: Path, client: Counting, science: Write) -> None:
+def test_after_a_change_of_signature_one_is_sent(
+    book: Path, client: Counting, science: Write
+) -> None:
     before = dict(FunctionBook.register(book, client, science(SCIENCE)))
     changed = science(SCIENCE.replace("energy(x)", "energy(x, y=1)"))
     assert reasons(book, client, changed) == {"energy": "signature (x) -> (x, y=1)", "forces": ""}
@@ -134,7 +154,9 @@ def test_after_a_change_of_signature_one_is_sent(book: Path, client: Counting, s
     assert after["forces"] == before["forces"]
 
 
-def test_after_a_change_of_strategy_one_is_sent(book: Path, client: Counting, science: Write) -> None:
+def test_after_a_change_of_strategy_one_is_sent(
+    book: Path, client: Counting, science: Write
+) -> None:
     energy, forces = science(SCIENCE)
     before = FunctionBook.register(book, client, [energy, forces])
     with Counting(code_serialization_strategy=registry.STRATEGIES["PureSourceDill"]()) as other:
@@ -143,7 +165,9 @@ def test_after_a_change_of_strategy_one_is_sent(book: Path, client: Counting, sc
     assert FunctionBook.load(book)["forces"] == before["forces"]
 
 
-def test_fifty_functions_twice_the_second_time_sends_none(book: Path, client: Counting, science: Write) -> None:
+def test_fifty_functions_twice_the_second_time_sends_none(
+    book: Path, client: Counting, science: Write
+) -> None:
     FunctionBook.register(book, client, science(many(50)))
     assert len(client.sent) == 50
     written = book.read_bytes()
@@ -153,28 +177,39 @@ def test_fifty_functions_twice_the_second_time_sends_none(book: Path, client: Co
 
 
 def test_source_that_is_sent_counts(book: Path, science: Write) -> None:
-    with Counting(code_serialization_strategy=registry.STRATEGIES["PureSourceTextInspect"]()) as client:
+    with Counting(
+        code_serialization_strategy=registry.STRATEGIES["PureSourceTextInspect"]()
+    ) as client:
         FunctionBook.register(book, client, science(SCIENCE))
         edited = science(SCIENCE.replace("x * x", "x ** 2"))
         assert reasons(book, client, edited) == {"energy": "what is sent has changed", "forces": ""}
         old = FunctionBook.load(book).entries["energy"].python_version
         book.write_text(book.read_text().replace(f"python_version: {old}", "python_version: 3.9.1"))
         found = reasons(book, client, science(SCIENCE))
-        assert found["energy"] == f"what is sent has changed, probably since Python 3.9.1 is now {old}"
+        assert (
+            found["energy"] == f"what is sent has changed, probably since Python 3.9.1 is now {old}"
+        )
 
 
 def test_audience_counts(book: Path, client: Counting) -> None:
     group = str(uuid.uuid4())
     assert reasons(book, client, [functions.count]) == {"count": "new"}
-    assert reasons(book, client, [functions.count], public=True) == {"count": "for you -> for everybody"}
-    assert reasons(book, client, [functions.count], group=group) == {"count": f"for everybody -> for group {group}"}
+    assert reasons(book, client, [functions.count], public=True) == {
+        "count": "for you -> for everybody"
+    }
+    assert reasons(book, client, [functions.count], group=group) == {
+        "count": f"for everybody -> for group {group}"
+    }
     assert client.service._functions[FunctionBook.load(book)["count"]]["group"] == group
 
 
 def test_ids_of_another_service_mean_nothing(book: Path, client: Counting, science: Write) -> None:
     here = FunctionBook.register(book, client, science(SCIENCE))
     with Counting(environment="preview") as other:
-        assert "its id is one of https://compute.api.globus.org" in reasons(book, other, [functions.count, *science(SCIENCE)[:1]])["energy"]
+        assert (
+            "its id is one of https://compute.api.globus.org"
+            in reasons(book, other, [functions.count, *science(SCIENCE)[:1]])["energy"]
+        )
     assert FunctionBook.load(book)["forces"] == here["forces"]  # nobody asked for it
     assert reasons(book, client, science(SCIENCE)[1:]) == {"forces": ""}
 
@@ -184,13 +219,20 @@ def test_a_stand_in_that_forgot_is_told_again(book: Path) -> None:
         FunctionBook.register(book, first, [functions.count, functions.cluster_energy])
         first.delete_function(FunctionBook.load(book)["count"])
         found = reasons(book, first, [functions.count, functions.cluster_energy])
-        assert found == {"count": "the service does not know this id any more", "cluster_energy": ""}
+        assert found == {
+            "count": "the service does not know this id any more",
+            "cluster_energy": "",
+        }
     with Counting(environment="local") as second:
-        assert set(reasons(book, second, [functions.count]).values()) == {"the service does not know this id any more"}
+        assert set(reasons(book, second, [functions.count]).values()) == {
+            "the service does not know this id any more"
+        }
         assert reasons(book, second, [functions.count]) == {"count": ""}
 
 
-def test_another_error_of_a_stand_in_is_not_taken_for_forgetting(book: Path, client: Counting, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_error_of_a_stand_in_is_not_taken_for_forgetting(
+    book: Path, client: Counting, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(registry, "is_local", lambda service: True)
     FunctionBook.register(book, client, [functions.count])
 
@@ -205,7 +247,12 @@ def test_another_error_of_a_stand_in_is_not_taken_for_forgetting(book: Path, cli
 
 @pytest.mark.parametrize(
     ("service", "local"),
-    [("http://localhost:5000", True), ("http://127.0.0.3", True), ("http://[::1]:5000", True), ("https://compute.api.globus.org", False)],
+    [
+        ("http://localhost:5000", True),
+        ("http://127.0.0.3", True),
+        ("http://[::1]:5000", True),
+        ("https://compute.api.globus.org", False),
+    ],
 )
 def test_what_is_local(service: str, local: bool) -> None:
     assert registry.is_local(service) == local
@@ -215,7 +262,10 @@ def test_same_name_from_another_module(book: Path, client: Counting, science: Wr
     FunctionBook.register(book, client, science(SCIENCE))
     written = book.read_bytes()
     others = science("def energy(x):\n    return 0\n\n\ndef new():\n    return 1", "chemistry")
-    with pytest.raises(BookError, match=r"energy of chemistry: this book has a function of that name from science\. Use another book"):
+    with pytest.raises(
+        BookError,
+        match=r"energy of chemistry: this book has a function of that name from science\. Use another book",
+    ):
         FunctionBook.register(book, client, others)
     with pytest.raises(BookError, match="of that name from chemistry"):
         FunctionBook.register(book.with_name("b.yaml"), client, [*others, *science(SCIENCE)])
@@ -228,7 +278,9 @@ def test_same_name_from_another_module(book: Path, client: Counting, science: Wr
 
 def test_public_functions(science: Write) -> None:
     imported = (
-        "from os.path import join\nfrom gc_warm.functions import count\nclass A: pass\nagain = None\n" + SCIENCE + "\nalias = energy\n"
+        "from os.path import join\nfrom gc_warm.functions import count\nclass A: pass\nagain = None\n"
+        + SCIENCE
+        + "\nalias = energy\n"
     )
     assert [each.__name__ for each in science(imported)] == ["energy", "forces"]
     listed = science(imported + "__all__ = ['count', 'A', '_helper']")
@@ -256,7 +308,10 @@ method = Machine.method
     ("name", "message"),
     [
         ("tabel", r"has no function 'tabel'; did you mean 'table_of'\?"),
-        ("table", "table is a @warm function, and only plain .* write one that imports table in its body and calls it"),
+        (
+            "table",
+            "table is a @warm function, and only plain .* write one that imports table in its body and calls it",
+        ),
         ("Machine", "Machine is a class"),
         ("number", "number is a int"),
         ("short", "short cannot be found as science.<lambda>: define it with def at the top level"),
@@ -275,9 +330,15 @@ def test_what_cannot_be_registered(science: Write, name: str, message: str) -> N
 @pytest.mark.parametrize(
     ("module", "message"),
     [
-        ("lib/science.py", r"lib/science.py is a path: give the module's dotted name, as workers import it, such as lib.science$"),
+        (
+            "lib/science.py",
+            r"lib/science.py is a path: give the module's dotted name, as workers import it, such as lib.science$",
+        ),
         ("./science", "such as science$"),
-        ("no_such.module", "no_such.module cannot be imported: ModuleNotFoundError: No module named 'no_such'"),
+        (
+            "no_such.module",
+            "no_such.module cannot be imported: ModuleNotFoundError: No module named 'no_such'",
+        ),
         ("", "cannot be imported: ValueError"),
         ("ends", "ends cannot be imported: SystemExit: 3"),
         ("wrong", "wrong cannot be imported: SyntaxError"),
@@ -294,13 +355,20 @@ def test_modules_that_cannot_be_used(science: Write, module: str, message: str) 
         registry.functions_of(module)
 
 
-@pytest.mark.parametrize("strategy", ["DillCodeSource", "DillCodeTextInspect", "PureSourceDill", "PureSourceTextInspect"])
+@pytest.mark.parametrize(
+    "strategy", ["DillCodeSource", "DillCodeTextInspect", "PureSourceDill", "PureSourceTextInspect"]
+)
 @pytest.mark.parametrize("filename", ["<string>", "typed at a prompt"])
-def test_a_function_that_cannot_be_sent(filename: str, strategy: str, book: Path, science: Write) -> None:
+def test_a_function_that_cannot_be_sent(
+    filename: str, strategy: str, book: Path, science: Write
+) -> None:
     """Some Pythons take the first lines of its module for its source."""
     with Counting(code_serialization_strategy=registry.STRATEGIES[strategy]()) as client:
         made = science(SCIENCE + f"exec(compile('def typed(): pass', {filename!r}, 'exec'))")
-        with pytest.raises(BookError, match=f"typed cannot be sent with the strategy {strategy}: (its|could not get) source"):
+        with pytest.raises(
+            BookError,
+            match=f"typed cannot be sent with the strategy {strategy}: (its|could not get) source",
+        ):
             FunctionBook.register(book, client, made)
         assert client.sent == []
     assert not book.exists()
@@ -344,7 +412,11 @@ def test_fingerprints_are_the_same_in_every_process(tmp_path: Path) -> None:
     (tmp_path / "sets.py").write_text(SETS)
     (tmp_path / "script.py").write_text(SETS + SHOW)
     first, *others = (
-        run([where / "script.py"], cwd=tmp_path, env={**client_environment(), "PYTHONHASHSEED": seed})
+        run(
+            [where / "script.py"],
+            cwd=tmp_path,
+            env={**client_environment(), "PYTHONHASHSEED": seed},
+        )
         for where, seed in ((tmp_path, "1"), (Path("."), "2"), (tmp_path, "3"))
     )
     assert len(first.splitlines()) == 2 * len(registry.STRATEGIES)
@@ -370,7 +442,10 @@ class Client(SdkClient):
 def test_a_function_of_a_script_is_refused(tmp_path: Path) -> None:
     (tmp_path / "script.py").write_text(SCRIPT)
     said = run(["script.py"], cwd=tmp_path, env=client_environment())
-    assert said == "energy belongs to a script, whose name workers do not know: move it to a module, and import it from there\n"
+    assert (
+        said
+        == "energy belongs to a script, whose name workers do not know: move it to a module, and import it from there\n"
+    )
 
 
 SCRIPT = """
@@ -407,43 +482,70 @@ def executor(client: Counting, monkeypatch: pytest.MonkeyPatch) -> Iterator[Exec
         yield executor
 
 
-def test_priming_with_what_has_changed_names_all_of_it(book: Path, client: Counting, science: Write, executor: Executor) -> None:
+def test_priming_with_what_has_changed_names_all_of_it(
+    book: Path, client: Counting, science: Write, executor: Executor
+) -> None:
     made = FunctionBook.register(book, client, [functions.count, *science(SCIENCE)])
     science("def energy(x, y): pass\ndef forces(x, y): pass")
     with pytest.raises(BookError) as raised:
         made.prime(executor)
-    assert raised.match(r"energy: signature \(x\) -> \(x, y\): run gc-warm register again; forces: signature \(x, unit='eV'\) -> ")
+    assert raised.match(
+        r"energy: signature \(x\) -> \(x, y\): run gc-warm register again; forces: signature \(x, unit='eV'\) -> "
+    )
     assert executor._function_registry == {}
-    text = book.read_text().replace("DillCode", "Telepathy", 1).replace("module: science", "module: alchemy")
+    text = (
+        book.read_text()
+        .replace("DillCode", "Telepathy", 1)
+        .replace("module: science", "module: alchemy")
+    )
     book.write_text(text)
-    with pytest.raises(BookError, match=r"has no strategy Telepathy.*energy: alchemy cannot be imported"):
+    with pytest.raises(
+        BookError, match=r"has no strategy Telepathy.*energy: alchemy cannot be imported"
+    ):
         FunctionBook.load(book).prime(executor)
 
 
-def test_what_has_been_renamed_does_not_hinder_priming(book: Path, client: Counting, science: Write, executor: Executor) -> None:
+def test_what_has_been_renamed_does_not_hinder_priming(
+    book: Path, client: Counting, science: Write, executor: Executor
+) -> None:
     FunctionBook.register(book, client, science(SCIENCE))
-    made = FunctionBook.register(book, client, science(SCIENCE.replace("def forces", "def gradient")))
+    made = FunctionBook.register(
+        book, client, science(SCIENCE.replace("def forces", "def gradient"))
+    )
     made.prime(executor)
     assert set(made) == {"energy", "forces", "gradient"}
     assert len(executor._function_registry) == 2
 
 
-def test_ids_that_count_are_not_replaced_by_those_of_a_local_service(book: Path, client: Counting, science: Write) -> None:
+def test_ids_that_count_are_not_replaced_by_those_of_a_local_service(
+    book: Path, client: Counting, science: Write
+) -> None:
     FunctionBook.register(book, client, science(SCIENCE))
     kept = book.read_bytes()
-    with Counting(environment="local") as local, pytest.raises(BookError, match=r"has ids of https://compute.* use another book for that"):
+    with (
+        Counting(environment="local") as local,
+        pytest.raises(BookError, match=r"has ids of https://compute.* use another book for that"),
+    ):
         FunctionBook.register(book, local, science(SCIENCE))
     assert (book.read_bytes(), local.sent) == (kept, [])
 
 
-def test_priming_for_another_service_or_too_late(book: Path, client: Counting, executor: Executor) -> None:
+def test_priming_for_another_service_or_too_late(
+    book: Path, client: Counting, executor: Executor
+) -> None:
     with Counting(environment="preview") as other:
         made = FunctionBook.register(book, other, [functions.count])
-    with pytest.raises(BookError, match=r"its id is one of https://compute.api.preview.globus.org, and this is https://compute.api.globus"):
+    with pytest.raises(
+        BookError,
+        match=r"its id is one of https://compute.api.preview.globus.org, and this is https://compute.api.globus",
+    ):
         made.prime(executor)
     executor.register_function(functions.count)
     made = FunctionBook.register(book, client, [functions.count])
-    with pytest.raises(BookError, match="count: this executor has registered it itself: prime an executor before its first submit"):
+    with pytest.raises(
+        BookError,
+        match="count: this executor has registered it itself: prime an executor before its first submit",
+    ):
         made.prime(executor)
 
 
@@ -451,13 +553,18 @@ def test_priming_for_another_service_or_too_late(book: Path, client: Counting, e
 
 
 def test_a_missing_book(book: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"there is no function book .*functions\.yaml: gc-warm register makes one"):
+    with pytest.raises(
+        FileNotFoundError,
+        match=r"there is no function book .*functions\.yaml: gc-warm register makes one",
+    ):
         FunctionBook.load(book)
 
 
 def test_a_missing_name(book: Path, client: Counting) -> None:
     made = FunctionBook.register(book, client, [functions.count])
-    with pytest.raises(KeyError, match=r"'cuont' is not in .*functions\.yaml; did you mean 'count'"):
+    with pytest.raises(
+        KeyError, match=r"'cuont' is not in .*functions\.yaml; did you mean 'count'"
+    ):
         made["cuont"]
     assert "cuont" not in made
     assert repr(made).endswith("functions.yaml', 1 functions)")
@@ -469,10 +576,22 @@ def test_a_missing_name(book: Path, client: Counting) -> None:
         ("version: 1", "version: 2", "version: Input should be 1"),
         ("    public: false\n", "", "functions.count.public: Field required"),
         ("public: false", "public: 0", "functions.count.public: Input should be a valid boolean"),
-        ("public: false", "public: false\n    colour: red", "functions.count.colour: Extra inputs are not permitted"),
-        ("function_id: ", "function_id: x", "functions.count.function_id: Value error, badly formed"),
+        (
+            "public: false",
+            "public: false\n    colour: red",
+            "functions.count.colour: Extra inputs are not permitted",
+        ),
+        (
+            "function_id: ",
+            "function_id: x",
+            "functions.count.function_id: Value error, badly formed",
+        ),
         ("group: null", "group: us", "functions.count.group"),
-        ("  count:", "  count:\n  cluster_energy:", "functions.count: Input should be a valid dictionary"),
+        (
+            "  count:",
+            "  count:\n  cluster_energy:",
+            "functions.count: Input should be a valid dictionary",
+        ),
         ("module: gc", "module: gc\n    module: gc", r"functions\.yaml:7: module is there twice"),
         ("module: gc", "module: [gc", r"functions.yaml:\d+: "),
         ("module: gc", "module: !python/name:os.system gc", "could not determine a constructor"),
@@ -486,17 +605,25 @@ def test_what_is_not_a_book(book: Path, client: Counting, old: str, new: str, me
     FunctionBook.register(book, client, [functions.count])
     text = book.read_text()
     assert old in text
-    book.write_text(text.replace(old, new).replace("99-99_warm.functions", "99-99"), errors="surrogateescape")
+    book.write_text(
+        text.replace(old, new).replace("99-99_warm.functions", "99-99"), errors="surrogateescape"
+    )
     broken = book.read_bytes()
     with pytest.raises(BookError, match=message) as raised:
         FunctionBook.load(book)
     assert str(pickle.loads(pickle.dumps(raised.value))) == str(raised.value)
     with pytest.raises(BookError, match=message):
         FunctionBook.register(book, client, [functions.cluster_energy])
-    assert (book.read_bytes(), client.sent, os.listdir(book.parent)) == (broken, ["count"], [book.name])
+    assert (book.read_bytes(), client.sent, os.listdir(book.parent)) == (
+        broken,
+        ["count"],
+        [book.name],
+    )
 
 
-@pytest.mark.parametrize("text", ["[]", "nothing", "functions: {}", "version: 1\nfunctions: []", "[" * 500])
+@pytest.mark.parametrize(
+    "text", ["[]", "nothing", "functions: {}", "version: 1\nfunctions: []", "[" * 500]
+)
 def test_what_is_no_book_at_all(book: Path, text: str) -> None:
     book.write_text(text)
     with pytest.raises(BookError, match=r"functions\.yaml"):
@@ -510,10 +637,21 @@ hostile = (
 )
 
 
-@given(st.dictionaries(hostile, st.tuples(hostile, hostile | st.none() | st.just("word " * 3000)), min_size=1, max_size=3))
+@given(
+    st.dictionaries(
+        hostile,
+        st.tuples(hostile, hostile | st.none() | st.just("word " * 3000)),
+        min_size=1,
+        max_size=3,
+    )
+)
 @settings(deadline=None, max_examples=40)
-def test_whatever_is_written_is_read_again(tmp_path_factory: pytest.TempPathFactory, written: dict[str, tuple[str, str | None]]) -> None:
-    sample = registry.Terms(ComputeSerializer(), "").entry(registry.functions_of("gc_warm.functions")[0])
+def test_whatever_is_written_is_read_again(
+    tmp_path_factory: pytest.TempPathFactory, written: dict[str, tuple[str, str | None]]
+) -> None:
+    sample = registry.Terms(ComputeSerializer(), "").entry(
+        registry.functions_of("gc_warm.functions")[0]
+    )
     entries = {
         name: sample.model_copy(update={"signature": signature, "description": description})
         for name, (signature, description) in written.items()
@@ -524,7 +662,9 @@ def test_whatever_is_written_is_read_again(tmp_path_factory: pytest.TempPathFact
 
 
 def test_half_a_surrogate_pair_in_a_docstring(book: Path, client: Counting, science: Write) -> None:
-    made = FunctionBook.register(book, client, science('def odd(): ...\nodd.__doc__ = "half \\ud800 of it"'))
+    made = FunctionBook.register(
+        book, client, science('def odd(): ...\nodd.__doc__ = "half \\ud800 of it"')
+    )
     assert FunctionBook.load(book).entries["odd"].description == "half ? of it"
     assert client.get_function(made["odd"])["description"] == "half \ud800 of it"
 
@@ -545,9 +685,13 @@ def test_permissions_and_links_stay(book: Path, client: Counting) -> None:
     assert len(FunctionBook.load(book)) == 2
 
 
-@pytest.mark.parametrize("place", ["missing/functions.yaml", ".", "/dev/null", "/proc/functions.yaml"])
+@pytest.mark.parametrize(
+    "place", ["missing/functions.yaml", ".", "/dev/null", "/proc/functions.yaml"]
+)
 def test_places_that_cannot_be_written(tmp_path: Path, client: Counting, place: str) -> None:
-    with pytest.raises(BookError, match=r"cannot be written .*; nothing more has been sent|/dev/null is not a file"):
+    with pytest.raises(
+        BookError, match=r"cannot be written .*; nothing more has been sent|/dev/null is not a file"
+    ):
         FunctionBook.register(tmp_path / place, client, [functions.count])
     assert (client.sent, list(tmp_path.iterdir())) == ([], [])
 
@@ -563,7 +707,9 @@ def _any_size() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("_any_size")
-def test_a_full_disk_is_noticed_before_anything_is_sent(book: Path, client: Counting, science: Write) -> None:
+def test_a_full_disk_is_noticed_before_anything_is_sent(
+    book: Path, client: Counting, science: Write
+) -> None:
     made = science(SCIENCE)
     file_limit(100)
     with pytest.raises(BookError, match=r"File too large.*; nothing more has been sent"):
@@ -572,11 +718,17 @@ def test_a_full_disk_is_noticed_before_anything_is_sent(book: Path, client: Coun
     file_limit(900)
     with pytest.raises(BookError, match="File too large"):
         FunctionBook.register(book, client, made)
-    assert (client.sent, list(FunctionBook.load(book)), os.listdir(book.parent)) == (["energy"], ["energy"], [book.name])
+    assert (client.sent, list(FunctionBook.load(book)), os.listdir(book.parent)) == (
+        ["energy"],
+        ["energy"],
+        [book.name],
+    )
 
 
 @pytest.mark.usefixtures("_any_size")
-def test_an_id_that_cannot_be_written_down_is_told(book: Path, client: Counting, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_id_that_cannot_be_written_down_is_told(
+    book: Path, client: Counting, monkeypatch: pytest.MonkeyPatch
+) -> None:
     function_id = str(uuid.uuid4())
 
     def register_function(*_: Any, **__: Any) -> str:
@@ -584,7 +736,10 @@ def test_an_id_that_cannot_be_written_down_is_told(book: Path, client: Counting,
         return function_id
 
     monkeypatch.setattr(client, "register_function", register_function)
-    with pytest.raises(BookError, match=f"count is registered as {function_id}, but that cannot be written .*File too large.*keep this id"):
+    with pytest.raises(
+        BookError,
+        match=f"count is registered as {function_id}, but that cannot be written .*File too large.*keep this id",
+    ):
         FunctionBook.register(book, client, [functions.count])
     assert os.listdir(book.parent) == []
 
@@ -637,8 +792,17 @@ FunctionBook.register(folder / "functions.yaml", Waiting(), registry.functions_o
 
 def start(folder: Path, wait_at: str) -> subprocess.Popen[str]:
     (folder / "many.py").write_text(many(4))
-    environment = {**client_environment(), "PYTHONPATH": f"{client_environment()['PYTHONPATH']}:{folder}", "PYTHONDONTWRITEBYTECODE": "1"}
-    return subprocess.Popen([sys.executable, "-c", WORKER, folder, wait_at], env=environment, stderr=subprocess.PIPE, text=True)
+    environment = {
+        **client_environment(),
+        "PYTHONPATH": f"{client_environment()['PYTHONPATH']}:{folder}",
+        "PYTHONDONTWRITEBYTECODE": "1",
+    }
+    return subprocess.Popen(
+        [sys.executable, "-c", WORKER, folder, wait_at],
+        env=environment,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
 
 
 def sent(folder: Path) -> list[str]:
@@ -666,7 +830,9 @@ def test_two_at_once_register_nothing_twice(tmp_path: Path) -> None:
         processes += [start(tmp_path, ""), start(tmp_path, "")]
         for process in processes[1:]:
             assert process.stderr is not None
-            assert process.stderr.readline().startswith("waiting for another process that registers functions in ")
+            assert process.stderr.readline().startswith(
+                "waiting for another process that registers functions in "
+            )
         (tmp_path / "go").touch()
         assert [process.wait(120) for process in processes] == [0, 0, 0]
     finally:

@@ -24,9 +24,13 @@ def load(seconds: float, at: float, why: str = "first on this worker") -> Load:
     return Load("my_model.model", "('a',)", seconds, at, why)
 
 
-def call(worker: Worker, at: float, seconds: float, *loads: Load, stale: tuple[str, ...] = ()) -> Call:
+def call(
+    worker: Worker, at: float, seconds: float, *loads: Load, stale: tuple[str, ...] = ()
+) -> Call:
     why = loads[0].why if loads else None
-    warmth = Warmth("cold" if loads else "warm", why, loads, 0 if loads else 1, 0, worker, at, seconds, stale)
+    warmth = Warmth(
+        "cold" if loads else "warm", why, loads, 0 if loads else 1, 0, worker, at, seconds, stale
+    )
     return Call("predict", f"{worker.pid} {at}", at - 0.1, at + seconds + 0.1, warmth)
 
 
@@ -52,9 +56,16 @@ def test_figures() -> None:
     assert (report.calls, report.warm, report.cold, report.unknown) == (6, 2, 3, 1)
     assert report.hit_rate == pytest.approx(2 / 5)
     assert report.seconds_lost == pytest.approx(7.0)
-    assert report.reasons == {"cold: first on this worker": 2, "cold: evicted": 1, "unknown: lost": 1}
+    assert report.reasons == {
+        "cold: first on this worker": 2,
+        "cold: evicted": 1,
+        "unknown: lost": 1,
+    }
     assert report.stale == {"my_model": 1}
-    assert [(lane.worker, lane.calls, lane.warm, lane.cold) for lane in report.workers] == [(W0, 3, 2, 1), (W1, 2, 0, 2)]
+    assert [(lane.worker, lane.calls, lane.warm, lane.cold) for lane in report.workers] == [
+        (W0, 3, 2, 1),
+        (W1, 2, 0, 2),
+    ]
     assert [slow.load.seconds for slow in report.slowest] == [3.0, 2.5, 1.5]
     with pytest.raises(dataclasses.FrozenInstanceError):
         report.calls = 0  # type: ignore[misc]
@@ -69,10 +80,15 @@ def test_a_load_within_a_load_is_not_lost_twice() -> None:
     outer, inner = load(2.0, 1002.0), load(1.5, 1001.9)
     assert call(W0, 1000.0, 3.0, inner, outer).warmth.load_seconds == 2.0
     assert call(W0, 1000.0, 3.0, load(1.0, 1001.0), load(1.0, 1002.0)).warmth.load_seconds == 2.0
-    assert call(W0, 1000.0, 3.0, load(1.0, 1001.0), load(1.0, 1001.5)).warmth.load_seconds == 1.5, "side by side"
+    assert call(W0, 1000.0, 3.0, load(1.0, 1001.0), load(1.0, 1001.5)).warmth.load_seconds == 1.5, (
+        "side by side"
+    )
 
 
-@pytest.mark.parametrize(("name", "value"), [("seconds", "long"), ("state", []), ("worker", {"host": None, "pid": 1}), ("at", [1])])
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("seconds", "long"), ("state", []), ("worker", {"host": None, "pid": 1}), ("at", [1])],
+)
 def test_a_record_with_odd_values_is_none(name: str, value: object) -> None:
     plain = CALLS[0].plain()
     plain["warmth"][name] = value
@@ -86,10 +102,18 @@ def test_what_looks_like_markup_is_shown_as_it_is() -> None:
 
 
 def test_many_calls_are_drawn_at_once(tmp_path: Path) -> None:
-    script = "from tests.client.test_report import CALLS; from gc_warm.client.report import Report\n"
-    script = "import dataclasses; " + script + "CALLS = [dataclasses.replace(call, task_id=None) for call in CALLS]\n"
+    script = (
+        "from tests.client.test_report import CALLS; from gc_warm.client.report import Report\n"
+    )
+    script = (
+        "import dataclasses; "
+        + script
+        + "CALLS = [dataclasses.replace(call, task_id=None) for call in CALLS]\n"
+    )
     script += f"Report.of(CALLS * 2_000).picture({str(tmp_path / 'many.png')!r})"
-    subprocess.run([sys.executable, "-c", script], env=client_environment(), check=True, timeout=120)
+    subprocess.run(
+        [sys.executable, "-c", script], env=client_environment(), check=True, timeout=120
+    )
 
 
 def test_of_nothing() -> None:
@@ -137,12 +161,21 @@ def test_the_command_shows_tables_json_and_errors(file: Path, tmp_path: Path) ->
 
 def test_the_picture_has_a_lane_for_each_worker(file: Path, tmp_path: Path) -> None:
     picture = tmp_path / "timeline.svg"
-    command = [sys.executable, "-m", "gc_warm", "report", str(file), "--picture"]  # Matplotlib keeps its fonts open
+    # Matplotlib keeps its fonts open
+    command = [sys.executable, "-m", "gc_warm", "report", str(file), "--picture"]
     subprocess.run([*command, picture], check=True, stdout=subprocess.DEVNULL)
     text = picture.read_text()
-    for word in ("node1, block 0, worker 0, pid 100", "node1, block 0, worker 1, pid 101", "cold call", "warm call", "load"):
+    for word in (
+        "node1, block 0, worker 0, pid 100",
+        "node1, block 0, worker 1, pid 101",
+        "cold call",
+        "warm call",
+        "load",
+    ):
         assert f"<!-- {word} -->" in text, word
-    refused = subprocess.run([*command, tmp_path / "a.xyz"], check=False, stderr=subprocess.PIPE, text=True)
+    refused = subprocess.run(
+        [*command, tmp_path / "a.xyz"], check=False, stderr=subprocess.PIPE, text=True
+    )
     assert refused.returncode == 1
     assert "xyz" in refused.stderr
     assert {path.name for path in tmp_path.iterdir()} == {"records.jsonl", "timeline.svg"}

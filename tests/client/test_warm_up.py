@@ -29,7 +29,11 @@ NOWHERE = "/no/such/flag"
 def cases() -> Iterator[Any]:
     for backend in ("spawned", "engine"):
         for number in (1, 2, 4):
-            yield pytest.param((backend, number), marks=[pytest.mark.engine] if backend == "engine" else [], id=f"{backend}-{number}")
+            yield pytest.param(
+                (backend, number),
+                marks=[pytest.mark.engine] if backend == "engine" else [],
+                id=f"{backend}-{number}",
+            )
 
 
 @pytest.fixture(scope="module", params=cases())
@@ -45,14 +49,20 @@ def pids(reached: WarmUp) -> set[int]:
     return {visit.worker.pid for visit in reached.reached}
 
 
-def test_all_workers_are_reached_every_time_with_the_tasks_of_others_in_the_way(many: tuple[WarmExecutor, int]) -> None:
+def test_all_workers_are_reached_every_time_with_the_tasks_of_others_in_the_way(
+    many: tuple[WarmExecutor, int],
+) -> None:
     executor, number = many
     for turn in range(TIMES):
-        foreign: list[Future[object]] = [executor.submit(tasks.work, 0.01 * (turn % 5)) for _ in range(2 * number)]
+        foreign: list[Future[object]] = [
+            executor.submit(tasks.work, 0.01 * (turn % 5)) for _ in range(2 * number)
+        ]
         reached = executor.warm_up(history.use, f"key {turn}", NOWHERE, workers=number)
         assert reached.complete, str(reached)
         assert len(pids(reached)) == number
-        assert {visit.warmth.state for visit in reached.reached} == {"cold"}, "it ran once on each worker"
+        assert {visit.warmth.state for visit in reached.reached} == {"cold"}, (
+            "it ran once on each worker"
+        )
         wait(foreign)
     futures = [executor.submit(history.use, f"key {TIMES - 1}", NOWHERE) for _ in range(2 * number)]
     wait(futures)
@@ -86,13 +96,19 @@ def test_more_workers_than_there_are_end_at_the_deadline_with_those_that_are_mis
 ) -> None:
     let_time_be_over_after(9, monkeypatch)  # three rounds
     reached = two.warm_up(history.use, "a", NOWHERE, workers=3)
-    assert (len(reached.reached), reached.missing, reached.complete) == (2, ("1 of which nothing is known",), False)
+    assert (len(reached.reached), reached.missing, reached.complete) == (
+        2,
+        ("1 of which nothing is known",),
+        False,
+    )
     assert str(reached).startswith("2 of 3 workers reached in ")
     assert "\n  missing: 1 of which nothing is known" in str(reached)
     assert two.submit(len, "ab").result(120) == 2, "nothing of it is in the way of what follows"
 
 
-def test_a_worker_that_is_occupied_is_named(two: WarmExecutor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_worker_that_is_occupied_is_named(
+    two: WarmExecutor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     begun, gate = tmp_path / "begun", tmp_path / "gate"
     occupied = two.submit(tasks.begin_and_wait, str(begun), str(gate))
     try:
@@ -104,11 +120,15 @@ def test_a_worker_that_is_occupied_is_named(two: WarmExecutor, tmp_path: Path, m
         gate.touch()
         occupied.result(120)
     (worker,) = (visit.worker for visit in reached.reached)
-    assert reached.missing == (f"worker {1 - (worker.rank or 0)} of manager {worker.pool} on {worker.host}",)
+    assert reached.missing == (
+        f"worker {1 - (worker.rank or 0)} of manager {worker.pool} on {worker.host}",
+    )
     assert two.warm_up(history.use, "b", NOWHERE, workers=2).complete
 
 
-def test_a_function_that_fails_is_told_for_each_worker_and_tried_once_on_each(two: WarmExecutor, tmp_path: Path) -> None:
+def test_a_function_that_fails_is_told_for_each_worker_and_tried_once_on_each(
+    two: WarmExecutor, tmp_path: Path
+) -> None:
     flag = tmp_path / "flag"
     flag.touch()
     reached = two.warm_up(history.use, "c", str(flag), workers=2)
@@ -124,9 +144,13 @@ def test_a_function_that_kills_its_workers_does_so_a_few_times_and_it_is_said() 
     assert "\n  6 tasks were lost with their workers" in str(reached)
 
 
-def test_a_visit_that_nobody_waits_for_any_more_keeps_no_worker_busy(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_visit_that_nobody_waits_for_any_more_keeps_no_worker_busy(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     slept: list[float] = []
-    clock = SimpleNamespace(monotonic=time.monotonic, perf_counter=time.perf_counter, time=time.time, sleep=slept.append)
+    clock = SimpleNamespace(
+        monotonic=time.monotonic, perf_counter=time.perf_counter, time=time.time, sleep=slept.append
+    )
     monkeypatch.setattr(calls, "time", clock)
     assert calls.visit("late", 60.0, time.time() - 1.0, lambda: len, [""])["error"] is None
     assert slept == [0.0]
@@ -142,7 +166,9 @@ def test_it_is_frozen_and_no_workers_are_refused(two: WarmExecutor) -> None:
 
 @pytest.mark.engine
 def test_with_tasks_fetched_ahead_it_gets_there_or_says_who_is_missing() -> None:
-    config = engine_config(2).replace("cores_per_worker", "prefetch_capacity: 4\n  cores_per_worker")
+    config = engine_config(2).replace(
+        "cores_per_worker", "prefetch_capacity: 4\n  cores_per_worker"
+    )
     with WarmExecutor(MockExecutor(config=config)) as executor:
         for key in range(5):
             reached = executor.warm_up(history.use, str(key), NOWHERE, workers=2, timeout=30)
