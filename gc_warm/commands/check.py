@@ -62,13 +62,17 @@ def _examine(
         sys.path.insert(0, os.getcwd())  # so that modules are found which lie here
 
     try:
-        return targets.inspect_target(name, assignments, options_file, targets.numbers(numbers), strategy)
+        return targets.inspect_target(
+            name, assignments, options_file, targets.numbers(numbers), strategy
+        )
     except (ConfigError, source.SourceError, OSError) as error:
         raise click.ClickException(str(error)) from error
 
 
 def _as_json(target: targets.Target, answers: list[environment.Answer]) -> dict[str, Any]:
-    profile = {} if target.config is None else dataclasses.asdict(meaning.warmth_profile(target.config))
+    profile = (
+        {} if target.config is None else dataclasses.asdict(meaning.warmth_profile(target.config))
+    )
     figures = {name: None if value == math.inf else value for name, value in profile.items()}
     return {
         "target": target.name,
@@ -92,7 +96,9 @@ def _look_around(target: targets.Target, modules: tuple[str, ...]) -> list[envir
 
 def _show(target: targets.Target, answers: list[environment.Answer]) -> None:
     console = Console(highlight=False)
-    sentences = [] if target.config is None else meaning.in_words(meaning.warmth_profile(target.config))
+    sentences = (
+        [] if target.config is None else meaning.in_words(meaning.warmth_profile(target.config))
+    )
     _show_rows(console, target, sentences)
 
     if target.findings and sentences:

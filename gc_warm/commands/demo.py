@@ -30,9 +30,13 @@ def run(workers: int, engine: bool, as_json: bool) -> None:
             shown = {"right": is_right, "parts": [dataclasses.asdict(part) for part in parts]}
             click.echo(json.dumps(shown, indent=2))
         elif is_right:
-            _console().print("Every result was right, and every call was cold or warm as it should be.")
+            _console().print(
+                "Every result was right, and every call was cold or warm as it should be."
+            )
         else:
-            _console(stderr=True).print("[bold red]Some calls, marked with !, did not give what they should have.[/]")
+            _console(stderr=True).print(
+                "[bold red]Some calls, marked with !, did not give what they should have.[/]"
+            )
 
     sys.exit(0 if is_right else 1)
 
@@ -40,15 +44,19 @@ def run(workers: int, engine: bool, as_json: bool) -> None:
 def _run_parts(workers: int, engine: bool, as_json: bool) -> list[demo.Part]:
     """Run all parts, and show each when it is complete."""
     console = _console()
-    # A terminal shows both, so that one console has to know of both; tables in a file leave the progress to stderr.
+    # A terminal shows both, so that one console has to know of both; tables in a file leave the
+    # progress to stderr.
     progress = console if console.is_terminal else _console(stderr=True)
-    beginning = "starting the engine" if engine else f"starting {workers} worker{'s' * (workers > 1)}"
+    beginning = (
+        "starting the engine" if engine else f"starting {workers} worker{'s' * (workers > 1)}"
+    )
 
     parts: list[demo.Part] = []
     try:
         with progress.status(beginning) as status:
             running = demo.run(workers, engine, lambda part: _show_progress(status, part))
-            with contextlib.closing(running):  # which ends the workers before anything else is cleared up
+            # which ends the workers before anything else is cleared up
+            with contextlib.closing(running):
                 for part in running:
                     parts.append(part)
                     if not as_json:
@@ -75,7 +83,9 @@ def _show(console: Console, part: demo.Part) -> None:
     console.print(_table(part, box.SIMPLE_HEAD if console.is_terminal else box.ASCII))
 
     if part.ratio is not None:
-        console.print(f"A cold call took {part.ratio:,.0f} times as long as a warm one.", soft_wrap=True)
+        console.print(
+            f"A cold call took {part.ratio:,.0f} times as long as a warm one.", soft_wrap=True
+        )
     console.print()
 
 

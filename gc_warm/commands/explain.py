@@ -17,7 +17,8 @@ def run(rule: str) -> None:
         click.echo(function_rules.RULES[rule].explanation())
         return
 
-    from gc_warm.check import config_rules  # with Parsl and the SDK, which rules for function_rules need not wait for
+    # with Parsl and the SDK, which rules for function_rules need not wait for
+    from gc_warm.check import config_rules
 
     if rule not in config_rules.RULES:
         known = [*config_rules.RULES, *function_rules.RULES]

@@ -1,8 +1,9 @@
 """What Ctrl-C does to a command, from its first line to its last.
 
-While modules are imported, nothing has been started that would have to be ended: the process ends at once. An exception would be
-no way out there, since it can come in a callback that cannot raise, or in a module that takes it for a failed import. While a
-command works, Ctrl-C is a ``KeyboardInterrupt``, so that what was started is ended. From then on it does nothing.
+While modules are imported, nothing has been started that would have to be ended: the process ends
+at once. An exception would be no way out there, since it can come in a callback that cannot raise,
+or in a module that takes it for a failed import. While a command works, Ctrl-C is a
+``KeyboardInterrupt``, so that what was started is ended. From then on it does nothing.
 """
 
 from __future__ import annotations
@@ -40,9 +41,13 @@ def ignore() -> None:
 def in_order() -> Iterator[None]:
     """Let Ctrl-C, SIGTERM and SIGHUP raise an exception in this block, so that what it has started is ended, too.
 
-    While the first of them is being dealt with, others do nothing: they would cut the clearing-up short.
+    While the first of them is being dealt with, others do nothing: they would cut the clearing-up
+    short.
     """
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    before = {
+        number: signal.getsignal(number)
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    }
     hook = sys.unraisablehook
     sys.unraisablehook = _raise_later
     signal.signal(signal.SIGTERM, _exit)

@@ -1,7 +1,8 @@
 """Say in one line which package a command misses, or has in a version that it cannot use.
 
-An environment lacks what gc_warm asks for where it was installed with ``pip install --no-deps``, say, beside an older endpoint.
-What is asked for is read from the metadata of gc_warm, so that the bounds in pyproject.toml are the only ones.
+An environment lacks what gc_warm asks for where it was installed with ``pip install --no-deps``,
+say, beside an older endpoint. What is asked for is read from the metadata of gc_warm, so that the
+bounds in pyproject.toml are the only ones.
 """
 
 from __future__ import annotations
@@ -28,7 +29,9 @@ def explain(error: ImportError | AttributeError, command: str) -> str | None:
 
     distribution = _distribution_of(package)
     requirements = _requirements()
-    needed = [text for text in requirements if _normal(_name_of(text)) == _normal(distribution)] or requirements
+    needed = [
+        text for text in requirements if _normal(_name_of(text)) == _normal(distribution)
+    ] or requirements
     here = f"beside {sys.executable}"
 
     if isinstance(error, ModuleNotFoundError) and error.name == package:
@@ -37,7 +40,9 @@ def explain(error: ImportError | AttributeError, command: str) -> str | None:
 
     reason = str(error).partition(" (/")[0]  # without the file, for which the version says more
     bounds = f"; gc_warm needs {', '.join(needed)}" if needed else ""
-    return f"{command} cannot use {distribution} {_version_of(distribution)} {here}: {reason}{bounds}"
+    return (
+        f"{command} cannot use {distribution} {_version_of(distribution)} {here}: {reason}{bounds}"
+    )
 
 
 def _module_of(error: ImportError | AttributeError) -> str:

@@ -42,7 +42,8 @@ def run(
         names: Which of its functions; all public ones if there is none.
         book: File of the function book.
         strategy: Name of a serialization strategy.
-        mode: "dry-run" to send nothing, "check" to exit with status 1 besides if something would be sent.
+        mode: "dry-run" to send nothing, "check" to exit with status 1 besides if something would be
+            sent.
         force: Register also what can never be warm.
         **audience: Who may call them; see `registry.Terms`.
     """
@@ -85,7 +86,9 @@ def _refuse_cold(findings: list[rules.Finding], is_forced: bool) -> None:
     for finding in findings:
         click.echo(str(finding), err=True)
     if any(finding.level == "error" for finding in findings) and not is_forced:
-        raise click.ClickException("nothing is registered: mend what can never be warm, silence a rule in its line, or add --force")
+        raise click.ClickException(
+            "nothing is registered: mend what can never be warm, silence a rule in its line, or add --force"
+        )
 
 
 def _client(strategy: str) -> Client:
@@ -118,7 +121,8 @@ def _register(
     is_plain = not shown.is_terminal or len(steps) < _MANY
 
     progress = Progress(console=shown, transient=True, redirect_stdout=False, disable=is_plain)
-    with contextlib.nullcontext() if is_plain else progress:  # older versions of rich end also one that is not shown by an empty line
+    # older versions of rich end also one that is not shown by an empty line
+    with contextlib.nullcontext() if is_plain else progress:
         bar = progress.add_task("registering", total=len(steps))
 
         def report(step: registry.Step) -> None:
@@ -129,7 +133,9 @@ def _register(
 
         chosen = [step.function for step in steps]
         try:
-            registry.FunctionBook.register(book, client, chosen, public=terms.public, group=terms.group, report=report)
+            registry.FunctionBook.register(
+                book, client, chosen, public=terms.public, group=terms.group, report=report
+            )
         except KeyboardInterrupt:
             on_its_way = "Interrupted; one function may have been on its way."
             interrupts.tell(f"{on_its_way}{_so_far(sent, book)}")
@@ -152,7 +158,9 @@ def _show_use(steps: list[registry.Step], number: int, module: str, book: str) -
     name = steps[0].name
     click.echo(f"\n{book}: {number} registered, {len(steps) - number} unchanged. In Python:\n")
     click.echo(f"    from gc_warm import FunctionBook\n    from {module} import {name}\n")
-    click.echo(f"    FunctionBook.load({book!r}).prime(executor)    # then executor.submit({name}) uses its id")
+    click.echo(
+        f"    FunctionBook.load({book!r}).prime(executor)    # then executor.submit({name}) uses its id"
+    )
 
 
 @contextlib.contextmanager
@@ -165,7 +173,9 @@ def _explained(book: str, sent: list[registry.Step]) -> Iterator[None]:
         raise click.ClickException(f"{answer}{_so_far(sent, book)}") from error
     except globus_sdk.NetworkError as error:
         reason = error.underlying_exception or error
-        raise click.ClickException(f"the service cannot be reached: {reason}{_so_far(sent, book)}") from error
+        raise click.ClickException(
+            f"the service cannot be reached: {reason}{_so_far(sent, book)}"
+        ) from error
     except (BookError, globus_sdk.GlobusError, ComputeError, OSError) as error:
         raise click.ClickException(f"{error}{_so_far(sent, book)}") from error
 

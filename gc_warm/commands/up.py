@@ -33,7 +33,9 @@ def run(folder: str) -> None:
                 stack.callback(console.print, "ending the endpoint and its workers")
 
                 _say_how_to_use(cloud, endpoint)
-                console.print("\nCopy these lines to where your script runs. Ctrl-C ends all of it. Tasks:")
+                console.print(
+                    "\nCopy these lines to where your script runs. Ctrl-C ends all of it. Tasks:"
+                )
                 try:
                     _keep_up(endpoint)
                 except KeyboardInterrupt:  # the way to end it, and what it does has been said above
@@ -43,7 +45,9 @@ def run(folder: str) -> None:
 
 
 def _say_how_to_use(cloud: LocalCloud, endpoint: EndpointDaemon) -> None:
-    click.echo(f"# endpoint {endpoint.name}: {endpoint.endpoint_id}\n# its logs: {cloud.folder}/*/endpoint.log")
+    click.echo(
+        f"# endpoint {endpoint.name}: {endpoint.endpoint_id}\n# its logs: {cloud.folder}/*/endpoint.log"
+    )
     for name, value in cloud.environment.items():
         click.echo(f"export {name}={shlex.quote(value)}")
 
