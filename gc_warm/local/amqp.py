@@ -1,9 +1,10 @@
 """An AMQP 0-9-1 broker in memory, for unmodified executors and endpoints on one machine.
 
-It behaves as RabbitMQ does where these clients could notice, on pika's codec. What was confirmed to its publisher is in a queue
-or was taken by a tap; what was not acknowledged when its channel ended takes its old place in the queue and is delivered again.
-Nothing is written to disk. Left out: transactions, recover, fanout and headers exchanges, exclusive and auto-delete queues,
-priorities, expiry, arguments of queues, limits shared by all consumers of a channel.
+It behaves as RabbitMQ does where these clients could notice, on pika's codec. What was confirmed to
+its publisher is in a queue or was taken by a tap; what was not acknowledged when its channel ended
+takes its old place in the queue and is delivered again. Nothing is written to disk. Left out:
+transactions, recover, fanout and headers exchanges, exclusive and auto-delete queues, priorities,
+expiry, arguments of queues, limits shared by all consumers of a channel.
 """
 
 from __future__ import annotations
@@ -48,7 +49,8 @@ class _Refusal(Exception):
     def __init__(self, name: str, reason: str) -> None:
         super().__init__(name, reason)
         self.code: int = getattr(spec, name)
-        self.text = f"{name} - {reason}".encode()[:255].decode(errors="ignore")  # as much as AMQP has room for
+        # as much as AMQP has room for
+        self.text = f"{name} - {reason}".encode()[:255].decode(errors="ignore")
         self.is_hard = self.code >= spec.FRAME_ERROR
 
 
@@ -143,7 +145,9 @@ def _topic_matches(pattern: str, key: str) -> bool:
         if part == "#":
             reached = set(range(min(reached), len(words) + 1)) if reached else reached
         else:
-            reached = {count + 1 for count in reached if count < len(words) and part in ("*", words[count])}
+            reached = {
+                count + 1 for count in reached if count < len(words) and part in ("*", words[count])
+            }
     return len(words) in reached
 
 
@@ -186,7 +190,11 @@ class _VirtualHost:
     def publish(self, message: _Message) -> list[bool]:
         """For each queue that the message is routed to, whether it is in good hands there."""
         if message.exchange:
-            queues = {queue for pattern, queue in self.bindings(message.exchange) if _topic_matches(pattern, message.routing_key)}
+            queues = {
+                queue
+                for pattern, queue in self.bindings(message.exchange)
+                if _topic_matches(pattern, message.routing_key)
+            }
         else:
             queues = {queue for queue in [self.queues.get(message.routing_key)] if queue}
         return [queue.put(message) for queue in queues]
@@ -195,7 +203,8 @@ class _VirtualHost:
         cut = tuple(self.connections)
         for connection in cut:
             connection.abort()
-        for connection in cut:  # only now: nothing is to be delivered again to those who are cut off, too
+        # only now: nothing is to be delivered again to those who are cut off, too
+        for connection in cut:
             connection.release()
         return len(cut)
 
@@ -217,7 +226,10 @@ class _Consumer:
     def send(self, entry: _Entry) -> None:
         entry.consumer = self
         tag, message = self.channel.hand_out(entry, self.no_ack), entry.message
-        self.channel.send(Basic.Deliver(self.tag, tag, entry.redelivered, message.exchange, message.routing_key), message)
+        self.channel.send(
+            Basic.Deliver(self.tag, tag, entry.redelivered, message.exchange, message.routing_key),
+            message,
+        )
 
 
 class _Incoming:
@@ -239,10 +251,18 @@ class _Incoming:
         else:
             self._body += payload
         if len(self._body) > self._size:
-            raise _Refusal("FRAME_ERROR", f"more than the {self._size} bytes that the header promised")
+            raise _Refusal(
+                "FRAME_ERROR", f"more than the {self._size} bytes that the header promised"
+            )
         if len(self._body) < self._size:
             return None
-        return _Message(self.publish.exchange, self.publish.routing_key, self._properties, self._header or payload, bytes(self._body))
+        return _Message(
+            self.publish.exchange,
+            self.publish.routing_key,
+            self._properties,
+            self._header or payload,
+            bytes(self._body),
+        )
 
     def _add_header(self, payload: bytes) -> None:
         with _reading():
@@ -251,7 +271,10 @@ class _Incoming:
                 raise ValueError(f"content of class {kind}")
             self._properties.decode(payload, 12)
         if self._size > _MESSAGE_MAX:
-            raise _Refusal("PRECONDITION_FAILED", f"message size {self._size} is larger than max size {_MESSAGE_MAX}")
+            raise _Refusal(
+                "PRECONDITION_FAILED",
+                f"message size {self._size} is larger than max size {_MESSAGE_MAX}",
+            )
 
 
 class _Channel:
@@ -330,7 +353,10 @@ class _Channel:
     def _publish(self, message: _Message, mandatory: bool) -> None:
         accepted = self._host.publish(message)
         if mandatory and not accepted:
-            self.send(Basic.Return(spec.NO_ROUTE, "NO_ROUTE", message.exchange, message.routing_key), message)
+            self.send(
+                Basic.Return(spec.NO_ROUTE, "NO_ROUTE", message.exchange, message.routing_key),
+                message,
+            )
         if self._confirms is not None:
             tag = next(self._confirms)
             self.send(Basic.Ack(tag) if all(accepted) else Basic.Nack(tag, requeue=False))
@@ -348,8 +374,12 @@ class _Channel:
     def _declare_exchange(self, method: spec.Exchange.Declare) -> None:
         if method.passive:
             self._host.bindings(method.exchange)
-        elif method.type not in ("topic", "direct"):  # a direct one is a topic exchange whose patterns have no wildcards
-            raise _Refusal("COMMAND_INVALID", f"exchange type '{method.type}' is not among those there are here")
+        elif method.type not in ("topic", "direct"):
+            # a direct one is a topic exchange whose patterns have no wildcards
+            raise _Refusal(
+                "COMMAND_INVALID",
+                f"exchange type '{method.type}' is not among those there are here",
+            )
         else:
             self._host.exchanges.setdefault(method.exchange, set())
         self._reply(spec.Exchange.DeclareOk(), method.nowait)
@@ -366,7 +396,9 @@ class _Channel:
         self._reply(spec.Queue.BindOk(), method.nowait)
 
     def _unbind(self, method: spec.Queue.Unbind) -> None:
-        self._host.bindings(method.exchange).discard((method.routing_key, self._queue(method.queue)))
+        self._host.bindings(method.exchange).discard(
+            (method.routing_key, self._queue(method.queue))
+        )
         self._reply(spec.Queue.UnbindOk())
 
     def _purge(self, method: spec.Queue.Purge) -> None:
@@ -382,7 +414,10 @@ class _Channel:
         self._reply(Basic.QosOk())
 
     def _consume(self, method: Basic.Consume) -> None:
-        queue, tag = self._queue(method.queue), method.consumer_tag or f"amq.ctag-{uuid.uuid4().hex}"
+        queue, tag = (
+            self._queue(method.queue),
+            method.consumer_tag or f"amq.ctag-{uuid.uuid4().hex}",
+        )
         if tag in self._consumers:
             raise _Refusal("NOT_ALLOWED", f"attempt to reuse consumer tag '{tag}'")
         if any(method.exclusive or other.exclusive for other in queue.consumers):
@@ -406,7 +441,10 @@ class _Channel:
             self.send(Basic.GetEmpty())
             return
         tag, message = self.hand_out(entry, method.no_ack), entry.message
-        self.send(Basic.GetOk(tag, entry.redelivered, message.exchange, message.routing_key, queue.size), message)
+        self.send(
+            Basic.GetOk(tag, entry.redelivered, message.exchange, message.routing_key, queue.size),
+            message,
+        )
 
     def _start_publish(self, method: Basic.Publish) -> None:
         self._incoming = _Incoming(method)
@@ -418,7 +456,11 @@ class _Channel:
     def _settle(self, tag: int, multiple: bool = False, requeue: bool = False) -> None:
         if tag not in self._unacked and not (multiple and tag == 0):
             raise _Refusal("PRECONDITION_FAILED", f"unknown delivery tag {tag}")
-        tags = list(itertools.takewhile(lambda other: other <= (tag or other), self._unacked)) if multiple else [tag]
+        tags = (
+            list(itertools.takewhile(lambda other: other <= (tag or other), self._unacked))
+            if multiple
+            else [tag]
+        )
         settled = [self._unacked.pop(tag) for tag in tags]
         for entry in settled:
             if entry.consumer is not None:
@@ -443,8 +485,12 @@ _ON_CHANNEL: dict[type, Callable[[_Channel, Any], None]] = {
     Basic.Get: _Channel._get,
     Basic.Publish: _Channel._start_publish,
     Basic.Ack: lambda channel, method: channel._settle(method.delivery_tag, method.multiple),
-    Basic.Nack: lambda channel, method: channel._settle(method.delivery_tag, method.multiple, method.requeue),
-    Basic.Reject: lambda channel, method: channel._settle(method.delivery_tag, requeue=method.requeue),
+    Basic.Nack: lambda channel, method: channel._settle(
+        method.delivery_tag, method.multiple, method.requeue
+    ),
+    Basic.Reject: lambda channel, method: channel._settle(
+        method.delivery_tag, requeue=method.requeue
+    ),
     spec.Confirm.Select: _Channel._confirm,
 }
 
@@ -453,14 +499,16 @@ class _Connection(asyncio.Protocol):
     """One client: frames in and out, the handshake, heartbeats."""
 
     _transport: asyncio.Transport
-    _timer: asyncio.TimerHandle  # there is always one: for the handshake, then for heartbeats, then for the end
+    # there is always one: for the handshake, then for heartbeats, then for the end
+    _timer: asyncio.TimerHandle
 
     def __init__(self, host: _VirtualHost, credentials: bytes) -> None:
         self._host, self._credentials = host, credentials
         self._loop = asyncio.get_running_loop()
         self._buffer = bytearray()
         self._channels: dict[int, _Channel] = {}
-        self._expected: type | None = frame.ProtocolHeader  # the next step of the handshake; None when it is done
+        # the next step of the handshake; None when it is done
+        self._expected: type | None = frame.ProtocolHeader
         self._frame_max = spec.FRAME_MIN_SIZE  # as long as nobody has logged in
         self._heartbeat, self._heard = _HEARTBEAT, 0.0
         self._refused = self._paused = False
@@ -476,7 +524,9 @@ class _Connection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
         self._host.connections.add(self)
-        self._timer = self._loop.call_later(_HANDSHAKE_SECONDS, self._give_up, f"no handshake within {_HANDSHAKE_SECONDS} s")
+        self._timer = self._loop.call_later(
+            _HANDSHAKE_SECONDS, self._give_up, f"no handshake within {_HANDSHAKE_SECONDS} s"
+        )
 
     def connection_lost(self, error: Exception | None) -> None:
         self._timer.cancel()
@@ -511,7 +561,9 @@ class _Connection(asyncio.Protocol):
         if message is not None:
             frames.append(_frame(spec.FRAME_HEADER, number, message.header))
             step = self._frame_max - spec.FRAME_HEADER_SIZE - spec.FRAME_END_SIZE
-            pieces = (message.body[start : start + step] for start in range(0, len(message.body), step))
+            pieces = (
+                message.body[start : start + step] for start in range(0, len(message.body), step)
+            )
             frames.extend(_frame(spec.FRAME_BODY, number, piece) for piece in pieces)
         if not self._transport.is_closing():
             self._transport.write(b"".join(frames))
@@ -535,7 +587,10 @@ class _Connection(asyncio.Protocol):
         self._timer = self._loop.call_later(seconds, act)
 
     def _refuse(self, refusal: _Refusal) -> None:
-        """Close this connection with the reason. What still comes is not read; most clients hang up at once."""
+        """Close this connection with the reason.
+
+        What still comes is not read; most clients hang up at once.
+        """
         log.warning("AMQP: closed the connection of %s: %s", self, refusal.text)
         self._refused = True
         self.send(0, spec.Connection.Close(refusal.code, refusal.text, 0, 0))
@@ -552,8 +607,15 @@ class _Connection(asyncio.Protocol):
             return False
         kind, number, size = struct.unpack_from(">BHI", self._buffer)
         end = size + spec.FRAME_HEADER_SIZE + spec.FRAME_END_SIZE
-        if kind not in (spec.FRAME_METHOD, spec.FRAME_HEADER, spec.FRAME_BODY, spec.FRAME_HEARTBEAT) or end > self._frame_max:
-            raise _Refusal("FRAME_ERROR", f"a frame of type {kind} and {end} bytes, where {self._frame_max} are allowed")
+        if (
+            kind
+            not in (spec.FRAME_METHOD, spec.FRAME_HEADER, spec.FRAME_BODY, spec.FRAME_HEARTBEAT)
+            or end > self._frame_max
+        ):
+            raise _Refusal(
+                "FRAME_ERROR",
+                f"a frame of type {kind} and {end} bytes, where {self._frame_max} are allowed",
+            )
         if len(self._buffer) < end:
             return False
         if self._buffer[end - 1] != spec.FRAME_END:
@@ -574,7 +636,12 @@ class _Connection(asyncio.Protocol):
             return False
         del self._buffer[: len(said)]
         self._expected = spec.Connection.StartOk
-        abilities = ("publisher_confirms", "basic.nack", "consumer_cancel_notify", "authentication_failure_close")
+        abilities = (
+            "publisher_confirms",
+            "basic.nack",
+            "consumer_cancel_notify",
+            "authentication_failure_close",
+        )
         properties = {"product": "gc_warm", "capabilities": dict.fromkeys(abilities, True)}
         self.send(0, spec.Connection.Start(0, 9, properties, "PLAIN", "en_US"))
         return True
@@ -608,7 +675,9 @@ class _Connection(asyncio.Protocol):
 
     def _open_channel(self, number: int) -> None:
         if number in self._channels or number > _CHANNEL_MAX:
-            raise _Refusal("CHANNEL_ERROR", f"channel {number} is open already, or above {_CHANNEL_MAX}")
+            raise _Refusal(
+                "CHANNEL_ERROR", f"channel {number} is open already, or above {_CHANNEL_MAX}"
+            )
         self._channels[number] = _Channel(self, self._host, number)
         self.send(number, spec.Channel.OpenOk())
 
@@ -627,19 +696,31 @@ class _Connection(asyncio.Protocol):
         _ON_CONNECTION[type(method)](self, method)
 
     def _log_in(self, method: spec.Connection.StartOk) -> None:
-        if not hmac.compare_digest(method.response, self._credentials) or method.mechanism != "PLAIN":
+        if (
+            not hmac.compare_digest(method.response, self._credentials)
+            or method.mechanism != "PLAIN"
+        ):
             abilities = method.client_properties.get("capabilities")
             if not (isinstance(abilities, dict) and abilities.get("authentication_failure_close")):
-                self._give_up("ACCESS_REFUSED - login was refused")  # a client of old takes silence for an answer
+                # a client of old takes silence for an answer
+                self._give_up("ACCESS_REFUSED - login was refused")
                 return
-            raise _Refusal("ACCESS_REFUSED", "Login was refused using authentication mechanism PLAIN.")
+            raise _Refusal(
+                "ACCESS_REFUSED", "Login was refused using authentication mechanism PLAIN."
+            )
         self._expected = spec.Connection.TuneOk
         self.send(0, spec.Connection.Tune(_CHANNEL_MAX, spec.FRAME_MAX_SIZE, _HEARTBEAT))
 
     def _tune(self, method: spec.Connection.TuneOk) -> None:
         frame_max = method.frame_max or spec.FRAME_MAX_SIZE
-        if not spec.FRAME_MIN_SIZE <= frame_max <= spec.FRAME_MAX_SIZE or method.channel_max > _CHANNEL_MAX:
-            raise _Refusal("NOT_ALLOWED", f"frame_max={frame_max} or channel_max={method.channel_max} out of range")
+        if (
+            not spec.FRAME_MIN_SIZE <= frame_max <= spec.FRAME_MAX_SIZE
+            or method.channel_max > _CHANNEL_MAX
+        ):
+            raise _Refusal(
+                "NOT_ALLOWED",
+                f"frame_max={frame_max} or channel_max={method.channel_max} out of range",
+            )
         self._frame_max, self._heartbeat = frame_max, method.heartbeat
         self._expected = spec.Connection.Open
 
@@ -688,7 +769,8 @@ def _decode(payload: bytes) -> Any:
         raise _Refusal("NOT_IMPLEMENTED", f"method {payload[:4].hex()}")
     with _reading():
         method = kind().decode(payload, 4)
-        if kind in _ON_CHANNEL and bytes in map(type, vars(method).values()):  # which is what pika leaves of them
+        # which is what pika leaves of them
+        if kind in _ON_CHANNEL and bytes in map(type, vars(method).values()):
             raise ValueError("names that are not UTF-8")
         return method
 
@@ -705,8 +787,8 @@ def _reading() -> Iterator[None]:
 class Broker:
     """An AMQP broker on this machine's loopback interface, with one virtual host, ``/``, and one user.
 
-    Lives until `close`; usable with ``with``. Its state belongs to one thread, "gc_warm-amqp"; the methods may be called from any
-    thread, in a tap too, and return when the thing is done.
+    Lives until `close`; usable with ``with``. Its state belongs to one thread, "gc_warm-amqp"; the
+    methods may be called from any thread, in a tap too, and return when the thing is done.
 
     Args:
         username: Who may log in.
@@ -732,12 +814,14 @@ class Broker:
     def __init__(self, username: str, password: str, port: int = 0) -> None:
         self._username, self._password = username, password
         self._listener = socket.create_server((_HOST, port))
-        self._listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # inherited; else an answer in two parts takes 40 ms
+        # inherited; else an answer in two parts takes 40 ms
+        self._listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.port: int = self._listener.getsockname()[1]
         self._host = _VirtualHost()
         self._loop = asyncio.new_event_loop()
         self._end = asyncio.Event()
-        self._gate = threading.Lock()  # of calls against close: what is let in before is also done before
+        # of calls against close: what is let in before is also done before
+        self._gate = threading.Lock()
         self._closed = False
         self._thread = threading.Thread(target=self._run, name="gc_warm-amqp", daemon=True)
         self._thread.start()
@@ -760,7 +844,8 @@ class Broker:
 
         Args:
             exchange: A topic exchange, unless it has been declared as another one.
-            pattern: Words with dots between; ``*`` stands for any word, ``#`` for any number of them.
+            pattern: Words with dots between; ``*`` stands for any word, ``#`` for any number of
+                them.
             queue: Its name.
         """
         self._call(lambda: self._host.bind(exchange, pattern, queue))
@@ -770,16 +855,26 @@ class Broker:
 
         Args:
             queue: Its name; it is declared.
-            take: Called on the broker's thread, so it must be quick. The message is confirmed to its publisher when this has
-                returned; if it raises, that is logged, and the message is dropped and not confirmed.
+            take: Called on the broker's thread, so it must be quick. The message is confirmed to
+                its publisher when this has returned; if it raises, that is logged, and the message
+                is dropped and not confirmed.
         """
         self._call(lambda: self._host.declare_queue(queue).tap(take))
 
-    def publish(self, exchange: str, routing_key: str, body: bytes, properties: BasicProperties | None = None) -> None:
-        """Publish a message. This does not wait, so that locks may be held which a tap wants, too; order is kept.
+    def publish(
+        self,
+        exchange: str,
+        routing_key: str,
+        body: bytes,
+        properties: BasicProperties | None = None,
+    ) -> None:
+        """Publish a message.
+
+        This does not wait, so that locks may be held which a tap wants, too; order is kept.
 
         Args:
-            exchange: Its name, or an empty one to name the queue by *routing_key*. What no queue is there for is dropped.
+            exchange: Its name, or an empty one to name the queue by *routing_key*. What no queue is
+                there for is dropped.
             routing_key: At most 255 bytes.
             body: What to send.
             properties: What to send along.
@@ -788,9 +883,13 @@ class Broker:
             ValueError: *routing_key* is too long.
         """
         if len(routing_key.encode()) > 255:
-            raise ValueError(f"routing_key: AMQP allows 255 bytes, not the {len(routing_key.encode())} of {routing_key!r}")
+            raise ValueError(
+                f"routing_key: AMQP allows 255 bytes, not the {len(routing_key.encode())} of {routing_key!r}"
+            )
         properties = properties or BasicProperties()
-        header = struct.pack(">HxxQ", BasicProperties.INDEX, len(body)) + b"".join(properties.encode())
+        header = struct.pack(">HxxQ", BasicProperties.INDEX, len(body)) + b"".join(
+            properties.encode()
+        )
         message = _Message(exchange, routing_key, properties, header, body)
         self._post(lambda: self._host.publish(message))
 
@@ -830,7 +929,12 @@ class Broker:
     def __enter__(self) -> Broker:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         self.close()
 
     def __repr__(self) -> str:
@@ -867,10 +971,13 @@ class Broker:
 
     async def _serve(self) -> None:
         credentials = b"\0" + self._username.encode() + b"\0" + self._password.encode()
-        server = await self._loop.create_server(lambda: _Connection(self._host, credentials), sock=self._listener)
+        server = await self._loop.create_server(
+            lambda: _Connection(self._host, credentials), sock=self._listener
+        )
         await self._end.wait()
         self._loop.remove_reader(self._listener)
-        while self._host.connections or len(asyncio.all_tasks()) > 1:  # asyncio leaks who is just being accepted by a closed server
+        # asyncio leaks who is just being accepted by a closed server
+        while self._host.connections or len(asyncio.all_tasks()) > 1:
             self._host.cut()
             await asyncio.sleep(0)
         server.close()

@@ -1,10 +1,11 @@
 """LocalCloud: the service of this package on sockets, for the unmodified SDK and the unmodified endpoint daemon.
 
-HTTP for requests and AMQP for commands, tasks and results, on loopback only. Each service has secrets of its own, which every request
-and every connection has to bring; they are passed on in environment variables and in answers, and are in no command line and no log.
+HTTP for requests and AMQP for commands, tasks and results, on loopback only. Each service has
+secrets of its own, which every request and every connection has to bring; they are passed on in
+environment variables and in answers, and are in no command line and no log.
 
-For one's own machine. The SDK's local mode is plain HTTP on one fixed port, so that on a shared login node another user could take
-the port first and be sent what was meant for this service.
+For one's own machine. The SDK's local mode is plain HTTP on one fixed port, so that on a shared
+login node another user could take the port first and be sent what was meant for this service.
 """
 
 from __future__ import annotations
@@ -38,22 +39,26 @@ log = logging.getLogger("gc_warm")
 PORT = 5000
 """The port that the SDK's local mode asks, and no other."""
 _RESULT_QUEUES = "results-of-"  # before the id of a task group
-_WATCH_INTERVAL = 1.0  # seconds between looks at whether tasks wait for a user endpoint that is not there
+# seconds between looks at whether tasks wait for a user endpoint that is not there
+_WATCH_INTERVAL = 1.0
 
 
 class LocalCloud:
     """A Globus Compute service of one's own, on this machine, for as long as the object lives; usable with ``with``.
 
-    `environment` makes any script, and ``globus-compute-endpoint``, use it. `gc_warm.local.daemon.EndpointDaemon` starts an endpoint.
+    `environment` makes any script, and ``globus-compute-endpoint``, use it.
+    `gc_warm.local.daemon.EndpointDaemon` starts an endpoint.
 
     Args:
-        port: Where HTTP is answered. The SDK knows no other than the default; 0 takes any that is free.
+        port: Where HTTP is answered. The SDK knows no other than the default; 0 takes any that is
+            free.
 
     Attributes:
         service: What answers.
         broker: What carries commands, tasks and results.
         folder: The user directory of endpoints and clients, which is removed at the end.
-        mark: What the processes of its endpoints have in common, in the variable `gc_warm.processes.MARK`.
+        mark: What the processes of its endpoints have in common, in the variable
+            `gc_warm.processes.MARK`.
         port: Where HTTP is answered.
         environment: The variables that an unmodified program needs. They hold secrets.
 
@@ -74,18 +79,24 @@ class LocalCloud:
         self._groups: set[str] = set()
         self._lock = threading.Lock()
         self._ending = threading.Event()
-        self._closing = contextlib.ExitStack()  # from the last to the first, each whatever comes of the others
+        # from the last to the first, each whatever comes of the others
+        self._closing = contextlib.ExitStack()
         self.mark = uuid.uuid4().hex
         try:
             self.folder = tempfile.mkdtemp(prefix="gc_warm-")
             self._closing.callback(remove, self.folder)
             usable_folder(self.folder)
-            self._closing.callback(processes.dismiss_reaper, processes.start_reaper(self.mark, self.folder))
+            self._closing.callback(
+                processes.dismiss_reaper, processes.start_reaper(self.mark, self.folder)
+            )
             self._closing.callback(processes.end_all, self.mark, self.folder)
             self._identity = Identity()
             self.broker = Broker("local", secrets.token_urlsafe(24))
             self._closing.callback(self.broker.close)
-            for queue, take in (("results", self._take_result), ("heartbeats", self._take_heartbeat)):
+            for queue, take in (
+                ("results", self._take_result),
+                ("heartbeats", self._take_heartbeat),
+            ):
                 self.broker.bind(queue, "#", queue)
                 self.broker.tap(queue, take)
             self._closing.callback(self.service.close)
@@ -112,7 +123,12 @@ class LocalCloud:
     def __enter__(self) -> LocalCloud:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         self.close()
 
     def online(self, endpoint_id: str) -> bool:
@@ -122,7 +138,9 @@ class LocalCloud:
         return core is not None and core.online
 
     def _thread(self, target: Callable[[], None]) -> None:
-        thread = threading.Thread(target=target, name=f"gc_warm-cloud-{target.__name__}", daemon=True)
+        thread = threading.Thread(
+            target=target, name=f"gc_warm-cloud-{target.__name__}", daemon=True
+        )
         thread.start()
         self._closing.callback(thread.join)
 
@@ -135,7 +153,9 @@ class LocalCloud:
             try:
                 server = HttpServer(family, (address, taken or port), self._identity, self.answer)
             except OSError as error:
-                raise OSError(f"port {taken or port} on {address} cannot be had ({error.strerror}): {PORT_ADVICE}") from error
+                raise OSError(
+                    f"port {taken or port} on {address} cannot be had ({error.strerror}): {PORT_ADVICE}"
+                ) from error
             self._closing.callback(server.server_close)
             self._thread(server.serve_forever)
             self._closing.callback(server.shutdown)
@@ -164,9 +184,13 @@ class LocalCloud:
         endpoint_id = str(as_uuid(endpoint_id))
         body = {**body, "metadata": dict(body.get("metadata") or {})}
         with self._lock:
-            core = self._cores.setdefault(endpoint_id, CoreEndpoint(endpoint_id, self.broker, self._identity))
+            core = self._cores.setdefault(
+                endpoint_id, CoreEndpoint(endpoint_id, self.broker, self._identity)
+            )
         core.begin()
-        self.service.add_endpoint(core.make_runner, endpoint_id, registration=body, is_online=lambda: core.online)
+        self.service.add_endpoint(
+            core.make_runner, endpoint_id, registration=body, is_online=lambda: core.online
+        )
         log.info("endpoint %s (%s) has registered", endpoint_id, body.get("endpoint_name"))
         return core.registered()
 
@@ -179,13 +203,19 @@ class LocalCloud:
         self.broker.declare(queue)
 
         def deliver(packed: bytes) -> None:
-            self.broker.publish("", queue, packed, BasicProperties(timestamp=int(time.time()), headers={}))
+            self.broker.publish(
+                "", queue, packed, BasicProperties(timestamp=int(time.time()), headers={})
+            )
 
         self.service.subscribe(group_id, deliver)
 
     def _user_endpoints(self) -> list[UserEndpoint]:
         with self._lock:
-            return [user_endpoint for core in self._cores.values() for user_endpoint in core.user_endpoints.values()]
+            return [
+                user_endpoint
+                for core in self._cores.values()
+                for user_endpoint in core.user_endpoints.values()
+            ]
 
     def _take_result(self, _properties: BasicProperties, body: bytes) -> None:
         result: Any = messagepack.unpack(body)

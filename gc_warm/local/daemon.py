@@ -36,8 +36,8 @@ _LINES_QUOTED = 12  # lines of a log
 class EndpointDaemon:
     """An endpoint: its daemon and, once there are tasks, the user endpoints and workers that this starts.
 
-    The config is copied to the service's folder, so that nothing is left in the one it comes from or in the home directory. Lives until
-    `close`; usable with ``with``.
+    The config is copied to the service's folder, so that nothing is left in the one it comes from
+    or in the home directory. Lives until `close`; usable with ``with``.
 
     Args:
         cloud: The service it registers with.
@@ -63,14 +63,16 @@ class EndpointDaemon:
 
     def __init__(self, cloud: LocalCloud, config: str | os.PathLike[str]) -> None:
         source = folders.find_folder(config)
-        schema_of(folders.schema_path(source))  # of one that cannot be read, the daemon only shows a traceback
+        # of one that cannot be read, the daemon only shows a traceback
+        schema_of(folders.schema_path(source))
         self._cloud = cloud
         self._process: subprocess.Popen[bytes] | None = None
         self.folder = _new_folder(Path(cloud.folder), source.resolve().name)
         self.name = self.folder.name
         self.log = self.folder / "endpoint.log"
         self._output = self.folder / "start.log"
-        self._place = Path(cloud.folder, "t")  # where its processes begin; the name is short since Parsl makes sockets there
+        # where its processes begin; the name is short since Parsl makes sockets there
+        self._place = Path(cloud.folder, "t")
         self._place.mkdir(exist_ok=True)
         _install(source, self.folder, self._environment())
         try:
@@ -111,15 +113,20 @@ class EndpointDaemon:
         end = time.monotonic() + _START_TIMEOUT
         while not self.online:
             if self._process.poll() is not None:
-                raise EndpointStartError(f"the endpoint {self.name} ended with status {self._process.returncode}:\n{self._last_words()}")
+                raise EndpointStartError(
+                    f"the endpoint {self.name} ended with status {self._process.returncode}:\n{self._last_words()}"
+                )
             if time.monotonic() > end:
-                raise EndpointStartError(f"the endpoint {self.name} is not online after {_START_TIMEOUT} s:\n{self._last_words()}")
+                raise EndpointStartError(
+                    f"the endpoint {self.name} is not online after {_START_TIMEOUT} s:\n{self._last_words()}"
+                )
             time.sleep(_WATCH_INTERVAL)
 
     @property
     def online(self) -> bool:
         """Whether the service knows it to listen."""
-        with contextlib.suppress(FileNotFoundError, ValueError):  # it has not registered, or is just writing that down
+        # it has not registered, or is just writing that down
+        with contextlib.suppress(FileNotFoundError, ValueError):
             return self._cloud.online(self.endpoint_id)
         return False
 
@@ -141,15 +148,26 @@ class EndpointDaemon:
     def __enter__(self) -> EndpointDaemon:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         self.close()
 
     def _clear_up(self) -> None:
-        """Wait for what a daemon that was killed has left: user endpoints notice it, and end. Another of the same name would refuse."""
+        """Wait for what a daemon that was killed has left: user endpoints notice it, and end.
+
+        Another of the same name would refuse.
+        """
         if self._process is not None and self._process.poll() is None:
             self._process.kill()
             self._process.wait()
-        names = [self.name, *([f"uep.{self.endpoint_id}.*"] if (self.folder / "endpoint.json").exists() else [])]
+        names = [
+            self.name,
+            *([f"uep.{self.endpoint_id}.*"] if (self.folder / "endpoint.json").exists() else []),
+        ]
         for name in names:
             left = processes.endpoints(self._cloud.mark, self._cloud.folder, name)
             processes.kill_after(_STOP_TIMEOUT, left)
@@ -178,7 +196,8 @@ _SCRIPTS = os.path.dirname(sys.executable)
 
 
 def _new_folder(parent: Path, name: str) -> Path:
-    if not re.fullmatch(r"(?!uep\.|t$)[A-Za-z0-9][A-Za-z0-9_-]{0,60}", name):  # else the daemon, or what lies beside it, stumbles
+    # else the daemon, or what lies beside it, stumbles
+    if not re.fullmatch(r"(?!uep\.|t$)[A-Za-z0-9][A-Za-z0-9_-]{0,60}", name):
         name = "endpoint"
     names = [name, *(f"{name}-{number}" for number in range(2, 1000))]
     folder = next(parent / name for name in names if not (parent / name).exists())
@@ -192,17 +211,23 @@ def _install(source: Path, folder: Path, environment: dict[str, str]) -> None:
     if folders.schema_path(source).exists():
         shutil.copyfile(folders.schema_path(source), folder / "user_config_schema.json")
     config = _mapping(source / "config.yaml")
-    for elsewhere in ("amqp_port", "user_config_template_path", "user_config_schema_path"):  # the way to the real service; what was copied
+    # the way to the real service; what was copied
+    for elsewhere in ("amqp_port", "user_config_template_path", "user_config_schema_path"):
         config.pop(elsewhere, None)
     own = _mapping(source / "user_environment.yaml")
-    if is_privileged():  # such a daemon starts user endpoints with an empty environment, and insists on an address, if it knows of one
+    # such a daemon starts user endpoints with an empty environment, and insists on an address, if
+    # it knows of one
+    if is_privileged():
         if "email" in inspect.signature(folders.CoreEndpointConfig).parameters:
             config.setdefault("email", "root@localhost")
         own = {**os.environ, **own}
-    secrets_away = {"GLOBUS_COMPUTE_CLIENT_ID": "", "GLOBUS_COMPUTE_CLIENT_SECRET": ""}  # a user endpoint needs none
+    # a user endpoint needs none
+    secrets_away = {"GLOBUS_COMPUTE_CLIENT_ID": "", "GLOBUS_COMPUTE_CLIENT_SECRET": ""}
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
     (folder / "user_environment.yaml").touch(mode=0o600)
-    (folder / "user_environment.yaml").write_text(yaml.safe_dump({**own, **environment, **secrets_away}))
+    (folder / "user_environment.yaml").write_text(
+        yaml.safe_dump({**own, **environment, **secrets_away})
+    )
 
 
 def _mapping(path: Path) -> dict[str, Any]:

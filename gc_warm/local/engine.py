@@ -1,7 +1,8 @@
 """What stands behind an endpoint, in its true form: the endpoint's own engine, started from a config.
 
-The engine is left as it is. What is added makes it fit for tests: its processes begin in a folder of their own, end with the client
-however that ends, and when none of its workers can start, that is noticed and explained, where the engine would wait for ever.
+The engine is left as it is. What is added makes it fit for tests: its processes begin in a folder
+of their own, end with the client however that ends, and when none of its workers can start, that is
+noticed and explained, where the engine would wait for ever.
 """
 
 from __future__ import annotations
@@ -32,30 +33,36 @@ log = logging.getLogger("gc_warm")
 _ENGINE_SECONDS = 20  # it grants its interchange ten
 _WATCH_INTERVAL = 1.0  # seconds between looks at whether an engine is of use
 _JOB_WATCH_INTERVAL = 5.0  # where a look asks a scheduler, which others use, too
-_GAVE_UP = b"parsl.executors.errors.BadStateException"  # in the result of a task to an engine all of whose blocks have failed
+# in the result of a task to an engine all of whose blocks have failed
+_GAVE_UP = b"parsl.executors.errors.BadStateException"
 _WARN_AFTER = 60  # seconds, after which a wait is worth a word
 
 
 class EngineRunner:
     """Tasks in the endpoint's own engine, started from a config as an endpoint starts it.
 
-    Its processes begin in a directory of their own, so that what happens to lie in the client's is not importable. Tasks wait
-    until the first worker is there. When none can start, tasks fail with a `WorkerStartError` that quotes the log that knows why.
+    Its processes begin in a directory of their own, so that what happens to lie in the client's is
+    not importable. Tasks wait until the first worker is there. When none can start, tasks fail with
+    a `WorkerStartError` that quotes the log that knows why.
 
-    Like an endpoint, it stops its engine when it has been idle for long enough, and starts another for the next task.
+    Like an endpoint, it stops its engine when it has been idle for long enough, and starts another
+    for the next task.
 
     Args:
-        config: The folder of a config (or the name of one that comes with gc_warm), the YAML file of a user endpoint, or its text
-            (several lines).
+        config: The folder of a config (or the name of one that comes with gc_warm), the YAML file
+            of a user endpoint, or its text (several lines).
         options: What a folder's template is rendered with; the others have none.
         on: "local" to run a cluster's config as processes of this machine; None for where it says.
 
     Raises:
         FileNotFoundError: There is no such folder or file.
-        ValueError: *on* is neither, the options do not fit, the endpoint's loader refuses the config, or it has no engine.
+        ValueError: *on* is neither, the options do not fit, the endpoint's loader refuses the
+            config, or it has no engine.
     """
 
-    def __init__(self, config: str | os.PathLike[str], options: Options | None = None, on: str | None = None) -> None:
+    def __init__(
+        self, config: str | os.PathLike[str], options: Options | None = None, on: str | None = None
+    ) -> None:
         text, self._source = _read(config, options or {})
         self._text = _placed(text, on)
         self._lock = threading.Lock()
@@ -73,14 +80,22 @@ class EngineRunner:
         self._idle.start()
 
     def submit(
-        self, task_id: uuid.UUID, packed: bytes, *, function_id: str, resources: Mapping[str, Any], serializers: Sequence[str]
+        self,
+        task_id: uuid.UUID,
+        packed: bytes,
+        *,
+        function_id: str,
+        resources: Mapping[str, Any],
+        serializers: Sequence[str],
     ) -> Future[bytes]:
         """See `gc_warm.local.service.TaskRunner`; *function_id* means nothing here."""
         with self._lock:
             self._used = True
             self._moved.set()
             try:
-                future = self._usable_engine().submit(task_id, packed, dict(resources), list(serializers) or None)
+                future = self._usable_engine().submit(
+                    task_id, packed, dict(resources), list(serializers) or None
+                )
             except Exception as error:  # it could not be started once more
                 future = Future()
                 future.set_result(worker_main.pack_failure(task_id, error))
@@ -98,7 +113,10 @@ class EngineRunner:
         return self._engine
 
     def _stop_when_idle(self, heartbeat_period: float, limit: int) -> None:
-        """The endpoint's own rule: so many heartbeats without any movement, and nothing under way. With 0 it never stops."""
+        """The endpoint's own rule: so many heartbeats without any movement, and nothing under way.
+
+        With 0 it never stops.
+        """
         idle = 0
         while not self._closed.wait(heartbeat_period):
             with self._lock:
@@ -132,13 +150,17 @@ class _Engine:
         self._closed = False
         self._failure: Exception | None = None
         self._open: dict[uuid.UUID, Future[bytes]] = {}
-        self._held: dict[uuid.UUID, bytes] = {}  # results of an engine that gives up before it has had a worker, until it is known why
+        # results of an engine that gives up before it has had a worker, until it is known why
+        self._held: dict[uuid.UUID, bytes] = {}
         self._proven = False  # a worker has done a task
-        self._folder = tempfile.mkdtemp(prefix="gc_warm-")  # which the guard removes when this process dies
+        # which the guard removes when this process dies
+        self._folder = tempfile.mkdtemp(prefix="gc_warm-")
         self._mark = uuid.uuid4().hex
         self._reaper: subprocess.Popen[bytes] | None = None
         self._ending = threading.Event()
-        self._watch = threading.Thread(target=self._watch_over, name="gc_warm-engine-watch", daemon=True)
+        self._watch = threading.Thread(
+            target=self._watch_over, name="gc_warm-engine-watch", daemon=True
+        )
         try:
             _settle(self._engine, usable_folder(self._folder), self._mark)
             self._reaper = processes.start_reaper(self._mark, self._folder)
@@ -158,7 +180,13 @@ class _Engine:
         """Whether it is of no use any more, and another one might be."""
         return not isinstance(self._failure, WorkerStartError) and not self._interchange_lives()
 
-    def submit(self, task_id: uuid.UUID, packed: bytes, resources: dict[str, Any], serializers: list[str] | None) -> Future[bytes]:
+    def submit(
+        self,
+        task_id: uuid.UUID,
+        packed: bytes,
+        resources: dict[str, Any],
+        serializers: list[str] | None,
+    ) -> Future[bytes]:
         """Give the engine a task; the future always ends, with a packed Result."""
         from globus_compute_endpoint.engines.base import GCFuture
 
@@ -202,16 +230,33 @@ class _Engine:
     def _watch_over(self) -> None:
         """Notice what an engine does not: that its interchange is gone, or that no worker will ever come."""
         waited = 0.0
-        look = _WATCH_INTERVAL if type(self._engine.executor.provider).__name__ == "LocalProvider" else _JOB_WATCH_INTERVAL
+        look = (
+            _WATCH_INTERVAL
+            if type(self._engine.executor.provider).__name__ == "LocalProvider"
+            else _JOB_WATCH_INTERVAL
+        )
         while not self._ending.wait(look):
             if not self._interchange_lives():
-                return self._give_up(RuntimeError("the engine's interchange has died, and with it what its workers were doing"))
+                return self._give_up(
+                    RuntimeError(
+                        "the engine's interchange has died, and with it what its workers were doing"
+                    )
+                )
             waited = waited + look if self._open and not self._proven else 0.0
             held, reason = list(self._held), None
             try:
-                if waited == _WARN_AFTER:  # a queue, or a request that can never be granted: only the scheduler knows
-                    log.warning("no worker after %d s; blocks: %s", _WARN_AFTER, startup_diagnosis.states(self._engine.executor))
-                reason = startup_diagnosis.why_no_worker(self._engine.executor, Path(self._folder)) if self._open else None
+                # a queue, or a request that can never be granted: only the scheduler knows
+                if waited == _WARN_AFTER:
+                    log.warning(
+                        "no worker after %d s; blocks: %s",
+                        _WARN_AFTER,
+                        startup_diagnosis.states(self._engine.executor),
+                    )
+                reason = (
+                    startup_diagnosis.why_no_worker(self._engine.executor, Path(self._folder))
+                    if self._open
+                    else None
+                )
             except Exception:  # the engine is just changing, or its logs are just being written
                 log.debug("could not look at the engine", exc_info=True)
             if reason and not self._ending.is_set():
@@ -226,7 +271,9 @@ class _Engine:
 
     def _shut_down_engine(self) -> None:
         """The engine's own shutdown, which waits for ever where the interchange has died; its thread is then left to itself."""
-        shutdown = threading.Thread(target=self._engine.shutdown, name="engine-shutdown", daemon=True)
+        shutdown = threading.Thread(
+            target=self._engine.shutdown, name="engine-shutdown", daemon=True
+        )
         lives = self._interchange_lives()
         shutdown.start()
         shutdown.join(_ENGINE_SECONDS if lives else processes.GRACE)
@@ -240,7 +287,8 @@ class _Engine:
                 return
             self._closed = True
         self._ending.set()
-        with contextlib.ExitStack() as steps:  # from the last to the first, each whatever comes of the others
+        # from the last to the first, each whatever comes of the others
+        with contextlib.ExitStack() as steps:
             steps.callback(remove, self._folder)
             steps.callback(self._fail_open, RuntimeError("the engine was shut down"))
             steps.callback(self._dismiss_guard)
@@ -288,7 +336,9 @@ def _read(config: str | os.PathLike[str], options: Options) -> tuple[str, str]:
 
 def _placed(text: str, on: str | None) -> str:
     if on not in (None, "local"):
-        raise ValueError(f"on: {on!r} is no place to run a config; there is 'local', and None for where the config says")
+        raise ValueError(
+            f"on: {on!r} is no place to run a config; there is 'local', and None for where the config says"
+        )
     return text if on is None else loading.localize(text)
 
 
@@ -296,8 +346,13 @@ def _settle(engine: Any, folder: str, mark: str) -> None:
     """Let a block start in *folder*, carry *mark*, and find the endpoint's command also where the environment is not activated."""
     provider = engine.executor.provider
     scripts = os.path.dirname(sys.executable)
-    # Without these, the endpoint's command would make a folder in the home directory, and each manager one where temporary files are.
-    variables = {"GLOBUS_COMPUTE_USER_DIR": folder, "TMPDIR": folder, **processes.marked_environment(mark)}
+    # Without these, the endpoint's command would make a folder in the home directory, and each
+    # manager one where temporary files are.
+    variables = {
+        "GLOBUS_COMPUTE_USER_DIR": folder,
+        "TMPDIR": folder,
+        **processes.marked_environment(mark),
+    }
     exports = [f"{name}={value}" for name, value in variables.items()]
     before = [
         f"cd {shlex.quote(folder)}",
@@ -306,8 +361,10 @@ def _settle(engine: Any, folder: str, mark: str) -> None:
     ]
     provider.worker_init = "\n".join([*before, provider.worker_init])
     command, *arguments = engine.executor.interchange_launch_cmd
-    beside_python = os.path.join(scripts, command)  # and not that of another environment which happens to be active
+    # and not that of another environment which happens to be active
+    beside_python = os.path.join(scripts, command)
     if os.path.exists(beside_python):
         command = beside_python
-    # In a session of its own: Ctrl-C is for the client, and an interchange that is gone makes the engine's shutdown wait for ever.
+    # In a session of its own: Ctrl-C is for the client, and an interchange that is gone makes the
+    # engine's shutdown wait for ever.
     engine.executor.interchange_launch_cmd = ["setsid", "env", *exports, command, *arguments]

@@ -26,7 +26,13 @@ class HttpServer(ThreadingHTTPServer):
     daemon_threads = False  # they are waited for
     request_queue_size = 128
 
-    def __init__(self, family: socket.AddressFamily, address: tuple[str, int], identity: Identity, answer: Answer) -> None:
+    def __init__(
+        self,
+        family: socket.AddressFamily,
+        address: tuple[str, int],
+        identity: Identity,
+        answer: Answer,
+    ) -> None:
         self.address_family, self.identity, self.answer = family, identity, answer
         self._connections: set[socket.socket] = set()
         super().__init__(address, _Handler)
@@ -74,21 +80,38 @@ class _Handler(BaseHTTPRequestHandler):
         identity = self.server.identity
         proven = identity.is_proven(path, self.headers.get("Authorization") or "")
         try:
-            length, limit = int(self.headers.get("Content-Length") or 0), _REQUEST_LIMIT if proven else 2**16
-            sent = self.rfile.read(min(max(length, 0), limit))  # also of a stranger, who may look for the answer only then
+            length, limit = (
+                int(self.headers.get("Content-Length") or 0),
+                _REQUEST_LIMIT if proven else 2**16,
+            )
+            # also of a stranger, who may look for the answer only then
+            sent = self.rfile.read(min(max(length, 0), limit))
             if not proven:
                 raise ServiceError(401, "UNAUTHORIZED", _STRANGER)
             if not 0 <= length <= limit or "Transfer-Encoding" in self.headers:
-                raise ServiceError(413, "REQUEST_TOO_LARGE", f"a request has to say how long it is, and at most {limit} bytes")
+                raise ServiceError(
+                    413,
+                    "REQUEST_TOO_LARGE",
+                    f"a request has to say how long it is, and at most {limit} bytes",
+                )
             self.connection.settimeout(_IDLE_TIMEOUT)
             body = self._read(sent)
             local = path.startswith(("/v2/oauth2/", "/v2/api/"))
-            status, document = 200, identity.answer(path, body) if local else self.server.answer(self.command, path, query, body)
+            status, document = (
+                200,
+                identity.answer(path, body)
+                if local
+                else self.server.answer(self.command, path, query, body),
+            )
         except ServiceError as error:
             self.close_connection = error.status in (401, 413)  # there may be more of it
             status, document = error.status, error.body()
         except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
-            refusal = ServiceError(422, "REQUEST_INVALID", f"{self.command} {path} cannot be read: {type(error).__name__}: {error}")
+            refusal = ServiceError(
+                422,
+                "REQUEST_INVALID",
+                f"{self.command} {path} cannot be read: {type(error).__name__}: {error}",
+            )
             status, document = refusal.status, refusal.body()
         self._send(status, document)
 
@@ -111,7 +134,9 @@ class _Handler(BaseHTTPRequestHandler):
 _STRANGER = "the request does not bring the secrets that were printed when this service was started, the last time"
 _REQUEST_LIMIT = 2**31  # bytes
 _IDLE_TIMEOUT = 600  # seconds that an idle connection is kept
-PORT_ADVICE = "end what uses it, another `gc-warm up` or test perhaps; the SDK's local mode knows no other"
+PORT_ADVICE = (
+    "end what uses it, another `gc-warm up` or test perhaps; the SDK's local mode knows no other"
+)
 
 
 def has_ipv6() -> bool:

@@ -1,7 +1,8 @@
 """What stands behind an endpoint, in its light form: freshly spawned worker processes.
 
-Like the real engine (see `gc_warm.local.engine`), they are a `gc_warm.local.service.TaskRunner`, and run a task through the
-endpoint's own ``execute_task`` in a process that has nothing of the client's memory. Threads or forked children would be falsely warm.
+Like the real engine (see `gc_warm.local.engine`), they are a `gc_warm.local.service.TaskRunner`,
+and run a task through the endpoint's own ``execute_task`` in a process that has nothing of the
+client's memory. Threads or forked children would be falsely warm.
 """
 
 from __future__ import annotations
@@ -40,7 +41,9 @@ log = logging.getLogger("gc_warm")
 _STARTS = 3
 _START_TIMEOUT = 60
 _LONGEST_FOLDER = 75  # bytes: 107 for a socket, less /pymp-12345678/listener-12345678
-_WATCH_INTERVAL = 0.2  # seconds between looks at a busy worker, for the rare death that leaves its pipe open in a grandchild
+# seconds between looks at a busy worker, for the rare death that leaves its pipe open in a
+# grandchild
+_WATCH_INTERVAL = 0.2
 
 
 class SpawnedWorker:
@@ -67,7 +70,10 @@ class SpawnedWorker:
         return process.pid if process is not None and process.poll() is None else None
 
     def kill(self) -> None:
-        """End the process with SIGKILL, as the out-of-memory killer does. Its state is lost; the next task starts another."""
+        """End the process with SIGKILL, as the out-of-memory killer does.
+
+        Its state is lost; the next task starts another.
+        """
         process = self._process
         if process is not None:
             process.kill()
@@ -89,7 +95,8 @@ class SpawnedWorker:
                     env=self._environment,
                     cwd=self._run_dir,
                     stdin=subprocess.DEVNULL,
-                    stdout=2,  # what tasks print should neither be lost nor mix with the client's output
+                    # what tasks print should neither be lost nor mix with the client's output
+                    stdout=2,
                     pass_fds=[theirs.fileno()],
                     start_new_session=True,  # Ctrl-C is for the client, which then ends its workers
                 )
@@ -112,7 +119,11 @@ class SpawnedWorker:
         except (EOFError, OSError) as error:
             self._see_off()
             status = None if self._process is None else self._process.returncode
-            what = f"was not ready after {_START_TIMEOUT} s" if isinstance(error, TimeoutError) else f"ended with exit status {status}"
+            what = (
+                f"was not ready after {_START_TIMEOUT} s"
+                if isinstance(error, TimeoutError)
+                else f"ended with exit status {status}"
+            )
             raise WorkerStartError(
                 f"worker {self.rank} {what} before it could take a task; what it said is on stderr. "
                 f"It ran {sys.executable} with PYTHONPATH={self._environment['PYTHONPATH']!r}"
@@ -140,7 +151,9 @@ class SpawnedWorker:
             self.start()
             try:
                 return self.wait_ready()
-            except WorkerStartError:  # killed while it started: a manager would start another, and the task has not been given out
+            except WorkerStartError:
+                # killed while it started: a manager would start another, and the task has not been
+                # given out
                 if not attempts_left:
                     raise
         return None
@@ -170,7 +183,8 @@ class SpawnedWorker:
         with contextlib.suppress(psutil.NoSuchProcess):  # it has ended, and been waited for
             processes.kill_after(processes.GRACE, [psutil.Process(process.pid)])
         process.wait()
-        with contextlib.suppress(ProcessLookupError):  # plain children of its tasks: a block takes them along too
+        # plain children of its tasks: a block takes them along too
+        with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
 
     def close(self) -> None:
@@ -191,14 +205,15 @@ class SpawnedWorker:
 class SpawnedRunner:
     """Tasks in spawned worker processes, given to the least recently used worker as a manager does.
 
-    A worker's import path is what is installed, plus *pythonpath*: not the client's ``sys.path``, not its directory. Ready
-    when the constructor returns.
+    A worker's import path is what is installed, plus *pythonpath*: not the client's ``sys.path``,
+    not its directory. Ready when the constructor returns.
 
     Args:
         workers: How many, 1 or more.
         pythonpath: Folders of modules that tasks may import.
         env: Environment variables to add to the client's.
-        fresh_process_per_task: One process a task (as Work Queue does it), in which nothing is ever warm.
+        fresh_process_per_task: One process a task (as Work Queue does it), in which nothing is ever
+            warm.
 
     Raises:
         ValueError: *workers* is below 1, or *env* has a PYTHONPATH.
@@ -239,11 +254,21 @@ class SpawnedRunner:
             "PARSL_WORKER_POOL_ID": uuid.uuid4().hex[:12],
             "PARSL_WORKER_BLOCK_ID": "0",
         }
-        self.workers = tuple(SpawnedWorker(rank, environment, self._folder.name) for rank in range(workers))
+        self.workers = tuple(
+            SpawnedWorker(rank, environment, self._folder.name) for rank in range(workers)
+        )
         self._idle = deque(self.workers)  # the one that has waited longest comes first
-        self._inboxes: dict[SpawnedWorker, queue.SimpleQueue[_Job | None]] = {worker: queue.SimpleQueue() for worker in self.workers}
-        self._threads = [  # daemons: a client that forgets shutdown() still ends, and the workers with it
-            threading.Thread(target=self._serve, args=(worker,), name=f"gc_warm-worker-{worker.rank}", daemon=True)
+        self._inboxes: dict[SpawnedWorker, queue.SimpleQueue[_Job | None]] = {
+            worker: queue.SimpleQueue() for worker in self.workers
+        }
+        # daemons: a client that forgets shutdown() still ends, and the workers with it
+        self._threads = [
+            threading.Thread(
+                target=self._serve,
+                args=(worker,),
+                name=f"gc_warm-worker-{worker.rank}",
+                daemon=True,
+            )
             for worker in self.workers
         ]
         try:
@@ -258,7 +283,13 @@ class SpawnedRunner:
             thread.start()
 
     def submit(
-        self, task_id: uuid.UUID, packed: bytes, *, function_id: str, resources: Mapping[str, Any], serializers: Sequence[str]
+        self,
+        task_id: uuid.UUID,
+        packed: bytes,
+        *,
+        function_id: str,
+        resources: Mapping[str, Any],
+        serializers: Sequence[str],
     ) -> Future[bytes]:
         """See `gc_warm.local.service.TaskRunner`; *function_id* and *resources* mean nothing here."""
         job = _Job(task_id, packed, serializers)
@@ -280,7 +311,9 @@ class SpawnedRunner:
                 result = worker_main.pack_failure(job.task_id, error)
             if self._fresh:
                 worker.stop()
-            with self._lock:  # before the result is out, so that a client's next task finds this worker at the end of the line
+            # before the result is out, so that a client's next task finds this worker at the end of
+            # the line
+            with self._lock:
                 if self._waiting:
                     inbox.put(self._waiting.popleft())
                 else:
@@ -288,7 +321,10 @@ class SpawnedRunner:
             job.future.set_result(result)
 
     def shutdown(self) -> None:
-        """End the workers with SIGTERM and, a second later, SIGKILL. Tasks that have not ended fail. Idempotent."""
+        """End the workers with SIGTERM and, a second later, SIGKILL.
+
+        Tasks that have not ended fail. Idempotent.
+        """
         with self._lock:
             if self._closed:
                 return
@@ -296,7 +332,8 @@ class SpawnedRunner:
             waiting, self._waiting = self._waiting, deque()
         for inbox in self._inboxes.values():
             inbox.put(None)
-        closing = [threading.Thread(target=worker.close) for worker in self.workers]  # their seconds of grace run side by side
+        # their seconds of grace run side by side
+        closing = [threading.Thread(target=worker.close) for worker in self.workers]
         for thread in closing:
             thread.start()
         for job in waiting:
@@ -347,7 +384,9 @@ def _folders(paths: Sequence[str | os.PathLike[str]]) -> str:
         raise TypeError(f"pythonpath takes a list of folders: write [{str(paths)!r}]")
     for folder in paths:
         if os.pathsep in os.fspath(folder):
-            raise ValueError(f"pythonpath: a folder with {os.pathsep!r} in its name, {os.fspath(folder)!r}, cannot be on an import path")
+            raise ValueError(
+                f"pythonpath: a folder with {os.pathsep!r} in its name, {os.fspath(folder)!r}, cannot be on an import path"
+            )
         if not os.path.isdir(folder):
             raise FileNotFoundError(f"pythonpath: there is no folder {os.fspath(folder)!r}")
     return os.pathsep.join(os.path.abspath(folder) for folder in paths)

@@ -1,20 +1,25 @@
 """The Globus Compute web service as one state machine: functions, endpoints, tasks and their results.
 
-It knows neither processes nor sockets. What runs the tasks of one user endpoint is a `TaskRunner` that its endpoint makes; who asks,
-calls `handle` with what would be an HTTP request.
+It knows neither processes nor sockets. What runs the tasks of one user endpoint is a `TaskRunner`
+that its endpoint makes; who asks, calls `handle` with what would be an HTTP request.
 
-The production service is closed. Routes and bodies are those that its published SDK and endpoint send and read, and the codes
-``FUNCTION_NOT_PERMITTED`` and ``TASK_PAYLOAD_TOO_LARGE`` are documented. What had to be guessed, here and in `gc_warm.local.cloud`:
+The production service is closed. Routes and bodies are those that its published SDK and endpoint
+send and read, and the codes ``FUNCTION_NOT_PERMITTED`` and ``TASK_PAYLOAD_TOO_LARGE`` are
+documented. What had to be guessed, here and in `gc_warm.local.cloud`:
 
 - the other codes, the texts of all errors, and that a request it cannot read gets 422;
 - that 10 MB is a limit of each task's serialized arguments, and not of a request;
-- that the user endpoint of a task is found by its ``user_endpoint_config`` and the client's Python and SDK versions;
-- that results are kept for good, deleted functions still run in tasks submitted before, and deleted endpoints fail theirs;
-- that an endpoint is online while it listens for commands, and may register again under an id that is not known;
-- when a user endpoint is asked for: with a submission, and again while tasks wait for it and its endpoint is online;
+- that the user endpoint of a task is found by its ``user_endpoint_config`` and the client's Python
+  and SDK versions;
+- that results are kept for good, deleted functions still run in tasks submitted before, and deleted
+  endpoints fail theirs;
+- that an endpoint is online while it listens for commands, and may register again under an id that
+  is not known;
+- when a user endpoint is asked for: with a submission, and again while tasks wait for it and its
+  endpoint is online;
 - that the tasks of a user endpoint that cannot start fail with its words, and are not tried again;
-- that tasks fail which their user endpoint took and no longer has, or when nothing is heard of it (`gc_warm.local.cloud` says when); the
-  real ones may wait for ever;
+- that tasks fail which their user endpoint took and no longer has, or when nothing is heard of it
+  (`gc_warm.local.cloud` says when); the real ones may wait for ever;
 - the names of queues and exchanges, which clients are told.
 """
 
@@ -38,7 +43,8 @@ from globus_compute_sdk.sdk.utils.uuid_like import as_uuid
 
 log = logging.getLogger("gc_warm")
 
-SUBMISSION_LIMIT = 10 * 1024 * 1024  # serialized arguments of one task, in characters (the documented 10 MB)
+# serialized arguments of one task, in characters (the documented 10 MB)
+SUBMISSION_LIMIT = 10 * 1024 * 1024
 
 Deliver = Callable[[bytes], None]
 
@@ -47,7 +53,13 @@ class TaskRunner(Protocol):
     """What executes the tasks of one user endpoint."""
 
     def submit(
-        self, task_id: uuid.UUID, packed: bytes, *, function_id: str, resources: Mapping[str, Any], serializers: Sequence[str]
+        self,
+        task_id: uuid.UUID,
+        packed: bytes,
+        *,
+        function_id: str,
+        resources: Mapping[str, Any],
+        serializers: Sequence[str],
     ) -> Future[bytes]:
         """Run a packed `Task`; the future always ends, with a packed `Result`, also when the task or its worker fails."""
 
@@ -70,7 +82,13 @@ class ServiceError(Exception):
 
     def body(self) -> dict[str, Any]:
         """The answer as the SDK expects it."""
-        return {"status": "Failed", "code": self.code, "reason": self.reason, "message": self.reason, "http_status_code": self.status}
+        return {
+            "status": "Failed",
+            "code": self.code,
+            "reason": self.reason,
+            "message": self.reason,
+            "http_status_code": self.status,
+        }
 
 
 MakeRunner = Callable[[Mapping[str, Any], Mapping[str, Any]], TaskRunner]
@@ -85,7 +103,8 @@ class _Endpoint:
     is_online: Callable[[], bool]
     registration: Mapping[str, Any]
     runners: dict[str, TaskRunner] = field(default_factory=dict)
-    lock: threading.Lock = field(default_factory=threading.Lock)  # of its runners: one may take its time to start
+    # of its runners: one may take its time to start
+    lock: threading.Lock = field(default_factory=threading.Lock)
     deleted: bool = False
 
 
@@ -188,14 +207,26 @@ class Service:
         with self._lock:
             group.subscribers.remove(deliver)
 
-    def runner(self, endpoint_id: str, config: Mapping[str, Any] | None = None, runtime: Mapping[str, Any] | None = None) -> TaskRunner:
+    def runner(
+        self,
+        endpoint_id: str,
+        config: Mapping[str, Any] | None = None,
+        runtime: Mapping[str, Any] | None = None,
+    ) -> TaskRunner:
         """What runs the tasks submitted with this user endpoint configuration and runtime; started if it is not there yet."""
         config, runtime = config or {}, runtime or {}
-        key = json.dumps([config, runtime.get("python_version"), runtime.get("globus_compute_sdk_version")], sort_keys=True)
+        key = json.dumps(
+            [config, runtime.get("python_version"), runtime.get("globus_compute_sdk_version")],
+            sort_keys=True,
+        )
         endpoint = self._found_endpoint(endpoint_id)
         with endpoint.lock:
             if self._closed or endpoint.deleted:
-                raise ServiceError(410, "ENDPOINT_GONE", f"Endpoint {endpoint_id} has been deleted, or the service closed")
+                raise ServiceError(
+                    410,
+                    "ENDPOINT_GONE",
+                    f"Endpoint {endpoint_id} has been deleted, or the service closed",
+                )
             if key not in endpoint.runners:
                 endpoint.runners[key] = endpoint.make_runner(config, runtime)
             return endpoint.runners[key]
@@ -221,16 +252,24 @@ class Service:
     def _register_function(self, body: Any) -> dict[str, Any]:
         function_id = str(uuid.uuid4())
         code = _text(body["function_code"])
-        if not body.get("serialized", True):  # source code as text is wrapped by the service: strategy, name, source, length first
+        # source code as text is wrapped by the service: strategy, name, source, length first
+        if not body.get("serialized", True):
             source = f"st\n{body['function_name']}:{code}"
             code = f"{len(source)}\n{source}"
         with self._lock:
-            self._functions[function_id] = {**body, "function_uuid": function_id, "function_code": code}
+            self._functions[function_id] = {
+                **body,
+                "function_uuid": function_id,
+                "function_code": code,
+            }
         return {"function_uuid": function_id}
 
     def _get_function(self, function_id: str, body: Any) -> dict[str, Any]:
         found = self._function(function_id)
-        told = {name: found.get(name) for name in ("function_uuid", "function_name", "function_code", "description")}
+        told = {
+            name: found.get(name)
+            for name in ("function_uuid", "function_name", "function_code", "description")
+        }
         return {**told, "metadata": found.get("meta")}
 
     def _delete_function(self, function_id: str, body: Any) -> dict[str, Any]:
@@ -242,7 +281,9 @@ class Service:
     def _function(self, function_id: str) -> dict[str, Any]:
         found = self._functions.get(function_id)
         if found is None:
-            raise ServiceError(404, "FUNCTION_NOT_FOUND", f"Function {function_id} could not be resolved")
+            raise ServiceError(
+                404, "FUNCTION_NOT_FOUND", f"Function {function_id} could not be resolved"
+            )
         return found
 
     def _submit(self, endpoint_id: str, body: Any) -> dict[str, Any]:
@@ -255,38 +296,78 @@ class Service:
         group_id = str(as_uuid(body.get("task_group_id") or uuid.uuid4()))
         for name in body.get("result_serializers") or ():
             _text(name)
-        runner = self.runner(endpoint_id, body.get("user_endpoint_config"), body.get("user_runtime"))
+        runner = self.runner(
+            endpoint_id, body.get("user_endpoint_config"), body.get("user_runtime")
+        )
         tasks = {
-            function_id: [self._start(runner, group_id, functions[function_id], payload, body) for payload in payloads]
+            function_id: [
+                self._start(runner, group_id, functions[function_id], payload, body)
+                for payload in payloads
+            ]
             for function_id, payloads in body["tasks"].items()
         }
-        return {"request_id": str(uuid.uuid4()), "task_group_id": group_id, "endpoint_id": endpoint_id, "tasks": tasks}
+        return {
+            "request_id": str(uuid.uuid4()),
+            "task_group_id": group_id,
+            "endpoint_id": endpoint_id,
+            "tasks": tasks,
+        }
 
-    def _start(self, runner: TaskRunner, group_id: str, function: Mapping[str, Any], payload: str, body: Any) -> str:
+    def _start(
+        self,
+        runner: TaskRunner,
+        group_id: str,
+        function: Mapping[str, Any],
+        payload: str,
+        body: Any,
+    ) -> str:
         task_id = uuid.uuid4()
         with self._lock:
-            self._tasks[str(task_id)] = _Task({"task_id": str(task_id), "status": "waiting-for-ep"}, function["function_name"])
+            self._tasks[str(task_id)] = _Task(
+                {"task_id": str(task_id), "status": "waiting-for-ep"}, function["function_name"]
+            )
             self._groups[group_id].task_ids.append(str(task_id))
         future = runner.submit(
             task_id,
-            messagepack.pack(Task(task_id=task_id, task_buffer=function["function_code"] + payload)),
+            messagepack.pack(
+                Task(task_id=task_id, task_buffer=function["function_code"] + payload)
+            ),
             function_id=function["function_uuid"],
             resources=body.get("resource_specification") or {},
             serializers=body.get("result_serializers") or (),
         )
         queued = bool(body.get("create_queue"))
-        future.add_done_callback(lambda done: self._finish(str(task_id), group_id if queued else None, done.result()))
+        future.add_done_callback(
+            lambda done: self._finish(str(task_id), group_id if queued else None, done.result())
+        )
         return str(task_id)
 
     def _finish(self, task_id: str, group_id: str | None, packed: bytes) -> None:
         result: Any = messagepack.unpack(packed)
-        outcome = {"status": "failed", "exception": result.data} if result.is_error else {"status": "success", "result": result.data}
-        details = {name: None if value is None else str(value) for name, value in (result.details or {}).items()}
+        outcome = (
+            {"status": "failed", "exception": result.data}
+            if result.is_error
+            else {"status": "success", "result": result.data}
+        )
+        details = {
+            name: None if value is None else str(value)
+            for name, value in (result.details or {}).items()
+        }
         with self._lock:
             task = self._tasks[task_id]
             task.status.update(outcome, completion_t=str(time.time()), details=details)
-            seconds, error = time.monotonic() - task.submitted, f": {_last_line(result.data)}" if result.is_error else ""
-            log.info("task %s %s: %s after %.2f s%s", task_id, task.function, outcome["status"], seconds, error)
+            seconds, error = (
+                time.monotonic() - task.submitted,
+                f": {_last_line(result.data)}" if result.is_error else "",
+            )
+            log.info(
+                "task %s %s: %s after %.2f s%s",
+                task_id,
+                task.function,
+                outcome["status"],
+                seconds,
+                error,
+            )
             if group_id is None:
                 return
             group = self._groups[group_id]
@@ -304,13 +385,21 @@ class Service:
     def _batch_status(self, body: Any) -> dict[str, Any]:
         with self._lock:
             known = [task_id for task_id in body["task_ids"] if task_id in self._tasks]
-            return {"response": "batch", "results": {task_id: dict(self._tasks[task_id].status) for task_id in known}}
+            return {
+                "response": "batch",
+                "results": {task_id: dict(self._tasks[task_id].status) for task_id in known},
+            }
 
     def _task_group(self, group_id: str, body: Any) -> dict[str, Any]:
         with self._lock:
             if group_id not in self._groups:
-                raise ServiceError(404, "TASK_GROUP_NOT_FOUND", f"Task Group {group_id} could not be resolved")
-            return {"taskgroup_id": group_id, "tasks": [{"id": task_id} for task_id in self._groups[group_id].task_ids]}
+                raise ServiceError(
+                    404, "TASK_GROUP_NOT_FOUND", f"Task Group {group_id} could not be resolved"
+                )
+            return {
+                "taskgroup_id": group_id,
+                "tasks": [{"id": task_id} for task_id in self._groups[group_id].task_ids],
+            }
 
     def _list_endpoints(self, body: Any) -> list[Any]:
         with self._lock:
@@ -340,24 +429,39 @@ class Service:
 
     def _lock_endpoint(self, endpoint_id: str, body: Any) -> dict[str, Any]:
         self._found_endpoint(endpoint_id)
-        return {"endpoint_id": endpoint_id, "lock_expiration_timestamp": "2099-01-01T00:00:00.000000"}
+        return {
+            "endpoint_id": endpoint_id,
+            "lock_expiration_timestamp": "2099-01-01T00:00:00.000000",
+        }
 
     def _allowed_functions(self, endpoint_id: str, body: Any) -> dict[str, Any]:
         allowed = self._found_endpoint(endpoint_id).registration.get("allowed_functions")
-        return {"endpoint_id": endpoint_id, "restricted": allowed is not None, "functions": allowed or []}
+        return {
+            "endpoint_id": endpoint_id,
+            "restricted": allowed is not None,
+            "functions": allowed or [],
+        }
 
     def _check_allowed(self, endpoint_id: str, functions: Iterable[str]) -> None:
         told = self._allowed_functions(endpoint_id, None)
         refused = sorted(set(functions) - set(told["functions"])) if told["restricted"] else []
         if refused:
-            raise ServiceError(403, "FUNCTION_NOT_PERMITTED", f"Function {refused[0]} not permitted on endpoint {endpoint_id}")
+            raise ServiceError(
+                403,
+                "FUNCTION_NOT_PERMITTED",
+                f"Function {refused[0]} not permitted on endpoint {endpoint_id}",
+            )
 
     def _found_endpoint(self, endpoint_id: str) -> _Endpoint:
         with self._lock:
             found = self._endpoints.get(endpoint_id)
             if found is None:
                 here = ", ".join(self._endpoints) or "none"
-                raise ServiceError(404, "ENDPOINT_NOT_FOUND", f"Endpoint {endpoint_id} could not be resolved; there is {here}")
+                raise ServiceError(
+                    404,
+                    "ENDPOINT_NOT_FOUND",
+                    f"Endpoint {endpoint_id} could not be resolved; there is {here}",
+                )
             return found
 
 

@@ -13,7 +13,12 @@ _DEATHS = 3  # of a worker that had no task: it will not live
 
 def states(executor: Any) -> str:
     """The blocks of an engine, as its provider last knew them."""
-    return ", ".join(f"{block} {status.state.name}" for block, status in executor.status_facade.items()) or "none"
+    return (
+        ", ".join(
+            f"{block} {status.state.name}" for block, status in executor.status_facade.items()
+        )
+        or "none"
+    )
 
 
 def why_no_worker(executor: Any, folder: Path) -> str | None:
@@ -28,7 +33,9 @@ def why_no_worker(executor: Any, folder: Path) -> str | None:
         return _why_workers_die(folder, {manager["manager"] for manager in managers})
     if managers:
         wanted = f"cores_per_worker {executor.cores_per_worker}"
-        wanted += f" and mem_per_worker {executor.mem_per_worker}" if executor.mem_per_worker else ""
+        wanted += (
+            f" and mem_per_worker {executor.mem_per_worker}" if executor.mem_per_worker else ""
+        )
         what = f"a node has room for 0 workers: with {wanted} it gets none of the {executor.max_workers_per_node} that are asked for"
         return _quote(what, *folder.rglob("manager.log"))
     return _why_blocks_end(executor)
@@ -43,9 +50,15 @@ def _why_blocks_end(executor: Any) -> str | None:
         return None
     for block, status in reversed(statuses.items()):
         if status.state in (JobState.FAILED, JobState.MISSING) and block not in connected:
-            ended = "ended before its workers were ready" + (f", with exit status {status.exit_code}" if status.exit_code else "")
-            why = (status.message if status.message and not status.stderr_path else ended).rstrip(". \n")
-            return _quote(f"no worker can start: block {block}: {why}", status.stderr_path, status.stdout_path)
+            ended = "ended before its workers were ready" + (
+                f", with exit status {status.exit_code}" if status.exit_code else ""
+            )
+            why = (status.message if status.message and not status.stderr_path else ended).rstrip(
+                ". \n"
+            )
+            return _quote(
+                f"no worker can start: block {block}: {why}", status.stderr_path, status.stdout_path
+            )
     return None
 
 
@@ -56,7 +69,10 @@ def _why_workers_die(folder: Path, managers: set[str]) -> str | None:
         text = log.read_text(errors="replace")
         ends = re.findall(r"Worker (\d+) was not busy when it died", text)
         ranks = set(re.findall(r"Manager will spawn (\d+) workers", text))
-        if not ranks or any(ends.count(str(rank)) < _DEATHS or _has_worked(log, rank) for rank in range(int(max(ranks)))):
+        if not ranks or any(
+            ends.count(str(rank)) < _DEATHS or _has_worked(log, rank)
+            for rank in range(int(max(ranks)))
+        ):
             return None
         dying[log] = ends
     for log, ends in dying.items():
@@ -79,5 +95,7 @@ def _quote(what: str, *logs: str | Path | None) -> str:
             continue
         lines = Path(path).read_text(errors="replace").rstrip().splitlines()
         if lines:
-            return f"{what}. The end of {os.path.basename(path)}:\n" + "\n".join(lines[-_LINES_QUOTED:])
+            return f"{what}. The end of {os.path.basename(path)}:\n" + "\n".join(
+                lines[-_LINES_QUOTED:]
+            )
     return f"{what}. There is no more in its logs."

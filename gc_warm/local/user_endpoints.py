@@ -22,8 +22,11 @@ from gc_warm.local.service import TaskRunner
 
 log = logging.getLogger("gc_warm")
 
-_ASK_AGAIN = 5.0  # seconds before a user endpoint that has not come is asked for again; it takes about as long to start
-_LOST_AFTER = 30.0  # seconds: longer than the ten at most that an endpoint waits before it connects again
+# seconds before a user endpoint that has not come is asked for again; it takes about as long to
+# start
+_ASK_AGAIN = 5.0
+# seconds: longer than the ten at most that an endpoint waits before it connects again
+_LOST_AFTER = 30.0
 _SILENT_AFTER = 120.0  # seconds: four of the usual heartbeats, and longer than any start
 
 
@@ -49,29 +52,55 @@ class CoreEndpoint:
 
     def registered(self) -> dict[str, Any]:
         """What a daemon is told when it has registered."""
-        return {**self.queues(self.id), "command_queue_info": {"connection_url": self.broker.url, "queue": self._commands}}
+        return {
+            **self.queues(self.id),
+            "command_queue_info": {"connection_url": self.broker.url, "queue": self._commands},
+        }
 
     def queues(self, endpoint_id: str) -> dict[str, Any]:
         """Where the endpoint or user endpoint of that id finds its tasks, and leaves results and heartbeats."""
 
         def towards(exchange: str) -> dict[str, Any]:
-            how = {"exchange": exchange, "routing_key": endpoint_id, "mandatory": True, "properties": {"delivery_mode": 2}}
-            return {"connection_url": self.broker.url, "exchange": exchange, "queue": exchange, "queue_publish_kwargs": how}
+            how = {
+                "exchange": exchange,
+                "routing_key": endpoint_id,
+                "mandatory": True,
+                "properties": {"delivery_mode": 2},
+            }
+            return {
+                "connection_url": self.broker.url,
+                "exchange": exchange,
+                "queue": exchange,
+                "queue_publish_kwargs": how,
+            }
 
-        tasks = {"connection_url": self.broker.url, "exchange": "tasks", "queue": f"{endpoint_id}.tasks"}
-        ways = {"task_queue_info": tasks, "result_queue_info": towards("results"), "heartbeat_queue_info": towards("heartbeats")}
+        tasks = {
+            "connection_url": self.broker.url,
+            "exchange": "tasks",
+            "queue": f"{endpoint_id}.tasks",
+        }
+        ways = {
+            "task_queue_info": tasks,
+            "result_queue_info": towards("results"),
+            "heartbeat_queue_info": towards("heartbeats"),
+        }
         return {"endpoint_id": endpoint_id, **ways}
 
     def make_runner(self, config: Mapping[str, Any], runtime: Mapping[str, Any]) -> TaskRunner:
         """See `gc_warm.local.service.MakeRunner`."""
         made = UserEndpoint(self, config, runtime)
-        self.user_endpoints = {**self.user_endpoints, made.id: made}  # a new mapping: others may just be looking through it
+        # a new mapping: others may just be looking through it
+        self.user_endpoints = {**self.user_endpoints, made.id: made}
         log.info("tasks with %s are for %s", json.dumps(config), made.name)
         return made
 
     def ask_for(self, user_endpoint: UserEndpoint) -> None:
         """Tell the daemon to start a user endpoint; one that runs is left as it is."""
-        opts = {"user_opts": user_endpoint.config, "user_runtime": user_endpoint.runtime, "amqp_creds": self.queues(user_endpoint.id)}
+        opts = {
+            "user_opts": user_endpoint.config,
+            "user_runtime": user_endpoint.runtime,
+            "amqp_creds": self.queues(user_endpoint.id),
+        }
         command = {
             "command": "cmd_start_endpoint",
             "args": [],
@@ -80,7 +109,9 @@ class CoreEndpoint:
             "globus_username": self._identity.person["username"],
             "globus_identity_set": [self._identity.person],
         }
-        properties = BasicProperties(content_type="application/json", content_encoding="utf-8", timestamp=round(time.time()))
+        properties = BasicProperties(
+            content_type="application/json", content_encoding="utf-8", timestamp=round(time.time())
+        )
         self.broker.publish("", self._commands, json.dumps(command).encode(), properties)
 
 
@@ -96,11 +127,14 @@ class _OpenTask:
 class UserEndpoint:
     """The tasks of one user endpoint, which takes them from a queue; a `TaskRunner`.
 
-    A task ends with its result; when the user endpoint cannot be started; when that has had nothing to do for a while, although it
-    took the task; or when nothing has been heard of it for long, although its endpoint is online.
+    A task ends with its result; when the user endpoint cannot be started; when that has had nothing
+    to do for a while, although it took the task; or when nothing has been heard of it for long,
+    although its endpoint is online.
     """
 
-    def __init__(self, core: CoreEndpoint, config: Mapping[str, Any], runtime: Mapping[str, Any]) -> None:
+    def __init__(
+        self, core: CoreEndpoint, config: Mapping[str, Any], runtime: Mapping[str, Any]
+    ) -> None:
         self.id, self.config, self.runtime = str(uuid.uuid4()), config, runtime
         self.name = f"uep.{core.id}.{self.id}"
         self._core, self._broker = core, core.broker
@@ -114,16 +148,31 @@ class UserEndpoint:
         self._warned = False
 
     def submit(
-        self, task_id: uuid.UUID, packed: bytes, *, function_id: str, resources: Mapping[str, Any], serializers: Sequence[str]
+        self,
+        task_id: uuid.UUID,
+        packed: bytes,
+        *,
+        function_id: str,
+        resources: Mapping[str, Any],
+        serializers: Sequence[str],
     ) -> Future[bytes]:
         """See `gc_warm.local.service.TaskRunner`."""
         task = _OpenTask()
         with self._lock:
             self._open[str(task_id)] = task
-        about = {"function_uuid": function_id, "task_uuid": str(task_id), "resource_specification": json.dumps(resources or None)}
+        about = {
+            "function_uuid": function_id,
+            "task_uuid": str(task_id),
+            "resource_specification": json.dumps(resources or None),
+        }
         headers = {**about, **({"result_serializers": list(serializers)} if serializers else {})}
         self._broker.publish(
-            "", self._queue, packed, BasicProperties(content_type="application/json", content_encoding="utf-8", headers=headers)
+            "",
+            self._queue,
+            packed,
+            BasicProperties(
+                content_type="application/json", content_encoding="utf-8", headers=headers
+            ),
         )
         self._ask()
         return task.future
@@ -137,7 +186,14 @@ class UserEndpoint:
             self._ask()
         if self._core.online:
             last = max(self._heard, self._core.began)
-            self._fail([task_id for task_id, task in tasks.items() if now - max(last, task.submitted) > self._patience], _SILENT)
+            self._fail(
+                [
+                    task_id
+                    for task_id, task in tasks.items()
+                    if now - max(last, task.submitted) > self._patience
+                ],
+                _SILENT,
+            )
 
     def _ask(self) -> None:
         """Have it started, if the endpoint is online and has not just been asked."""
@@ -162,27 +218,44 @@ class UserEndpoint:
             self._fail_all(f"the user endpoint could not be started: {state['error']}")
             return
         life = state.get("posix_pid"), state.get("start_unix")
-        if life != self._life:  # its first heartbeat may be older than the tasks that it has taken meanwhile
+        # its first heartbeat may be older than the tasks that it has taken meanwhile
+        if life != self._life:
             self._life = life
             self._miss(lambda task: math.inf)
         elif "outstanding_tasks" in state:
             self._compare(state["outstanding_tasks"] + self._broker.depth(self._queue), now)
-            self._warn_without_workers(bool(state["outstanding_tasks"]) and state.get("total_workers") == 0)
+            self._warn_without_workers(
+                bool(state["outstanding_tasks"]) and state.get("total_workers") == 0
+            )
 
     def _warn_without_workers(self, without: bool) -> None:
         if without and not self._warned:
-            log.warning("%s has tasks, and no worker yet. What its blocks have to say is in %s/submit_scripts", self.name, self.name)
+            log.warning(
+                "%s has tasks, and no worker yet. What its blocks have to say is in %s/submit_scripts",
+                self.name,
+                self.name,
+            )
         self._warned = without
 
     def _compare(self, held: int, now: float) -> None:
-        """A task that is not there when nothing is, and a while later again, is lost. Among others, none can be told from them."""
+        """A task that is not there when nothing is, and a while later again, is lost.
+
+        Among others, none can be told from them.
+        """
         with self._lock:
             tasks = dict(self._open)
         if held >= len(tasks):
             self._miss(lambda task: math.inf)
         elif held == 0:
-            self._fail([task_id for task_id, task in tasks.items() if now - task.missed > _LOST_AFTER], _LOST)
-            self._miss(lambda task: min(task.missed, now) if now - task.submitted > _LOST_AFTER else math.inf)
+            self._fail(
+                [task_id for task_id, task in tasks.items() if now - task.missed > _LOST_AFTER],
+                _LOST,
+            )
+            self._miss(
+                lambda task: (
+                    min(task.missed, now) if now - task.submitted > _LOST_AFTER else math.inf
+                )
+            )
 
     def _miss(self, since: Callable[[_OpenTask], float]) -> None:
         with self._lock:

@@ -1,6 +1,7 @@
 """The program a spawned worker runs: the endpoint's own `execute_task`, one task after the other, in a fresh interpreter.
 
-Run by path, not as part of gc_warm: a worker has its own import path, and gc_warm need not be on it.
+Run by path, not as part of gc_warm: a worker has its own import path, and gc_warm need not be on
+it.
 """
 
 from __future__ import annotations
@@ -32,7 +33,15 @@ def pack_failure(task_id: uuid.UUID, error: BaseException) -> bytes:
 
     code, message = get_result_error_details(error)
     text = "+" * 68 + "\n" + "".join(traceback.format_exception(error)) + "-" * 68
-    return bytes(messagepack.pack(Result(task_id=task_id, data=text, error_details=ResultErrorDetails(code=code, user_message=message))))
+    return bytes(
+        messagepack.pack(
+            Result(
+                task_id=task_id,
+                data=text,
+                error_details=ResultErrorDetails(code=code, user_message=message),
+            )
+        )
+    )
 
 
 def _client_is_gone(connection: Connection, timeout: int | None) -> bool:
@@ -41,7 +50,8 @@ def _client_is_gone(connection: Connection, timeout: int | None) -> bool:
         return False
     watch = select.poll()
     watch.register(connection.fileno(), 0)  # nothing but the hang-up
-    return any(event & select.POLLHUP for _, event in watch.poll(timeout))  # not where a task has closed our end
+    # not where a task has closed our end
+    return any(event & select.POLLHUP for _, event in watch.poll(timeout))
 
 
 def _end_with_client(connection: Connection, run_dir: str) -> None:
@@ -64,13 +74,16 @@ def _import_execute_task() -> Callable[..., bytes]:
     """Import the endpoint's `execute_task`, and have it log nothing."""
     import logging
 
-    gc.disable()  # of nearly a thousand modules nothing is ever garbage: to look for some takes a quarter of the time
+    # of nearly a thousand modules nothing is ever garbage: to look for some takes a quarter of the
+    # time
+    gc.disable()
     from globus_compute_endpoint.engines.helper import execute_task
 
     gc.freeze()
     gc.enable()
 
-    # It logs the traceback of each failed task, which travels to the client anyway, where logging is not set up.
+    # It logs the traceback of each failed task, which travels to the client anyway, where logging
+    # is not set up.
     logging.getLogger("globus_compute_endpoint").addHandler(logging.NullHandler())
     logging.getLogger("globus_compute_endpoint").propagate = False
 
@@ -82,9 +95,13 @@ def main(descriptor: int, run_dir: str) -> None:
     os.set_inheritable(descriptor, False)
     connection = Connection(descriptor)
     worker = os.getpid()
-    os.register_at_fork(after_in_child=connection.close)  # a child of a task must neither answer nor keep the client waiting
-    atexit.register(_remove_if_orphaned, connection, run_dir)  # first registered, last to run: after the teardowns
-    threading.Thread(target=_end_with_client, args=(connection, run_dir), name="end-with-client", daemon=True).start()
+    # a child of a task must neither answer nor keep the client waiting
+    os.register_at_fork(after_in_child=connection.close)
+    # first registered, last to run: after the teardowns
+    atexit.register(_remove_if_orphaned, connection, run_dir)
+    threading.Thread(
+        target=_end_with_client, args=(connection, run_dir), name="end-with-client", daemon=True
+    ).start()
 
     execute_task = _import_execute_task()
     connection.send_bytes(READY)
@@ -105,5 +122,6 @@ def main(descriptor: int, run_dir: str) -> None:
 if __name__ == "__main__":
     if sys.path and sys.path[0] == os.path.dirname(os.path.abspath(__file__)):
         del sys.path[0]
-    sys.modules["__main__"] = types.ModuleType("__main__")  # dill puts what a client defined in its __main__ here: keep it clean
+    # dill puts what a client defined in its __main__ here: keep it clean
+    sys.modules["__main__"] = types.ModuleType("__main__")
     main(int(sys.argv[1]), sys.argv[2])

@@ -11,11 +11,16 @@ import tasks
 
 from gc_warm import MockExecutor
 
-executor = MockExecutor(config="local", user_endpoint_config={"workers_per_node": 1, "python_path": [str(Path(tasks.__file__).parent)]})
+executor = MockExecutor(
+    config="local",
+    user_endpoint_config={"workers_per_node": 1, "python_path": [str(Path(tasks.__file__).parent)]},
+)
 running = executor.submit(tasks.for_ever, sys.argv[1])
 while not Path(sys.argv[1]).exists():
     time.sleep(0.01)
-(interchange,) = [child for child in psutil.Process().children() if "interchange" in " ".join(child.cmdline())]
+(interchange,) = [
+    child for child in psutil.Process().children() if "interchange" in " ".join(child.cmdline())
+]
 interchange.kill()
 assert "interchange has died" in str(running.exception(120))
 print("the task in flight has failed")

@@ -95,7 +95,9 @@ def connect(broker: Broker, **parameters: Any) -> pika.BlockingConnection:
     return pika.BlockingConnection(given)
 
 
-def waiting(channel: BlockingChannel, queue: str, auto_ack: bool = True) -> list[tuple[bytes, bool]]:
+def waiting(
+    channel: BlockingChannel, queue: str, auto_ack: bool = True
+) -> list[tuple[bytes, bool]]:
     """Bodies that wait, each with whether it is delivered again."""
     found = []
     while (got := channel.basic_get(queue, auto_ack=auto_ack))[0] is not None:
@@ -153,7 +155,9 @@ class Raw:
 
     def log_in(self, heartbeat: int = 0, frame_max: int = 0) -> None:
         self.send_bytes(HEADER)
-        self.send(start_ok(), spec.Connection.TuneOk(0, frame_max, heartbeat), spec.Connection.Open("/"))
+        self.send(
+            start_ok(), spec.Connection.TuneOk(0, frame_max, heartbeat), spec.Connection.Open("/")
+        )
         self.wait_for(spec.Connection.OpenOk)
 
     def open(self, **options: int) -> Raw:
@@ -166,13 +170,18 @@ class Raw:
 HEADER = frame.ProtocolHeader().marshal()
 
 
-def start_ok(password: str = PASSWORD, mechanism: str = "PLAIN", close: bool = True) -> spec.Connection.StartOk:
+def start_ok(
+    password: str = PASSWORD, mechanism: str = "PLAIN", close: bool = True
+) -> spec.Connection.StartOk:
     properties = {"capabilities": {"authentication_failure_close": close}}
     return spec.Connection.StartOk(properties, mechanism, f"\0{USER}\0{password}".encode())
 
 
 def content(body: bytes, channel: int = 1) -> bytes:
-    return bytes(frame.Header(channel, len(body), spec.BasicProperties()).marshal() + frame.Body(channel, body).marshal())
+    return bytes(
+        frame.Header(channel, len(body), spec.BasicProperties()).marshal()
+        + frame.Body(channel, body).marshal()
+    )
 
 
 class TestConnecting:
@@ -181,8 +190,13 @@ class TestConnecting:
             assert channel.is_open
         assert broker.url.endswith(f"@127.0.0.1:{broker.port}/%2F")
 
-    @pytest.mark.parametrize(("user", "password"), [(USER, "wrong"), ("other", PASSWORD), (USER, ""), (USER, PASSWORD + "x")])
-    def test_wrong_credentials_are_what_pika_takes_them_for(self, broker: Broker, user: str, password: str) -> None:
+    @pytest.mark.parametrize(
+        ("user", "password"),
+        [(USER, "wrong"), ("other", PASSWORD), (USER, ""), (USER, PASSWORD + "x")],
+    )
+    def test_wrong_credentials_are_what_pika_takes_them_for(
+        self, broker: Broker, user: str, password: str
+    ) -> None:
         with pytest.raises(ProbableAuthenticationError, match="ACCESS_REFUSED"):
             connect(broker, credentials=pika.PlainCredentials(user, password))
 
@@ -203,7 +217,9 @@ class TestConnecting:
             raw.send(start_ok(mechanism="AMQPLAIN"))
             assert raw.wait_for(spec.Connection.Close).reply_code == 403
 
-    def test_who_says_nothing_is_cut_off(self, broker: Broker, loop_time: Callable[[float], None]) -> None:
+    def test_who_says_nothing_is_cut_off(
+        self, broker: Broker, loop_time: Callable[[float], None]
+    ) -> None:
         with Raw(broker) as silent, Raw(broker) as half:
             half.send_bytes(HEADER)
             assert isinstance(half.receive(), spec.Connection.Start)
@@ -211,7 +227,9 @@ class TestConnecting:
             assert silent.receive() is None
             assert half.receive() is None
 
-    def test_heartbeats_come_and_are_expected(self, broker: Broker, loop_time: Callable[[float], None]) -> None:
+    def test_heartbeats_come_and_are_expected(
+        self, broker: Broker, loop_time: Callable[[float], None]
+    ) -> None:
         """Every five seconds, and for twenty seconds nobody has to say anything."""
         with Raw(broker) as alive, Raw(broker) as dead:
             for client in (alive, dead):
@@ -236,15 +254,27 @@ class TestQueues:
     def test_a_message_comes_as_it_was_sent(self, broker: Broker, channel: BlockingChannel) -> None:
         broker.declare("q")
         properties = pika.BasicProperties(
-            "application/json", headers={"n": 1, "t": ["a", None, True], "d": {"x": "ü"}}, delivery_mode=2, timestamp=12, app_id="me"
+            "application/json",
+            headers={"n": 1, "t": ["a", None, True], "d": {"x": "ü"}},
+            delivery_mode=2,
+            timestamp=12,
+            app_id="me",
         )
         channel.basic_publish("", "q", b"hello", properties)
         method, got, body = channel.basic_get("q", auto_ack=True)
-        assert (method.exchange, method.routing_key, method.redelivered, method.message_count) == ("", "q", False, 0)
+        assert (method.exchange, method.routing_key, method.redelivered, method.message_count) == (
+            "",
+            "q",
+            False,
+            0,
+        )
         assert got == properties
         assert body == b"hello"
 
-    @pytest.mark.parametrize(("size", "frame_max"), [(20_000_000, 131072), (1_000_000, 4096), (0, 4096), (4088, 4096), (4089, 4096)])
+    @pytest.mark.parametrize(
+        ("size", "frame_max"),
+        [(20_000_000, 131072), (1_000_000, 4096), (0, 4096), (4088, 4096), (4089, 4096)],
+    )
     def test_a_body_may_be_large(self, broker: Broker, size: int, frame_max: int) -> None:
         broker.declare("q")
         body = os.urandom(size)
@@ -262,7 +292,9 @@ class TestQueues:
         got: dict[str, list[bytes]] = {"a": [], "b": []}
         with opened(broker) as a, opened(broker) as b:
             for name, channel in (("a", a), ("b", b)):
-                channel.basic_consume("q", lambda ch, m, p, body, name=name: got[name].append(body), auto_ack=True)
+                channel.basic_consume(
+                    "q", lambda ch, m, p, body, name=name: got[name].append(body), auto_ack=True
+                )
             assert broker.consumers("q") == 2
             for n in range(6):
                 broker.publish("", "q", b"%d" % n)
@@ -271,7 +303,9 @@ class TestQueues:
         assert got == {"a": [b"0", b"2", b"4"], "b": [b"1", b"3", b"5"]}
         wait_until(lambda: broker.consumers("q") == 0, "no consumer")
 
-    def test_no_more_is_delivered_than_asked_for(self, broker: Broker, channel: BlockingChannel) -> None:
+    def test_no_more_is_delivered_than_asked_for(
+        self, broker: Broker, channel: BlockingChannel
+    ) -> None:
         broker.declare("q")
         got: list[int] = []
         channel.basic_qos(prefetch_count=3)
@@ -307,7 +341,9 @@ class TestQueues:
             third = second.connection.channel()
             assert waiting(third, "q") == [(body, True) for body, _ in again + new]
 
-    def test_a_waiting_consumer_gets_what_another_leaves_in_order(self, broker: Broker, channel: BlockingChannel) -> None:
+    def test_a_waiting_consumer_gets_what_another_leaves_in_order(
+        self, broker: Broker, channel: BlockingChannel
+    ) -> None:
         broker.declare("q")
         for n in range(50):
             broker.publish("", "q", b"%d" % n)
@@ -322,7 +358,9 @@ class TestQueues:
             assert broker.depth("q") == 0
         assert collected(channel, got, 50) == [b"%d" % n for n in range(50)]
 
-    def test_a_message_may_be_sent_back_or_dropped(self, broker: Broker, channel: BlockingChannel) -> None:
+    def test_a_message_may_be_sent_back_or_dropped(
+        self, broker: Broker, channel: BlockingChannel
+    ) -> None:
         broker.declare("q")
         for n in range(4):
             broker.publish("", "q", b"%d" % n)
@@ -351,7 +389,9 @@ class TestQueues:
         broker.publish("", "q", b"dropped")
         assert broker.depth("q") == 0
 
-    def test_a_consumer_learns_that_its_queue_is_gone(self, broker: Broker, channel: BlockingChannel) -> None:
+    def test_a_consumer_learns_that_its_queue_is_gone(
+        self, broker: Broker, channel: BlockingChannel
+    ) -> None:
         broker.declare("q")
         cancelled: list[bytes] = []
         channel.add_on_cancel_callback(lambda method: cancelled.append(method.method.consumer_tag))
@@ -360,7 +400,9 @@ class TestQueues:
         assert collected(channel, cancelled, 1) == [tag]
         assert channel.is_open
 
-    def test_a_cancelled_consumer_gets_no_more_and_may_still_acknowledge(self, broker: Broker, channel: BlockingChannel) -> None:
+    def test_a_cancelled_consumer_gets_no_more_and_may_still_acknowledge(
+        self, broker: Broker, channel: BlockingChannel
+    ) -> None:
         broker.declare("q")
         got: list[int] = []
         tag = channel.basic_consume("q", lambda ch, m, p, body: got.append(m.delivery_tag))
@@ -387,11 +429,25 @@ class TestRefusals:
             (lambda ch: ch.basic_ack(7, multiple=True), 406),
             (lambda ch: ch.basic_nack(7), 406),
             (lambda ch: ch.basic_reject(7), 406),
-            (lambda ch: (ch.basic_consume("q", print), ch.basic_consume("q", print, exclusive=True)), 403),
-            (lambda ch: (ch.basic_consume("q", print, exclusive=True), ch.basic_consume("q", print)), 403),
+            (
+                lambda ch: (
+                    ch.basic_consume("q", print),
+                    ch.basic_consume("q", print, exclusive=True),
+                ),
+                403,
+            ),
+            (
+                lambda ch: (
+                    ch.basic_consume("q", print, exclusive=True),
+                    ch.basic_consume("q", print),
+                ),
+                403,
+            ),
         ],
     )
-    def test_a_channel_is_closed_and_the_connection_goes_on(self, broker: Broker, act: Callable[[BlockingChannel], Any], code: int) -> None:
+    def test_a_channel_is_closed_and_the_connection_goes_on(
+        self, broker: Broker, act: Callable[[BlockingChannel], Any], code: int
+    ) -> None:
         broker.bind("topics", "#", "q")
         broker.declare("full")
         broker.publish("", "full", b"")
@@ -413,7 +469,9 @@ class TestRefusals:
                          ch.basic_consume("q", print, consumer_tag="t")), 530),
         ],
     )  # fmt: skip
-    def test_a_connection_is_closed(self, broker: Broker, act: Callable[[BlockingChannel], Any], code: int) -> None:
+    def test_a_connection_is_closed(
+        self, broker: Broker, act: Callable[[BlockingChannel], Any], code: int
+    ) -> None:
         broker.declare("q")
         with opened(broker) as channel:
             with pytest.raises(ConnectionClosedByBroker) as refused:
@@ -449,7 +507,12 @@ class TestRefusals:
         ],
     )  # fmt: skip
     def test_nonsense_ends_its_connection_only(
-        self, broker: Broker, channel: BlockingChannel, caplog: pytest.LogCaptureFixture, data: bytes, code: int
+        self,
+        broker: Broker,
+        channel: BlockingChannel,
+        caplog: pytest.LogCaptureFixture,
+        data: bytes,
+        code: int,
     ) -> None:
         with Raw(broker) as raw:
             raw.open()
@@ -461,9 +524,15 @@ class TestRefusals:
         assert channel.queue_declare("still there").method.message_count == 0
 
     def test_a_fault_of_our_own_ends_one_connection_too(
-        self, broker: Broker, channel: BlockingChannel, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+        self,
+        broker: Broker,
+        channel: BlockingChannel,
+        monkeypatch: pytest.MonkeyPatch,
+        caplog: pytest.LogCaptureFixture,
     ) -> None:
-        monkeypatch.setitem(amqp._ON_CHANNEL, spec.Basic.Qos, lambda channel, method: method.nonsense)
+        monkeypatch.setitem(
+            amqp._ON_CHANNEL, spec.Basic.Qos, lambda channel, method: method.nonsense
+        )
         with opened(broker) as other, pytest.raises(ConnectionClosedByBroker, match="541"):
             other.basic_qos()
         assert "nonsense" in caplog.text
@@ -475,7 +544,13 @@ class TestRefusals:
             assert raw.wait_for(spec.Connection.Close).reply_code == 501
 
     @pytest.mark.parametrize(
-        "method", [spec.Connection.Open("/"), spec.Connection.TuneOk(), spec.Connection.CloseOk(), spec.Queue.Declare(queue="q")]
+        "method",
+        [
+            spec.Connection.Open("/"),
+            spec.Connection.TuneOk(),
+            spec.Connection.CloseOk(),
+            spec.Queue.Declare(queue="q"),
+        ],
     )
     def test_the_login_comes_first(self, broker: Broker, method: Any) -> None:
         for channel in (0, 1):
@@ -486,8 +561,17 @@ class TestRefusals:
         broker.publish("", "q", b"dropped")
         assert broker.depth("q") == 0
 
-    @pytest.mark.parametrize("tuned", [spec.Connection.TuneOk(0, 100), spec.Connection.TuneOk(0, 1 << 20), spec.Connection.TuneOk(5000)])
-    def test_limits_are_lowered_not_raised(self, broker: Broker, tuned: spec.Connection.TuneOk) -> None:
+    @pytest.mark.parametrize(
+        "tuned",
+        [
+            spec.Connection.TuneOk(0, 100),
+            spec.Connection.TuneOk(0, 1 << 20),
+            spec.Connection.TuneOk(5000),
+        ],
+    )
+    def test_limits_are_lowered_not_raised(
+        self, broker: Broker, tuned: spec.Connection.TuneOk
+    ) -> None:
         with Raw(broker) as raw:
             raw.send_bytes(HEADER)
             raw.send(start_ok(), tuned)
@@ -513,8 +597,11 @@ class TestConfirms:
         events: list[tuple[str, Any]] = []
 
         def publish(channel: Any) -> None:
-            channel.add_on_return_callback(lambda ch, method, properties, body: events.append(("returned", body)))
-            channel.confirm_delivery(confirmed)  # with nowait, as pika does it for want of a second callback
+            channel.add_on_return_callback(
+                lambda ch, method, properties, body: events.append(("returned", body))
+            )
+            # with nowait, as pika does it for want of a second callback
+            channel.confirm_delivery(confirmed)
             for key in ("q", "nowhere", "q"):
                 channel.basic_publish("", key, key.encode(), mandatory=True)
             channel.basic_publish("", "nowhere", b"not mandatory")
@@ -585,7 +672,9 @@ class TestConfirms:
         held = [n for n, _ in got[:50]]
         again = {n for n, redelivered in got if redelivered}
         assert again.issuperset(held)
-        assert [n for n, redelivered in got[50:] if redelivered and n in held][:50] == held, "not in their order"
+        assert [n for n, redelivered in got[50:] if redelivered and n in held][:50] == held, (
+            "not in their order"
+        )
 
 
 WORDS = st.lists(st.sampled_from(["a", "b", "[", "x[1]", "*", "#", ".*", ""]), max_size=5)
@@ -632,7 +721,9 @@ class TestExchanges:
         parts, words = said.split(".") if said else [], asked.split(".") if asked else []
         assert amqp._topic_matches(said, asked) is matches(parts, words)
 
-    def test_a_message_comes_once_however_many_bindings_match(self, broker: Broker, channel: BlockingChannel) -> None:
+    def test_a_message_comes_once_however_many_bindings_match(
+        self, broker: Broker, channel: BlockingChannel
+    ) -> None:
         broker.bind("x", "#", "q")
         broker.bind("x", "a.*", "q")
         broker.bind("x", "a.*", "r")
@@ -649,13 +740,20 @@ class TestTaps:
         heard: list[bytes] = []
         broker.bind("heartbeats", "*.heartbeats", "heartbeats")
         broker.tap("heartbeats", lambda properties, body: heard.append(body))
-        where = {"connection_url": broker.url, "queue_publish_kwargs": {"exchange": "heartbeats", "routing_key": "me.heartbeats"}}
-        send_endpoint_startup_failure_to_amqp({"endpoint_id": uuid.uuid4(), "heartbeat_queue_info": where}, "no such module")
+        where = {
+            "connection_url": broker.url,
+            "queue_publish_kwargs": {"exchange": "heartbeats", "routing_key": "me.heartbeats"},
+        }
+        send_endpoint_startup_failure_to_amqp(
+            {"endpoint_id": uuid.uuid4(), "heartbeat_queue_info": where}, "no such module"
+        )
         wait_until(lambda: len(heard) == 1, "the message")
         report: Any = messagepack.unpack(heard[0])
         assert report.global_state["error"] == "no such module"
 
-    def test_confirmed_when_taken(self, broker: Broker, channel: BlockingChannel, caplog: pytest.LogCaptureFixture) -> None:
+    def test_confirmed_when_taken(
+        self, broker: Broker, channel: BlockingChannel, caplog: pytest.LogCaptureFixture
+    ) -> None:
         taken: list[tuple[Any, bytes]] = []
 
         def take(properties: pika.BasicProperties, body: bytes) -> None:
@@ -699,7 +797,9 @@ def bystander() -> Iterator[tuple[Broker, BlockingChannel]]:
 
 
 class TestTroubledClients:
-    def test_who_does_not_read_stalls_nobody_and_loses_nothing(self, broker: Broker, channel: BlockingChannel) -> None:
+    def test_who_does_not_read_stalls_nobody_and_loses_nothing(
+        self, broker: Broker, channel: BlockingChannel
+    ) -> None:
         for queue in ("slow", "quick"):
             broker.declare(queue)
         with Raw(broker) as slow:
@@ -723,13 +823,17 @@ class TestTroubledClients:
 
     @settings(max_examples=60, deadline=None)
     @given(st.binary(max_size=60))
-    def test_random_bytes_harm_nobody_else(self, bystander: tuple[Broker, BlockingChannel], data: bytes) -> None:
+    def test_random_bytes_harm_nobody_else(
+        self, bystander: tuple[Broker, BlockingChannel], data: bytes
+    ) -> None:
         for start in (b"", HEADER, HANDSHAKE):
             self._harm(bystander, start + data)
 
     @settings(max_examples=100, deadline=None)
     @given(st.data())
-    def test_a_garbled_session_harms_nobody_else(self, bystander: tuple[Broker, BlockingChannel], data: st.DataObject) -> None:
+    def test_a_garbled_session_harms_nobody_else(
+        self, bystander: tuple[Broker, BlockingChannel], data: st.DataObject
+    ) -> None:
         garbled = bytearray(SESSION)
         for _ in range(data.draw(st.integers(1, 4))):
             at = data.draw(st.integers(0, len(garbled) - 1))
@@ -747,7 +851,8 @@ class TestTroubledClients:
 
 
 HANDSHAKE = HEADER + b"".join(
-    frame.Method(0, method).marshal() for method in (start_ok(), spec.Connection.TuneOk(0, 0, 60), spec.Connection.Open("/"))
+    frame.Method(0, method).marshal()
+    for method in (start_ok(), spec.Connection.TuneOk(0, 0, 60), spec.Connection.Open("/"))
 )
 SESSION = HANDSHAKE + b"".join(
     frame.Method(1, method).marshal()
@@ -764,7 +869,9 @@ SESSION = HANDSHAKE + b"".join(
 
 
 class TestBroker:
-    def test_messages_of_one_thread_keep_their_order(self, broker: Broker, channel: BlockingChannel) -> None:
+    def test_messages_of_one_thread_keep_their_order(
+        self, broker: Broker, channel: BlockingChannel
+    ) -> None:
         broker.declare("q")
 
         def publish(name: int) -> None:
@@ -816,7 +923,12 @@ class TestBroker:
             broker.close()
             with pytest.raises(AMQPConnectionError):
                 channel.connection.process_data_events(120)
-        for act in (lambda: broker.declare("q"), lambda: broker.publish("", "q", b""), broker.cut, lambda: broker.consumers("q")):
+        for act in (
+            lambda: broker.declare("q"),
+            lambda: broker.publish("", "q", b""),
+            broker.cut,
+            lambda: broker.consumers("q"),
+        ):
             with pytest.raises(RuntimeError, match="closed") as refused:
                 act()
             assert PASSWORD not in str(refused.value)

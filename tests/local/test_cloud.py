@@ -63,10 +63,15 @@ def site() -> Iterator[Site]:
 
 @pytest.fixture
 def client(site: Site, monkeypatch: pytest.MonkeyPatch) -> Iterator[Client]:
-    """The SDK's own client. Only the port, which the SDK does not let one choose, is another one."""
+    """The SDK's own client.
+
+    Only the port, which the SDK does not let one choose, is another one.
+    """
     for name, value in site.environment.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(sdk_client, "get_web_service_url", lambda *_: f"http://localhost:{site.port}")
+    monkeypatch.setattr(
+        sdk_client, "get_web_service_url", lambda *_: f"http://localhost:{site.port}"
+    )
     monkeypatch.setattr(Executor, "_default_task_group_id", None)
     client = Client()
     yield client
@@ -74,7 +79,11 @@ def client(site: Site, monkeypatch: pytest.MonkeyPatch) -> Iterator[Client]:
         watcher.shutdown()
     assert client.app is not None
     client.app.token_storage.close()
-    for left in [found for found in gc.get_objects() if issubclass(type(found), (requests.Session, HTTPConnection, IOLoop))]:
+    for left in [
+        found
+        for found in gc.get_objects()
+        if issubclass(type(found), (requests.Session, HTTPConnection, IOLoop))
+    ]:
         left.close()  # which the SDK never does
 
 
@@ -110,14 +119,26 @@ os._exit(0)
 
 def test_results_are_kept_and_found_by_a_new_process(site: Site, executor: Executor) -> None:
     program = CLIENT.format(port=site.port, endpoint=site.endpoint_id)
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(MODULES), str(MODULES.parents[1])])}
-    group = subprocess.run([sys.executable, "-c", program], env=environment, check=True, capture_output=True, text=True, timeout=120).stdout
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([str(MODULES), str(MODULES.parents[1])]),
+    }
+    group = subprocess.run(
+        [sys.executable, "-c", program],
+        env=environment,
+        check=True,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    ).stdout
     executor.task_group_id = group.strip()
     futures = list(executor.reload_tasks())
     assert len(futures) == 4
     ends = [future.exception(120) or future.result() for future in futures]
     assert sorted(end for end in ends if isinstance(end, int)) == [0, 1, 2]
-    assert ["ZeroDivisionError" in str(end) for end in ends if isinstance(end, TaskExecutionFailed)] == [True]
+    assert [
+        "ZeroDivisionError" in str(end) for end in ends if isinstance(end, TaskExecutionFailed)
+    ] == [True]
 
 
 def test_what_is_unknown_or_deleted(site: Site, client: Client) -> None:
@@ -139,7 +160,9 @@ def test_what_is_unknown_or_deleted(site: Site, client: Client) -> None:
 
 def test_an_endpoint_that_allows_some_functions_and_is_deleted(site: Site, client: Client) -> None:
     allowed, other = client.register_function(tasks.same), client.register_function(tasks.rank)
-    endpoint_id = site.service.add_endpoint(site.make, registration={"endpoint_name": "strict", "allowed_functions": [allowed]})
+    endpoint_id = site.service.add_endpoint(
+        site.make, registration={"endpoint_name": "strict", "allowed_functions": [allowed]}
+    )
     assert client.get_allowed_functions(endpoint_id)["functions"] == [allowed]
     batch = client.create_batch()
     batch.add(other)
@@ -171,13 +194,26 @@ ROUTES = [
 @pytest.mark.parametrize(("method", "path"), ROUTES)
 def test_without_the_secrets_every_request_is_refused(site: Site, method: str, path: str) -> None:
     identity = site._identity
-    strangers = ["", "Bearer", "Bearer ", "Basic Og==", f"Bearer {identity.id}", f"Bearer {identity.secret}", "Bearer \xe9"]
-    if "oauth2/token" in path:  # the tokens open the other doors, and the right name without its secret none
+    strangers = [
+        "",
+        "Bearer",
+        "Bearer ",
+        "Basic Og==",
+        f"Bearer {identity.id}",
+        f"Bearer {identity.secret}",
+        "Bearer \xe9",
+    ]
+    # the tokens open the other doors, and the right name without its secret none
+    if "oauth2/token" in path:
         strangers += [f"Bearer {token}" for token in identity._tokens.values()]
         strangers.append("Basic " + base64.b64encode(f"{identity.id}:".encode()).decode())
     for stranger in strangers:
         answer = requests.request(
-            method, f"http://127.0.0.1:{site.port}{path}", headers={"Authorization": stranger.encode()}, json={}, timeout=10
+            method,
+            f"http://127.0.0.1:{site.port}{path}",
+            headers={"Authorization": stranger.encode()},
+            json={},
+            timeout=10,
         )
         assert answer.status_code == 401, stranger
         assert answer.json()["code"] == "UNAUTHORIZED"
@@ -185,10 +221,16 @@ def test_without_the_secrets_every_request_is_refused(site: Site, method: str, p
 
 
 def secrets_of(site: LocalCloud) -> list[str]:
-    return [site._identity.secret, *site._identity._tokens.values(), site.broker.url.partition("local:")[2].partition("@")[0]]
+    return [
+        site._identity.secret,
+        *site._identity._tokens.values(),
+        site.broker.url.partition("local:")[2].partition("@")[0],
+    ]
 
 
-@pytest.mark.parametrize("credentials", ["guest:guest", "local:guest", "local:", "other:{password}"])
+@pytest.mark.parametrize(
+    "credentials", ["guest:guest", "local:guest", "local:", "other:{password}"]
+)
 def test_without_the_secrets_every_connection_is_refused(site: Site, credentials: str) -> None:
     password = secrets_of(site)[-1]
     url = f"amqp://{credentials.format(password=password)}@127.0.0.1:{site.broker.port}/%2F"
@@ -197,24 +239,37 @@ def test_without_the_secrets_every_connection_is_refused(site: Site, credentials
 
 
 def test_the_secrets_are_in_no_log_no_process_list_and_no_text(
-    site: Site, executor: Executor, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+    site: Site,
+    executor: Executor,
+    caplog: pytest.LogCaptureFixture,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     with caplog.at_level(logging.DEBUG, logger="gc_warm"):
         executor.submit(functions.count).result(120)
-        answer = requests.put(f"http://127.0.0.1:{site.port}/v3/endpoints/{NOBODY}", headers=bearer(site), data=b"{", timeout=120)
+        answer = requests.put(
+            f"http://127.0.0.1:{site.port}/v3/endpoints/{NOBODY}",
+            headers=bearer(site),
+            data=b"{",
+            timeout=120,
+        )
     commands = []
     for process in psutil.process_iter():
         try:
             commands.append(" ".join(process.cmdline()))
         except psutil.Error:
             continue
-    seen = "\n".join([caplog.text, *capfd.readouterr(), *commands, repr(site), repr(site.broker), answer.text])
+    seen = "\n".join(
+        [caplog.text, *capfd.readouterr(), *commands, repr(site), repr(site.broker), answer.text]
+    )
     assert "count: success" in seen
     assert not [secret for secret in secrets_of(site) if secret in seen]
 
 
 def bearer(site: LocalCloud) -> dict[str, str]:
-    return {"Authorization": f"Bearer {site._identity._tokens['funcx_service']}", "Content-Type": "application/json"}
+    return {
+        "Authorization": f"Bearer {site._identity._tokens['funcx_service']}",
+        "Content-Type": "application/json",
+    }
 
 
 @pytest.mark.parametrize(
@@ -233,30 +288,47 @@ def bearer(site: LocalCloud) -> dict[str, str]:
         ("POST", "/v3/endpoints", b'{"metadata": [1]}'),
     ],
 )
-def test_a_request_that_cannot_be_read_is_refused_and_harms_nobody(site: Site, method: str, path: str, body: bytes) -> None:
+def test_a_request_that_cannot_be_read_is_refused_and_harms_nobody(
+    site: Site, method: str, path: str, body: bytes
+) -> None:
     url = f"http://127.0.0.1:{site.port}{path.format(endpoint=site.endpoint_id)}"
     answer = requests.request(method, url, headers=bearer(site), data=body, timeout=120)
     assert answer.status_code == 422, answer.text
     assert path.split("/")[2] in answer.json()["reason"]
 
 
-@pytest.mark.parametrize(("family", "address"), [(socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1")])
-def test_it_does_not_start_where_its_port_is_taken(family: socket.AddressFamily, address: str) -> None:
+@pytest.mark.parametrize(
+    ("family", "address"), [(socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1")]
+)
+def test_it_does_not_start_where_its_port_is_taken(
+    family: socket.AddressFamily, address: str
+) -> None:
     """At the other loopback address, too: programs ask "localhost", and would send somebody else their secrets."""
     threads = set(threading.enumerate())
     with socket.socket(family) as other:
         other.bind((address, 0))
         other.listen()
         port = other.getsockname()[1]
-        with pytest.raises(OSError, match=re.escape(f"port {port} on {address} cannot be had (Address already in use): end what uses it")):
+        with pytest.raises(
+            OSError,
+            match=re.escape(
+                f"port {port} on {address} cannot be had (Address already in use): end what uses it"
+            ),
+        ):
             LocalCloud(port=port)
     assert set(threading.enumerate()) == threads
 
 
 def test_closing_does_not_wait_for_clients() -> None:
     """Neither for one that keeps its connection, nor for one that stops in the middle of a request."""
-    with LocalCloud(port=0) as cloud, requests.Session() as session, socket.create_connection(("127.0.0.1", cloud.port)) as silent:
-        assert session.get(f"http://127.0.0.1:{cloud.port}/v2/version", headers=bearer(cloud), timeout=120).ok
+    with (
+        LocalCloud(port=0) as cloud,
+        requests.Session() as session,
+        socket.create_connection(("127.0.0.1", cloud.port)) as silent,
+    ):
+        assert session.get(
+            f"http://127.0.0.1:{cloud.port}/v2/version", headers=bearer(cloud), timeout=120
+        ).ok
         silent.sendall(b"POST /v3/functions HTTP/1.1\r\nContent-Length: 100\r\n")
         closing = threading.Thread(target=cloud.close)
         closing.start()
@@ -273,13 +345,18 @@ def test_a_forked_child_leaves_the_service_alone() -> None:
             os._exit(0)
         assert os.waitpid(child, 0)[1] == 0
         assert os.path.isdir(cloud.folder)
-        assert requests.get(f"http://127.0.0.1:{cloud.port}/v2/version", headers=bearer(cloud), timeout=120).ok
+        assert requests.get(
+            f"http://127.0.0.1:{cloud.port}/v2/version", headers=bearer(cloud), timeout=120
+        ).ok
 
 
 @pytest.mark.parametrize("length", [b"abc", b"-1", b"99999999999999"])
 def test_a_request_that_does_not_say_how_long_it_is(site: Site, length: bytes) -> None:
     secret = bearer(site)["Authorization"].encode()
-    for authorization, expected in ((b"Bearer guessed", (b"401", b"422")), (secret, (b"413", b"422"))):
+    for authorization, expected in (
+        (b"Bearer guessed", (b"401", b"422")),
+        (secret, (b"413", b"422")),
+    ):
         with socket.create_connection(("127.0.0.1", site.port), timeout=120) as connection:
             head = b"POST /v3/functions HTTP/1.1\r\nAuthorization: %s\r\nContent-Length: %s\r\n\r\n"
             connection.sendall(head % (authorization, length))
@@ -293,4 +370,8 @@ def test_a_proxy_is_not_shown_the_secrets(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setenv("http_proxy", "http://proxy.example:3128")
     monkeypatch.setenv("no_proxy", "intranet.example")
     with LocalCloud(port=0) as cloud:
-        assert cloud.environment["no_proxy"] == cloud.environment["NO_PROXY"] == "localhost,127.0.0.1,intranet.example"
+        assert (
+            cloud.environment["no_proxy"]
+            == cloud.environment["NO_PROXY"]
+            == "localhost,127.0.0.1,intranet.example"
+        )

@@ -24,7 +24,8 @@ from tests.support import ScriptStep, wait_until
 
 pytestmark = pytest.mark.engine
 
-OPTIONS: dict[str, Any] = {"workers_per_node": 2, "keep_warm": 1}  # with so little, heartbeats come every five seconds
+# with so little, heartbeats come every five seconds
+OPTIONS: dict[str, Any] = {"workers_per_node": 2, "keep_warm": 1}
 
 
 @pytest.fixture
@@ -39,15 +40,21 @@ def endpoint(cloud: LocalCloud) -> Iterator[EndpointDaemon]:
         yield endpoint
 
 
-def script(cloud: LocalCloud, endpoint: EndpointDaemon, step: str, *arguments: str, **options: Any) -> ScriptStep:
-    return ScriptStep(cloud.environment, endpoint.endpoint_id, step, *arguments, **(OPTIONS | options))
+def script(
+    cloud: LocalCloud, endpoint: EndpointDaemon, step: str, *arguments: str, **options: Any
+) -> ScriptStep:
+    return ScriptStep(
+        cloud.environment, endpoint.endpoint_id, step, *arguments, **(OPTIONS | options)
+    )
 
 
 def ran(record: Path) -> list[int]:
     return sorted(map(int, record.read_text().split())) if record.exists() else []
 
 
-def test_a_task_while_the_daemon_is_stopped_is_delivered_when_it_is_started_again(cloud: LocalCloud, endpoint: EndpointDaemon) -> None:
+def test_a_task_while_the_daemon_is_stopped_is_delivered_when_it_is_started_again(
+    cloud: LocalCloud, endpoint: EndpointDaemon
+) -> None:
     assert script(cloud, endpoint, "by_function_and_by_id").answer()[1]
     endpoint.stop()
     assert not endpoint.online
@@ -58,24 +65,37 @@ def test_a_task_while_the_daemon_is_stopped_is_delivered_when_it_is_started_agai
 
 
 def open_tasks(cloud: LocalCloud) -> list[str]:
-    return [task_id for core in cloud._cores.values() for user_endpoint in core.user_endpoints.values() for task_id in user_endpoint._open]
+    return [
+        task_id
+        for core in cloud._cores.values()
+        for user_endpoint in core.user_endpoints.values()
+        for task_id in user_endpoint._open
+    ]
 
 
-def test_connections_cut_at_random_during_a_thousand_tasks(cloud: LocalCloud, endpoint: EndpointDaemon, tmp_path: Path) -> None:
-    """All of them: the daemon's, the user endpoint's and the client's. Stock code tries again at intervals of up to ten seconds."""
+def test_connections_cut_at_random_during_a_thousand_tasks(
+    cloud: LocalCloud, endpoint: EndpointDaemon, tmp_path: Path
+) -> None:
+    """All of them: the daemon's, the user endpoint's and the client's.
+
+    Stock code tries again at intervals of up to ten seconds.
+    """
     step = script(cloud, endpoint, "submit_many", "1000", str(tmp_path / "record"))
     chance = random.Random(4)
     cuts: list[int] = []
     wait_until(lambda: len(ran(tmp_path / "record")) > 50, "the first tasks have run")
     while len(cuts) < 6 and len(ran(tmp_path / "record")) < 900:
         cuts.append(cloud.broker.cut())
-        threading.Event().wait(chance.uniform(5.1, 8))  # at a third cut in ten seconds, stock code gives up
+        # at a third cut in ten seconds, stock code gives up
+        threading.Event().wait(chance.uniform(5.1, 8))
     answers = step.answer()
     assert len(cuts) > 2
     assert sum(cuts) > len(cuts)
     assert len(answers) == 1000
     lost = [answer for number, answer in enumerate(answers) if answer != number]
-    assert not [answer for answer in lost if "no longer has it" not in answer], "only what the stock publisher dropped on a dead connection"
+    assert not [answer for answer in lost if "no longer has it" not in answer], (
+        "only what the stock publisher dropped on a dead connection"
+    )
     assert set(ran(tmp_path / "record")) == set(range(1000)), "every task has run"
     assert not open_tasks(cloud)
 
@@ -102,11 +122,24 @@ def test_a_result_that_is_lost_on_its_way_ends_its_future(
     assert ["no longer has it" in answer for answer in answers if isinstance(answer, str)] == [True]
 
 
-def test_a_killed_user_endpoint_fails_its_tasks(cloud: LocalCloud, endpoint: EndpointDaemon, tmp_path: Path) -> None:
+def test_a_killed_user_endpoint_fails_its_tasks(
+    cloud: LocalCloud, endpoint: EndpointDaemon, tmp_path: Path
+) -> None:
     """For three heartbeats after its last touch of a file, the stock daemon refuses to start another; else another is asked what it has."""
-    step = script(cloud, endpoint, "wait_for", str(tmp_path / "gate"), str(tmp_path / "begun"), task_timeout=77)
+    step = script(
+        cloud,
+        endpoint,
+        "wait_for",
+        str(tmp_path / "gate"),
+        str(tmp_path / "begun"),
+        task_timeout=77,
+    )
     wait_until(lambda: (tmp_path / "begun").exists(), "the task runs")
-    found = [path for path in Path(cloud.folder).glob("uep.*/daemon.pid") if psutil.pid_exists(int(path.read_text()))]
+    found = [
+        path
+        for path in Path(cloud.folder).glob("uep.*/daemon.pid")
+        if psutil.pid_exists(int(path.read_text()))
+    ]
     latest = max(found, key=lambda path: path.stat().st_ctime)
     os.kill(int(latest.read_text()), signal.SIGKILL)
     answer = step.answer()
@@ -139,8 +172,19 @@ def test_a_folder_may_have_any_name(cloud: LocalCloud, tmp_path: Path, name: str
 def test_what_a_user_endpoint_says_when_it_cannot_start_reaches_the_task(
     cloud: LocalCloud, endpoint: EndpointDaemon, tmp_path: Path
 ) -> None:
-    answers = script(cloud, endpoint, "submit_many", "2", str(tmp_path / "record"), workers_per_node=3, gpus_per_node=2).answer()
-    assert all("workers_per_node (3) has to be a multiple of gpus_per_node (2)" in answer for answer in answers), answers
+    answers = script(
+        cloud,
+        endpoint,
+        "submit_many",
+        "2",
+        str(tmp_path / "record"),
+        workers_per_node=3,
+        gpus_per_node=2,
+    ).answer()
+    assert all(
+        "workers_per_node (3) has to be a multiple of gpus_per_node (2)" in answer
+        for answer in answers
+    ), answers
 
 
 def test_a_config_that_cannot_be_read_is_refused(cloud: LocalCloud, tmp_path: Path) -> None:
@@ -149,16 +193,23 @@ def test_a_config_that_cannot_be_read_is_refused(cloud: LocalCloud, tmp_path: Pa
     (tmp_path / "user_config_schema.json").write_text("{")
     with pytest.raises(ConfigError, match=r"user_config_schema\.json"):
         EndpointDaemon(cloud, tmp_path)
-    assert not [path for path in Path(cloud.folder).iterdir() if path.name.startswith(tmp_path.name)]
+    assert not [
+        path for path in Path(cloud.folder).iterdir() if path.name.startswith(tmp_path.name)
+    ]
 
 
 def test_a_daemon_that_cannot_start_says_why(cloud: LocalCloud) -> None:
     cloud.environment["GLOBUS_COMPUTE_CLIENT_SECRET"] = "guessed"
-    with pytest.raises(EndpointStartError, match=r"(?s)the endpoint local ended with status 77:\n.*401"):
+    with pytest.raises(
+        EndpointStartError, match=r"(?s)the endpoint local ended with status 77:\n.*401"
+    ):
         EndpointDaemon(cloud, "local")
 
 
 def test_two_endpoints_of_one_config(cloud: LocalCloud, endpoint: EndpointDaemon) -> None:
     with EndpointDaemon(cloud, "local") as other:
         assert (other.name, other.endpoint_id != endpoint.endpoint_id) == ("local-2", True)
-        assert script(cloud, other, "by_function_and_by_id", workers_per_node=1).answer() == [[1, 2, 3, 4, 5], True]
+        assert script(cloud, other, "by_function_and_by_id", workers_per_node=1).answer() == [
+            [1, 2, 3, 4, 5],
+            True,
+        ]

@@ -40,7 +40,11 @@ engine:
 
 
 def engine(environment: str = "", *, workers: int = 1, blocks: int = 1) -> MockExecutor:
-    return MockExecutor(config=CONFIG.format(workers=workers, blocks=blocks, environment=environment, export_modules=EXPORT_MODULES))
+    return MockExecutor(
+        config=CONFIG.format(
+            workers=workers, blocks=blocks, environment=environment, export_modules=EXPORT_MODULES
+        )
+    )
 
 
 def test_second_block_that_fails_is_no_verdict_on_a_first_that_is_slow(tmp_path: Path) -> None:
@@ -52,21 +56,27 @@ def test_second_block_that_fails_is_no_verdict_on_a_first_that_is_slow(tmp_path:
 
 
 def test_environment_that_breaks_after_a_first_block_worked_is_named(tmp_path: Path) -> None:
-    with engine(f"[ ! -e {tmp_path / 'broken'} ] || {{ echo it is broken now >&2; exit 3; }}") as executor:
+    with engine(
+        f"[ ! -e {tmp_path / 'broken'} ] || {{ echo it is broken now >&2; exit 3; }}"
+    ) as executor:
         worker = psutil.Process(executor.submit(os.getpid).result(120))
         (tmp_path / "broken").touch()
         manager = worker.parent()
         assert manager is not None
         manager.kill()
         told = remote_text(executor.submit(tasks.same, 1), 90)
-        if "ManagerLost" in told:  # it was given to the manager that is gone, before that was noticed
+        # it was given to the manager that is gone, before that was noticed
+        if "ManagerLost" in told:
             told = remote_text(executor.submit(tasks.same, 1), 90)
         assert "it is broken now" in told
 
 
 def test_manager_that_is_lost_before_its_first_task_is_replaced() -> None:
     with engine() as executor:
-        wait_until(lambda: "Registration info for manager" in log_of_the_interchange(), "the manager has reported")
+        wait_until(
+            lambda: "Registration info for manager" in log_of_the_interchange(),
+            "the manager has reported",
+        )
         for process in psutil.process_iter():
             if is_manager(process):
                 for child in [*process.children(recursive=True), process]:
@@ -77,32 +87,53 @@ def test_manager_that_is_lost_before_its_first_task_is_replaced() -> None:
 
 
 def log_of_the_interchange() -> str:
-    return "".join(path.read_text() for path in Path(tempfile.gettempdir()).glob("gc_warm-*/*/interchange.log"))
+    return "".join(
+        path.read_text() for path in Path(tempfile.gettempdir()).glob("gc_warm-*/*/interchange.log")
+    )
 
 
 def is_manager(process: psutil.Process) -> bool:
     try:
         ours = process.environ().get("GC_WARM_TEST_RUN") == os.environ["GC_WARM_TEST_RUN"]
-        return ours and process.cmdline()[1:3] == ["-m", "parsl.executors.high_throughput.process_worker_pool"]
+        return ours and process.cmdline()[1:3] == [
+            "-m",
+            "parsl.executors.high_throughput.process_worker_pool",
+        ]
     except psutil.Error:
         return False
 
 
-def test_interchange_that_dies_ends_its_tasks_and_the_next_task_finds_another_engine(tmp_path: Path) -> None:
+def test_interchange_that_dies_ends_its_tasks_and_the_next_task_finds_another_engine(
+    tmp_path: Path,
+) -> None:
     script = Path(__file__).with_name("interchange_client.py")
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[2]), str(MODULES)])}
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[2]), str(MODULES)]),
+    }
     run = subprocess.run(
-        [sys.executable, str(script), str(tmp_path / "started")], env=environment, capture_output=True, text=True, timeout=600
+        [sys.executable, str(script), str(tmp_path / "started")],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=600,
     )
     assert run.returncode == 0, run.stderr
     assert run.stdout == "the task in flight has failed\nthe next one was done\n"
 
 
 @pytest.mark.parametrize("after", [0.0, 0.5, 1.0, 2.0, 4.0])
-def test_client_that_is_killed_while_its_engine_starts_leaves_nothing(after: float, tmp_path: Path) -> None:
+def test_client_that_is_killed_while_its_engine_starts_leaves_nothing(
+    after: float, tmp_path: Path
+) -> None:
     """The suite's own checks look for processes and folders that are left."""
     script = "from tests.local.test_engine import engine; print(flush=True); engine('sleep 300; while sleep 301; do :; done')"
-    client = subprocess.Popen([sys.executable, "-c", script], env=client_environment(), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    client = subprocess.Popen(
+        [sys.executable, "-c", script],
+        env=client_environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+    )
     with client:
         assert client.stdout is not None
         client.stdout.readline()
@@ -112,7 +143,10 @@ def test_client_that_is_killed_while_its_engine_starts_leaves_nothing(after: flo
 
 def test_shutdown_in_a_callback_still_tells_the_other_futures() -> None:
     with engine() as executor:
-        first, second = executor.submit(tasks.same, 1), executor.submit(tasks.wait_for_file, "/never")
+        first, second = (
+            executor.submit(tasks.same, 1),
+            executor.submit(tasks.wait_for_file, "/never"),
+        )
         first.add_done_callback(lambda _: executor.shutdown(wait=False))
         assert first.result(120) == 1
         assert second.exception(120) is not None

@@ -34,16 +34,43 @@ def shipped() -> Path:
 def test_the_endpoints_own_tests_pass(tmp_path: Path) -> None:
     ini, report = tmp_path / "pytest.ini", tmp_path / "report.xml"
     ini.write_text("[pytest]\n")
-    folders = ["-c", ini, "--rootdir", tmp_path, "--basetemp", tmp_path / "temporary", f"--junit-xml={report}"]
-    command = [sys.executable, "-m", "pytest", "-p", "unshipped_helpers", "-p", "no:cacheprovider", *map(str, folders), str(shipped())]
+    folders = [
+        "-c",
+        ini,
+        "--rootdir",
+        tmp_path,
+        "--basetemp",
+        tmp_path / "temporary",
+        f"--junit-xml={report}",
+    ]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-p",
+        "unshipped_helpers",
+        "-p",
+        "no:cacheprovider",
+        *map(str, folders),
+        str(shipped()),
+    ]
     with Broker("guest", "not to be shown") as broker:
-        environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
+        environment = {
+            name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")
+        }
         environment["RABBITMQ_INTEGRATION_TEST_URI"] = broker.url
-        environment["PYTHONPATH"] = str(Path(__file__).parents[1] / "upstream")  # and nothing with another package called tests
+        # and nothing with another package called tests
+        environment["PYTHONPATH"] = str(Path(__file__).parents[1] / "upstream")
         environment["PYTHONDONTWRITEBYTECODE"] = "1"
-        run = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+        run = subprocess.run(
+            command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300
+        )
     assert run.returncode == 0, run.stdout[-5000:] + run.stderr[-5000:]
     cases = list(ET.parse(report).getroot().iter("testcase"))
     assert {case.get("name") for case in cases} == EXPECTED
     assert len(cases) == len(EXPECTED)
-    assert not [case.get("name") for case in cases if any(child.tag in ("failure", "error", "skipped") for child in case)]
+    assert not [
+        case.get("name")
+        for case in cases
+        if any(child.tag in ("failure", "error", "skipped") for child in case)
+    ]
