@@ -1,7 +1,8 @@
 """MockExecutor and MockClient: the SDK's own classes on the service of this package, all in one process but for the workers.
 
-Only the transport is replaced: HTTP requests are handed to `gc_warm.local.service.Service.handle`, and results reach the SDK's
-result watcher through a queue in place of AMQP. Batching, serialization, limits and errors are the SDK's.
+Only the transport is replaced: HTTP requests are handed to `gc_warm.local.service.Service.handle`,
+and results reach the SDK's result watcher through a queue in place of AMQP. Batching,
+serialization, limits and errors are the SDK's.
 """
 
 from __future__ import annotations
@@ -50,14 +51,17 @@ if TYPE_CHECKING:
 class MockClient(Client):
     """A `globus_compute_sdk.Client` whose service, endpoint and workers are all on this machine.
 
-    Lives until `close`; usable with ``with``. Several executors can share one, and with it the workers and their state.
+    Lives until `close`; usable with ``with``. Several executors can share one, and with it the
+    workers and their state.
 
     Args:
-        config: Start the endpoint's real engine from this config (see `EngineRunner`) in place of spawned workers. An executor's
-            ``user_endpoint_config`` holds the options of a config folder. The arguments of spawned workers are then refused.
+        config: Start the endpoint's real engine from this config (see `EngineRunner`) in place of
+            spawned workers. An executor's ``user_endpoint_config`` holds the options of a config
+            folder. The arguments of spawned workers are then refused.
         on: "local" to run a cluster's config on this machine.
         workers: How many workers; 2 unless said otherwise.
-        pythonpath: Folders with modules that the tasks import. Nothing of the client's own path is there.
+        pythonpath: Folders with modules that the tasks import. Nothing of the client's own path is
+            there.
         env: Environment variables to add in the workers.
         fresh_process_per_task: One process a task: everything is always cold, as under Work Queue.
         endpoint_id: Id of its one endpoint; a new one if None.
@@ -86,31 +90,46 @@ class MockClient(Client):
         endpoint_id: uuid.UUID | str | None = None,
         **client_options: Any,
     ) -> None:
-        if config is not None and (workers is not None or pythonpath or env or fresh_process_per_task):
+        if config is not None and (
+            workers is not None or pythonpath or env or fresh_process_per_task
+        ):
             raise TypeError(
                 "workers, pythonpath, env and fresh_process_per_task are for spawned workers; with config= write them into the config"
             )
         if on is not None and config is None:
             raise TypeError(f"on={on!r} says where to run a config: give config=, too")
 
-        def make_runner(user_endpoint_config: Mapping[str, Any], _runtime: Mapping[str, Any]) -> TaskRunner:
+        def make_runner(
+            user_endpoint_config: Mapping[str, Any], _runtime: Mapping[str, Any]
+        ) -> TaskRunner:
             if config is not None:
-                from gc_warm.local.engine import EngineRunner  # with Parsl, which takes as long to import as all the rest
+                # with Parsl, which takes as long to import as all the rest
+                from gc_warm.local.engine import EngineRunner
 
                 return EngineRunner(config, user_endpoint_config, on)
             number = 2 if workers is None else workers
-            return SpawnedRunner(workers=number, pythonpath=pythonpath, env=env, fresh_process_per_task=fresh_process_per_task)
+            return SpawnedRunner(
+                workers=number,
+                pythonpath=pythonpath,
+                env=env,
+                fresh_process_per_task=fresh_process_per_task,
+            )
 
         self.service = Service()
         self.endpoint_id = self.service.add_endpoint(make_runner, endpoint_id)
-        client_options.setdefault("environment", "local")  # so that its ids cannot pass for those of the real service
-        super().__init__(do_version_check=False, authorizer=globus_sdk.NullAuthorizer(), **client_options)
+        # so that its ids cannot pass for those of the real service
+        client_options.setdefault("environment", "local")
+        super().__init__(
+            do_version_check=False, authorizer=globus_sdk.NullAuthorizer(), **client_options
+        )
         for api in (self._compute_web_client.v2, self._compute_web_client.v3):
             api.transport.session.mount(api.base_url, _InProcess(self.service))
 
     def runner(self, user_endpoint_config: Mapping[str, Any] | None = None) -> TaskRunner:
         """What runs the tasks that this process submits with a ``user_endpoint_config``; started if it is not there yet."""
-        return self.service.runner(self.endpoint_id, user_endpoint_config, asdict(create_user_runtime()))
+        return self.service.runner(
+            self.endpoint_id, user_endpoint_config, asdict(create_user_runtime())
+        )
 
     def close(self) -> None:
         """End the workers. Idempotent."""
@@ -119,29 +138,39 @@ class MockClient(Client):
     def __enter__(self) -> MockClient:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         self.close()
 
 
 class MockExecutor(Executor):
     """A `globus_compute_sdk.Executor` that needs no account, no network and no endpoint.
 
-    What it runs, it runs as an endpoint does: each task goes through the SDK's serialization to a worker process that shares
-    nothing with the client. What is warm here is warm there, and what is cold here is cold there.
+    What it runs, it runs as an endpoint does: each task goes through the SDK's serialization to a
+    worker process that shares nothing with the client. What is warm here is warm there, and what is
+    cold here is cold there.
 
     Lives until `shutdown`; usable with ``with``. The workers are started by the constructor.
 
     Args:
-        endpoint_id: Any id; whatever it is, the endpoint is this stand-in. So ``Executor(endpoint_id)`` need only change its name.
-        client: Use this `MockClient`, which stays open, and not one of its own; the next five arguments are then its business.
-        config: Start the endpoint's real engine from this config: a folder (or the name of one that comes with gc_warm), to which
-            *user_endpoint_config* gives the options; the YAML file of a user endpoint; or its text.
+        endpoint_id: Any id; whatever it is, the endpoint is this stand-in. So
+            ``Executor(endpoint_id)`` need only change its name.
+        client: Use this `MockClient`, which stays open, and not one of its own; the next five
+            arguments are then its business.
+        config: Start the endpoint's real engine from this config: a folder (or the name of one that
+            comes with gc_warm), to which *user_endpoint_config* gives the options; the YAML file of
+            a user endpoint; or its text.
         on: "local" to run a cluster's config as processes of this machine.
         workers: How many spawned workers, 2 unless said otherwise.
         pythonpath: Folders with modules that the tasks import.
         env: Environment variables to add in the workers.
         fresh_process_per_task: One process a task: everything is always cold.
-        rate_limit: Keep the SDK's throttle, which delays more than 4 submissions in 16 s. Off by default: no service needs it here.
+        rate_limit: Keep the SDK's throttle, which delays more than 4 submissions in 16 s. Off by
+            default: no service needs it here.
         **options: For the SDK's executor, such as ``serializer`` or ``user_endpoint_config``.
 
     Raises:
@@ -168,7 +197,9 @@ class MockExecutor(Executor):
         client_options = {name: options.pop(name) for name in _CLIENT_OPTIONS if name in options}
         if client is not None and client_options:
             given = ", ".join(sorted(client_options))
-            raise TypeError(f"{given}: the client that is passed already has its workers; give this to MockClient")
+            raise TypeError(
+                f"{given}: the client that is passed already has its workers; give this to MockClient"
+            )
         self._gate = threading.Lock()  # of submissions against shutdown
         self._closing = False
         self._own_client = client is None
@@ -190,7 +221,9 @@ class MockExecutor(Executor):
 
     if TYPE_CHECKING:  # the SDK's submit has no annotations
 
-        def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> _TaskFuture[T]: ...  # type: ignore[override]
+        def submit(
+            self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs
+        ) -> _TaskFuture[T]: ...  # type: ignore[override]
 
     @property
     def task_group_id(self) -> uuid.UUID | None:
@@ -210,28 +243,35 @@ class MockExecutor(Executor):
         """
         runner = self._mock_client.runner(self.user_endpoint_config)
         if not isinstance(runner, SpawnedRunner):
-            raise AttributeError("workers: the real engine gives no access to its workers; it is there with spawned workers only")
+            raise AttributeError(
+                "workers: the real engine gives no access to its workers; it is there with spawned workers only"
+            )
         return runner.workers
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """End the executor and, unless a client was passed, its workers. Idempotent.
 
         Args:
-            wait: Wait for the tasks that have been submitted; otherwise those that have not ended fail.
+            wait: Wait for the tasks that have been submitted; otherwise those that have not ended
+                fail.
             cancel_futures: Cancel what has not been sent to the service yet.
         """
-        if threading.current_thread() is self._task_submitter:  # after an error, the SDK's own doing: what runs may still end
+        # after an error, the SDK's own doing: what runs may still end
+        if threading.current_thread() is self._task_submitter:
             super().shutdown(wait=wait, cancel_futures=cancel_futures)  # type: ignore[no-untyped-call]
             return
         if wait and threading.current_thread() is sdk_executor._RESULT_WATCHERS.get(self._group):
-            raise RuntimeError("shutdown() in a callback of a future would wait for itself: call shutdown(wait=False) there")
+            raise RuntimeError(
+                "shutdown() in a callback of a future would wait for itself: call shutdown(wait=False) there"
+            )
         watcher = None
         try:
             self._send_all(cancel_futures)
             super().shutdown(wait=wait, cancel_futures=cancel_futures)  # type: ignore[no-untyped-call]
             self._task_submitter.join()
             watcher = sdk_executor._RESULT_WATCHERS.get(self._group)
-            if wait and watcher is not None:  # the SDK does not wait for what its submitter was about to send
+            # the SDK does not wait for what its submitter was about to send
+            if wait and watcher is not None:
                 wait_for(watcher.get_open_futures(self).values())
         finally:
             self._close_client()  # whatever still runs fails, so that every future ends
@@ -239,7 +279,10 @@ class MockExecutor(Executor):
                 watcher.shutdown(wait=wait or self._own_client)
 
     def submit_to_registered_function(
-        self, function_id: str, args: tuple[Any, ...] | None = None, kwargs: dict[str, Any] | None = None
+        self,
+        function_id: str,
+        args: tuple[Any, ...] | None = None,
+        kwargs: dict[str, Any] | None = None,
     ) -> Any:
         """As the SDK's; see there."""
         with self._gate:
@@ -251,11 +294,21 @@ class MockExecutor(Executor):
         """Let the submitter empty its queue first: the SDK waits for that with a lock held that its submitter needs, for ever."""
         with self._gate:
             self._closing = True
-        while not cancel_futures and self._task_submitter.is_alive() and not self._tasks_to_send.empty():
+        while (
+            not cancel_futures
+            and self._task_submitter.is_alive()
+            and not self._tasks_to_send.empty()
+        ):
             time.sleep(0.001)
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> bool | None:
-        if kind is not None and not issubclass(kind, Exception):  # Ctrl-C means now, not after the tasks
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> bool | None:
+        # Ctrl-C means now, not after the tasks
+        if kind is not None and not issubclass(kind, Exception):
             self.shutdown(wait=False, cancel_futures=True)
             return None
         return super().__exit__(kind, error, trace)
@@ -273,7 +326,8 @@ class MockExecutor(Executor):
         try:
             super()._submit_tasks(*batch)  # type: ignore[no-untyped-call, unused-ignore]
         except Exception as error:
-            self._submitter_thread_exception_captured = True  # the futures tell; the thread need not
+            # the futures tell; the thread need not
+            self._submitter_thread_exception_captured = True
             futures, tasks = batch[-2:]
             for future, task in zip(futures, tasks, strict=True):
                 if not future.done():  # the SDK leaves it pending for ever
@@ -281,7 +335,10 @@ class MockExecutor(Executor):
             raise
 
     def _explain(self, task: Any, error: Exception) -> Exception:
-        named = {**{f"argument {number}": value for number, value in enumerate(task.args, start=1)}, **task.kwargs}
+        named = {
+            **{f"argument {number}": value for number, value in enumerate(task.args, start=1)},
+            **task.kwargs,
+        }
         for name, value in named.items():
             try:
                 self.serializer.serialize(value)
@@ -297,7 +354,9 @@ class MockExecutor(Executor):
     def _get_result_watcher(self) -> sdk_executor._ResultWatcher:
         watcher = sdk_executor._RESULT_WATCHERS.get(self._group)
         if watcher is not None and watcher.is_alive() and watcher.client is not self._mock_client:
-            raise ValueError(f"task group {self._group} belongs to another client: pass that client, or another task group")
+            raise ValueError(
+                f"task group {self._group} belongs to another client: pass that client, or another task group"
+            )
         if watcher is None or not watcher.is_alive():
             watcher = _Watcher(self._group, self._mock_client)
             watcher.start()
@@ -327,11 +386,13 @@ class _Watcher(sdk_executor._ResultWatcher):
         self._thread_id = threading.get_ident()
         unsubscribe = self._service.subscribe(str(self.task_group_id), self._inbox.put)
         try:
-            while not (self._time_to_stop and self._inbox.empty()):  # what failed at the end has still to be told
+            # what failed at the end has still to be told
+            while not (self._time_to_stop and self._inbox.empty()):
                 try:
                     self._take_in()
                     self._match_results_to_futures()  # type: ignore[no-untyped-call]
-                except Exception:  # a future that its owner cancelled, say: the others still want their results
+                except Exception:
+                    # a future that its owner cancelled, say: the others still want their results
                     log.exception("a result could not be delivered")
         finally:
             unsubscribe()
@@ -359,13 +420,20 @@ class _InProcess(requests.adapters.BaseAdapter):
         super().__init__()
         self._service = service
 
-    def send(self, request: requests.PreparedRequest, *_args: Any, **_options: Any) -> requests.Response:
+    def send(
+        self, request: requests.PreparedRequest, *_args: Any, **_options: Any
+    ) -> requests.Response:
         """Answer as an HTTP server would."""
         path, _, query = str(request.path_url).partition("?")
         sent: Any = request.body
         body: Any
         try:
-            status, body = 200, self._service.handle(str(request.method), path, query, json.loads(sent) if sent else None)
+            status, body = (
+                200,
+                self._service.handle(
+                    str(request.method), path, query, json.loads(sent) if sent else None
+                ),
+            )
         except ServiceError as error:
             status, body = error.status, error.body()
         response = requests.Response()

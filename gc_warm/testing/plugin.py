@@ -27,7 +27,8 @@ def local_cloud(monkeypatch: pytest.MonkeyPatch) -> Iterator[LocalCloud]:
     """
     from globus_compute_sdk.sdk import executor
 
-    from gc_warm.local.cloud import LocalCloud  # here, so that a pytest which does not need it does not wait for its imports
+    # here, so that a pytest which does not need it does not wait for its imports
+    from gc_warm.local.cloud import LocalCloud
 
     with LocalCloud() as cloud:
         for name, value in cloud.environment.items():
@@ -35,5 +36,6 @@ def local_cloud(monkeypatch: pytest.MonkeyPatch) -> Iterator[LocalCloud]:
         monkeypatch.setattr(executor.Executor, "_default_task_group_id", None)
         before = set(executor._RESULT_WATCHERS)
         yield cloud
-        for group in set(executor._RESULT_WATCHERS) - before:  # they live as long as the process, and would miss the service
+        # they live as long as the process, and would miss the service
+        for group in set(executor._RESULT_WATCHERS) - before:
             executor._RESULT_WATCHERS[group].shutdown()

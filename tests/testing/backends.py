@@ -13,7 +13,11 @@ BACKENDS = ["spawned", pytest.param("engine", marks=pytest.mark.engine)]
 
 def workers(backend: str, number: int = 1) -> dict[str, Any]:
     """What to give to `MockClient` for so many workers of that backend, with the tests' modules on their import path."""
-    return {"config": engine_config(number)} if backend == "engine" else {"workers": number, "pythonpath": [MODULES]}
+    return (
+        {"config": engine_config(number)}
+        if backend == "engine"
+        else {"workers": number, "pythonpath": [MODULES]}
+    )
 
 
 def engine_config(number: int, *lines: str) -> str:

@@ -10,7 +10,9 @@ from tests.testing.backends import workers
 
 executor = MockExecutor(**workers("engine"))
 assert executor.submit(tasks.same, 1).result() == 1
-(interchange,) = [child for child in psutil.Process().children() if "interchange" in " ".join(child.cmdline())]
+(interchange,) = [
+    child for child in psutil.Process().children() if "interchange" in " ".join(child.cmdline())
+]
 interchange.kill()
 interchange.wait()
 waiting = executor.submit(tasks.same, 2)

@@ -1,4 +1,7 @@
-"""A client that waits for a task that never ends. Usage: python busy_client.py BACKEND LOGBOOK STARTED"""
+"""A client that waits for a task that never ends.
+
+Usage: python busy_client.py BACKEND LOGBOOK STARTED
+"""
 
 from __future__ import annotations
 

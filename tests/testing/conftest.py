@@ -12,7 +12,10 @@ from tests.testing.backends import BACKENDS, workers
 
 @pytest.fixture(scope="session", params=BACKENDS)
 def client(request: pytest.FixtureRequest) -> Iterator[MockClient]:
-    """One worker of each backend, up and running. Tests share its state: let them ask for differences."""
+    """One worker of each backend, up and running.
+
+    Tests share its state: let them ask for differences.
+    """
     with MockClient(**workers(request.param)) as client:
         with MockExecutor(client=client) as executor:
             executor.submit(len, ()).result()

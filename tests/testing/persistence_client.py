@@ -1,7 +1,8 @@
 """A client's script: submits callables of every shape three times with every strategy, and prints what came back, as JSON.
 
-A script of its own, since only then ``__main__`` is what it is for a user. Usage: python persistence_client.py BACKEND [recorded], where
-"recorded" submits through a `WarmExecutor`, which has to change nothing.
+A script of its own, since only then ``__main__`` is what it is for a user. Usage: python
+persistence_client.py BACKEND [recorded], where "recorded" submits through a `WarmExecutor`, which
+has to change nothing.
 """
 
 from __future__ import annotations
@@ -17,7 +18,13 @@ from typing import Any
 
 import shapes
 from globus_compute_sdk.errors import TaskExecutionFailed
-from globus_compute_sdk.serialize import AllCodeStrategies, ComputeSerializer, DillCode, PureSourceDill, PureSourceTextInspect
+from globus_compute_sdk.serialize import (
+    AllCodeStrategies,
+    ComputeSerializer,
+    DillCode,
+    PureSourceDill,
+    PureSourceTextInspect,
+)
 
 from gc_warm import MockClient, MockExecutor, WarmExecutor, functions
 from tests.testing.backends import workers
@@ -80,16 +87,24 @@ def outcome(future: Future[Any]) -> Any:
     if error is None:
         return future.result()
     assert isinstance(error, TaskExecutionFailed), error
-    return "worker: " + str(re.findall(r"^(?:\w+\.)*(\w+Error)\b", error.remote_data, re.MULTILINE)[-1])
+    return "worker: " + str(
+        re.findall(r"^(?:\w+\.)*(\w+Error)\b", error.remote_data, re.MULTILINE)[-1]
+    )
 
 
-def submitter(client: MockClient, executor: MockExecutor, function: Callable[..., Any], recorded: bool) -> Callable[[], Future[Any]]:
+def submitter(
+    client: MockClient, executor: MockExecutor, function: Callable[..., Any], recorded: bool
+) -> Callable[[], Future[Any]]:
     if recorded:
         return functools.partial(WarmExecutor(executor).submit, function)
-    return functools.partial(executor.submit_to_registered_function, client.register_function(function))
+    return functools.partial(
+        executor.submit_to_registered_function, client.register_function(function)
+    )
 
 
-def three_calls(client: MockClient, executor: MockExecutor, function: Callable[..., Any], recorded: bool) -> Any:
+def three_calls(
+    client: MockClient, executor: MockExecutor, function: Callable[..., Any], recorded: bool
+) -> Any:
     try:
         submit = submitter(client, executor, function, recorded)
         futures = [submit() for _ in range(3)]

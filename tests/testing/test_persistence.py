@@ -52,11 +52,23 @@ TABLE: dict[str, tuple[Any, Any, Any, Any]] = {
     "client-only function with a global": (IMPORT, NAME, NAME, NAME),
     "client-only closure, self-contained": (IMPORT, RUNS, INDENT, RUNS),
     "client-only closure": (IMPORT, NAME, INDENT, NAME),
-    "client-only lambda, self-contained": (IMPORT, "worker: DeserializationError", UNNAMED, UNNAMED),
+    "client-only lambda, self-contained": (
+        IMPORT,
+        "worker: DeserializationError",
+        UNNAMED,
+        UNNAMED,
+    ),
 }
 
 
-@pytest.fixture(scope="module", params=[*BACKENDS, "spawned recorded", pytest.param("engine recorded", marks=pytest.mark.engine)])
+@pytest.fixture(
+    scope="module",
+    params=[
+        *BACKENDS,
+        "spawned recorded",
+        pytest.param("engine recorded", marks=pytest.mark.engine),
+    ],
+)
 def observed(request: pytest.FixtureRequest) -> dict[str, dict[str, Any]]:
     """What a client's script saw, for each callable and each strategy."""
     script = Path(__file__).with_name("persistence_client.py")

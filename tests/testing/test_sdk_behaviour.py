@@ -23,10 +23,12 @@ from globus_compute_sdk.serialize import ComputeSerializer, DillDataBase64, JSON
 from gc_warm import MockClient, MockExecutor, functions
 from tests.support import Clock, wait_until
 
-spawned_only = pytest.mark.parametrize("client", ["spawned"], indirect=True)  # what does not depend on the backend
+# what does not depend on the backend
+spawned_only = pytest.mark.parametrize("client", ["spawned"], indirect=True)
 
 TEXT_LIMIT = 10 * 1024 * 1024
-LARGEST_BYTES = TEXT_LIMIT * 57 // 77 - 100  # a line of base64 is 57 bytes in 77 characters; the rest is for headers
+# a line of base64 is 57 bytes in 77 characters; the rest is for headers
+LARGEST_BYTES = TEXT_LIMIT * 57 // 77 - 100
 
 
 def remote_error(error: BaseException | None) -> TaskExecutionFailed:
@@ -54,11 +56,14 @@ class RecordingSerializer(ComputeSerializer):
 
 
 @spawned_only
-def test_function_is_serialized_once_and_arguments_on_the_submitter_thread(client: MockClient) -> None:
+def test_function_is_serialized_once_and_arguments_on_the_submitter_thread(
+    client: MockClient,
+) -> None:
     serializer = RecordingSerializer()
     with MockExecutor(client=client, serializer=serializer) as executor:
         assert [executor.submit(tasks.same, number).result() for number in range(3)] == [0, 1, 2]
-    assert serializer.seen == [("code", "MainThread")] + [("data", "TaskSubmitter")] * 6  # args and kwargs of three calls
+    # args and kwargs of three calls
+    assert serializer.seen == [("code", "MainThread")] + [("data", "TaskSubmitter")] * 6
 
 
 class SerializedLate:
@@ -83,8 +88,11 @@ def test_argument_that_changes_after_submit_may_be_sent_changed(executor: MockEx
 
 
 @spawned_only
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # so it is: the submitter thread dies
-def test_unserializable_argument_kills_the_executor_and_its_future_says_why(client: MockClient, gate: Path) -> None:
+# so it is: the submitter thread dies
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_unserializable_argument_kills_the_executor_and_its_future_says_why(
+    client: MockClient, gate: Path
+) -> None:
     executor = MockExecutor(client=client)
     running = executor.submit(tasks.wait_for_file, str(gate))
     wait_until(lambda: running.task_id is not None, "the first task is submitted")
@@ -173,7 +181,9 @@ def test_result_serializers_are_tried_in_order(client: MockClient) -> None:
     with MockExecutor(client=client, result_serializers=[JSONData()]) as executor:
         assert executor.submit(tasks.same, (1, 2)).result() == [1, 2]
         error = remote_error(executor.submit(tasks.same, {1}).exception())
-        assert "SerializationError: Serialization failed: All strategies failed." in error.remote_data
+        assert (
+            "SerializationError: Serialization failed: All strategies failed." in error.remote_data
+        )
         executor.result_serializers = [JSONData(), DillDataBase64()]
         assert executor.submit(tasks.same, {1}).result() == {1}
 
@@ -227,19 +237,27 @@ def test_nothing_can_be_submitted_after_shutdown(client: MockClient) -> None:
 
 
 @spawned_only
-def test_many_calls_are_not_throttled(executor: MockExecutor, caplog: pytest.LogCaptureFixture) -> None:
+def test_many_calls_are_not_throttled(
+    executor: MockExecutor, caplog: pytest.LogCaptureFixture
+) -> None:
     with caplog.at_level(logging.WARNING):
-        assert [executor.submit(tasks.same, number).result() for number in range(200)] == list(range(200))
+        assert [executor.submit(tasks.same, number).result() for number in range(200)] == list(
+            range(200)
+        )
     assert executor.api_burst_window_s == 0
     assert "rate-limit" not in caplog.text
 
 
 @spawned_only
-def test_throttle_of_the_sdk_can_be_kept(client: MockClient, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_throttle_of_the_sdk_can_be_kept(
+    client: MockClient, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(sdk_executor, "time", Clock())  # however long they take, they are a burst
     with (
         caplog.at_level(logging.WARNING, "globus_compute_sdk"),
-        MockExecutor(client=client, rate_limit=True, api_burst_limit=8, api_burst_window_s=4) as executor,
+        MockExecutor(
+            client=client, rate_limit=True, api_burst_limit=8, api_burst_window_s=4
+        ) as executor,
     ):
         for number in range(8):
             executor.submit(tasks.same, number).result()
@@ -252,17 +270,23 @@ def test_throttle_of_the_sdk_can_be_kept(client: MockClient, caplog: pytest.LogC
 def test_source_code_can_be_registered(executor: MockExecutor) -> None:
     source = "import math\n\ndef area(radius):\n    return math.pi * radius**2\n"
     function_id = executor.register_source_code(source, "area")
-    assert executor.submit_to_registered_function(function_id, args=(1,)).result() == pytest.approx(3.14159, abs=1e-5)
+    assert executor.submit_to_registered_function(function_id, args=(1,)).result() == pytest.approx(
+        3.14159, abs=1e-5
+    )
     assert executor.submit_to_registered_function(function_id, kwargs={"radius": 0}).result() == 0
     with pytest.raises(ValueError, match=function_id):
         executor.register_source_code(source, "area")
 
 
 @spawned_only
-def test_saved_function_id_is_used_in_place_of_a_registration(executor: MockExecutor, client: MockClient) -> None:
+def test_saved_function_id_is_used_in_place_of_a_registration(
+    executor: MockExecutor, client: MockClient
+) -> None:
     saved = client.register_function(sum)
     assert executor.register_function(len, function_id=saved) == saved
-    assert executor.submit(len, [20, 22]).result() == 42, "the function that is registered under that id ran"
+    assert executor.submit(len, [20, 22]).result() == 42, (
+        "the function that is registered under that id ran"
+    )
 
 
 def unknown(client: MockClient) -> str:
@@ -278,7 +302,9 @@ def deleted(client: MockClient) -> str:
 
 @spawned_only
 @pytest.mark.parametrize("make_id", [unknown, deleted])
-def test_function_that_is_not_registered(client: MockClient, make_id: Callable[[MockClient], str]) -> None:
+def test_function_that_is_not_registered(
+    client: MockClient, make_id: Callable[[MockClient], str]
+) -> None:
     function_id = make_id(client)
     with MockExecutor(client=client) as executor:
         error = executor.submit_to_registered_function(function_id).exception()
@@ -291,7 +317,10 @@ def test_function_that_is_not_registered(client: MockClient, make_id: Callable[[
 
 def submitted(client: MockClient, task_group_id: uuid.UUID, path: Path) -> list[str]:
     """Two tasks of a client that is gone: the first waits for *path*, the second fails then."""
-    function_ids = [client.register_function(tasks.wait_for_file), client.register_function(tasks.invert)]
+    function_ids = [
+        client.register_function(tasks.wait_for_file),
+        client.register_function(tasks.invert),
+    ]
     batch = client.create_batch(task_group_id=task_group_id, create_websocket_queue=True)
     batch.add(function_ids[0], (str(path),))
     batch.add(function_ids[1], (0,))
@@ -308,12 +337,17 @@ def test_second_executor_finds_the_results_of_the_first(client: MockClient) -> N
 
 
 @pytest.mark.parametrize("already_ended", [False, True])
-def test_tasks_are_reloaded_by_their_group(client: MockClient, gate: Path, already_ended: bool) -> None:
+def test_tasks_are_reloaded_by_their_group(
+    client: MockClient, gate: Path, already_ended: bool
+) -> None:
     group = uuid.uuid4()
     task_ids = submitted(client, group, gate)
     if already_ended:
         gate.touch()
-        wait_until(lambda: not any(state["pending"] for state in states(client, task_ids).values()), "both tasks have ended")
+        wait_until(
+            lambda: not any(state["pending"] for state in states(client, task_ids).values()),
+            "both tasks have ended",
+        )
     with MockExecutor(client=client, task_group_id=group) as executor:
         first, second = futures = list(executor.reload_tasks())
         assert [future.task_id for future in futures] == task_ids
@@ -324,7 +358,10 @@ def test_tasks_are_reloaded_by_their_group(client: MockClient, gate: Path, alrea
 
 def states(client: MockClient, task_ids: list[str]) -> dict[str, dict[str, Any]]:
     raw: Any = client._compute_web_client.v2.get_task_batch(task_ids)
-    return {task_id: {"pending": "completion_t" not in found} for task_id, found in raw["results"].items()}
+    return {
+        task_id: {"pending": "completion_t" not in found}
+        for task_id, found in raw["results"].items()
+    }
 
 
 @spawned_only
@@ -341,22 +378,31 @@ def test_task_that_two_executors_wait_for(client: MockClient, gate: Path) -> Non
 
 @spawned_only
 def test_reload_does_not_know_an_unknown_group(client: MockClient) -> None:
-    with MockExecutor(client=client) as executor, pytest.raises(globus_sdk.GlobusAPIError, match="TASK_GROUP_NOT_FOUND"):
+    with (
+        MockExecutor(client=client) as executor,
+        pytest.raises(globus_sdk.GlobusAPIError, match="TASK_GROUP_NOT_FOUND"),
+    ):
         executor.reload_tasks(uuid.uuid4())
 
 
 @spawned_only
 def test_client_runs_and_asks_for_results(client: MockClient, gate: Path) -> None:
     endpoint = client.endpoint_id
-    task = client.run(str(gate), endpoint_id=endpoint, function_id=client.register_function(tasks.wait_for_file))
+    task = client.run(
+        str(gate), endpoint_id=endpoint, function_id=client.register_function(tasks.wait_for_file)
+    )
     with pytest.raises(TaskPending):
         client.get_result(task)
     assert client.get_task(task)["pending"]
     gate.touch()
     wait_until(lambda: not client.get_task(task)["pending"], "the task has ended")
     assert client.get_result(task) == str(gate)
-    failing = client.run(0, endpoint_id=endpoint, function_id=client.register_function(tasks.invert))
-    wait_until(lambda: not states(client, [failing])[failing]["pending"], "the second task has ended")
+    failing = client.run(
+        0, endpoint_id=endpoint, function_id=client.register_function(tasks.invert)
+    )
+    wait_until(
+        lambda: not states(client, [failing])[failing]["pending"], "the second task has ended"
+    )
     with pytest.raises(TaskExecutionFailed, match="ZeroDivisionError"):
         client.get_result(failing)
 
@@ -367,7 +413,10 @@ def test_results_of_a_batch_are_asked_for_together(client: MockClient) -> None:
     for number in range(5):
         batch.add(function_id, (number,))
     task_ids: Any = client.batch_run(client.endpoint_id, batch)["tasks"][function_id]
-    wait_until(lambda: not any(found["pending"] for found in client.get_batch_result(task_ids).values()), "all have ended")
+    wait_until(
+        lambda: not any(found["pending"] for found in client.get_batch_result(task_ids).values()),
+        "all have ended",
+    )
     found = client.get_batch_result([*task_ids, str(uuid.uuid4())])
     assert [found[task_id]["result"] for task_id in task_ids] == list(range(5))
     assert len(found) == 5, "an unknown task is left out"
@@ -381,19 +430,27 @@ def test_executors_of_one_client_share_its_workers(client: MockClient) -> None:
 
 def test_each_user_endpoint_configuration_has_workers_of_its_own() -> None:
     with MockClient(workers=1) as client:
-        with MockExecutor(client=client, user_endpoint_config={"account": "a", "nodes": 1}) as executor:
+        with MockExecutor(
+            client=client, user_endpoint_config={"account": "a", "nodes": 1}
+        ) as executor:
             assert [executor.submit(functions.count).result() for _ in range(2)] == [1, 2]
             executor.user_endpoint_config = {"account": "b", "nodes": 1}
             assert executor.submit(functions.count).result() == 1
-        with MockExecutor(client=client, user_endpoint_config={"nodes": 1, "account": "a"}) as executor:
-            assert executor.submit(functions.count).result() == 3, "the order of the names means nothing"
+        with MockExecutor(
+            client=client, user_endpoint_config={"nodes": 1, "account": "a"}
+        ) as executor:
+            assert executor.submit(functions.count).result() == 3, (
+                "the order of the names means nothing"
+            )
 
 
 @spawned_only
 def test_task_group_of_the_sdk_is_left_alone(client: MockClient) -> None:
     group = Executor._default_task_group_id
     with MockExecutor(client=client) as first, MockExecutor(client=client) as second:
-        futures: list[Future[int]] = [executor.submit(tasks.same, 1) for executor in (first, second)]
+        futures: list[Future[int]] = [
+            executor.submit(tasks.same, 1) for executor in (first, second)
+        ]
         assert [future.result() for future in futures] == [1, 1]
         assert first.task_group_id != second.task_group_id
     assert Executor._default_task_group_id == group

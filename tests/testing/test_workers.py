@@ -40,10 +40,14 @@ def started(future: Future[Any], path: Path) -> int:
 
 
 def lost_rank(future: Future[Any]) -> int:
-    """Which worker was lost. The text has to be the real engine's, but for the frames of its traceback."""
+    """Which worker was lost.
+
+    The text has to be the real engine's, but for the frames of its traceback.
+    """
     first, *_, message, last = remote_text(future).splitlines()
     lost = re.fullmatch(
-        r"parsl\.executors\.high_throughput\.errors\.WorkerLost: Task failure due to loss of worker (\d+) on host (.+)", message
+        r"parsl\.executors\.high_throughput\.errors\.WorkerLost: Task failure due to loss of worker (\d+) on host (.+)",
+        message,
     )
     assert lost, message
     assert (first, lost[2], last) == ("+" * 68, platform.node(), "-" * 68)
@@ -51,7 +55,9 @@ def lost_rank(future: Future[Any]) -> int:
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_four_workers_take_turns_and_share_nothing(backend: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_four_workers_take_turns_and_share_nothing(
+    backend: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setattr(shapes, "count", 100)
     with MockExecutor(**workers(backend, 4)) as executor:
         first = ask_each(executor, 4, tmp_path / "first")
@@ -61,11 +67,15 @@ def test_four_workers_take_turns_and_share_nothing(backend: str, monkeypatch: py
     assert [count for _, count in first.values()] == [1] * 4
     assert second == {rank: (pid, 2) for rank, (pid, _) in first.items()}
     assert set(ranks) == {0, 1, 2, 3}
-    if backend == "spawned":  # an engine's workers queue for a semaphore, where one that has just finished can overtake one that wakes up
+    # an engine's workers queue for a semaphore, where one that has just finished can overtake one
+    # that wakes up
+    if backend == "spawned":
         assert ranks == ranks[:4] * 25, "the least recently used worker is next"
 
 
-def test_import_path_of_the_client_is_not_the_workers(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_import_path_of_the_client_is_not_the_workers(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     for name in ("by_path", "by_directory", "by_variable"):
         (tmp_path / name).mkdir()
         (tmp_path / name / f"{name}.py").touch()
@@ -74,19 +84,26 @@ def test_import_path_of_the_client_is_not_the_workers(monkeypatch: pytest.Monkey
     monkeypatch.setenv("PYTHONPATH", str(tmp_path / "by_variable"))
     with MockExecutor(workers=1) as executor:
         before = executor.submit(os.getpid).result()
-        for name in ("by_path", "by_directory", "by_variable", "worker_main"):  # the last lies beside the worker's own script
+        # the last lies beside the worker's own script
+        for name in ("by_path", "by_directory", "by_variable", "worker_main"):
             source = executor.register_source_code(f"def load():\n    import {name}\n", "load")
             text = remote_text(executor.submit_to_registered_function(source))
             assert text.endswith(f"ModuleNotFoundError: No module named '{name}'\n")
-        assert remote_text(executor.submit(tasks.same, 1)).endswith("ModuleNotFoundError: No module named 'tasks'\n")
+        assert remote_text(executor.submit(tasks.same, 1)).endswith(
+            "ModuleNotFoundError: No module named 'tasks'\n"
+        )
         assert executor.submit(os.getpid).result() == before
 
 
 def test_pythonpath_and_environment_arrive(tmp_path: Path) -> None:
     (tmp_path / "extra.py").write_text("VALUE = 42\n")
-    with MockExecutor(workers=1, pythonpath=[str(MODULES), tmp_path], env={"GREETING": "hello"}) as executor:
+    with MockExecutor(
+        workers=1, pythonpath=[str(MODULES), tmp_path], env={"GREETING": "hello"}
+    ) as executor:
         assert executor.submit(tasks.environment, "GREETING").result() == "hello"
-        source = executor.register_source_code("def load():\n    import extra\n    return extra.VALUE\n", "load")
+        source = executor.register_source_code(
+            "def load():\n    import extra\n    return extra.VALUE\n", "load"
+        )
         assert executor.submit_to_registered_function(source).result() == 42
 
 
@@ -102,13 +119,17 @@ def test_worker_without_gc_warm_runs_ordinary_functions(tmp_path: Path) -> None:
     )
     with MockExecutor(workers=1, pythonpath=[tmp_path, MODULES]) as executor:
         assert executor.submit(tasks.same, 1).result() == 1
-        assert remote_text(executor.submit(functions.count)).endswith("ModuleNotFoundError: No module named 'gc_warm'\n")
+        assert remote_text(executor.submit(functions.count)).endswith(
+            "ModuleNotFoundError: No module named 'gc_warm'\n"
+        )
         assert executor.submit(tasks.same, 2).result() == 2
 
 
 def test_one_process_a_task_is_always_cold() -> None:
     with MockExecutor(workers=1, pythonpath=[MODULES], fresh_process_per_task=True) as executor:
-        pids, counts = zip(*[executor.submit(tasks.pid_and_count).result() for _ in range(2)], strict=True)
+        pids, counts = zip(
+            *[executor.submit(tasks.pid_and_count).result() for _ in range(2)], strict=True
+        )
         assert executor.workers[0].pid is None, "no process between tasks"
     assert counts == (1, 1)
     assert pids[0] != pids[1]
@@ -124,10 +145,22 @@ BAD_ARGUMENTS: list[tuple[dict[str, Any], type[Exception], str]] = [
         ValueError,
         "PYTHONPATH='/mine' would replace the workers' import path; give its folders as pythonpath=",
     ),
-    ({"workers": 1, "batchsize": 3}, TypeError, "'batchsize' is an invalid argument for MockExecutor"),
-    ({"config": "engine:\n", "workers": 1}, TypeError, "for spawned workers; with config= write them into the config"),
+    (
+        {"workers": 1, "batchsize": 3},
+        TypeError,
+        "'batchsize' is an invalid argument for MockExecutor",
+    ),
+    (
+        {"config": "engine:\n", "workers": 1},
+        TypeError,
+        "for spawned workers; with config= write them into the config",
+    ),
     ({"config": "display_name: none\n"}, ValueError, "no 'engine:' section"),
-    ({"config": "engine:\n  type: ThreadPoolEngine\n"}, ValueError, "with ThreadPoolEngine, tasks would see the client's memory"),
+    (
+        {"config": "engine:\n  type: ThreadPoolEngine\n"},
+        ValueError,
+        "with ThreadPoolEngine, tasks would see the client's memory",
+    ),
     ({"pythonpath": ["/a:b"]}, ValueError, "a folder with ':' in its name"),
     ({"config": "engine:\n  type: Warp\n"}, ValueError, "the config given as text"),
     (
@@ -140,25 +173,34 @@ BAD_ARGUMENTS: list[tuple[dict[str, Any], type[Exception], str]] = [
 ]
 
 
-@pytest.mark.parametrize(("arguments", "error", "message"), BAD_ARGUMENTS, ids=lambda value: str(value)[:40])
-def test_arguments_that_cannot_be_right(arguments: dict[str, Any], error: type[Exception], message: str) -> None:
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"), BAD_ARGUMENTS, ids=lambda value: str(value)[:40]
+)
+def test_arguments_that_cannot_be_right(
+    arguments: dict[str, Any], error: type[Exception], message: str
+) -> None:
     with pytest.raises(error, match=message):
         MockExecutor(**arguments)
 
 
 def test_worker_that_cannot_start(tmp_path: Path) -> None:
     (tmp_path / "sitecustomize.py").write_text("import os\nos._exit(3)\n")
-    with pytest.raises(WorkerStartError, match=f"exit status 3 before it could take a task.*{tmp_path}"):
+    with pytest.raises(
+        WorkerStartError, match=f"exit status 3 before it could take a task.*{tmp_path}"
+    ):
         MockExecutor(workers=2, pythonpath=[tmp_path])
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_worker_that_ends_is_lost_and_replaced_cold_while_the_other_stays_warm(backend: str, tmp_path: Path) -> None:
+def test_worker_that_ends_is_lost_and_replaced_cold_while_the_other_stays_warm(
+    backend: str, tmp_path: Path
+) -> None:
     with MockExecutor(**workers(backend, 2)) as executor:
         before = ask_each(executor, 2, tmp_path / "before")
         for how in ("sys.exit", "os._exit", "SIGKILL", "KeyboardInterrupt"):
             ended = executor.submit(tasks.end, how)
-            after = ask_each(executor, 2, tmp_path / how)  # the second of these tasks waits behind the one that ends its worker
+            # the second of these tasks waits behind the one that ends its worker
+            after = ask_each(executor, 2, tmp_path / how)
             lost = lost_rank(ended)
             assert after[lost][0] != before[lost][0]
             assert after[lost][1] == 1
@@ -173,13 +215,22 @@ def test_task_that_forks_or_closes_every_descriptor_does_no_harm_to_others() -> 
         assert lost_rank(executor.submit(tasks.close_descriptors)) == 0
         assert [executor.submit(tasks.same, number).result(120) for number in range(3)] == [0, 1, 2]
         child = psutil.Process(executor.submit(tasks.start_child).result())
-    wait_until(lambda: not child.is_running() or child.status() == psutil.STATUS_ZOMBIE, "the task's child has ended too")
+    wait_until(
+        lambda: not child.is_running() or child.status() == psutil.STATUS_ZOMBIE,
+        "the task's child has ended too",
+    )
 
 
 @pytest.mark.engine
 def test_client_with_an_engine_whose_interchange_has_died_ends(tmp_path: Path) -> None:
     script = Path(__file__).with_name("bereft_client.py")
-    run = subprocess.run([sys.executable, str(script)], env=client_environment(), capture_output=True, text=True, timeout=600)
+    run = subprocess.run(
+        [sys.executable, str(script)],
+        env=client_environment(),
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
     assert run.returncode == 0, run.stderr
     assert run.stdout == "every future has ended\n"
 
@@ -204,7 +255,10 @@ def test_idle_worker_that_is_killed_costs_no_task() -> None:
         (worker,) = executor.workers
         pids = set()
         for _ in range(2):
-            assert [executor.submit(tasks.pid_and_count).result() for _ in range(2)] == [(worker.pid, 1), (worker.pid, 2)]
+            assert [executor.submit(tasks.pid_and_count).result() for _ in range(2)] == [
+                (worker.pid, 1),
+                (worker.pid, 2),
+            ]
             pids.add(worker.pid)
             worker.kill()
             assert worker.pid is None
@@ -216,9 +270,13 @@ def test_a_kill_costs_one_task_at_most() -> None:
         futures = [executor.submit(tasks.same, number) for number in range(300)]
         for worker in executor.workers * 2:
             worker.kill()
-        lost = {number for number, future in enumerate(futures) if future.exception(120) is not None}
+        lost = {
+            number for number, future in enumerate(futures) if future.exception(120) is not None
+        }
         assert len(lost) <= 4
-        assert all(future.result() == number for number, future in enumerate(futures) if number not in lost)
+        assert all(
+            future.result() == number for number, future in enumerate(futures) if number not in lost
+        )
 
 
 def test_shutdown_without_waiting_ends_every_future_and_runs_teardowns(tmp_path: Path) -> None:
@@ -239,7 +297,9 @@ def test_shutdown_without_waiting_ends_every_future_and_runs_teardowns(tmp_path:
 def test_error_in_the_with_block_waits_for_its_tasks_and_runs_teardowns(tmp_path: Path) -> None:
     def fail_in_block() -> None:
         with MockExecutor(workers=1, pythonpath=[MODULES]) as executor:
-            futures.extend(executor.submit(logbook.note, str(tmp_path / "logbook")) for _ in range(2))
+            futures.extend(
+                executor.submit(logbook.note, str(tmp_path / "logbook")) for _ in range(2)
+            )
             raise LookupError("mine")
 
     futures: list[Future[int]] = []
@@ -265,7 +325,9 @@ def test_keyboard_interrupt_in_the_with_block_does_not_wait(tmp_path: Path) -> N
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_client_that_is_ended_by_a_signal_takes_its_workers_along(backend: str, number: signal.Signals, tmp_path: Path) -> None:
+def test_client_that_is_ended_by_a_signal_takes_its_workers_along(
+    backend: str, number: signal.Signals, tmp_path: Path
+) -> None:
     path, begun = tmp_path / "logbook", tmp_path / "started"
     script = Path(__file__).with_name("busy_client.py")
     arguments = [sys.executable, str(script), backend, str(path), str(begun)]
@@ -274,13 +336,21 @@ def test_client_that_is_ended_by_a_signal_takes_its_workers_along(backend: str, 
     worker = psutil.Process(int(begun.read_text()))
     client.send_signal(number)
     client.wait(120)
-    wait_until(lambda: not worker.is_running() or worker.status() == psutil.STATUS_ZOMBIE, "its worker has ended")
+    wait_until(
+        lambda: not worker.is_running() or worker.status() == psutil.STATUS_ZOMBIE,
+        "its worker has ended",
+    )
     assert path.read_text() == "loaded\ntorn down after 1\n"
 
 
 def test_client_that_forgets_to_shut_down_ends() -> None:
     script = "import gc_warm, gc_warm.functions as f; print(gc_warm.MockExecutor(workers=1).submit(f.count).result())"
     run = subprocess.run(
-        [sys.executable, "-c", script], env=client_environment(), stdout=subprocess.PIPE, text=True, timeout=120, check=True
+        [sys.executable, "-c", script],
+        env=client_environment(),
+        stdout=subprocess.PIPE,
+        text=True,
+        timeout=120,
+        check=True,
     )
     assert run.stdout == "1\n"
