@@ -1,7 +1,7 @@
 """Warm state on Globus Compute workers: loaded once, kept in module globals, there for the next task.
 
-Public names are resolved when they are first used, so that ``import gc_warm`` on a worker loads nothing but
-what it needs.
+Public names are resolved when they are first used, so that ``import gc_warm`` on a worker loads
+nothing but what it needs.
 """
 
 import importlib as _importlib

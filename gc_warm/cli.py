@@ -1,7 +1,7 @@
 """The command ``gc-warm``: its arguments, options and help.
 
-What a command does is in `gc_warm.commands`, and is imported when it runs: help, completion and refusals need none of it, and
-answer at once.
+What a command does is in `gc_warm.commands`, and is imported when it runs: help, completion and
+refusals need none of it, and answer at once.
 """
 
 from __future__ import annotations
@@ -30,7 +30,9 @@ def main() -> None:
     show_default=True,
     help="Number of worker processes.",
 )
-@click.option("--engine", is_flag=True, help="Use the endpoint's real engine in place of spawned workers.")
+@click.option(
+    "--engine", is_flag=True, help="Use the endpoint's real engine in place of spawned workers."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON on standard output.")
 def demo_command(workers: int, engine: bool, as_json: bool) -> None:
     """Watch real computations go from cold to warm, on this machine, with no account.
@@ -51,13 +53,17 @@ def _explain_rule(context: click.Context, _: click.Parameter, rule: str | None) 
     context.exit()
 
 
-def _complete_path(_context: click.Context, _parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
+def _complete_path(
+    _context: click.Context, _parameter: click.Parameter, incomplete: str
+) -> list[CompletionItem]:
     """Let the shell complete the paths of files and folders, which a target may be."""
     return [CompletionItem(incomplete, type="file")]
 
 
 @main.command("check")
-@click.argument("names", metavar="TARGET...", nargs=-1, required=True, shell_complete=_complete_path)
+@click.argument(
+    "names", metavar="TARGET...", nargs=-1, required=True, shell_complete=_complete_path
+)
 @click.option(
     "-o",
     "assignments",
@@ -71,7 +77,9 @@ def _complete_path(_context: click.Context, _parameter: click.Parameter, incompl
     type=click.Path(exists=True, dir_okay=False),
     help="YAML or JSON file of options.",
 )
-@click.option("--yaml", "as_yaml", is_flag=True, help="Print what the endpoint makes of it, and nothing else.")
+@click.option(
+    "--yaml", "as_yaml", is_flag=True, help="Print what the endpoint makes of it, and nothing else."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON on standard output.")
 @click.option(
     "--here",
@@ -116,12 +124,16 @@ def check_command(
 ) -> None:
     """Say what can never be warm, or work, in each TARGET, and what a config means for warm state, and costs.
 
-    A TARGET is the folder of a config, or of an endpoint (~/.globus_compute/NAME), or the name of such an endpoint or of a config that
-    comes with gc_warm (local, slurm, slurm-gpu, pbs); the YAML file of a user endpoint; or functions: a Python file, or the dotted name of
-    a module. Nothing is submitted, and no Python is run. Exit status 1 means that something cannot work, or can never be warm.
+    A TARGET is the folder of a config, or of an endpoint (~/.globus_compute/NAME), or the name of
+    such an endpoint or of a config that comes with gc_warm (local, slurm, slurm-gpu, pbs); the YAML
+    file of a user endpoint; or functions: a Python file, or the dotted name of a module. Nothing is
+    submitted, and no Python is run. Exit status 1 means that something cannot work, or can never be
+    warm.
     """
     if as_yaml and (as_json or here or modules or len(names) > 1):
-        raise click.UsageError("--yaml prints the YAML of one config and nothing else: leave the others away")
+        raise click.UsageError(
+            "--yaml prints the YAML of one config and nothing else: leave the others away"
+        )
 
     from gc_warm.commands import check
 
@@ -147,8 +159,15 @@ def check_command(
 )
 @click.option("--public", is_flag=True, help="Let anybody call them.")
 @click.option("--group", metavar="ID", help="Let the members of a Globus group call them.")
-@click.option("--dry-run", "mode", flag_value="dry-run", help="Only say what would be sent, and why.")
-@click.option("--check", "mode", flag_value="check", help="The same; exit status 1 means that the book is out of date.")
+@click.option(
+    "--dry-run", "mode", flag_value="dry-run", help="Only say what would be sent, and why."
+)
+@click.option(
+    "--check",
+    "mode",
+    flag_value="check",
+    help="The same; exit status 1 means that the book is out of date.",
+)
 @click.option("--force", is_flag=True, help="Register also what can never be warm.")
 def register_command(
     module: str,
@@ -161,9 +180,10 @@ def register_command(
 ) -> None:
     """Register the functions of MODULE, and keep their ids in a function book.
 
-    MODULE is a dotted name, as the workers import it; without any NAME, its public functions are meant. Only what is new or has changed is
-    sent. You are asked to log in if something has to be sent, and never with --dry-run and --check. What can never be warm, or fails on a
-    worker, is refused, as `gc-warm check MODULE` shows it.
+    MODULE is a dotted name, as the workers import it; without any NAME, its public functions are
+    meant. Only what is new or has changed is sent. You are asked to log in if something has to be
+    sent, and never with --dry-run and --check. What can never be warm, or fails on a worker, is
+    refused, as `gc-warm check MODULE` shows it.
     """
     from gc_warm.commands import register
 
@@ -175,8 +195,9 @@ def register_command(
 def up_command(folder: str) -> None:
     """Run a service of your own and a real endpoint on this machine: no account, no network.
 
-    FOLDER is that of a config or of an endpoint, or the name of a config that comes with gc_warm. Prints the lines that let any script
-    use the endpoint, to be copied to where the script runs, and then, on stderr, a line for each task. Ctrl-C ends all of it.
+    FOLDER is that of a config or of an endpoint, or the name of a config that comes with gc_warm.
+    Prints the lines that let any script use the endpoint, to be copied to where the script runs,
+    and then, on stderr, a line for each task. Ctrl-C ends all of it.
     """
     from gc_warm.commands import up
 

@@ -20,7 +20,8 @@ from gc_warm.testing.mock import MockExecutor
 LJ13_ENERGY = -44.326801  # Cambridge Cluster Database; see gc_warm.warmables.potential
 _ERROR = 1e-8  # allowed for one pair
 _RESTART_TIMEOUT = 60.0  # seconds to wait for a killed worker's successor
-_DRIFT = 3e-3  # of the total energy, in 200 steps of 0.005 from LJ13 at rest and a temperature of 0.1
+# of the total energy, in 200 steps of 0.005 from LJ13 at rest and a temperature of 0.1
+_DRIFT = 3e-3
 _TOLERANCE = 78 * _ERROR + 5e-7  # 78 pairs, and the digits that are published
 
 
@@ -56,7 +57,8 @@ class Part:
         title: What is shown.
         expected: How many calls will follow.
         rows: The calls so far.
-        ratio: Median seconds of a cold call over median seconds of a warm one, where both happened and a load was paid.
+        ratio: Median seconds of a cold call over median seconds of a warm one, where both happened
+            and a load was paid.
         note: What happened besides the calls.
     """
 
@@ -67,7 +69,9 @@ class Part:
     note: str = ""
 
 
-def run(workers: int, engine: bool, progress: Callable[[Part], None]) -> Generator[Part, None, None]:
+def run(
+    workers: int, engine: bool, progress: Callable[[Part], None]
+) -> Generator[Part, None, None]:
     """Run the demonstration.
 
     Args:
@@ -79,7 +83,11 @@ def run(workers: int, engine: bool, progress: Callable[[Part], None]) -> Generat
         Each part when it is complete.
     """
     options = {"workers_per_node": workers}
-    plain = MockExecutor(config="local", user_endpoint_config=options) if engine else MockExecutor(workers=workers)
+    plain = (
+        MockExecutor(config="local", user_endpoint_config=options)
+        if engine
+        else MockExecutor(workers=workers)
+    )
     with WarmExecutor(plain) as executor:
         yield _counted(executor, workers, progress)
         yield _tabulated(executor, workers, progress)
@@ -100,12 +108,19 @@ def _counted(executor: WarmExecutor, workers: int, progress: Callable[[Part], No
 
 def _tabulated(executor: WarmExecutor, workers: int, progress: Callable[[Part], None]) -> Part:
     part = Part("@warm: gc_warm.warmables.potential, energy of 13 Lennard-Jones atoms", 3 * workers)
-    return _filled(part, _calls(executor, part, progress, functions.cluster_energy, None, _ERROR), _add_energy)
+    return _filled(
+        part, _calls(executor, part, progress, functions.cluster_energy, None, _ERROR), _add_energy
+    )
 
 
 def _simulated(executor: WarmExecutor, workers: int, progress: Callable[[Part], None]) -> Part:
-    part = Part("a program kept alive: gc_warm.warmables.simulator, 200 steps of molecular dynamics and their total energy", 3 * workers)
-    return _filled(part, _calls(executor, part, progress, functions.cluster_dynamics), _add_dynamics)
+    part = Part(
+        "a program kept alive: gc_warm.warmables.simulator, 200 steps of molecular dynamics and their total energy",
+        3 * workers,
+    )
+    return _filled(
+        part, _calls(executor, part, progress, functions.cluster_dynamics), _add_dynamics
+    )
 
 
 def _filled(part: Part, calls: Iterator[_Answer], add: Callable[..., None]) -> Part:
@@ -124,7 +139,9 @@ def _killed(executor: WarmExecutor, progress: Callable[[Part], None]) -> Part:
     try:
         executor.submit(_die).result()
     except TaskExecutionFailed as error:
-        lost = next((line.strip() for line in error.remote_data.splitlines() if "WorkerLost:" in line), "")
+        lost = next(
+            (line.strip() for line in error.remote_data.splitlines() if "WorkerLost:" in line), ""
+        )
         part.note = f"A task ended its own worker. {lost}\nCalls that the other workers answer meanwhile are not shown."
     replaced: int | None = None  # the process that took the place of the killed one
     give_up = time.monotonic() + _RESTART_TIMEOUT
@@ -133,7 +150,9 @@ def _killed(executor: WarmExecutor, progress: Callable[[Part], None]) -> Part:
         number += 1
         result, warmth = _answer(executor, functions.cluster_energy, None, _ERROR)
         if warmth.loads or number == 1 or _pid(warmth) == replaced:
-            _add_energy(part, (result, warmth), cold=bool(warmth.loads) and replaced is None, number=number)
+            _add_energy(
+                part, (result, warmth), cold=bool(warmth.loads) and replaced is None, number=number
+            )
             progress(part)
         if _pid(warmth) == replaced:
             return part
@@ -160,7 +179,9 @@ def _pid(warmth: Warmth) -> int:
     return warmth.worker.pid
 
 
-def _calls(executor: WarmExecutor, part: Part, progress: Callable[[Part], None], *call: Any) -> Iterator[_Answer]:
+def _calls(
+    executor: WarmExecutor, part: Part, progress: Callable[[Part], None], *call: Any
+) -> Iterator[_Answer]:
     """As many calls as the part expects, one after the other."""
     for _ in range(part.expected):
         progress(part)
@@ -171,7 +192,13 @@ def _calls(executor: WarmExecutor, part: Part, progress: Callable[[Part], None],
 def _add_energy(part: Part, call: _Answer, *, cold: bool, number: int | None = None) -> None:
     energy, warmth = call
     near = abs(energy - LJ13_ENERGY) <= _TOLERANCE
-    _add(part, call, warm=warmth.state == "warm", right=near and cold == (warmth.state == "cold"), number=number)
+    _add(
+        part,
+        call,
+        warm=warmth.state == "warm",
+        right=near and cold == (warmth.state == "cold"),
+        number=number,
+    )
 
 
 def _add_dynamics(part: Part, call: _Answer, *, cold: bool) -> None:
@@ -185,7 +212,16 @@ def _add(part: Part, call: _Answer, *, warm: bool, right: bool, number: int | No
     assert warmth.worker is not None
     assert warmth.seconds is not None
     rank = "" if warmth.worker.rank is None else f"{warmth.worker.rank}, "
-    part.rows.append(Row(number or len(part.rows) + 1, warm, f"{rank}pid {warmth.worker.pid}", warmth.seconds, result, right))
+    part.rows.append(
+        Row(
+            number or len(part.rows) + 1,
+            warm,
+            f"{rank}pid {warmth.worker.pid}",
+            warmth.seconds,
+            result,
+            right,
+        )
+    )
 
 
 def _ratio(part: Part) -> float | None:

@@ -1,7 +1,7 @@
 """The exceptions that users of gc_warm catch.
 
-All of them pickle, and say `gc_warm` as their module, so that one that is sent from a worker is found on a client
-of another version, too.
+All of them pickle, and say `gc_warm` as their module, so that one that is sent from a worker is
+found on a client of another version, too.
 """
 
 from __future__ import annotations
@@ -21,11 +21,17 @@ __all__ = [
 
 
 class BookError(ValueError):
-    """A function book, or a function that should go into it, is not as it has to be. The text names both."""
+    """A function book, or a function that should go into it, is not as it has to be.
+
+    The text names both.
+    """
 
 
 class ConfigError(ValueError):
-    """An endpoint config, or the options for it, cannot be right. The text names file, line and option."""
+    """An endpoint config, or the options for it, cannot be right.
+
+    The text names file, line and option.
+    """
 
 
 class StaleModuleError(RuntimeError):
@@ -45,13 +51,15 @@ class ProcessError(RuntimeError):
 
     Attributes:
         message: What happened.
-        status: The program's exit status; negative for the signal that killed it, None if it had not
-            ended by itself.
+        status: The program's exit status; negative for the signal that killed it, None if it had
+            not ended by itself.
         stdout: The end of the program's standard output during this call, as text.
         stderr: Likewise of its standard error.
     """
 
-    def __init__(self, message: str, status: int | None = None, stdout: str = "", stderr: str = "") -> None:
+    def __init__(
+        self, message: str, status: int | None = None, stdout: str = "", stderr: str = ""
+    ) -> None:
         super().__init__(message, status, stdout, stderr)
         self.message = message
         self.status = status
@@ -63,15 +71,24 @@ class ProcessError(RuntimeError):
 
 
 class ProcessDiedError(ProcessError):
-    """The program ended, or closed its output, before it had answered. The next call starts it again."""
+    """The program ended, or closed its output, before it had answered.
+
+    The next call starts it again.
+    """
 
 
 class ProcessStartError(ProcessDiedError):
-    """The program could not be started, or ended before its first answer. The next call tries again."""
+    """The program could not be started, or ended before its first answer.
+
+    The next call tries again.
+    """
 
 
 class ProcessTimeoutError(ProcessError):
-    """No answer came within the call's deadline; the program was ended. The next call starts it again."""
+    """No answer came within the call's deadline; the program was ended.
+
+    The next call starts it again.
+    """
 
 
 class ProgramError(ProcessError):

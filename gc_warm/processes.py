@@ -1,13 +1,13 @@
 """End processes that a stand-in has started, also when the process that started them has died.
 
-An engine puts each block into a process group of its own, and neither blocks nor interchange notice that their
-client has died: on an endpoint that is right, since a restarted endpoint can do without them. A stand-in should
-leave nothing behind. So all processes of one engine or endpoint carry a mark in their environment, and a small
-process, the *reaper*, waits for the end of the client and then ends whatever carries it. The reaper runs this
-file by its path.
+An engine puts each block into a process group of its own, and neither blocks nor interchange notice
+that their client has died: on an endpoint that is right, since a restarted endpoint can do without
+them. A stand-in should leave nothing behind. So all processes of one engine or endpoint carry a
+mark in their environment, and a small process, the *reaper*, waits for the end of the client and
+then ends whatever carries it. The reaper runs this file by its path.
 
-Programs of a worker have a supervisor instead (`gc_warm.programs.supervisor`), which finds them by descent and needs
-the standard library only.
+Programs of a worker have a supervisor instead (`gc_warm.programs.supervisor`), which finds them by
+descent and needs the standard library only.
 """
 
 from __future__ import annotations
@@ -41,7 +41,8 @@ _WATCH_INTERVAL = 0.01  # seconds
 def marked_environment(mark: str) -> dict[str, str]:
     """Return the variables that all processes of one engine or endpoint start with.
 
-    Endpoints and interchanges give themselves a title; the second variable keeps that from overwriting the mark.
+    Endpoints and interchanges give themselves a title; the second variable keeps that from
+    overwriting the mark.
     """
     return {MARK: mark, "SPT_NOENV": "1"}
 
@@ -124,8 +125,11 @@ def _runs(process: psutil.Process) -> bool:
 def _processes(mark: str, folder: str | None) -> Iterator[psutil.Process]:
     """Yield what carries *mark*, and the scripts of blocks in *folder*."""
     for process in psutil.process_iter():
-        with contextlib.suppress(psutil.Error):  # it has ended meanwhile, or belongs to somebody else
-            if _runs(process) and (_is_script(process, folder) or process.environ().get(MARK) == mark):
+        # it has ended meanwhile, or belongs to somebody else
+        with contextlib.suppress(psutil.Error):
+            if _runs(process) and (
+                _is_script(process, folder) or process.environ().get(MARK) == mark
+            ):
                 yield process
 
 
@@ -147,7 +151,8 @@ def _text(path: Path) -> str:
 def _wait_for_client(client: int) -> bool:
     """Wait for a word on standard input or the client's end, and return whether it was its end.
 
-    The end of standard input alone would not do: the client's forked children may keep the pipe open for longer.
+    The end of standard input alone would not do: the client's forked children may keep the pipe
+    open for longer.
     """
     watch = select.poll()
     watch.register(sys.stdin, select.POLLIN)

@@ -71,8 +71,11 @@ def _files() -> set[str]:
     return set(os.listdir(tempfile.gettempdir()))
 
 
-# Hypothesis finds a test at fault for examples that take long, or long to make, which on a busy machine all of them do.
-settings.register_profile("busy machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+# Hypothesis finds a test at fault for examples that take long, or long to make, which on a busy
+# machine all of them do.
+settings.register_profile(
+    "busy machine", deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
 settings.load_profile("busy machine")
 
 
@@ -122,15 +125,23 @@ def nothing_left_behind(run_marker: None) -> Generator[None, None, None]:
     before = {name: look() for name, look in looks.items()}
     group = sdk_executor.Executor._default_task_group_id
     yield
-    assert sdk_executor.Executor._default_task_group_id == group, "the SDK's default task group was changed for everybody"
+    assert sdk_executor.Executor._default_task_group_id == group, (
+        "the SDK's default task group was changed for everybody"
+    )
     for name, look in looks.items():
         if left := look() - before[name]:
-            wait_until(lambda look=look, name=name: not look() - before[name], f"all {name} gone: {left}")  # type: ignore[misc]
+            wait_until(
+                lambda look=look, name=name: not look() - before[name], f"all {name} gone: {left}"
+            )  # type: ignore[misc]
 
 
 @pytest.hookimpl(trylast=True)
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     """With GC_WARM_NO_SKIPS set (as .ci/run does), a skipped test is a failed one."""
     reporter = session.config.pluginmanager.get_plugin("terminalreporter")
-    if reporter is not None and os.environ.get("GC_WARM_NO_SKIPS") and reporter.stats.get("skipped"):
+    if (
+        reporter is not None
+        and os.environ.get("GC_WARM_NO_SKIPS")
+        and reporter.stats.get("skipped")
+    ):
         session.exitstatus = pytest.ExitCode.TESTS_FAILED

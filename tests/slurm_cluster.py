@@ -22,7 +22,17 @@ _TASK_PLUGINS = ("task/affinity", "task/none")
 """In the order of preference: the second one where slurmd cannot run with the first."""
 _LONGEST_SOCKET = 107
 """Bytes in the path of a Unix socket; Linux has 108 with the zero at the end."""
-_ENDED = {"BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED", "TIMEOUT"}
+_ENDED = {
+    "BOOT_FAIL",
+    "CANCELLED",
+    "COMPLETED",
+    "DEADLINE",
+    "FAILED",
+    "NODE_FAIL",
+    "OUT_OF_MEMORY",
+    "PREEMPTED",
+    "TIMEOUT",
+}
 
 _CONFIGURATION = """\
 ClusterName=test
@@ -75,7 +85,8 @@ class SlurmJob:
     Attributes:
         id: the number that sbatch printed
         name: the job's name
-        state: in capitals, as in ``PENDING``, ``RUNNING``, ``COMPLETING``, ``COMPLETED``, ``CANCELLED``, ``TIMEOUT``
+        state: in capitals, as in ``PENDING``, ``RUNNING``, ``COMPLETING``, ``COMPLETED``,
+            ``CANCELLED``, ``TIMEOUT``
         nodes: the nodes it has or had, none while it waits
     """
 
@@ -93,30 +104,36 @@ class SlurmJob:
 class SlurmCluster:
     """Virtual nodes on this machine, with a partition ``debug``, for as long as the ``with`` block lasts.
 
-    Any user can run one, and everything runs as that user: the daemons are children of this process, and know only
-    the files in their folder. Each cluster has ports of its own, so that there can be several at a time.
-    Each node has all cores of the machine.
+    Any user can run one, and everything runs as that user: the daemons are children of this
+    process, and know only the files in their folder. Each cluster has ports of its own, so that
+    there can be several at a time. Each node has all cores of the machine.
 
-    There is no accounting, so ``sacct`` fails; ended jobs are seen with ``squeue -t all`` and ``scontrol show job``.
-    Slurm looks at time limits every 30 seconds, counted from the controller's start, so a job may have up to that much more than its limit.
+    There is no accounting, so ``sacct`` fails; ended jobs are seen with ``squeue -t all`` and
+    ``scontrol show job``. Slurm looks at time limits every 30 seconds, counted from the
+    controller's start, so a job may have up to that much more than its limit.
     """
 
     def __init__(self, folder: Path, *, nodes: int = 2, gpus_per_node: int = 0) -> None:
         """Describe a cluster; ``with`` starts it.
 
         Args:
-            folder: where everything is kept; created if need be, never removed, but jobs of an earlier start there are forgotten
+            folder: where everything is kept; created if need be, never removed, but jobs of an
+                earlier start there are forgotten
             nodes: how many nodes, named ``n1`` and so on
-            gpus_per_node: pretended GPUs of each node, granted by Slurm and named in ``CUDA_VISIBLE_DEVICES``
+            gpus_per_node: pretended GPUs of each node, granted by Slurm and named in
+                ``CUDA_VISIBLE_DEVICES``
 
         Raises:
-            ValueError: the folder's path is too long for sockets in it, or cannot be written in slurm.conf
+            ValueError: the folder's path is too long for sockets in it, or cannot be written in
+                slurm.conf
         """
         self.folder = folder.resolve()
         self.nodes = tuple(f"n{number}" for number in range(1, nodes + 1))
         longest = f"{self.folder}/{self.nodes[-1]}/{self.nodes[-1]}_9999.4294967291"
         if excess := max(0, len(os.fsencode(longest)) - _LONGEST_SOCKET):
-            raise ValueError(f"the path {self.folder} is {excess} bytes too long for Slurm's sockets in it")
+            raise ValueError(
+                f"the path {self.folder} is {excess} bytes too long for Slurm's sockets in it"
+            )
         if odd := re.findall(r"[^\w./+@:-]", str(self.folder)):
             raise ValueError(f"slurm.conf cannot name {self.folder}, because of {odd}")
         self.gpus_per_node = gpus_per_node
@@ -143,7 +160,10 @@ class SlurmCluster:
             except BaseException as error:
                 logs = self._log_tails()
                 self._stop()
-                if f"cannot create task context for {task_plugin}" in logs and task_plugin != _TASK_PLUGINS[-1]:
+                if (
+                    f"cannot create task context for {task_plugin}" in logs
+                    and task_plugin != _TASK_PLUGINS[-1]
+                ):
                     continue
                 if not isinstance(error, Exception):
                     raise
@@ -152,7 +172,12 @@ class SlurmCluster:
             break
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         self._stop()
 
     def command(self, *words: str, text: str = "", seconds: float = 120.0) -> str:
@@ -167,14 +192,25 @@ class SlurmCluster:
             RuntimeError: the program failed
             subprocess.TimeoutExpired: it took too long, and was killed
         """
-        process = subprocess.run(words, input=text, capture_output=True, text=True, env=self._clean_environment(), timeout=seconds)
+        process = subprocess.run(
+            words,
+            input=text,
+            capture_output=True,
+            text=True,
+            env=self._clean_environment(),
+            timeout=seconds,
+        )
         if process.returncode:
-            raise RuntimeError(f"{' '.join(words)} ended with {process.returncode}: {process.stderr}")
+            raise RuntimeError(
+                f"{' '.join(words)} ended with {process.returncode}: {process.stderr}"
+            )
         return process.stdout
 
     def jobs(self) -> list[SlurmJob]:
         """All jobs there have been, the ended ones too, the oldest first."""
-        lines = self.command("squeue", "--noheader", "--states=all", "--sort=i", "--format=%i|%T|%N|%j").splitlines()
+        lines = self.command(
+            "squeue", "--noheader", "--states=all", "--sort=i", "--format=%i|%T|%N|%j"
+        ).splitlines()
         fields = [line.split("|", maxsplit=3) for line in lines]
         return [SlurmJob(job, name, state, _expanded(nodes)) for job, state, nodes, name in fields]
 
@@ -188,22 +224,37 @@ class SlurmCluster:
 
     def wait_for_state(self, job_id: str, *states: str, seconds: float = 120.0) -> SlurmJob:
         """Wait until a job is in one of these states."""
-        wait_until(lambda: self.job(job_id).state in states, f"job {job_id} is {' or '.join(states)}", seconds)
+        wait_until(
+            lambda: self.job(job_id).state in states,
+            f"job {job_id} is {' or '.join(states)}",
+            seconds,
+        )
         return self.job(job_id)
 
     def _clean_environment(self) -> dict[str, str]:
         """This process's environment, without a cluster that it may run on itself."""
         foreign = ("SLURM", "SBATCH", "SRUN", "SQUEUE", "SINFO", "SCANCEL")
-        return {name: value for name, value in os.environ.items() if not name.startswith(foreign)} | self.environment
+        return {
+            name: value for name, value in os.environ.items() if not name.startswith(foreign)
+        } | self.environment
 
     def _start(self, task_plugin: str) -> None:
         self._write_files(task_plugin)
         inside = [f"--{what}-file={self.folder}/munged.{what}" for what in ("log", "pid", "seed")]
-        # The folder is private, which munged would refuse without --force: it is made for clients that are other users.
-        self._run_daemon("munged", "--foreground", "--force", f"--key-file={self.folder}/key", f"--socket={self.folder}/munge", *inside)
+        # The folder is private, which munged would refuse without --force: it is made for clients
+        # that are other users.
+        self._run_daemon(
+            "munged",
+            "--foreground",
+            "--force",
+            f"--key-file={self.folder}/key",
+            f"--socket={self.folder}/munge",
+            *inside,
+        )
         wait_until((self.folder / "munge").is_socket, "munged listens")
         self._run_daemon("slurmctld", "-D")
-        wait_until(self._controller_listens, "the controller listens")  # who comes earlier tries again only a second later
+        # who comes earlier tries again only a second later
+        wait_until(self._controller_listens, "the controller listens")
         for node in self.nodes:
             self._run_daemon("slurmd", "-D", "-N", node)
         wait_until(self._nodes_are_idle, "all nodes are idle")
@@ -211,9 +262,11 @@ class SlurmCluster:
 
     def _write_files(self, task_plugin: str) -> None:
         for name in ("state", *self.nodes):
-            shutil.rmtree(self.folder / name, ignore_errors=True)  # what an earlier start knew about its jobs
+            # what an earlier start knew about its jobs
+            shutil.rmtree(self.folder / name, ignore_errors=True)
             (self.folder / name).mkdir(parents=True)
-        (self.folder / "munge").unlink(missing_ok=True)  # only a socket that is new means that munged listens
+        # only a socket that is new means that munged listens
+        (self.folder / "munge").unlink(missing_ok=True)
         (self.folder / "key").touch(mode=0o600)
         (self.folder / "key").write_bytes(os.urandom(128))
         host = socket.gethostname().partition(".")[0]
@@ -233,16 +286,21 @@ class SlurmCluster:
         )
         (self.folder / "slurm.conf").write_text(configuration)
         for number in range(self.gpus_per_node):
-            with contextlib.suppress(FileExistsError):  # Slurm sets CUDA_VISIBLE_DEVICES only for devices, numbered by the names' ends
+            # Slurm sets CUDA_VISIBLE_DEVICES only for devices, numbered by the names' ends
+            with contextlib.suppress(FileExistsError):
                 (self.folder / f"gpu{number}").symlink_to("/dev/null")
-        devices = [f"Name=gpu File={self.folder}/gpu{number}\n" for number in range(self.gpus_per_node)]
+        devices = [
+            f"Name=gpu File={self.folder}/gpu{number}\n" for number in range(self.gpus_per_node)
+        ]
         (self.folder / "gres.conf").write_text("".join(devices))
 
     def _run_daemon(self, name: str, *arguments: str) -> None:
         """Start a child in a session of its own, where a Ctrl-C for the tests does not end it before its jobs."""
         program = _program(name)
         assert program is not None, f"{name} is missing"
-        with open(self.folder / f"{name}{'.' + arguments[-1] if '-N' in arguments else ''}.log", "wb") as log:
+        with open(
+            self.folder / f"{name}{'.' + arguments[-1] if '-N' in arguments else ''}.log", "wb"
+        ) as log:
             self._daemons.append(
                 subprocess.Popen(
                     [program, *arguments],
@@ -257,11 +315,15 @@ class SlurmCluster:
 
     def _controller_listens(self) -> bool:
         self._check_daemons()
-        return "Running as primary controller" in (self.folder / "slurmctld.log").read_text(errors="replace")
+        return "Running as primary controller" in (self.folder / "slurmctld.log").read_text(
+            errors="replace"
+        )
 
     def _nodes_are_idle(self) -> bool:
         self._check_daemons()
-        return self.command("sinfo", "--noheader", "--Node", "--format=%T").split() == ["idle"] * len(self.nodes)
+        return self.command("sinfo", "--noheader", "--Node", "--format=%T").split() == [
+            "idle"
+        ] * len(self.nodes)
 
     def _check_daemons(self) -> None:
         ended = [Path(daemon.args[0]).name for daemon in self._daemons if daemon.poll() is not None]  # type: ignore[index,arg-type]
@@ -270,17 +332,25 @@ class SlurmCluster:
 
     def _log_tails(self) -> str:
         logs = sorted(self.folder.glob("*.log"))
-        return "\n".join(f"{log.name}:\n" + "\n".join(log.read_text(errors="replace").splitlines()[-15:]) for log in logs)
+        return "\n".join(
+            f"{log.name}:\n" + "\n".join(log.read_text(errors="replace").splitlines()[-15:])
+            for log in logs
+        )
 
     def _stop(self) -> None:
         """End the jobs, then the daemons, then what escaped both: a step's process may have left its family."""
         if self._up and all(daemon.poll() is None for daemon in self._daemons):
-            with contextlib.suppress(Exception):  # jobs that do not end in time, or cannot be told to, are killed below
+            # jobs that do not end in time, or cannot be told to, are killed below
+            with contextlib.suppress(Exception):
                 self.command("scancel", "--quiet", f"--user={os.getuid()}", seconds=1)
-                wait_until(lambda: not self.command("squeue", "--noheader", seconds=1), "all jobs ended")
+                wait_until(
+                    lambda: not self.command("squeue", "--noheader", seconds=1), "all jobs ended"
+                )
         self._up = False
         for daemon in self._daemons:
-            daemon.kill()  # asked politely, the controller waits for jobs that are ending, and writes down a state nobody reads
+            # asked politely, the controller waits for jobs that are ending, and writes down a state
+            # nobody reads
+            daemon.kill()
         for daemon in self._daemons:
             daemon.wait()
         self._daemons.clear()
@@ -291,10 +361,16 @@ class SlurmCluster:
         found = []
         for process in psutil.process_iter():
             with contextlib.suppress(psutil.Error):
-                slurm = process.name().startswith(("munge", "slurm")) and process.cwd() == str(self.folder)
-                environment = {} if slurm else process.environ()  # a slurmstepd has none: it writes its title over it
+                slurm = process.name().startswith(("munge", "slurm")) and process.cwd() == str(
+                    self.folder
+                )
+                # a slurmstepd has none: it writes its title over it
+                environment = {} if slurm else process.environ()
                 # A test may have SLURM_CONF too, to use the cluster, but is in no job of it.
-                if slurm or (environment.get("SLURM_CONF") == self.environment["SLURM_CONF"] and "SLURM_JOB_ID" in environment):
+                if slurm or (
+                    environment.get("SLURM_CONF") == self.environment["SLURM_CONF"]
+                    and "SLURM_JOB_ID" in environment
+                ):
                     process.kill()
                     found.append(process)
         return found
@@ -302,7 +378,9 @@ class SlurmCluster:
 
 def _program(name: str) -> str | None:
     """Where a program is; an ordinary user's PATH may lack the folders of the daemons."""
-    return shutil.which(name, path=os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/sbin"]))
+    return shutil.which(
+        name, path=os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/sbin"])
+    )
 
 
 def _free_ports(count: int) -> list[int]:

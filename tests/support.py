@@ -81,7 +81,14 @@ class ScriptStep:
 
     program = Path(__file__).parent / "journeys" / "script.py"
 
-    def __init__(self, environment: Mapping[str, str], endpoint_id: str, step: str, *arguments: str, **options: Any) -> None:
+    def __init__(
+        self,
+        environment: Mapping[str, str],
+        endpoint_id: str,
+        step: str,
+        *arguments: str,
+        **options: Any,
+    ) -> None:
         config = json.dumps({"python_path": [str(MODULES)]} | options)
         self._process = subprocess.Popen(
             [sys.executable, self.program, step, endpoint_id, *arguments],

@@ -25,7 +25,13 @@ GC_WARM = [sys.executable, "-m", "gc_warm"]
 
 def shown(arguments: list[str], tmp_path: Path) -> dict[str, Any]:
     """What the demo prints with --json, run in an empty directory that stays empty."""
-    done = subprocess.run([*GC_WARM, "demo", "--json", *arguments], cwd=tmp_path, capture_output=True, text=True, timeout=600)
+    done = subprocess.run(
+        [*GC_WARM, "demo", "--json", *arguments],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
     assert done.returncode == 0, done.stderr
     assert list(tmp_path.iterdir()) == []
     parts: dict[str, Any] = json.loads(done.stdout)
@@ -37,9 +43,13 @@ def check(report: dict[str, Any], workers: int) -> None:
     assert report["right"]
     assert all(row["right"] for part in report["parts"] for row in part["rows"])
     assert (
-        len({row["worker"] for row in tabulated["rows"] if not row["warm"]}) == sum(not row["warm"] for row in tabulated["rows"]) <= workers
+        len({row["worker"] for row in tabulated["rows"] if not row["warm"]})
+        == sum(not row["warm"] for row in tabulated["rows"])
+        <= workers
     )
-    assert all(part["ratio"] is not None for part in (tabulated, simulated)), "there were cold and warm calls to compare"
+    assert all(part["ratio"] is not None for part in (tabulated, simulated)), (
+        "there were cold and warm calls to compare"
+    )
     assert [row["warm"] for row in simulated["rows"]].count(False) <= workers
     assert [row["warm"] for row in counted["rows"]].count(False) <= workers
     assert [row["warm"] for row in killed["rows"]].count(False) == 1
@@ -55,7 +65,9 @@ def test_demo(where: list[str], tmp_path: Path) -> None:
     check(shown(["--workers", "2", *where], tmp_path), 2)
 
 
-def test_demo_without_terminal_is_plain_text_and_tells_a_wrong_result(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_demo_without_terminal_is_plain_text_and_tells_a_wrong_result(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(demo, "LJ13_ENERGY", -44.0)
     monkeypatch.setattr(demo, "_ERROR", 1e-6)  # for shorter loads
     result = cli_runner().invoke(cli.main, ["demo", "--workers", "1"])
@@ -69,7 +81,14 @@ def test_demo_without_terminal_is_plain_text_and_tells_a_wrong_result(monkeypatc
 
 def test_interrupted_demo_leaves_nothing(tmp_path: Path) -> None:
     """Two interrupts in a row: the second comes while the workers are being ended."""
-    process = subprocess.Popen([*GC_WARM, "demo"], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, bufsize=1)
+    process = subprocess.Popen(
+        [*GC_WARM, "demo"],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        bufsize=1,
+    )
     with process:
         assert process.stdout is not None
         assert "counter" in process.stdout.readline()
@@ -92,10 +111,22 @@ def checked(*arguments: str) -> Result:
 
 
 def test_check_says_what_a_config_means() -> None:
-    result = checked("slurm-gpu", "-o", "gpus_per_node=2", "-o", "workers_per_node=4", "-o", "nodes=2", "-o", "walltime=10:00:00")
+    result = checked(
+        "slurm-gpu",
+        "-o",
+        "gpus_per_node=2",
+        "-o",
+        "workers_per_node=4",
+        "-o",
+        "nodes=2",
+        "-o",
+        "walltime=10:00:00",
+    )
     assert result.exit_code == 0
     said, _, last = result.stdout.rstrip("\n").partition("\n\n")
-    assert last.splitlines()[-1].startswith(f"globus-compute-endpoint configure my-endpoint --multi-user false {folders.CORE_CONFIG} ")
+    assert last.splitlines()[-1].startswith(
+        f"globus-compute-endpoint configure my-endpoint --multi-user false {folders.CORE_CONFIG} "
+    )
     lines = dict(re.split("  +", line, maxsplit=1) for line in said.splitlines())
     assert lines.pop("config").endswith("/slurm-gpu")
     assert lines == {
@@ -114,17 +145,28 @@ def test_check_says_what_a_config_means() -> None:
 def test_check_prints_what_the_endpoint_makes_of_it_and_figures() -> None:
     rendered = checked("slurm", "--yaml", "-o", "nodes=3")
     assert yaml.safe_load(rendered.stdout)["engine"]["provider"]["nodes_per_block"] == 3
-    (figures,) = json.loads(checked("slurm", "--json", "-o", "nodes=3", "-o", "max_jobs=2").stdout)["targets"]
-    assert (figures["copies"], figures["idle_hour"], figures["worst_case"], figures["findings"]) == (6, 6, 6, [])
+    (figures,) = json.loads(checked("slurm", "--json", "-o", "nodes=3", "-o", "max_jobs=2").stdout)[
+        "targets"
+    ]
+    assert (
+        figures["copies"],
+        figures["idle_hour"],
+        figures["worst_case"],
+        figures["findings"],
+    ) == (6, 6, 6, [])
 
 
-def test_check_takes_options_from_a_file_and_the_command_line_has_the_last_word(tmp_path: Path) -> None:
+def test_check_takes_options_from_a_file_and_the_command_line_has_the_last_word(
+    tmp_path: Path,
+) -> None:
     path = tmp_path / "mine.yaml"
     path.write_text("workers_per_node: 2\nnodes: 2\nwalltime: 1:00\n")
     result = checked("slurm", "--options", str(path), "-o", "workers_per_node=0")
     assert result.exit_code == 1
     assert f"{path}:3: walltime: 60 is not text: write it in quotes." in result.stderr
-    assert "-o workers_per_node: workers_per_node: 0 is less than the minimum of 1." in result.stderr
+    assert (
+        "-o workers_per_node: workers_per_node: 0 is less than the minimum of 1." in result.stderr
+    )
     fine = checked("slurm", "--options", str(path), "-o", "walltime=01:00:00", "--json")
     assert json.loads(fine.stdout)["targets"][0]["copies"] == 4
 
@@ -132,9 +174,15 @@ def test_check_takes_options_from_a_file_and_the_command_line_has_the_last_word(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["nowhere"], "there is no folder 'nowhere', no endpoint of that name, and gc_warm has only local, pbs, slurm, slurm-gpu"),
+        (
+            ["nowhere"],
+            "there is no folder 'nowhere', no endpoint of that name, and gc_warm has only local, pbs, slurm, slurm-gpu",
+        ),
         (["local", "-o", "nodes=2"], "-o nodes: there is no option 'nodes'"),
-        (["slurm", "-o", "task_timeout=7200"], "task_timeout (7200 s) leaves no time before walltime (01:00:00)"),
+        (
+            ["slurm", "-o", "task_timeout=7200"],
+            "task_timeout (7200 s) leaves no time before walltime (01:00:00)",
+        ),
         (["/tmp"], "/tmp is not the folder of a config: it has no user_config_template.yaml.j2"),
     ],
 )
@@ -167,19 +215,27 @@ def test_check_tells_which_rules_are_broken_where_and_what_to_do(tmp_path: Path)
         f"{where}:4: GCW005 error: max_workers_per_node 0 means one for each core; write a number above 0",
         f"{where}:5: GCW017 warning: prefetch_capacity 3: tasks wait on one of 2 nodes though others are free; set it to 0",
     ]
-    assert last == "1 error, 1 warning. `gc-warm check --explain GCW005` says why, and how it is known."
+    assert (
+        last
+        == "1 error, 1 warning. `gc-warm check --explain GCW005` says why, and how it is known."
+    )
     (tmp_path / "endpoint.yaml").write_text(BAD.replace(": 0", ": 2"))
     assert checked(str(tmp_path / "endpoint.yaml")).exit_code == 0, "a warning is no error"
 
 
 def test_environment_of_a_config_that_cannot_be_relied_on_is_not_looked_at(tmp_path: Path) -> None:
     (tmp_path / "endpoint.yaml").write_text(BAD.replace("prefetch_capacity", "prefetch"))
-    assert "environment: not looked at, since the config cannot be relied on" in checked(str(tmp_path / "endpoint.yaml"), "--here").stdout
+    assert (
+        "environment: not looked at, since the config cannot be relied on"
+        in checked(str(tmp_path / "endpoint.yaml"), "--here").stdout
+    )
 
 
 def test_check_takes_configs_and_functions_at_once(tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text("def f(x, seen=[]):\n    seen.append(x)\n")
-    said = json.loads(checked("slurm", str(tmp_path / "mine.py"), "gc_warm.functions", "--json").stdout)["targets"]
+    said = json.loads(
+        checked("slurm", str(tmp_path / "mine.py"), "gc_warm.functions", "--json").stdout
+    )["targets"]
     assert [len(target["problems"]) for target in said] == [0, 1, 0]
     assert said[0]["copies"] == 1
     assert said[1]["problems"][0] == {
@@ -195,26 +251,44 @@ def test_check_takes_configs_and_functions_at_once(tmp_path: Path) -> None:
 
 def test_check_reasons_with_numbers() -> None:
     slow = checked("slurm", "--with", "load_seconds=600", "--with", "queue_seconds=60")
-    assert "GCW011 warning: workers end after 600 s without tasks, and it takes 660 s to be warm again" in slow.stdout
-    assert checked("slurm", "--with", "load_seconds=4000", "--with", "task_seconds=1").exit_code == 1, "no walltime is enough"
-    assert "there is no 'load'; there are load_seconds" in checked("slurm", "--with", "load=3").stderr
+    assert (
+        "GCW011 warning: workers end after 600 s without tasks, and it takes 660 s to be warm again"
+        in slow.stdout
+    )
+    assert (
+        checked("slurm", "--with", "load_seconds=4000", "--with", "task_seconds=1").exit_code == 1
+    ), "no walltime is enough"
+    assert (
+        "there is no 'load'; there are load_seconds" in checked("slurm", "--with", "load=3").stderr
+    )
     for value in ("", "x", "-1", "nan", "inf"):
-        assert "write load_seconds=NUMBER, not below 0" in checked("slurm", "--with", f"load_seconds={value}").stderr
+        assert (
+            "write load_seconds=NUMBER, not below 0"
+            in checked("slurm", "--with", f"load_seconds={value}").stderr
+        )
 
 
 def test_check_explains_a_rule() -> None:
     said = checked("--explain", "GCW016")
-    assert (said.exit_code, said.stdout.splitlines()[0]) == (0, "GCW016 (warning): Tasks that still run at the walltime are lost")
+    assert (said.exit_code, said.stdout.splitlines()[0]) == (
+        0,
+        "GCW016 (warning): Tasks that still run at the walltime are lost",
+    )
     assert "there is no rule GCW999; there are GCW000, " in checked("--explain", "GCW999").stderr
 
 
-def test_check_of_an_endpoint_of_the_old_kind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_check_of_an_endpoint_of_the_old_kind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("GLOBUS_COMPUTE_USER_DIR", str(tmp_path))
     (tmp_path / "old").mkdir()
     (tmp_path / "old" / "config.yaml").write_text(BAD)
     for name in ("old", str(tmp_path / "old")):
         assert f"{tmp_path / 'old' / 'config.yaml'}:4: GCW005 error" in checked(name).stdout
-    assert "is no template, so that options would mean nothing" in checked("old", "-o", "nodes=2").stderr
+    assert (
+        "is no template, so that options would mean nothing"
+        in checked("old", "-o", "nodes=2").stderr
+    )
 
 
 def test_check_runs_no_python(tmp_path: Path) -> None:
@@ -228,8 +302,12 @@ def test_check_runs_no_python(tmp_path: Path) -> None:
 def test_check_finds_a_template_that_lies_elsewhere(tmp_path: Path) -> None:
     (tmp_path / "template.yaml.j2").write_text(BAD)
     (tmp_path / "mine").mkdir()
-    (tmp_path / "mine" / "config.yaml").write_text(f"user_config_template_path: {tmp_path / 'template.yaml.j2'}\n")
-    assert f"{tmp_path / 'template.yaml.j2'}:4: GCW005 error" in checked(str(tmp_path / "mine")).stdout
+    (tmp_path / "mine" / "config.yaml").write_text(
+        f"user_config_template_path: {tmp_path / 'template.yaml.j2'}\n"
+    )
+    assert (
+        f"{tmp_path / 'template.yaml.j2'}:4: GCW005 error" in checked(str(tmp_path / "mine")).stdout
+    )
 
 
 @pytest.mark.parametrize("name", ["a.yaml", "mine/config.yaml", "mine/user_config_schema.json"])
@@ -243,7 +321,9 @@ def test_check_of_what_is_not_text(name: str, tmp_path: Path) -> None:
 
 def test_check_says_so_when_state_cannot_live_as_long_as_asked_for() -> None:
     said = checked("slurm", "-o", "keep_warm=90", "-o", "walltime=00:30:00").stdout
-    assert re.search("stays warm +until its job ends after 30 min, which is sooner than keep_warm;", said)
+    assert re.search(
+        "stays warm +until its job ends after 30 min, which is sooner than keep_warm;", said
+    )
 
 
 def test_check_of_an_endpoint_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -258,10 +338,16 @@ def test_check_of_an_endpoint_by_its_name(tmp_path: Path, monkeypatch: pytest.Mo
 def test_sigterm_ends_what_check_has_started(tmp_path: Path) -> None:
     write = f"pathlib.Path({str(tmp_path / 'pid')!r}).write_text(str(os.getpid()))"
     (tmp_path / "sleeps.py").write_text(f"import os, pathlib, time\n{write}\ntime.sleep(1000)\n")
-    environment = {**os.environ, "PATH": os.path.dirname(sys.executable) + os.pathsep + os.environ["PATH"]}
+    environment = {
+        **os.environ,
+        "PATH": os.path.dirname(sys.executable) + os.pathsep + os.environ["PATH"],
+    }
     arguments = ["check", "local", "--module", "sleeps", "-o", f"python_path=[{tmp_path}]"]
     process = subprocess.Popen([*GC_WARM, *arguments], env=environment, stderr=subprocess.DEVNULL)
-    wait_until(lambda: (tmp_path / "pid").exists() and (tmp_path / "pid").read_text() != "", "the module is being imported")
+    wait_until(
+        lambda: (tmp_path / "pid").exists() and (tmp_path / "pid").read_text() != "",
+        "the module is being imported",
+    )
     process.terminate()
     assert process.wait(120) == 143
 

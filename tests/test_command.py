@@ -25,9 +25,20 @@ from gc_warm.commands import interrupts, missing
 from tests.support import cli_runner, wait_until
 
 COMMAND = [sys.executable, "-m", "gc_warm"]
-HEAVY = ("globus_compute_sdk", "globus_compute_endpoint", "globus_sdk", "parsl", "pydantic", "rich", "yaml", "requests", "psutil")
+HEAVY = (
+    "globus_compute_sdk",
+    "globus_compute_endpoint",
+    "globus_sdk",
+    "parsl",
+    "pydantic",
+    "rich",
+    "yaml",
+    "requests",
+    "psutil",
+)
 
-# Runs commands one after the other in one process; says what each returned, and which modules all of them have imported.
+# Runs commands one after the other in one process; says what each returned, and which modules all
+# of them have imported.
 RUN_MANY = """
 import contextlib, io, json, os, sys
 from gc_warm import cli
@@ -74,7 +85,11 @@ def run_with(deed: str, module: str, *arguments: str) -> tuple[int, str]:
 
 
 def test_answers_without_heavy_imports() -> None:
-    completion = {"_GC_WARM_COMPLETE": "bash_complete", "COMP_WORDS": "gc-warm ch", "COMP_CWORD": "1"}
+    completion = {
+        "_GC_WARM_COMPLETE": "bash_complete",
+        "COMP_WORDS": "gc-warm ch",
+        "COMP_CWORD": "1",
+    }
     calls: list[tuple[dict[str, str], list[str], int, str]] = [
         ({}, ["--version"], 0, f"gc-warm, version {gc_warm.__version__}\n"),
         ({}, ["--help"], 0, "Usage: gc-warm [OPTIONS] COMMAND"),
@@ -88,9 +103,17 @@ def test_answers_without_heavy_imports() -> None:
         (completion, [], 0, "plain,check\n"),
     ]
     asked = json.dumps([call[:2] for call in calls])
-    done = subprocess.run([sys.executable, "-c", RUN_MANY, asked], capture_output=True, text=True, timeout=120, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", RUN_MANY, asked],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
     answered = json.loads(done.stdout)
-    for (_, arguments, status, beginning), (returned, output) in zip(calls, answered["done"], strict=True):
+    for (_, arguments, status, beginning), (returned, output) in zip(
+        calls, answered["done"], strict=True
+    ):
         assert (returned, output[: len(beginning)]) == (status, beginning), arguments
     assert [name for name in answered["modules"] if name.partition(".")[0] in HEAVY] == []
 
@@ -102,14 +125,21 @@ def test_names_agree_with_the_sdk() -> None:
 
 def test_strategy_of_another_sdk_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(registry.STRATEGIES, "AllCodeStrategies")
-    refused = cli_runner().invoke(cli.main, ["register", "gc_warm.functions", "--strategy", "AllCodeStrategies"])
+    refused = cli_runner().invoke(
+        cli.main, ["register", "gc_warm.functions", "--strategy", "AllCodeStrategies"]
+    )
     assert refused.exit_code == 2
-    assert "this version of globus-compute-sdk has no AllCodeStrategies; it has DillCodeSource, " in refused.stderr
+    assert (
+        "this version of globus-compute-sdk has no AllCodeStrategies; it has DillCodeSource, "
+        in refused.stderr
+    )
 
 
 @pytest.mark.parametrize("module", ["gc_warm", "gc_warm.cli"])
 def test_runs_as_a_module(module: str) -> None:
-    done = subprocess.run([sys.executable, "-m", module, "nonsense"], capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        [sys.executable, "-m", module, "nonsense"], capture_output=True, text=True, timeout=120
+    )
     assert done.returncode == 2
     assert done.stderr.startswith("Usage: gc-warm [OPTIONS]")
 
@@ -125,7 +155,10 @@ def test_summaries_are_whole(width: int) -> None:
         assert summary in listed
 
 
-@pytest.mark.parametrize("module", ["click", "gc_warm.commands.demo", "globus_compute_sdk.sdk.client", "gc_warm.testing.mock"])
+@pytest.mark.parametrize(
+    "module",
+    ["click", "gc_warm.commands.demo", "globus_compute_sdk.sdk.client", "gc_warm.testing.mock"],
+)
 def test_interrupt_ends_imports(module: str) -> None:
     assert run_with(INTERRUPT, module, "demo") == (130, "Interrupted\n")
 
@@ -133,7 +166,13 @@ def test_interrupt_ends_imports(module: str) -> None:
 def test_interrupt_at_some_moment(tmp_path: Path) -> None:
     """At moments that nobody has chosen; nothing is known of them but how the command may end."""
     for seconds in (0.01, 0.1, 0.5):
-        process = subprocess.Popen([*COMMAND, "demo"], cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        process = subprocess.Popen(
+            [*COMMAND, "demo"],
+            cwd=tmp_path,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
         with process:
             try:
                 process.wait(seconds)
@@ -224,8 +263,12 @@ def test_output_that_cannot_be_written(stdout: str) -> None:
     os.close(reader)
     with open("/dev/full", "wb") as full, open(writer, "wb") as closed:
         target = full if stdout == "full" else closed
-        done = subprocess.run([*COMMAND, "--help"], stdout=target, stderr=subprocess.PIPE, text=True, timeout=120)
-    said = "Error: the output cannot be written: No space left on device\n" if stdout == "full" else ""
+        done = subprocess.run(
+            [*COMMAND, "--help"], stdout=target, stderr=subprocess.PIPE, text=True, timeout=120
+        )
+    said = (
+        "Error: the output cannot be written: No space left on device\n" if stdout == "full" else ""
+    )
     assert (done.returncode, done.stderr) == (1, said)
 
 
@@ -245,10 +288,14 @@ def test_own_module_that_is_missing_shows_itself() -> None:
 
 def test_package_without_a_name_is_told_with_its_version(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.metadata, "version", lambda name: "3.16.1")
-    error = failure_of(lambda: __import__("globus_compute_sdk.serialize", fromlist=["Telepathy"]).Telepathy)
+    error = failure_of(
+        lambda: __import__("globus_compute_sdk.serialize", fromlist=["Telepathy"]).Telepathy
+    )
     said = missing.explain(error, "gc-warm demo")
     assert said is not None
-    assert said.startswith(f"gc-warm demo cannot use globus-compute-sdk 3.16.1 beside {sys.executable}: ")
+    assert said.startswith(
+        f"gc-warm demo cannot use globus-compute-sdk 3.16.1 beside {sys.executable}: "
+    )
     assert "; gc_warm needs globus-compute-sdk" in said
 
 

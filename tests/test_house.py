@@ -29,6 +29,8 @@ def test_arrows_go_down_only() -> None:
 def test_nodes_need_the_standard_library_only(room: str) -> None:
     graph = grimp.build_graph("gc_warm", include_external_packages=True, cache_dir=None)
     modules = {f"gc_warm.{room}", *graph.find_descendants(f"gc_warm.{room}")}
-    imported = {name for module in modules for name in graph.find_modules_directly_imported_by(module)}
+    imported = {
+        name for module in modules for name in graph.find_modules_directly_imported_by(module)
+    }
     outside = {name for name in imported if not name.startswith("gc_warm")}
     assert outside - sys.stdlib_module_names <= BESIDE_STANDARD_LIBRARY[room]

@@ -33,12 +33,18 @@ def test_former_name_warns(former: str) -> None:
 
 def test_every_former_name_is_tested() -> None:
     package = Path(gc_warm.__file__).parent
-    redirecting = [path for path in package.rglob("*.py") if "redirect(__name__" in path.read_text()]
-    names = {".".join(path.relative_to(package.parent).with_suffix("").parts) for path in redirecting}
+    redirecting = [
+        path for path in package.rglob("*.py") if "redirect(__name__" in path.read_text()
+    ]
+    names = {
+        ".".join(path.relative_to(package.parent).with_suffix("").parts) for path in redirecting
+    }
     assert names == FORMER_NAMES.keys()
 
 
-@pytest.mark.parametrize("name", ["gc_warm.worker.calls", "gc_warm.worker.boot", "gc_warm.worker.program"])
+@pytest.mark.parametrize(
+    "name", ["gc_warm.worker.calls", "gc_warm.worker.boot", "gc_warm.worker.program"]
+)
 def test_meeting_point_of_versions_does_not_warn(name: str) -> None:
     command = [sys.executable, "-W", "error", "-c", f"import {name}"]
     subprocess.run(command, check=True)

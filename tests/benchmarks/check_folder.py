@@ -1,4 +1,6 @@
-"""What the linter takes for the folder of a config, after the endpoint's loader has been imported. Exit status 1: more than 0.3 s.
+"""What the linter takes for the folder of a config, after the endpoint's loader has been imported.
+
+Exit status 1: more than 0.3 s.
 
 Usage: python tests/benchmarks/check_folder.py
 """

@@ -1,7 +1,8 @@
 """How much quicker warm calls are than cold ones: ``python tests/benchmarks/cold_and_warm.py``.
 
-The two parts of ``gc-warm demo`` that pay a load, on one worker, and LAMMPS kept alive where it is installed. What is compared are cold
-and warm calls of the same run, so the ratios travel from machine to machine. Exit status 1: one is below what it has to be.
+The two parts of ``gc-warm demo`` that pay a load, on one worker, and LAMMPS kept alive where it is
+installed. What is compared are cold and warm calls of the same run, so the ratios travel from
+machine to machine. Exit status 1: one is below what it has to be.
 """
 
 from __future__ import annotations
@@ -40,7 +41,9 @@ def demonstrated() -> dict[str, float]:
 def lammps() -> float:
     """Seconds of the first call, which starts it, over the median of those that follow."""
     seconds = []
-    with ExternalProcess(["stdbuf", "-oL", "lmp", "-log", "none"], Marker('print "{marker}"')) as program:
+    with ExternalProcess(
+        ["stdbuf", "-oL", "lmp", "-log", "none"], Marker('print "{marker}"')
+    ) as program:
         for _ in range(6):
             begun = time.perf_counter()
             program.call(LJ2)

@@ -1,7 +1,7 @@
 """What it costs to be answered by the command: ``python tests/benchmarks/command_start.py``.
 
-CPU seconds of answers that need none of what the commands do, beside those of importing the SDK, in turns. Exit status 1: one of
-them takes half as much or more.
+CPU seconds of answers that need none of what the commands do, beside those of importing the SDK, in
+turns. Exit status 1: one of them takes half as much or more.
 """
 
 from __future__ import annotations
@@ -43,7 +43,9 @@ def measure(turns: int) -> dict[str, float]:
 
 
 def main() -> str | int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--turns", type=int, default=15, help="runs of each (default: %(default)s)")
     found = measure(parser.parse_args().turns)
 
@@ -51,7 +53,11 @@ def main() -> str | int:
     for way, seconds in found.items():
         print(f"| `{way}` | {seconds:.3f} s | {seconds / found[REFERENCE]:.2f} x |")
 
-    slow = [way for way, seconds in found.items() if way != REFERENCE and seconds >= LIMIT * found[REFERENCE]]
+    slow = [
+        way
+        for way, seconds in found.items()
+        if way != REFERENCE and seconds >= LIMIT * found[REFERENCE]
+    ]
     return f"not below {LIMIT} times `{REFERENCE}`: {', '.join(slow)}" if slow else 0
 
 

@@ -1,8 +1,10 @@
 """What a call to a program that is kept alive costs: ``python tests/benchmarks/program_call.py``.
 
-Small requests to a program in Python that answers them with themselves. The reference is what one writes without gc_warm: a loop over
-``readline`` on both sides of the same kind of pipes, with nothing that could notice a program which is late, gone or out of step. All
-processes share one core, so that what is compared is the work that a call takes, and not where the system puts two processes.
+Small requests to a program in Python that answers them with themselves. The reference is what one
+writes without gc_warm: a loop over ``readline`` on both sides of the same kind of pipes, with
+nothing that could notice a program which is late, gone or out of step. All processes share one
+core, so that what is compared is the work that a call takes, and not where the system puts two
+processes.
 """
 
 from __future__ import annotations
@@ -38,7 +40,13 @@ Call = Callable[[Any], Any]
 @contextlib.contextmanager
 def bare() -> Iterator[Call]:
     """Calls in which each side only writes a line and reads one."""
-    with subprocess.Popen([sys.executable, "-c", LOOP], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1) as program:
+    with subprocess.Popen(
+        [sys.executable, "-c", LOOP],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        bufsize=1,
+    ) as program:
         stdin, stdout = program.stdin, program.stdout
         assert stdin is not None
         assert stdout is not None
@@ -83,19 +91,36 @@ def measure(calls: int) -> dict[str, float]:
 def compare(calls: int) -> dict[str, tuple[float, float]]:
     """Microseconds of a call and its ratio to the bare one, by way; medians of several runs.
 
-    Each run has interpreters of its own, since where its memory happens to lie makes a difference of a tenth.
+    Each run has interpreters of its own, since where its memory happens to lie makes a difference
+    of a tenth.
     """
     command = [sys.executable, __file__, "--calls", str(calls), "--one-run"]
-    runs = [json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout) for _ in range(RUNS)]
-    return {way: (statistics.median(run[way] for run in runs), statistics.median(run[way] / run[BARE] for run in runs)) for way in WAYS}
+    runs = [
+        json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout)
+        for _ in range(RUNS)
+    ]
+    return {
+        way: (
+            statistics.median(run[way] for run in runs),
+            statistics.median(run[way] / run[BARE] for run in runs),
+        )
+        for way in WAYS
+    }
 
 
 def main() -> str | int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--calls", type=int, default=100, help="calls a timing (default: %(default)s)")
-    parser.add_argument("--one-run", action="store_true", help="print the microseconds of a single run as JSON")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--calls", type=int, default=100, help="calls a timing (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--one-run", action="store_true", help="print the microseconds of a single run as JSON"
+    )
     options = parser.parse_args()
-    os.environ.pop("PYTHONUNBUFFERED", None)  # it would have every print of the loop written in two pieces
+    # it would have every print of the loop written in two pieces
+    os.environ.pop("PYTHONUNBUFFERED", None)
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     if options.one_run:
         print(json.dumps(measure(options.calls)))

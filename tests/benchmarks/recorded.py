@@ -1,6 +1,7 @@
 """What it costs to know whether a call was warm: ``python tests/benchmarks/recorded.py``.
 
-Tasks per second through a `WarmExecutor` and through the executor inside it, on the same workers of the real engine, in turns.
+Tasks per second through a `WarmExecutor` and through the executor inside it, on the same workers of
+the real engine, in turns.
 """
 
 from __future__ import annotations
@@ -24,8 +25,12 @@ def rate(executor: MockExecutor | WarmExecutor) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--turns", type=int, default=15, help="bursts through each (default: %(default)s)")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--turns", type=int, default=15, help="bursts through each (default: %(default)s)"
+    )
     turns = parser.parse_args().turns
     plain = MockExecutor(config="local", user_endpoint_config={"workers_per_node": 2})
     with WarmExecutor(plain) as recorded:
@@ -34,7 +39,9 @@ def main() -> None:
         rates = [(rate(plain), rate(recorded)) for _ in range(turns)]
     without, with_records = (statistics.median(column) for column in zip(*rates, strict=True))
     ratio = statistics.median(recorded / plain for plain, recorded in rates)
-    print(f"{without:.0f} tasks/s without records, {with_records:.0f} with them; median ratio {ratio:.2f}")
+    print(
+        f"{without:.0f} tasks/s without records, {with_records:.0f} with them; median ratio {ratio:.2f}"
+    )
 
 
 if __name__ == "__main__":

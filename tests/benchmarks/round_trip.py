@@ -1,6 +1,7 @@
 """What a task costs on each way to a worker and back: ``python tests/benchmarks/round_trip.py``.
 
-One worker, tasks that do nothing but count, one after the other; the standard library's process pool beside them in the same run.
+One worker, tasks that do nothing but count, one after the other; the standard library's process
+pool beside them in the same run.
 """
 
 from __future__ import annotations
@@ -16,9 +17,13 @@ from gc_warm import MockExecutor
 from gc_warm.functions import count
 
 WAYS: dict[str, Callable[[], Executor]] = {
-    "ProcessPoolExecutor (spawn)": lambda: ProcessPoolExecutor(1, multiprocessing.get_context("spawn")),
+    "ProcessPoolExecutor (spawn)": lambda: ProcessPoolExecutor(
+        1, multiprocessing.get_context("spawn")
+    ),
     "MockExecutor, spawned worker": lambda: MockExecutor(workers=1),
-    "MockExecutor, real engine": lambda: MockExecutor(config="local", user_endpoint_config={"workers_per_node": 1}),
+    "MockExecutor, real engine": lambda: MockExecutor(
+        config="local", user_endpoint_config={"workers_per_node": 1}
+    ),
 }
 
 
@@ -37,15 +42,22 @@ def measure(start: Callable[[], Executor], calls: int) -> tuple[float, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--calls", type=int, default=300, help="warm calls on each way (default: %(default)s)")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--calls", type=int, default=300, help="warm calls on each way (default: %(default)s)"
+    )
     calls = parser.parse_args().calls
     reference = 0.0
     print("| way | until the first result | median of a warm call |\n| --- | ---: | ---: |")
     for way, start in WAYS.items():
         first, warm = measure(start, calls)
         reference = reference or warm
-        print(f"| {way} | {first:.1f} s | {warm * 1000:.2f} ms, {warm / reference:.1f} x |", flush=True)
+        print(
+            f"| {way} | {first:.1f} s | {warm * 1000:.2f} ms, {warm / reference:.1f} x |",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 """What a warm hit costs: ``python tests/benchmarks/warm_hit.py``.
 
-Compares gc_warm with other ways of keeping a value per key, in one run and one process. The numbers that travel from machine to
-machine are the multiples of ``functools.lru_cache``; nanoseconds are this machine's own.
+Compares gc_warm with other ways of keeping a value per key, in one run and one process. The numbers
+that travel from machine to machine are the multiples of ``functools.lru_cache``; nanoseconds are
+this machine's own.
 """
 
 from __future__ import annotations
@@ -34,7 +35,10 @@ class Settings:
     layers: int = 12
 
 
-KEYS: dict[str, Hashable] = {"string": "checkpoints/a.pt", "frozen dataclass": Settings("checkpoints/a.pt")}
+KEYS: dict[str, Hashable] = {
+    "string": "checkpoints/a.pt",
+    "frozen dataclass": Settings("checkpoints/a.pt"),
+}
 
 
 @dataclass(frozen=True)
@@ -44,7 +48,8 @@ class Row:
     Attributes:
         way: How the value is kept.
         key: What kind of key it is found by.
-        ns: Nanoseconds a hit in the quickest of all rounds: what else this machine does only ever adds to it.
+        ns: Nanoseconds a hit in the quickest of all rounds: what else this machine does only ever
+            adds to it.
         multiple: The same as a multiple of what ``functools.lru_cache`` takes for that key.
     """
 
@@ -125,7 +130,9 @@ def measure(rounds: int, hits: int) -> list[Row]:
         for kind, key in KEYS.items():
             look_up = make()
             look_up(key)
-            timers[way, kind] = timeit.Timer("look_up(key)", globals={"look_up": look_up, "key": key})
+            timers[way, kind] = timeit.Timer(
+                "look_up(key)", globals={"look_up": look_up, "key": key}
+            )
     seconds: dict[tuple[str, str], list[float]] = {case: [] for case in timers}
     order = list(timers)
     for number in range(rounds):
@@ -134,7 +141,10 @@ def measure(rounds: int, hits: int) -> list[Row]:
             gc.collect()
             seconds[case].append(timers[case].timeit(hits) / hits)
     quickest = {case: min(times) for case, times in seconds.items()}
-    return [Row(way, kind, 1e9 * time, time / quickest[REFERENCE, kind]) for (way, kind), time in quickest.items()]
+    return [
+        Row(way, kind, 1e9 * time, time / quickest[REFERENCE, kind])
+        for (way, kind), time in quickest.items()
+    ]
 
 
 def table(rows: list[Row]) -> str:
@@ -156,9 +166,15 @@ def slower_than_guarded(rows: list[Row]) -> list[str]:
 
 
 def main(arguments: list[str] | None = None) -> str | int:
-    parser = argparse.ArgumentParser(description="What a warm hit costs, as a multiple of functools.lru_cache.")
-    parser.add_argument("--rounds", type=int, default=21, help="how often each way is timed (default: %(default)s)")
-    parser.add_argument("--hits", type=int, default=20_000, help="hits a timing (default: %(default)s)")
+    parser = argparse.ArgumentParser(
+        description="What a warm hit costs, as a multiple of functools.lru_cache."
+    )
+    parser.add_argument(
+        "--rounds", type=int, default=21, help="how often each way is timed (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--hits", type=int, default=20_000, help="hits a timing (default: %(default)s)"
+    )
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     options = parser.parse_args(arguments)
     try:

@@ -29,7 +29,12 @@ def lowest_python() -> str:
 
 
 def runs(python: str) -> bool:
-    return subprocess.run([python, "-c", "import ensurepip, venv"], capture_output=True, check=False).returncode == 0
+    return (
+        subprocess.run(
+            [python, "-c", "import ensurepip, venv"], capture_output=True, check=False
+        ).returncode
+        == 0
+    )
 
 
 class Environment:
@@ -40,12 +45,19 @@ class Environment:
         subprocess.run([lowest_python(), "-m", "venv", folder], check=True)
         self.run("pip", "install", "--quiet", f"globus-compute-endpoint=={endpoint}")
 
-    def run(self, script: str, *arguments: str | Path, status: int = 0, **variables: str) -> subprocess.CompletedProcess[str]:
+    def run(
+        self, script: str, *arguments: str | Path, status: int = 0, **variables: str
+    ) -> subprocess.CompletedProcess[str]:
         """Run one of its scripts, in its folder, with nothing of the tests' own environment but the PATH."""
         done = subprocess.run(
             [self.scripts / script, *arguments],
             cwd=self.scripts.parent,
-            env={"PATH": f"{self.scripts}:{os.environ['PATH']}", "HOME": os.environ["HOME"], "TMPDIR": os.environ["TMPDIR"], **variables},
+            env={
+                "PATH": f"{self.scripts}:{os.environ['PATH']}",
+                "HOME": os.environ["HOME"],
+                "TMPDIR": os.environ["TMPDIR"],
+                **variables,
+            },
             capture_output=True,
             text=True,
             check=False,
@@ -63,9 +75,15 @@ def oldest_for_workers(tmp_path_factory: pytest.TempPathFactory) -> Environment:
     """Endpoint 3.16, to which the README's line has added gc_warm."""
     environment = Environment(tmp_path_factory.mktemp("endpoint") / "3.16", "3.16.*")
     before = environment.packages()
-    (line,) = re.findall(r"^pip (install --no-deps) /path/to/gc_warm$", (ROOT / "README.md").read_text(), re.MULTILINE)
+    (line,) = re.findall(
+        r"^pip (install --no-deps) /path/to/gc_warm$",
+        (ROOT / "README.md").read_text(),
+        re.MULTILINE,
+    )
     environment.run("pip", *line.split(), "--quiet", ROOT)
-    assert {package.partition(" @ ")[0] for package in environment.packages() ^ before} == {"gc-warm"}
+    assert {package.partition(" @ ")[0] for package in environment.packages() ^ before} == {
+        "gc-warm"
+    }
     return environment
 
 
@@ -75,7 +93,9 @@ def test_installing_beside_the_oldest_endpoint_replaces_nothing(tmp_path: Path) 
     assert [each["metadata"]["name"] for each in json.loads(said)["install"]] == ["gc-warm"]
 
 
-def test_all_that_workers_import_is_there_beside_an_older_endpoint(oldest_for_workers: Environment) -> None:
+def test_all_that_workers_import_is_there_beside_an_older_endpoint(
+    oldest_for_workers: Environment,
+) -> None:
     code = (
         "import importlib, pkgutil, gc_warm.worker, gc_warm.warmables, gc_warm.functions\n"
         "for room in (gc_warm.worker, gc_warm.warmables):\n"
@@ -85,17 +105,32 @@ def test_all_that_workers_import_is_there_beside_an_older_endpoint(oldest_for_wo
     oldest_for_workers.run("python", "-c", code)
 
 
-def test_workers_of_an_older_endpoint_preload_and_stay_warm(oldest_for_workers: Environment, tmp_path: Path) -> None:
-    (tmp_path / "early.py").write_text("from gc_warm import warm\n\n\n@warm\ndef table():\n    return 42\n")
-    rendered = rendering.render(folders.shipped()["local"], {"preload": ["early:table"], "python_path": [str(tmp_path)]})
+def test_workers_of_an_older_endpoint_preload_and_stay_warm(
+    oldest_for_workers: Environment, tmp_path: Path
+) -> None:
+    (tmp_path / "early.py").write_text(
+        "from gc_warm import warm\n\n\n@warm\ndef table():\n    return 42\n"
+    )
+    rendered = rendering.render(
+        folders.shipped()["local"], {"preload": ["early:table"], "python_path": [str(tmp_path)]}
+    )
     worker_init = yaml.safe_load(rendered)["engine"]["provider"]["worker_init"]
 
-    with tempfile.TemporaryDirectory() as place:  # in which Parsl's manager leaves the folder of its sockets
-        records = json.loads(oldest_for_workers.run("python", PARSL_ALONE, tmp_path, worker_init, TMPDIR=place).stdout)
+    # in which Parsl's manager leaves the folder of its sockets
+    with tempfile.TemporaryDirectory() as place:
+        records = json.loads(
+            oldest_for_workers.run(
+                "python", PARSL_ALONE, tmp_path, worker_init, TMPDIR=place
+            ).stdout
+        )
     assert len(records) == 3
-    assert all((record["loads"], record["uses"], record["failures"]) == ([], 1, 0) for record in records), "warm from the first on"
+    assert all(
+        (record["loads"], record["uses"], record["failures"]) == ([], 1, 0) for record in records
+    ), "warm from the first on"
 
 
-def test_a_command_says_which_package_is_missing_beside_an_older_endpoint(oldest_for_workers: Environment) -> None:
+def test_a_command_says_which_package_is_missing_beside_an_older_endpoint(
+    oldest_for_workers: Environment,
+) -> None:
     said = oldest_for_workers.run("gc-warm", "demo", status=1).stderr
     assert re.fullmatch(r"[^\n]*globus-compute-sdk[^\n]*3\.16[^\n]*4\.10[^\n]*\n", said), said

@@ -20,7 +20,11 @@ def stay_for_ever() -> NoReturn:
 
 
 def start_child(own_session: bool) -> int:
-    child = subprocess.Popen([sys.executable, "-I", "-S", __file__, "stay"], stdout=subprocess.PIPE, start_new_session=own_session)
+    child = subprocess.Popen(
+        [sys.executable, "-I", "-S", __file__, "stay"],
+        stdout=subprocess.PIPE,
+        start_new_session=own_session,
+    )
     assert child.stdout is not None
     assert child.stdout.readline() == b"ready\n"
     return child.pid

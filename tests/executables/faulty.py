@@ -50,9 +50,18 @@ def write_100_mb_to_stderr(message: dict[str, Any]) -> None:
 
 
 def print_noise(message: dict[str, Any]) -> None:
-    sys.stdout.buffer.write(b'step 1\n{"energy": -1.5}\n{"id": 0, "reply": "of another"}\n[1, 2]\nnull\n17\n{"id"\n\n\0\xff\xfe\r\n')
+    sys.stdout.buffer.write(
+        b'step 1\n{"energy": -1.5}\n{"id": 0, "reply": "of another"}\n[1, 2]\nnull\n17\n{"id"\n\n\0\xff\xfe\r\n'
+    )
     own = json.dumps({"id": message["id"], "name": "water"})
-    print(f"DEBUG received {own}", f"got '{own}'", own, json.dumps(message), json.dumps(message, indent=2), sep="\n")
+    print(
+        f"DEBUG received {own}",
+        f"got '{own}'",
+        own,
+        json.dumps(message),
+        json.dumps(message, indent=2),
+        sep="\n",
+    )
     print('atom "id": ' + str(message["id"]) + ".5 moved")
     print("no line's end: " + '{"id": 0}' * 50, end="")
     answer(message)
@@ -140,7 +149,9 @@ def never_become_ready(message: dict[str, Any]) -> None:
 
 
 def main() -> None:
-    faults: dict[str, Callable[[dict[str, Any]], None]] = {name: fault for name, fault in globals().items() if callable(fault)}
+    faults: dict[str, Callable[[dict[str, Any]], None]] = {
+        name: fault for name, fault in globals().items() if callable(fault)
+    }
     if len(sys.argv) > 2 and not os.path.exists(sys.argv[2]):
         Path(sys.argv[2]).touch()
         faults[sys.argv[1]]({})

@@ -1,4 +1,7 @@
-"""What a user's scripts do, one step each: nothing but the SDK and what is sent. Run as a program; prints one line of JSON."""
+"""What a user's scripts do, one step each: nothing but the SDK and what is sent.
+
+Run as a program; prints one line of JSON.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +24,9 @@ def by_function_and_by_id(endpoint: str) -> Any:
     with Executor(endpoint, client=client) as executor:
         executor.user_endpoint_config = CONFIG
         counts = [executor.submit(functions.count).result(120) for _ in range(3)]
-        counts += [executor.submit_to_registered_function(function_id).result(120) for _ in range(2)]
+        counts += [
+            executor.submit_to_registered_function(function_id).result(120) for _ in range(2)
+        ]
         error = executor.submit(tasks.invert, 0).exception(120)
     return counts, isinstance(error, TaskExecutionFailed) and "ZeroDivisionError" in str(error)
 
@@ -47,7 +52,9 @@ def two_configs(endpoint: str) -> Any:
     with Executor(endpoint) as first, Executor(endpoint) as second:
         first.user_endpoint_config = CONFIG
         second.user_endpoint_config = {**CONFIG, "task_timeout": 100}
-        futures = [[executor.submit(functions.count) for executor in (first, second)] for _ in range(3)]
+        futures = [
+            [executor.submit(functions.count) for executor in (first, second)] for _ in range(3)
+        ]
         return [[future.result(120) for future in pair] for pair in futures]
 
 
@@ -63,7 +70,8 @@ def by_book(endpoint: str, path: str) -> Any:
 def submit_many(endpoint: str, number: str, record: str) -> Any:
     """So many tasks, a hundred at a time, each of which notes in a file that it has run; what came back, and what went wrong.
 
-    A connection that is cut between a result and its acknowledgement makes the SDK give up; the results are there, to be asked for again.
+    A connection that is cut between a result and its acknowledgement makes the SDK give up; the
+    results are there, to be asked for again.
     """
     ends: dict[int, Any] = {}
     given_up: dict[str, int] = {}

@@ -29,7 +29,15 @@ from gc_warm.configs import folders, loading, meaning, rendering
 from gc_warm.exceptions import ConfigError
 from tests import slurm_cluster
 from tests.slurm_cluster import SlurmCluster
-from tests.support import EXPORT_MODULES, MODULES, breaks, cli_runner, programs_end_with, remote_text, wait_until
+from tests.support import (
+    EXPORT_MODULES,
+    MODULES,
+    breaks,
+    cli_runner,
+    programs_end_with,
+    remote_text,
+    wait_until,
+)
 
 pytestmark = pytest.mark.slurm
 
@@ -56,7 +64,8 @@ def roomy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SlurmCluster]:
         pytest.skip(reason)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(slurm_cluster, "_NODE", slurm_cluster._NODE.replace("{cpus}", "16"))
-        patch.setattr(slurm_cluster, "_TASK_PLUGINS", ("task/none",))  # there is no binding to cores that do not exist
+        # there is no binding to cores that do not exist
+        patch.setattr(slurm_cluster, "_TASK_PLUGINS", ("task/none",))
         patch.setattr(slurm_cluster, "_CONFIGURATION", STRICT + slurm_cluster._CONFIGURATION)
         cluster = SlurmCluster(tmp_path_factory.mktemp("roomy"), gpus_per_node=2)
         cluster.__enter__()
@@ -117,9 +126,13 @@ class Worker:
 def meet(executor: MockExecutor, number: int, folder: Path) -> list[Worker]:
     """All workers, in the order of nodes and ranks: tasks that wait for each other reach all of them."""
     folder.mkdir()
-    futures = [executor.submit(tasks.meet_and_tell, str(folder), number, NAMES) for _ in range(number)]
+    futures = [
+        executor.submit(tasks.meet_and_tell, str(folder), number, NAMES) for _ in range(number)
+    ]
     workers = [Worker(*future.result(120)) for future in futures]
-    return sorted(workers, key=lambda worker: (worker.node, worker.environment["PARSL_WORKER_RANK"]))
+    return sorted(
+        workers, key=lambda worker: (worker.node, worker.environment["PARSL_WORKER_RANK"])
+    )
 
 
 def processes_of(cluster: SlurmCluster, job: str) -> set[int]:
@@ -127,28 +140,42 @@ def processes_of(cluster: SlurmCluster, job: str) -> set[int]:
     found = set()
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):
-            step = " ".join(process.cmdline()).startswith(f"slurmstepd: [{job}.") and process.cwd() == str(cluster.folder)
+            step = " ".join(process.cmdline()).startswith(
+                f"slurmstepd: [{job}."
+            ) and process.cwd() == str(cluster.folder)
             environment = {} if step else process.environ()
-            own = environment.get("SLURM_JOB_ID") == job and environment.get("SLURM_CONF") == cluster.environment["SLURM_CONF"]
+            own = (
+                environment.get("SLURM_JOB_ID") == job
+                and environment.get("SLURM_CONF") == cluster.environment["SLURM_CONF"]
+            )
             if (step or own) and process.status() != psutil.STATUS_ZOMBIE:
                 found.add(process.pid)
     return found
 
 
 def all_have_ended(cluster: SlurmCluster, job: str, seconds: float = 120) -> None:
-    wait_until(lambda: not processes_of(cluster, job), f"all processes of job {job} have ended", seconds)
+    wait_until(
+        lambda: not processes_of(cluster, job), f"all processes of job {job} have ended", seconds
+    )
 
 
 def jobs_of_the_engine_of(cluster: SlurmCluster, job: str) -> list[str]:
     """This job and the others that its engine has submitted: their scripts lie side by side."""
-    lines = cluster.command("squeue", "--noheader", "--states=all", "--sort=i", "--format=%i %o").splitlines()
-    folders = {number: os.path.dirname(script) for number, script in (line.strip().split(maxsplit=1) for line in lines)}
+    lines = cluster.command(
+        "squeue", "--noheader", "--states=all", "--sort=i", "--format=%i %o"
+    ).splitlines()
+    folders = {
+        number: os.path.dirname(script)
+        for number, script in (line.strip().split(maxsplit=1) for line in lines)
+    }
     return [number for number, folder in folders.items() if folder == folders[job]]
 
 
 def profile_of(config: str, **options: Any) -> meaning.WarmthProfile:
     folder = folders.find_folder(config)
-    return meaning.warmth_profile(loading.load(rendering.render(folder, OPTIONS | options), folders.template_path(folder)))
+    return meaning.warmth_profile(
+        loading.load(rendering.render(folder, OPTIONS | options), folders.template_path(folder))
+    )
 
 
 def run_seconds(cluster: SlurmCluster, job: str) -> int:
@@ -174,7 +201,9 @@ def test_each_node_has_its_workers_with_the_cores_asked_for_until_shutdown(
     assert [worker.node for worker in workers] == ["n1", "n1", "n2", "n2"]
     assert [worker.environment["SLURM_NODEID"] for worker in workers] == ["0", "0", "1", "1"]
     assert [worker.environment["PARSL_WORKER_RANK"] for worker in workers] == ["0", "1", "0", "1"]
-    assert len({worker.environment["PARSL_WORKER_POOL_ID"] for worker in workers}) == 2, "one manager on each node"
+    assert len({worker.environment["PARSL_WORKER_POOL_ID"] for worker in workers}) == 2, (
+        "one manager on each node"
+    )
     assert {worker.environment["PARSL_CORES"] for worker in workers} == {"2"}
     if bind_cores:
         assert [len(worker.cores) for worker in workers] == [1] * 4
@@ -191,7 +220,9 @@ def test_each_node_has_its_workers_with_the_cores_asked_for_until_shutdown(
 def cores_of_a_step_that_does_not_ask(cluster: SlurmCluster, folder: Path) -> int:
     """In a job of the same size on one node: what managers would have without -c."""
     size = ("--nodes=1", "--ntasks-per-node=1", "--cpus-per-task=2")
-    cluster.command("sbatch", "--wait", f"--output={folder}/cores", *size, text="#!/bin/sh\nsrun nproc\n")
+    cluster.command(
+        "sbatch", "--wait", f"--output={folder}/cores", *size, text="#!/bin/sh\nsrun nproc\n"
+    )
     return int((folder / "cores").read_text())
 
 
@@ -212,12 +243,20 @@ def keeps_warm_and_ends(cluster: SlurmCluster, folder: Path) -> Kept:
     with on(cluster, keep_warm=0.1) as executor:
         first = meet(executor, 1, folder / "first")[0]
         counts = [executor.submit(functions.count).result(120) for _ in range(100)]
-        begun = time.monotonic()  # before the last task, and not when this thread has come to know of its end
+        # before the last task, and not when this thread has come to know of its end
+        begun = time.monotonic()
         executor.submit(logbook.note, str(path)).result(120)
         wait_until(lambda: cluster.job(first.job).ended, "the job has ended")
         seconds = time.monotonic() - begun
         all_have_ended(cluster, first.job)
-        return Kept(counts, first, cluster.job(first.job).state, seconds, path.read_text(), meet(executor, 1, folder / "second")[0])
+        return Kept(
+            counts,
+            first,
+            cluster.job(first.job).state,
+            seconds,
+            path.read_text(),
+            meet(executor, 1, folder / "second")[0],
+        )
 
 
 @dataclass(frozen=True)
@@ -252,7 +291,13 @@ class Ended:
     next: Worker
 
 
-def is_ended(cluster: SlurmCluster, folder: Path, options: dict[str, Any], end: Callable[[str], None], patience: float) -> Ended:
+def is_ended(
+    cluster: SlurmCluster,
+    folder: Path,
+    options: dict[str, Any],
+    end: Callable[[str], None],
+    patience: float,
+) -> Ended:
     path, begun = folder / "logbook", folder / "begun"
     with on(cluster, **options) as executor:
         executor.submit(logbook.note, str(path)).result(120)
@@ -267,8 +312,13 @@ def is_ended(cluster: SlurmCluster, folder: Path, options: dict[str, Any], end: 
         gone = time.monotonic()
         text = remote_text(future, 300)
         seconds = time.monotonic() - gone
-        state, ran = cluster.wait_for_state(job, "CANCELLED", "TIMEOUT").state, run_seconds(cluster, job)
-        return Ended(job, state, ran, seconds, text, path.read_text(), meet(executor, 1, folder / "next")[0])
+        state, ran = (
+            cluster.wait_for_state(job, "CANCELLED", "TIMEOUT").state,
+            run_seconds(cluster, job),
+        )
+        return Ended(
+            job, state, ran, seconds, text, path.read_text(), meet(executor, 1, folder / "next")[0]
+        )
 
 
 def is_cancelled(cluster: SlurmCluster, folder: Path) -> Ended:
@@ -294,9 +344,12 @@ def loses_a_node(cluster: SlurmCluster, folder: Path, **options: Any) -> Halved:
     with on(cluster, nodes=2, **options) as executor:
         survivor, lost = meet(executor, 2, folder / "before")
         kill_manager_of(lost)
-        wait_until(lambda: "Exited with exit code 137" in errors_of(cluster, lost.job), "srun knows")
+        wait_until(
+            lambda: "Exited with exit code 137" in errors_of(cluster, lost.job), "srun knows"
+        )
         begun = time.monotonic()
-        futures: list[Future[Any]] = [executor.submit(tasks.work, 5.0) for _ in range(2)]  # one each, as far as the engine knows
+        # one each, as far as the engine knows
+        futures: list[Future[Any]] = [executor.submit(tasks.work, 5.0) for _ in range(2)]
         futures += [executor.submit(tasks.pid_and_count) for _ in range(10)]
         failures = [remote_text(future, 300) for future in futures if future.exception(300)]
         answers = [future.result() for future in futures[2:] if not future.exception()]
@@ -356,8 +409,15 @@ def preloads(cluster: SlurmCluster, folder: Path) -> Preloaded:
     """Four workers on two nodes, with a site's own sitecustomize."""
     site = folder / "site"
     site.mkdir()
-    (site / "sitecustomize.py").write_text(f"import os, pathlib\npathlib.Path({str(folder)!r}, f'site-{{os.getpid()}}').touch()\n")
-    options = {"nodes": 2, "gpus_per_node": 2, "preload": ["preloaded:table"], "survive_idle_kill": True}
+    (site / "sitecustomize.py").write_text(
+        f"import os, pathlib\npathlib.Path({str(folder)!r}, f'site-{{os.getpid()}}').touch()\n"
+    )
+    options = {
+        "nodes": 2,
+        "gpus_per_node": 2,
+        "preload": ["preloaded:table"],
+        "survive_idle_kill": True,
+    }
     (folder / "meeting").mkdir()
     with on(cluster, "slurm-gpu", **options, python_path=[str(site), str(MODULES)]) as executor:
         first = [executor.submit(preloaded.use, str(folder / "meeting"), 4) for _ in range(4)]
@@ -371,7 +431,9 @@ def preloads(cluster: SlurmCluster, folder: Path) -> Preloaded:
         wait(second, 300)
         seconds = time.monotonic() - begun
         found = [[future.result(0) for future in futures] for futures in (first, second)]
-        return Preloaded(first=found[0], second=found[1], killed=killed, error=remote_text(busy), seconds=seconds)
+        return Preloaded(
+            first=found[0], second=found[1], killed=killed, error=remote_text(busy), seconds=seconds
+        )
 
 
 JOURNEYS = (
@@ -387,40 +449,65 @@ JOURNEYS = (
 
 
 @pytest.fixture(scope="module")
-def side_by_side(roomy: SlurmCluster, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Future[Any]]:
+def side_by_side(
+    roomy: SlurmCluster, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Future[Any]]:
     """All that takes minutes of waiting, at the same time."""
     folders = {journey.__name__: tmp_path_factory.mktemp(journey.__name__) for journey in JOURNEYS}
     with ThreadPoolExecutor(len(JOURNEYS)) as pool:
         first = pool.submit(drains, roomy, folders["drains"])
-        # Its short job has to start in the time that the config grants a start, so the others leave it alone.
-        wait_until(lambda: (folders["drains"] / "logbook").exists() or first.done(), "the first of them runs")
+        # Its short job has to start in the time that the config grants a start, so the others leave
+        # it alone.
+        wait_until(
+            lambda: (folders["drains"] / "logbook").exists() or first.done(),
+            "the first of them runs",
+        )
         others: list[Callable[[SlurmCluster, Path], Any]] = list(JOURNEYS[1:])
-        return {"drains": first} | {journey.__name__: pool.submit(journey, roomy, folders[journey.__name__]) for journey in others}
+        return {"drains": first} | {
+            journey.__name__: pool.submit(journey, roomy, folders[journey.__name__])
+            for journey in others
+        }
 
 
 def test_preload_has_every_worker_of_two_nodes_warm_before_its_first_task(
     side_by_side: dict[str, Future[Any]],
 ) -> None:
     found: Preloaded = side_by_side["preloads"].result()
-    assert len({state.pid for state in found.first}) == len({state.environment["PARSL_WORKER_POOL_ID"] for state in found.first}) * 2 == 4
-    assert {(state.loads, state.hits) for state in found.first} == {(1, 1)}, "loaded before the first task, and found by it"
-    assert all(state.device == state.environment["CUDA_VISIBLE_DEVICES"] for state in found.first), "pinned when it was loaded"
+    assert (
+        len({state.pid for state in found.first})
+        == len({state.environment["PARSL_WORKER_POOL_ID"] for state in found.first}) * 2
+        == 4
+    )
+    assert {(state.loads, state.hits) for state in found.first} == {(1, 1)}, (
+        "loaded before the first task, and found by it"
+    )
+    assert all(
+        state.device == state.environment["CUDA_VISIBLE_DEVICES"] for state in found.first
+    ), "pinned when it was loaded"
     assert sorted(state.device or "" for state in found.first) == ["0", "0", "1", "1"]
     site = Path(found.first[0].environment["PYTHONPATH"].split(os.pathsep)[0])
-    assert {state.pid for state in found.first} <= {int(path.name.removeprefix("site-")) for path in site.parent.glob("site-*")}
+    assert {state.pid for state in found.first} <= {
+        int(path.name.removeprefix("site-")) for path in site.parent.glob("site-*")
+    }
     assert "WorkerLost" in found.error
     (new,) = (state for state in found.second if state.pid not in {old.pid for old in found.first})
     assert (new.loads, new.hits) == (1, 1), "warm before its first task, too"
     assert found.killed not in {state.pid for state in found.second}
-    print(f"replaced, and warm, {found.seconds:.1f} s after its death; the engine's heartbeat is 5 s")
+    print(
+        f"replaced, and warm, {found.seconds:.1f} s after its death; the engine's heartbeat is 5 s"
+    )
 
 
-def test_a_worker_stays_warm_for_a_hundred_tasks_until_there_are_none(side_by_side: dict[str, Future[Any]]) -> None:
+def test_a_worker_stays_warm_for_a_hundred_tasks_until_there_are_none(
+    side_by_side: dict[str, Future[Any]],
+) -> None:
     kept: Kept = side_by_side["keeps_warm_and_ends"].result()
     assert kept.counts == list(range(1, 101))
     assert (kept.state, kept.notes) == ("CANCELLED", "loaded\ntorn down after 1\n")
     assert kept.seconds >= 6, "a tenth of a minute without a task"
-    print(f"its job had ended {kept.seconds:.1f} s after the last task, of which it stays warm for 6")
+    print(
+        f"its job had ended {kept.seconds:.1f} s after the last task, of which it stays warm for 6"
+    )
     assert kept.second.job != kept.first.job
     assert kept.second.count == 1
 
@@ -428,36 +515,52 @@ def test_a_worker_stays_warm_for_a_hundred_tasks_until_there_are_none(side_by_si
 def test_a_job_that_drains_loses_no_task(side_by_side: dict[str, Future[Any]]) -> None:
     drained: Drained = side_by_side["drains"].result()
     first, second = drained.states
-    assert [job for job, _, _ in drained.runs] == sorted((job for job, _, _ in drained.runs), key=[first, second].index)
-    assert drained.states == {first: "COMPLETED", second: "RUNNING"}, "the first ended by itself, and not for its walltime"
+    assert [job for job, _, _ in drained.runs] == sorted(
+        (job for job, _, _ in drained.runs), key=[first, second].index
+    )
+    assert drained.states == {first: "COMPLETED", second: "RUNNING"}, (
+        "the first ended by itself, and not for its walltime"
+    )
     assert drained.notes == "loaded\ntorn down after 1\n"
     begins = [begun for job, begun, _ in drained.runs if job == second]
     ends = [ended for job, _, ended in drained.runs if job == first]
-    print(f"{begins[0] - ends[-1]:.0f} s between two jobs; the engine asks Slurm every 60 s what has become of one")
+    print(
+        f"{begins[0] - ends[-1]:.0f} s between two jobs; the engine asks Slurm every 60 s what has become of one"
+    )
 
 
-def test_gcw016_a_job_that_does_not_drain_loses_a_task(side_by_side: dict[str, Future[Any]]) -> None:
+def test_gcw016_a_job_that_does_not_drain_loses_a_task(
+    side_by_side: dict[str, Future[Any]],
+) -> None:
     lost: Lost = side_by_side["loses_a_task"].result()
     assert lost.state == "TIMEOUT"
     assert "errors.ManagerLost: Task failure due to loss of manager" in lost.text
 
 
-def test_a_cancelled_job_leaves_no_process_and_its_task_fails(side_by_side: dict[str, Future[Any]]) -> None:
+def test_a_cancelled_job_leaves_no_process_and_its_task_fails(
+    side_by_side: dict[str, Future[Any]],
+) -> None:
     ended: Ended = side_by_side["is_cancelled"].result()
     assert ended.state == "CANCELLED"
     assert "errors.ManagerLost: Task failure due to loss of manager" in ended.text
-    print(f"its task failed {ended.seconds_until_failed:.0f} s after its job's end; the engine misses a manager after 60 s")
+    print(
+        f"its task failed {ended.seconds_until_failed:.0f} s after its job's end; the engine misses a manager after 60 s"
+    )
     assert ended.notes == "loaded\ntorn down after 1\n"
     assert ended.next.job != ended.job
     assert ended.next.count == 1
 
 
-def test_a_job_at_its_walltime_leaves_no_process_and_its_task_fails(side_by_side: dict[str, Future[Any]]) -> None:
+def test_a_job_at_its_walltime_leaves_no_process_and_its_task_fails(
+    side_by_side: dict[str, Future[Any]],
+) -> None:
     ended: Ended = side_by_side["reaches_its_walltime"].result()
     assert ended.state == "TIMEOUT"
     assert ended.run_seconds >= 60
     assert "errors.ManagerLost: Task failure due to loss of manager" in ended.text
-    print(f"its task failed {ended.seconds_until_failed:.0f} s after its job's end; the engine misses a manager after 60 s")
+    print(
+        f"its task failed {ended.seconds_until_failed:.0f} s after its job's end; the engine misses a manager after 60 s"
+    )
     assert ended.notes == "loaded\ntorn down after 1\n"
     assert ended.next.job != ended.job
     assert ended.next.count == 1
@@ -465,29 +568,45 @@ def test_a_job_at_its_walltime_leaves_no_process_and_its_task_fails(side_by_side
 
 def check_that_the_other_node_stayed_warm(halved: Halved) -> None:
     assert (halved.survivor.node, halved.lost.node) == ("n1", "n2")
-    assert halved.answers == [(halved.survivor.pid, count) for count in range(2, 2 + len(halved.answers))]
-    (failure,) = halved.failures  # the engine believes in the lost manager until it has missed it for long enough
+    assert halved.answers == [
+        (halved.survivor.pid, count) for count in range(2, 2 + len(halved.answers))
+    ]
+    # the engine believes in the lost manager until it has missed it for long enough
+    (failure,) = halved.failures
     assert "errors.ManagerLost: Task failure due to loss of manager" in failure
-    print(f"all tasks had ended {halved.seconds:.0f} s after the loss; the engine misses a manager after 60 s")
+    print(
+        f"all tasks had ended {halved.seconds:.0f} s after the loss; the engine misses a manager after 60 s"
+    )
 
 
-def test_the_loss_of_one_node_leaves_the_workers_of_the_other_warm(side_by_side: dict[str, Future[Any]]) -> None:
+def test_the_loss_of_one_node_leaves_the_workers_of_the_other_warm(
+    side_by_side: dict[str, Future[Any]],
+) -> None:
     check_that_the_other_node_stayed_warm(side_by_side["loses_a_node"].result())
 
 
-def test_the_loss_of_one_node_leaves_the_workers_of_the_other_warm_where_srun_does_not_wait(side_by_side: dict[str, Future[Any]]) -> None:
-    check_that_the_other_node_stayed_warm(side_by_side["loses_a_node_where_srun_does_not_wait"].result())
+def test_the_loss_of_one_node_leaves_the_workers_of_the_other_warm_where_srun_does_not_wait(
+    side_by_side: dict[str, Future[Any]],
+) -> None:
+    check_that_the_other_node_stayed_warm(
+        side_by_side["loses_a_node_where_srun_does_not_wait"].result()
+    )
 
 
 CANNOT_START: list[tuple[dict[str, Any], str]] = [
     ({"partition": "nowhere"}, "sbatch: error: invalid partition specified: nowhere"),
     ({"memory": 90000}, "sbatch: error: Memory specification can not be satisfied"),
-    ({"environment": "exit 3"}, "block 0: ended before its workers were ready. There is no more in its logs"),
+    (
+        {"environment": "exit 3"},
+        "block 0: ended before its workers were ready. There is no more in its logs",
+    ),
     ({"environment": "module load nothing; exit 3"}, "module: command not found"),
 ]
 
 
-def test_a_config_that_cannot_start_says_so_in_the_words_of_sbatch_or_of_the_job(roomy: SlurmCluster) -> None:
+def test_a_config_that_cannot_start_says_so_in_the_words_of_sbatch_or_of_the_job(
+    roomy: SlurmCluster,
+) -> None:
     with contextlib.ExitStack() as stack:
         executors = [stack.enter_context(on(roomy, **options)) for options, _ in CANNOT_START]
         futures = [executor.submit(tasks.rank) for executor in executors]
@@ -503,7 +622,9 @@ def test_a_job_that_never_starts_is_waited_for_until_shutdown(roomy: SlurmCluste
         future = executor.submit(tasks.rank)
         wait_until(lambda: len(roomy.jobs()) > len(before), "there is a job")
         job = roomy.jobs()[-1]
-        assert not wait([future], 5).done, "Slurm says that it is pending, as for one that will start in an hour"
+        assert not wait([future], 5).done, (
+            "Slurm says that it is pending, as for one that will start in an hour"
+        )
         assert (job.state, job.nodes) == ("PENDING", ())
     assert "the engine was shut down" in remote_text(future)
     assert roomy.job(job.id).state == "CANCELLED"
@@ -515,14 +636,24 @@ echo 'GPU 1: NVIDIA H100 80GB HBM3 (UUID: GPU-0f2d4b1e-7c1a-9e55-6a3f-8d1c2b7e4a
 """
 GPUS: list[tuple[dict[str, Any], bool, list[str]]] = [
     ({}, False, ["0", "1"]),
-    ({"workers_per_node": 4, "accelerators": ["tile0", "tile1"]}, False, ["tile0", "tile0", "tile1", "tile1"]),
+    (
+        {"workers_per_node": 4, "accelerators": ["tile0", "tile1"]},
+        False,
+        ["tile0", "tile0", "tile1", "tile1"],
+    ),
     ({"workers_per_node": 4}, True, ["0", "0", "1", "1"]),
 ]
 
 
-@pytest.mark.parametrize(("options", "nvidia_smi", "devices"), GPUS, ids=["one-each", "named", "shared"])
+@pytest.mark.parametrize(
+    ("options", "nvidia_smi", "devices"), GPUS, ids=["one-each", "named", "shared"]
+)
 def test_workers_share_the_gpus_of_a_job(
-    roomy: SlurmCluster, options: dict[str, Any], nvidia_smi: bool, devices: list[str], tmp_path: Path
+    roomy: SlurmCluster,
+    options: dict[str, Any],
+    nvidia_smi: bool,
+    devices: list[str],
+    tmp_path: Path,
 ) -> None:
     if nvidia_smi:
         (tmp_path / "nvidia-smi").write_text(NVIDIA_SMI)
@@ -536,9 +667,18 @@ def test_workers_share_the_gpus_of_a_job(
     assert re.search(r"TresPerNode=gres[:/]gpu:2\b", asked), asked
 
 
-def test_devices_are_counted_from_the_first_so_that_a_site_has_to_hide_those_of_others(roomy: SlurmCluster, tmp_path: Path) -> None:
+def test_devices_are_counted_from_the_first_so_that_a_site_has_to_hide_those_of_others(
+    roomy: SlurmCluster, tmp_path: Path
+) -> None:
     sleeper = "#!/bin/sh\nexec sleep 300\n"
-    other = roomy.command("sbatch", "--parsable", "--nodes=2", "--gpus-per-node=1", f"--output={tmp_path}/out", text=sleeper).strip()
+    other = roomy.command(
+        "sbatch",
+        "--parsable",
+        "--nodes=2",
+        "--gpus-per-node=1",
+        f"--output={tmp_path}/out",
+        text=sleeper,
+    ).strip()
     roomy.wait_for_state(other, "RUNNING")
     try:
         with on(roomy, "slurm-gpu") as executor:
@@ -547,13 +687,18 @@ def test_devices_are_counted_from_the_first_so_that_a_site_has_to_hide_those_of_
         roomy.cancel(other)
         roomy.wait_for_state(other, "CANCELLED")
     assert worker.environment["SLURM_STEP_GPUS"] == "1"
-    assert worker.environment["CUDA_VISIBLE_DEVICES"] == "0", "on a site with ConstrainDevices, that is the one it was granted"
+    assert worker.environment["CUDA_VISIBLE_DEVICES"] == "0", (
+        "on a site with ConstrainDevices, that is the one it was granted"
+    )
 
 
-def test_a_program_in_a_job_step_of_its_own_has_to_share_the_workers_cores(real_cores: SlurmCluster) -> None:
+def test_a_program_in_a_job_step_of_its_own_has_to_share_the_workers_cores(
+    real_cores: SlurmCluster,
+) -> None:
     """What an MPI program inside a warm worker needs."""
     with on(real_cores) as executor:
-        shared = "env -u SLURM_LABELIO srun --overlap --ntasks=1 --cpus-per-task=1 echo ran"  # as the README has it
+        # as the README has it
+        shared = "env -u SLURM_LABELIO srun --overlap --ntasks=1 --cpus-per-task=1 echo ran"
         assert executor.submit(tasks.run, *shared.split()).result(120) == (0, "ran\n")
         alone = "srun --immediate=2 --ntasks=1 --cpus-per-task=1 echo ran"
         status, said = executor.submit(tasks.run, *alone.split()).result(120)
@@ -561,24 +706,37 @@ def test_a_program_in_a_job_step_of_its_own_has_to_share_the_workers_cores(real_
     assert "ran\n" not in said, said
 
 
-def test_workers_that_cannot_share_the_gpus_evenly_are_refused_before_anything_starts(roomy: SlurmCluster) -> None:
+def test_workers_that_cannot_share_the_gpus_evenly_are_refused_before_anything_starts(
+    roomy: SlurmCluster,
+) -> None:
     before = roomy.jobs()
     refusal = r"workers_per_node \(3\) has to be a multiple of the number of devices \(2\)"
-    with pytest.raises(ConfigError, match=refusal), on(roomy, "slurm-gpu", gpus_per_node=2, workers_per_node=3):
+    with (
+        pytest.raises(ConfigError, match=refusal),
+        on(roomy, "slurm-gpu", gpus_per_node=2, workers_per_node=3),
+    ):
         pass
     assert roomy.jobs() == before
 
 
 def test_gcw010_all_managers_are_on_the_first_node(roomy: SlurmCluster, tmp_path: Path) -> None:
-    text = SLURM.replace("  provider:", "  drain_period: 300\n  provider:") + "    nodes_per_block: 2\n"
+    text = (
+        SLURM.replace("  provider:", "  drain_period: 300\n  provider:")
+        + "    nodes_per_block: 2\n"
+    )
     with on(roomy, breaks(text, "GCW010")) as executor:
         workers = meet(executor, 2, tmp_path / "meeting")
     assert len({worker.environment["PARSL_WORKER_POOL_ID"] for worker in workers}) == 2
     assert [worker.node for worker in workers] == ["n1", "n1"]
 
 
-def test_gcw022_a_program_in_the_background_is_on_the_first_node_only(roomy: SlurmCluster, tmp_path: Path) -> None:
-    text = SLURM.replace("  provider:", "  drain_period: 300\n  provider:") + f"      echo $SLURMD_NODENAME >> {tmp_path / 'started'} &\n"
+def test_gcw022_a_program_in_the_background_is_on_the_first_node_only(
+    roomy: SlurmCluster, tmp_path: Path
+) -> None:
+    text = (
+        SLURM.replace("  provider:", "  drain_period: 300\n  provider:")
+        + f"      echo $SLURMD_NODENAME >> {tmp_path / 'started'} &\n"
+    )
     text += "    nodes_per_block: 2\n    launcher:\n      type: SrunLauncher\n      overrides: --overlap\n"
     with on(roomy, breaks(text, "GCW022")) as executor:
         workers = meet(executor, 2, tmp_path / "meeting")
@@ -588,7 +746,9 @@ def test_gcw022_a_program_in_the_background_is_on_the_first_node_only(roomy: Slu
 
 def findings(*words: str) -> tuple[int, list[dict[str, str]]]:
     """Exit status of ``gc-warm check slurm --here``, and what it finds."""
-    result = cli_runner().invoke(main, ["check", "slurm", "--here", "--json", *words], catch_exceptions=False)
+    result = cli_runner().invoke(
+        main, ["check", "slurm", "--here", "--json", *words], catch_exceptions=False
+    )
     found: list[dict[str, str]] = json.loads(result.stdout)["targets"][0]["findings"]
     return result.exit_code, found
 
@@ -606,15 +766,26 @@ def test_check_looks_at_the_scheduler_and_finds_the_jobs_of_endpoints_that_are_g
     try:
         status, found = findings("-o", "partition=debug")
         there = {finding["about"]: finding["level"] for finding in found}
-        assert (status, [there[command] for command in ("sbatch", "squeue", "scancel")]) == (0, ["ok"] * 3)
+        assert (status, [there[command] for command in ("sbatch", "squeue", "scancel")]) == (
+            0,
+            ["ok"] * 3,
+        )
         assert "partition debug" not in there, "only one that is not there is worth a word"
         left = [finding["text"] for finding in found if finding["about"] == "left behind"]
-        assert [text for text in left if text.startswith("job")] == [text for text in left if f"job {job}, of the endpoint in" in text]
-        assert any(f"of the endpoint in {tmp_path / 'endpoint'}, which does not run on this machine" in text for text in left)
+        assert [text for text in left if text.startswith("job")] == [
+            text for text in left if f"job {job}, of the endpoint in" in text
+        ]
+        assert any(
+            f"of the endpoint in {tmp_path / 'endpoint'}, which does not run on this machine"
+            in text
+            for text in left
+        )
     finally:
         roomy.cancel(job)
         roomy.wait_for_state(job, "CANCELLED")
     status, found = findings("-o", "partition=nowhere")
     assert status == 1
-    assert [finding["text"] for finding in found if finding["about"] == "partition nowhere"] == ["there are debug"]
+    assert [finding["text"] for finding in found if finding["about"] == "partition nowhere"] == [
+        "there are debug"
+    ]
     assert not [finding for finding in found if finding["text"].startswith("job")]

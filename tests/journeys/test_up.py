@@ -30,11 +30,19 @@ class Up:
     def __init__(self, config: str, log: Path) -> None:
         self.log = log
         command = [os.path.join(os.path.dirname(sys.executable), "gc-warm"), "up", config]
-        # Without the tests' marker, since one serves several tests; `up` sees to it that all of it has ended.
-        environment = {name: value for name, value in os.environ.items() if name != "GC_WARM_TEST_RUN"}
+        # Without the tests' marker, since one serves several tests; `up` sees to it that all of it
+        # has ended.
+        environment = {
+            name: value for name, value in os.environ.items() if name != "GC_WARM_TEST_RUN"
+        }
         with log.open("wb") as stderr:
             self.process = subprocess.Popen(
-                command, env=environment, stdout=subprocess.PIPE, stderr=stderr, stdin=subprocess.DEVNULL, text=True
+                command,
+                env=environment,
+                stdout=subprocess.PIPE,
+                stderr=stderr,
+                stdin=subprocess.DEVNULL,
+                text=True,
             )
         assert self.process.stdout is not None
         first = self.process.stdout.readline()
@@ -43,7 +51,9 @@ class Up:
         self.endpoint = found[1]
         self.folder = self.process.stdout.readline().partition("its logs: ")[2].partition("/*/")[0]
         lines = [self.process.stdout.readline() for _ in range(5)]
-        self.environment = dict(shlex.split(line.removeprefix("export "))[0].split("=", 1) for line in lines)
+        self.environment = dict(
+            shlex.split(line.removeprefix("export "))[0].split("=", 1) for line in lines
+        )
 
     def run(self, step: str, *arguments: str, **options: Any) -> Any:
         """One step of the script, which knows nothing but the printed lines."""
@@ -51,7 +61,9 @@ class Up:
 
     def start(self, step: str, *arguments: str, **options: Any) -> ScriptStep:
         """The same, without waiting for it."""
-        return ScriptStep(self.environment, self.endpoint, step, *arguments, **({"workers_per_node": 1} | options))
+        return ScriptStep(
+            self.environment, self.endpoint, step, *arguments, **({"workers_per_node": 1} | options)
+        )
 
     def processes(self) -> set[psutil.Process]:
         """Those of the endpoint, however far removed."""
@@ -63,7 +75,11 @@ class Up:
     @property
     def daemon(self) -> psutil.Process:
         """The endpoint's daemon."""
-        found = [path.read_text() for path in Path(self.folder).glob("*/daemon.pid") if not path.parent.name.startswith("uep.")]
+        found = [
+            path.read_text()
+            for path in Path(self.folder).glob("*/daemon.pid")
+            if not path.parent.name.startswith("uep.")
+        ]
         return psutil.Process(int(found[0]))
 
 
@@ -87,14 +103,17 @@ def up(config: str, log: Path) -> Iterator[Up]:
 def test_it_ends_all_of_it_however_it_ends(number: signal.Signals, tmp_path: Path) -> None:
     with up("local", tmp_path / "log") as running:
         assert running.run("by_function_and_by_id")[1]
-        assert len(running.processes()) > 5  # daemon, user endpoint, interchange, block, manager, worker
+        # daemon, user endpoint, interchange, block, manager, worker
+        assert len(running.processes()) > 5
         running.process.send_signal(number)
         assert running.process.wait(120) == (-9 if number == signal.SIGKILL else 128 + number)
 
 
 @pytest.mark.slurm
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL], ids=["Ctrl-C", "killed"])
-def test_the_same_on_slurm(number: signal.Signals, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_same_on_slurm(
+    number: signal.Signals, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The same day, on batch jobs; these are ended with the rest, also by what is left when `gc-warm up` is killed."""
     if reason := SlurmCluster.missing():
         pytest.skip(reason)
@@ -139,9 +158,20 @@ def test_a_users_day(local: Up) -> None:
 
 @pytest.mark.engine
 def test_functions_are_registered_once_and_used_by_the_book(local: Up, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "gc_warm", "register", "gc_warm.functions", "--book", str(tmp_path / "functions.yaml")]
+    command = [
+        sys.executable,
+        "-m",
+        "gc_warm",
+        "register",
+        "gc_warm.functions",
+        "--book",
+        str(tmp_path / "functions.yaml"),
+    ]
     said = [
-        subprocess.run(command, env=os.environ | local.environment, capture_output=True, text=True, timeout=120).stdout for _ in range(2)
+        subprocess.run(
+            command, env=os.environ | local.environment, capture_output=True, text=True, timeout=120
+        ).stdout
+        for _ in range(2)
     ]
     assert [text.count("registered: new") for text in said] == [3, 0]
     assert said[1].count("unchanged") == 4
@@ -167,7 +197,11 @@ def test_secrets_are_in_no_process_list_log_or_error(local: Up) -> None:
 @pytest.mark.engine
 def test_another_process_without_the_secrets_is_refused(local: Up) -> None:
     assert requests.get("http://localhost:5000/v2/version", timeout=120).status_code == 401
-    environment = {**client_environment(), **local.environment, "GLOBUS_COMPUTE_CLIENT_SECRET": "guessed"}
+    environment = {
+        **client_environment(),
+        **local.environment,
+        "GLOBUS_COMPUTE_CLIENT_SECRET": "guessed",
+    }
     environment["GLOBUS_COMPUTE_USER_DIR"] = local.folder + "/t"
     command = [sys.executable, ScriptStep.program, "leave", local.endpoint]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
@@ -178,22 +212,39 @@ def test_another_process_without_the_secrets_is_refused(local: Up) -> None:
 
 @pytest.mark.engine
 def test_a_second_one_refuses_to_start(local: Up) -> None:
-    done = subprocess.run([sys.executable, "-m", "gc_warm", "up", "local"], capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        [sys.executable, "-m", "gc_warm", "up", "local"],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
     assert done.returncode == 1
-    assert "port 5000 on 127.0.0.1 cannot be had (Address already in use): end what uses it" in done.stderr
+    assert (
+        "port 5000 on 127.0.0.1 cannot be had (Address already in use): end what uses it"
+        in done.stderr
+    )
 
 
 @pytest.mark.engine
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL], ids=["stopped", "killed"])
-def test_a_daemon_that_ends_is_started_again_and_its_tasks_are_delivered(local: Up, number: signal.Signals, tmp_path: Path) -> None:
+def test_a_daemon_that_ends_is_started_again_and_its_tasks_are_delivered(
+    local: Up, number: signal.Signals, tmp_path: Path
+) -> None:
     assert local.run("by_function_and_by_id")[1]
     restarts = local.log.read_text().count("is started again")
     before = local.daemon
     before.suspend()  # so that it is there, and takes no tasks
     waiting = local.start("submit_many", "20", str(tmp_path / "record"), task_timeout=200 + number)
-    wait_until(lambda: f'"task_timeout": {200 + number}' in local.log.read_text(), "the tasks have been submitted")
+    wait_until(
+        lambda: f'"task_timeout": {200 + number}' in local.log.read_text(),
+        "the tasks have been submitted",
+    )
     before.send_signal(number)
     before.resume()
-    assert waiting.answer() == list(range(20))  # by the next, or by one that is told to stop and runs them before it does
-    wait_until(lambda: local.log.read_text().count("is started again") == restarts + 1, "the next has been started")
+    # by the next, or by one that is told to stop and runs them before it does
+    assert waiting.answer() == list(range(20))
+    wait_until(
+        lambda: local.log.read_text().count("is started again") == restarts + 1,
+        "the next has been started",
+    )
     assert sorted(map(int, (tmp_path / "record").read_text().split())) == list(range(20))

@@ -42,7 +42,14 @@ def use(meeting: str, number: int) -> State:
         time.sleep(0.01)
     device = table()
     info = table.info()
-    return State(int(os.environ["PARSL_WORKER_RANK"]), os.getpid(), info.loads, info.hits, device, dict(os.environ))
+    return State(
+        int(os.environ["PARSL_WORKER_RANK"]),
+        os.getpid(),
+        info.loads,
+        info.hits,
+        device,
+        dict(os.environ),
+    )
 
 
 def fail() -> None:

@@ -12,7 +12,9 @@ BEHAVIOURS = ("obeys", "stubborn", "child", "session", "daemon")
 MARK = "GC_WARM_PROGRAMS_OF"
 
 _SCRIPT = Path(__file__).parents[1] / "executables" / "behaviours.py"
-_programs = {name: ExternalProcess([sys.executable, "-I", "-S", str(_SCRIPT), name]) for name in BEHAVIOURS}
+_programs = {
+    name: ExternalProcess([sys.executable, "-I", "-S", str(_SCRIPT), name]) for name in BEHAVIOURS
+}
 
 
 def start(mark: str) -> tuple[int, list[int]]:

@@ -1,4 +1,7 @@
-"""The shapes that a callable with state can have. Which of them are warm is what the persistence table says."""
+"""The shapes that a callable with state can have.
+
+Which of them are warm is what the persistence table says.
+"""
 
 from __future__ import annotations
 

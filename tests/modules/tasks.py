@@ -97,7 +97,13 @@ def close_descriptors() -> None:
 
 def run(*command: str) -> tuple[int, str]:
     """Exit status of a program, and what it says."""
-    done = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    done = subprocess.run(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
     return done.returncode, done.stdout
 
 
@@ -105,10 +111,17 @@ def start_child() -> int:
     return subprocess.Popen(["sleep", "1000"]).pid
 
 
-def meet_and_tell(folder: str, number: int, names: list[str]) -> tuple[int, int, list[int], dict[str, str]]:
+def meet_and_tell(
+    folder: str, number: int, names: list[str]
+) -> tuple[int, int, list[int], dict[str, str]]:
     """As `meet`, for workers on several nodes: process id, count, the cores it may use, and these variables of its environment."""
     _, pid, count = meet(folder, number)
-    return pid, count, sorted(os.sched_getaffinity(0)), {name: os.environ[name] for name in names if name in os.environ}
+    return (
+        pid,
+        count,
+        sorted(os.sched_getaffinity(0)),
+        {name: os.environ[name] for name in names if name in os.environ},
+    )
 
 
 def work(seconds: float) -> tuple[str, float, float]:

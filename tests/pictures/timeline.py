@@ -1,6 +1,7 @@
 """Makes the picture of the README, from real calls: ``python tests/pictures/timeline.py [FILE]``.
 
-Two workers of the real engine; two sets of parameters, of which a worker keeps both; one worker is killed on the way.
+Two workers of the real engine; two sets of parameters, of which a worker keeps both; one worker is
+killed on the way.
 """
 
 from __future__ import annotations
@@ -21,7 +22,9 @@ def die() -> None:
 
 
 def main(file: str) -> None:
-    with WarmExecutor(MockExecutor(config="local", user_endpoint_config={"workers_per_node": 2})) as executor:
+    with WarmExecutor(
+        MockExecutor(config="local", user_endpoint_config={"workers_per_node": 2})
+    ) as executor:
         wait([executor.submit(cluster_energy) for _ in range(400)])
         wait([executor.submit(cluster_energy, None, 1e-6) for _ in range(400)])
         wait([executor.submit(die), *(executor.submit(cluster_energy) for _ in range(1200))])

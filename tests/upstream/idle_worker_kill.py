@@ -4,9 +4,10 @@ Needs Parsl and nothing else; ends with status 0 if the fault is there, and 1 if
 
     python idle_worker_kill.py
 
-An idle worker waits for its next task inside ``multiprocessing.Queue.get``, which holds the queue's reader lock, a POSIX semaphore,
-for as long as it waits. Nobody releases it when that process is killed. The watchdog starts another worker, which waits for the lock
-for ever; and so do the tasks, while the manager's heartbeats say that all is well.
+An idle worker waits for its next task inside ``multiprocessing.Queue.get``, which holds the queue's
+reader lock, a POSIX semaphore, for as long as it waits. Nobody releases it when that process is
+killed. The watchdog starts another worker, which waits for the lock for ever; and so do the tasks,
+while the manager's heartbeats say that all is well.
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ HEARTBEAT = 1  # seconds between the watchdog's looks
 
 def main() -> int:
     scripts = os.path.dirname(sys.executable)
-    os.environ["PATH"] = scripts + os.pathsep + os.environ["PATH"]  # where Parsl looks for its programs
+    # where Parsl looks for its programs
+    os.environ["PATH"] = scripts + os.pathsep + os.environ["PATH"]
     executor = HighThroughputExecutor(
         label="one_worker",
         address="127.0.0.1",
@@ -41,11 +43,18 @@ def main() -> int:
         heartbeat_threshold=5,
         encrypted=False,
         provider=LocalProvider(init_blocks=1, min_blocks=1, max_blocks=1),
-        # Pip's way to start Parsl's two scripts does not work where the environment's path has a blank.
+        # Pip's way to start Parsl's two scripts does not work where the environment's path has a
+        # blank.
         interchange_launch_cmd=[sys.executable, os.path.join(scripts, "interchange.py")],
-        launch_cmd=DEFAULT_LAUNCH_CMD.replace("process_worker_pool.py", "python3 -m parsl.executors.high_throughput.process_worker_pool"),
+        launch_cmd=DEFAULT_LAUNCH_CMD.replace(
+            "process_worker_pool.py",
+            "python3 -m parsl.executors.high_throughput.process_worker_pool",
+        ),
     )
-    with tempfile.TemporaryDirectory() as folder, parsl.load(Config([executor], run_dir=folder, exit_mode="cleanup", strategy="none")):
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        parsl.load(Config([executor], run_dir=folder, exit_mode="cleanup", strategy="none")),
+    ):
         worker = executor.submit(os.getpid, {}).result(60)
         time.sleep(2 * HEARTBEAT)  # idle by now, in its second wait
         os.kill(worker, signal.SIGKILL)
@@ -55,7 +64,9 @@ def main() -> int:
             said = f"worker {successor} ran a task {time.monotonic() - begun:.1f} s later"
         except NotInTime:
             successor, said = None, f"{PATIENCE} s later, a task has not begun"
-        print(f"Python {platform.python_version()}, Parsl {parsl.__version__}: the idle worker {worker} was killed; {said}")
+        print(
+            f"Python {platform.python_version()}, Parsl {parsl.__version__}: the idle worker {worker} was killed; {said}"
+        )
     return 1 if successor else 0
 
 

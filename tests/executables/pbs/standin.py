@@ -1,13 +1,15 @@
 """PBS Pro and an mpiexec, as far as an endpoint meets them: what is asked of them is recorded, and jobs are processes of this machine.
 
-The forms of what they print and refuse are those of OpenPBS, of which PBS Professional is the commercial edition: its manual pages
-qsub(1B), qstat(1B), qdel(1B) and pbs_resources(7B), its sources (src/cmds/qsub.c, qsub_sup.c), and for ``qstat -f -F json`` the
-design document PP-483 "Enhance output of qstat to make it more admin and script friendly", with jobs of a PBS 2022.1 in the
-documentation of PSI/J.
+The forms of what they print and refuse are those of OpenPBS, of which PBS Professional is the
+commercial edition: its manual pages qsub(1B), qstat(1B), qdel(1B) and pbs_resources(7B), its
+sources (src/cmds/qsub.c, qsub_sup.c), and for ``qstat -f -F json`` the design document PP-483
+"Enhance output of qstat to make it more admin and script friendly", with jobs of a PBS 2022.1 in
+the documentation of PSI/J.
 
-What a site decides is in environment variables: STANDIN_FOLDER (the records), STANDIN_ACCOUNTS (those with an allocation; any
-account and none if unset), STANDIN_NODE_CPUS (how many a node has; as many as a chunk asks for if unset), STANDIN_BUSY (a queue
-in which no job starts) and STANDIN_MPIEXEC (whose mpiexec there is).
+What a site decides is in environment variables: STANDIN_FOLDER (the records), STANDIN_ACCOUNTS
+(those with an allocation; any account and none if unset), STANDIN_NODE_CPUS (how many a node has;
+as many as a chunk asks for if unset), STANDIN_BUSY (a queue in which no job starts) and
+STANDIN_MPIEXEC (whose mpiexec there is).
 """
 
 from __future__ import annotations
@@ -66,7 +68,8 @@ def qsub(arguments: Sequence[str]) -> None:
     options, (path,) = getopt.getopt(arguments, OPTIONS)
     script = Path(path).read_text()
     inside = directives(script)
-    given = [option for line in inside for option in parsed(line)] + options  # the command line has the last word
+    # the command line has the last word
+    given = [option for line in inside for option in parsed(line)] + options
     job = dict(option for option in given if option[0] != "-l")
     resources = job_resources([value for name, value in given if name == "-l"])
     accept(job, resources)
@@ -76,8 +79,16 @@ def qsub(arguments: Sequence[str]) -> None:
     (folder / "script").write_text(script)  # the job runs what was there when it was submitted
     hosts = placed(resources)
     (folder / "nodefile").write_text("".join(f"{host}\n" for host in hosts))
-    ticket = {"name": job["-N"], "queue": job.get("-q", "workq"), "account": job.get("-A"), "outputs": [job["-o"], job["-e"]]}
-    write(folder / "job", json.dumps({**ticket, "resources": resources, "hosts": hosts, "work": os.getcwd()}))
+    ticket = {
+        "name": job["-N"],
+        "queue": job.get("-q", "workq"),
+        "account": job.get("-A"),
+        "outputs": [job["-o"], job["-e"]],
+    }
+    write(
+        folder / "job",
+        json.dumps({**ticket, "resources": resources, "hosts": hosts, "work": os.getcwd()}),
+    )
     if ticket["queue"] != os.environ.get("STANDIN_BUSY"):
         start_mom(folder)
     record("jobs", id=f"{number}.{SERVER}", queue=ticket["queue"], directives=inside, script=script)
@@ -111,7 +122,10 @@ def job_resources(values: Sequence[str]) -> dict[str, str]:
         for each in value.split(","):
             name, _, wanted = each.partition("=")
             if name in OF_A_CHUNK and any("select=" in other for other in values):
-                refuse(f'qsub: "-lresource=" cannot be used with "select" or "place", resource is: {name}', 2)
+                refuse(
+                    f'qsub: "-lresource=" cannot be used with "select" or "place", resource is: {name}',
+                    2,
+                )
             if name not in OF_A_JOB:
                 refuse(f"qsub: Unknown resource Resource_List.{name}", 174)
             found[name] = wanted
@@ -122,11 +136,16 @@ def accept(job: dict[str, str], resources: dict[str, str]) -> None:
     """What the server and the site's hooks look at."""
     if not re.fullmatch(r"(\d+:)?(\d+:)?\d+(\.\d+)?", resources.get("walltime", "1")):
         refuse("qsub: Illegal attribute or resource value Resource_List.walltime", 166)
-    if not re.fullmatch(r"[1-9]\d*(:(ncpus|ngpus)=\d+|:mem=\d+[kmgtp]?[bw]?)+", resources["select"]):
+    if not re.fullmatch(
+        r"[1-9]\d*(:(ncpus|ngpus)=\d+|:mem=\d+[kmgtp]?[bw]?)+", resources["select"]
+    ):
         refuse("qsub: Illegal attribute or resource value Resource_List.select", 166)
     accounts = os.environ.get("STANDIN_ACCOUNTS")
     if accounts and job.get("-A") not in accounts.split(","):
-        refuse(f"qsub: Request rejected.  Reason: No active allocation found for project {job.get('-A')}.", 1)
+        refuse(
+            f"qsub: Request rejected.  Reason: No active allocation found for project {job.get('-A')}.",
+            1,
+        )
 
 
 def placed(resources: dict[str, str]) -> list[str]:
@@ -154,11 +173,17 @@ def next_number() -> int:
 
 def start_mom(folder: Path) -> None:
     """What runs the job on its first node: without -V, it knows nothing of the environment in which qsub ran."""
-    kept = {name: value for name, value in os.environ.items() if name.startswith("STANDIN_") or name in ("GC_WARM_TEST_RUN", "LANG")}
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if name.startswith("STANDIN_") or name in ("GC_WARM_TEST_RUN", "LANG")
+    }
     kept["PATH"] = f"{Path(__file__).parent}:/usr/local/bin:/usr/bin:/bin"
     null = subprocess.DEVNULL
     command = [sys.executable, __file__, "mom", str(folder)]
-    process = subprocess.Popen(command, env=kept, stdin=null, stdout=null, stderr=null, start_new_session=True)
+    process = subprocess.Popen(
+        command, env=kept, stdin=null, stdout=null, stderr=null, start_new_session=True
+    )
     write(folder / "mom", str(process.pid))
 
 
@@ -167,8 +192,20 @@ def mom(arguments: Sequence[str]) -> None:
     ticket = json.loads((folder / "job").read_text())
     with open(folder / "stdout", "wb") as stdout, open(folder / "stderr", "wb") as stderr:
         command = ["/bin/bash", str(folder / "script")]
-        environment, home, null = job_environment(folder, ticket), folder / "home", subprocess.DEVNULL
-        job = subprocess.Popen(command, env=environment, cwd=home, stdin=null, stdout=stdout, stderr=stderr, start_new_session=True)
+        environment, home, null = (
+            job_environment(folder, ticket),
+            folder / "home",
+            subprocess.DEVNULL,
+        )
+        job = subprocess.Popen(
+            command,
+            env=environment,
+            cwd=home,
+            stdin=null,
+            stdout=stdout,
+            stderr=stderr,
+            start_new_session=True,
+        )
         while job.poll() is None and not (folder / "deleted").exists():
             with contextlib.suppress(subprocess.TimeoutExpired):
                 job.wait(0.05)
@@ -176,7 +213,9 @@ def mom(arguments: Sequence[str]) -> None:
     for spooled, asked in zip(("stdout", "stderr"), ticket["outputs"], strict=True):
         with contextlib.suppress(OSError):  # the folder has gone meanwhile; PBS then writes a mail
             Path(asked).write_bytes((folder / spooled).read_bytes())
-    write(folder / "exit_status", str(job.returncode if job.returncode >= 0 else 256 - job.returncode))
+    write(
+        folder / "exit_status", str(job.returncode if job.returncode >= 0 else 256 - job.returncode)
+    )
 
 
 def job_environment(folder: Path, ticket: dict[str, Any]) -> dict[str, str]:
@@ -235,23 +274,39 @@ def qstat(arguments: Sequence[str]) -> None:
             continue
         jobs[each] = described(folder)
         if jobs[each]["job_state"] == "F" and ("-x", "") not in options:
-            print(f"qstat: {each} Job has finished, use -x or -H to obtain historical job information", file=sys.stderr)
+            print(
+                f"qstat: {each} Job has finished, use -x or -H to obtain historical job information",
+                file=sys.stderr,
+            )
             del jobs[each]
             status = 35
-    answer = {"timestamp": int(time.time()), "pbs_version": "2022.1.1.20220926110806", "pbs_server": SERVER, "Jobs": jobs}
+    answer = {
+        "timestamp": int(time.time()),
+        "pbs_version": "2022.1.1.20220926110806",
+        "pbs_server": SERVER,
+        "Jobs": jobs,
+    }
     print(json.dumps(answer, indent=4))
     sys.exit(status)
 
 
 def described(folder: Path) -> dict[str, Any]:
     ticket = json.loads((folder / "job").read_text())
-    told = {"Job_Name": ticket["name"], "Job_Owner": f"user@{SERVER}", "job_state": "Q", "queue": ticket["queue"], "server": SERVER}
+    told = {
+        "Job_Name": ticket["name"],
+        "Job_Owner": f"user@{SERVER}",
+        "job_state": "Q",
+        "queue": ticket["queue"],
+        "server": SERVER,
+    }
     if ticket["account"]:
         told["Account_Name"] = ticket["account"]
     told["Resource_List"] = ticket["resources"]
     if (folder / "mom").exists():
         told["job_state"] = "R"
-        told["exec_host"] = "+".join(f"{host}/0*{chunk(ticket['resources'])['ncpus']}" for host in ticket["hosts"])
+        told["exec_host"] = "+".join(
+            f"{host}/0*{chunk(ticket['resources'])['ncpus']}" for host in ticket["hosts"]
+        )
     else:
         told["comment"] = "Not Running: Insufficient amount of resource: ncpus"
     if (folder / "exit_status").exists():
@@ -271,18 +326,49 @@ def qdel(arguments: Sequence[str]) -> None:
             print(f"qdel: Job has finished {each}", file=sys.stderr)
             status = 35
         elif (folder / "mom").exists():
-            (folder / "deleted").touch()  # whoever waits for the end has to look for it: qdel does not
+            # whoever waits for the end has to look for it: qdel does not
+            (folder / "deleted").touch()
         else:
             write(folder / "exit_status", "271")
     sys.exit(status)
 
 
-# How many values each option takes. The three are known from: PALS's mpiexec(1) as the guides to ALCF's Polaris and Aurora use it,
-# Open MPI's mpirun(1), and MPICH's src/pm/hydra/mansrc/mpiexec.txt; Hydra takes one dash or two.
+# How many values each option takes. The three are known from: PALS's mpiexec(1) as the guides to
+# ALCF's Polaris and Aurora use it, Open MPI's mpirun(1), and MPICH's
+# src/pm/hydra/mansrc/mpiexec.txt; Hydra takes one dash or two.
 FAMILIES: dict[str, dict[str, int]] = {
-    "pals": {"-n": 1, "--np": 1, "--ppn": 1, "--depth": 1, "-d": 1, "--cpu-bind": 1, "--hostfile": 1, "--env": 1, "--no-vni": 0},
-    "openmpi": {"-n": 1, "-np": 1, "--map-by": 1, "--bind-to": 1, "--hostfile": 1, "-x": 1, "--mca": 2, "--oversubscribe": 0},
-    "mpich": {"-n": 1, "-np": 1, "-ppn": 1, "-bind-to": 1, "-hostfile": 1, "--hostfile": 1, "-f": 1, "-iface": 1, "-launcher": 1},
+    "pals": {
+        "-n": 1,
+        "--np": 1,
+        "--ppn": 1,
+        "--depth": 1,
+        "-d": 1,
+        "--cpu-bind": 1,
+        "--hostfile": 1,
+        "--env": 1,
+        "--no-vni": 0,
+    },
+    "openmpi": {
+        "-n": 1,
+        "-np": 1,
+        "--map-by": 1,
+        "--bind-to": 1,
+        "--hostfile": 1,
+        "-x": 1,
+        "--mca": 2,
+        "--oversubscribe": 0,
+    },
+    "mpich": {
+        "-n": 1,
+        "-np": 1,
+        "-ppn": 1,
+        "-bind-to": 1,
+        "-hostfile": 1,
+        "--hostfile": 1,
+        "-f": 1,
+        "-iface": 1,
+        "-launcher": 1,
+    },
 }
 
 
@@ -292,11 +378,18 @@ def mpiexec(arguments: Sequence[str]) -> None:
     hosts = Path(options["--hostfile"]).read_text().split()
     ranks = int(options["-n"])
     if ranks > len(hosts) and family != "mpich":  # which begins again with the first host
-        refuse(f"mpiexec: {ranks} processes, of which one to a host is wanted, do not fit on {len(hosts)} host", 1)
+        refuse(
+            f"mpiexec: {ranks} processes, of which one to a host is wanted, do not fit on {len(hosts)} host",
+            1,
+        )
     started = []
     for rank in range(ranks):
         host = hosts[rank % len(hosts)]
-        started.append(subprocess.Popen(command, env={**os.environ, "STANDIN_HOST": host, "STANDIN_RANK": str(rank)}))
+        started.append(
+            subprocess.Popen(
+                command, env={**os.environ, "STANDIN_HOST": host, "STANDIN_RANK": str(rank)}
+            )
+        )
         record("ranks", job=os.environ["PBS_JOBID"], host=host, rank=rank, pid=started[-1].pid)
     sys.exit(first_failure(started))
 
@@ -321,7 +414,9 @@ def first_failure(started: Sequence[subprocess.Popen[bytes]]) -> int:
                 if process.wait(0.05):
                     for other in waiting:
                         other.terminate()
-                    return process.returncode if process.returncode > 0 else 128 - process.returncode
+                    return (
+                        process.returncode if process.returncode > 0 else 128 - process.returncode
+                    )
                 waiting.remove(process)
     return 0
 
