@@ -1,4 +1,4 @@
-"""Warm state on Globus Compute workers: loaded once, kept in module globals, there for the next task.
+"""Warm state on Globus Compute workers: loaded once, and there for the next task.
 
 Public names are resolved when they are first used, so that ``import gc_warm`` on a worker loads
 nothing but what it needs.

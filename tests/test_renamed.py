@@ -48,11 +48,3 @@ def test_every_former_name_is_tested() -> None:
 def test_meeting_point_of_versions_does_not_warn(name: str) -> None:
     command = [sys.executable, "-W", "error", "-c", f"import {name}"]
     subprocess.run(command, check=True)
-
-
-def test_exceptions_are_found_by_clients_of_other_versions() -> None:
-    from gc_warm import exceptions
-
-    for name in exceptions.__all__:
-        assert getattr(exceptions, name) is getattr(gc_warm, name)
-        assert getattr(exceptions, name).__module__ == "gc_warm"

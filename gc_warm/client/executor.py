@@ -106,15 +106,27 @@ class WarmFuture(ComputeFuture):
             self.set_result(result)
 
 
+class _Forwarded:
+    """An attribute of the executor inside a `WarmExecutor`, to be read and set there."""
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self._name = name
+
+    def __get__(self, instance: WarmExecutor | None, owner: type) -> Any:
+        return self if instance is None else getattr(instance.executor, self._name)
+
+    def __set__(self, instance: WarmExecutor, value: Any) -> None:
+        setattr(instance.executor, self._name, value)
+
+
 class WarmExecutor(concurrent.futures.Executor):
     """An executor around another, whose futures also have ``.warmth``.
 
-    Results and errors are those of the executor inside.
-
-    Everything else (``endpoint_id``, ``user_endpoint_config``, ``reload_tasks()``, ...) is that of
-    the executor inside, to be read and set here as there. Only what is submitted as a function is
-    recorded; what is submitted by its id, and functions that were registered explicitly, are sent
-    as they are.
+    Results and errors are those of the executor inside. So are the attributes and methods that
+    the SDK documents (``endpoint_id``, ``user_endpoint_config``, ``reload_tasks()``, ...), to be
+    read, set and called here as there; any other attribute that is set here stays here. Only what
+    is submitted as a function is recorded; what is submitted by its id, and functions that were
+    registered explicitly, are sent as they are.
 
     Lives as long as the executor inside; usable with ``with``, which ends both.
 
@@ -126,6 +138,9 @@ class WarmExecutor(concurrent.futures.Executor):
             `StaleModuleError`. Looked at are the modules of the ``@warm`` loaders that a call used,
             and of the function itself where it is sent by name.
         records: Append a line for each call to this file, for ``gc-warm report``.
+
+    Attributes:
+        executor: The executor inside.
 
     Raises:
         ValueError: *stale* is neither.
@@ -140,20 +155,23 @@ class WarmExecutor(concurrent.futures.Executor):
         ['cold (first on this worker)', 'warm']
     """
 
-    _OWN = frozenset(
-        {
-            "_executor",
-            "_stale",
-            "_ids",
-            "_lock",
-            "_open",
-            "_calls",
-            "_file",
-            "_lives",
-            "_warned",
-            "_ended",
-        }
-    )
+    amqp_port = _Forwarded()
+    api_burst_limit = _Forwarded()
+    api_burst_window_s = _Forwarded()
+    batch_size = _Forwarded()
+    client = _Forwarded()
+    endpoint_id = _Forwarded()
+    get_worker_hardware_details = _Forwarded()
+    label = _Forwarded()
+    register_function = _Forwarded()
+    register_source_code = _Forwarded()
+    resource_specification = _Forwarded()
+    result_serializers = _Forwarded()
+    serializer = _Forwarded()
+    task_count_submitted = _Forwarded()
+    task_group_id = _Forwarded()
+    user_endpoint_config = _Forwarded()
+    workers = _Forwarded()  # those of a `gc_warm.MockExecutor`
 
     def __init__(
         self,
@@ -164,7 +182,7 @@ class WarmExecutor(concurrent.futures.Executor):
     ) -> None:
         if stale not in ("warn", "error"):
             raise ValueError(f"stale={stale!r} is neither 'warn' nor 'error'")
-        self._executor = executor
+        self.executor = executor
         self._stale = stale
         self._lock = threading.Lock()
         self._ids: dict[tuple[str, Any], str] = {}  # of carriers and visitors, by function
@@ -191,11 +209,11 @@ class WarmExecutor(concurrent.futures.Executor):
             A future that also has ``.warmth``.
         """
         name = getattr(fn, "__name__", type(fn).__name__)
-        if fn in getattr(self._executor, "_function_registry", {}):
-            return self._watch(self._executor.submit(fn, *args, **kwargs), name, _BY_ID)
+        if fn in getattr(self.executor, "_function_registry", {}):
+            return self._watch(self.executor.submit(fn, *args, **kwargs), name, _BY_ID)
         function_id = self._id_of(_CARRIER, fn)
         return self._watch(
-            self._executor.submit_to_registered_function(function_id, args, kwargs), name
+            self.executor.submit_to_registered_function(function_id, args, kwargs), name
         )
 
     def submit_to_registered_function(
@@ -206,7 +224,7 @@ class WarmExecutor(concurrent.futures.Executor):
     ) -> WarmFuture:
         """As the SDK's. Of such a call nothing is known but that it ended."""
         return self._watch(
-            self._executor.submit_to_registered_function(function_id, args, kwargs),
+            self.executor.submit_to_registered_function(function_id, args, kwargs),
             str(function_id),
             _BY_ID,
         )
@@ -215,12 +233,12 @@ class WarmExecutor(concurrent.futures.Executor):
         """As the SDK's; tasks of an earlier `WarmExecutor` have their records."""
         return [
             self._watch(future, "reloaded")
-            for future in self._executor.reload_tasks(*args, **kwargs)
+            for future in self.executor.reload_tasks(*args, **kwargs)
         ]
 
     def map(self, fn: Callable[..., T], *iterables: Any, **options: Any) -> Any:
         """As the SDK's, which raises `NotImplementedError`."""
-        return self._executor.map(fn, *iterables, **options)
+        return self.executor.map(fn, *iterables, **options)
 
     def warm_up(
         self, function: Callable[..., Any], /, *args: Any, workers: int, timeout: float = 600.0
@@ -251,7 +269,7 @@ class WarmExecutor(concurrent.futures.Executor):
         until = time.time() + timeout
 
         def send(token: str, seconds: float) -> ComputeFuture:
-            future: ComputeFuture = self._executor.submit_to_registered_function(
+            future: ComputeFuture = self.executor.submit_to_registered_function(
                 function_id, (token, seconds, until, args)
             )
             return future
@@ -259,7 +277,7 @@ class WarmExecutor(concurrent.futures.Executor):
         made = WarmUpRun(
             send,
             self._parse_record,
-            lambda: getattr(self._executor, "_stopped", False),
+            lambda: getattr(self.executor, "_stopped", False),
             workers,
             timeout,
         ).run()
@@ -274,11 +292,11 @@ class WarmExecutor(concurrent.futures.Executor):
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """As that of the executor inside, which it ends. Idempotent."""
-        self._executor.shutdown(wait=wait, cancel_futures=cancel_futures)
+        self.executor.shutdown(wait=wait, cancel_futures=cancel_futures)
         self._finish(wait)
 
     def __enter__(self) -> WarmExecutor:
-        self._executor.__enter__()
+        self.executor.__enter__()
         return self
 
     def __exit__(
@@ -288,23 +306,12 @@ class WarmExecutor(concurrent.futures.Executor):
         trace: TracebackType | None,
     ) -> bool | None:
         try:
-            return self._executor.__exit__(kind, error, trace)
+            return self.executor.__exit__(kind, error, trace)
         finally:
             self._finish(wait=kind is None or issubclass(kind, Exception))
 
-    def __getattr__(self, name: str) -> Any:
-        if name in WarmExecutor._OWN:  # it has not been made yet
-            raise AttributeError(name)
-        return getattr(self._executor, name)
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if name in self._OWN:
-            super().__setattr__(name, value)
-        else:
-            setattr(self._executor, name, value)
-
     def __repr__(self) -> str:
-        return f"WarmExecutor({self._executor!r})"
+        return f"WarmExecutor({self.executor!r})"
 
     def _id_of(self, template: str, function: Callable[..., Any]) -> str:
         """The id of what carries a function, which is registered when it is first needed."""
@@ -315,9 +322,9 @@ class WarmExecutor(concurrent.futures.Executor):
                 else "function"
             )
             source = template.format(
-                name=name, function=self._executor.serializer.serialize(function)
+                name=name, function=self.executor.serializer.serialize(function)
             )
-            self._ids[template, function] = self._executor.client.register_source_code(source, name)
+            self._ids[template, function] = self.executor.client.register_source_code(source, name)
         return self._ids[template, function]
 
     def _watch(self, inner: ComputeFuture, name: str, why_unknown: str | None = None) -> WarmFuture:

@@ -42,6 +42,7 @@ from globus_compute_sdk.serialize import ComputeSerializer
 from globus_compute_sdk.serialize.concretes import SELECTABLE_CODE_STRATEGIES
 
 from gc_warm.client.book_storage import Entry, LockedFile, canonical_uuid, read, text_of
+from gc_warm.client.executor import WarmExecutor
 from gc_warm.exceptions import BookError
 from gc_warm.worker.state import Warm
 
@@ -211,30 +212,36 @@ class FunctionBook(Mapping[str, str]):
                     report(step)
         return cls(path, entries)
 
-    def prime(self, executor: Executor) -> None:
-        """Make ``executor.submit(function)`` use the ids of this book, for all functions in it that there still are.
+    def prime(self, executor: Executor | WarmExecutor) -> None:
+        """Make ``executor.submit(function)`` use the ids of this book.
 
-        Nothing is registered again. Priming twice does no harm.
+        That goes for all functions in it that there still are. Nothing is registered again.
+        Priming twice does no harm.
+
+        Args:
+            executor: One that submits to the service with which the functions are registered.
 
         Raises:
             BookError: Some of the functions are not what has been registered any more, or not with
                 this executor's service, or the executor has already registered them itself. The
                 text names them all; the executor is left as it was.
         """
-        functions, wrong = {}, []
+        inner: Executor = executor.executor if isinstance(executor, WarmExecutor) else executor
+        functions = {}
+        wrong = []
         for name, entry in self.entries.items():
             try:
                 # it has been removed or renamed: nobody can submit it
                 if not hasattr(_import(entry.module), name):
                     continue
-                functions[name] = self._function(name, executor)
+                functions[name] = self._function(name, inner)
             except BookError as error:
                 wrong.append(f"{name}: {error}")
         if wrong:
             raise BookError(f"{self.path} does not fit, {'; '.join(wrong)}")
         for name, function in functions.items():
-            if not _id_in(executor, function):  # else the SDK warns
-                executor.register_function(function, function_id=self[name])
+            if not _id_in(inner, function):  # else the SDK warns
+                inner.register_function(function, function_id=self[name])
 
     def _function(self, name: str, executor: Executor) -> FunctionType:
         entry = self.entries[name]

@@ -160,15 +160,28 @@ def test_attributes_are_those_of_the_executor_inside(client: MockClient) -> None
         assert executor.workers == inner.workers
         assert executor.endpoint_id == inner.endpoint_id
         with pytest.raises(AttributeError, match="no_such_thing"):
-            executor.no_such_thing  # noqa: B018
+            executor.no_such_thing  # type: ignore[attr-defined] # noqa: B018
         with pytest.raises(NotImplementedError):
             executor.map(len, [[]])
+
+
+def test_an_attribute_of_a_subclass_is_its_own(client: MockClient) -> None:
+    class Retrying(WarmExecutor):
+        def __init__(self, executor: Executor) -> None:
+            self._retries = 3
+            super().__init__(executor)
+
+    inner = MockExecutor(client=client)
+    executor = Retrying(inner)
+    with executor:
+        assert executor._retries == 3
+        assert not hasattr(inner, "_retries")
 
 
 def test_a_function_of_a_book_keeps_its_id(client: MockClient, tmp_path: Path) -> None:
     book = FunctionBook.register(tmp_path / "functions.yaml", client, [functions.count])
     with WarmExecutor(MockExecutor(client=client)) as executor:
-        book.prime(executor)  # type: ignore[arg-type]
+        book.prime(executor)
         future = executor.submit(functions.count)
         assert future.result(120) >= 1
         assert str(future.warmth) == "unknown (submitted by id)"
@@ -279,7 +292,7 @@ def test_a_record_that_cannot_be_read_costs_no_result(
     assert executor.submit_to_registered_function(function, (odd,)).result(120) == odd, (
         "submitted by id: as it is"
     )
-    executor._executor.submit_to_registered_function(function, (odd,)).result(120)
+    executor.executor.submit_to_registered_function(function, (odd,)).result(120)
     reloaded = [future for future in executor.reload_tasks() if future.result(120) == 3]
     assert {str(future.warmth) for future in reloaded} == {
         "unknown (came with a record of another version)"
@@ -325,7 +338,7 @@ def test_stale_error_ends_the_future(tmp_path: Path, monkeypatch: pytest.MonkeyP
         with pytest.raises(StaleModuleError, match="another version of edited"):
             executor.warm_up(use, workers=1)
     with pytest.raises(ValueError, match="neither"):
-        WarmExecutor(executor._executor, stale="ignore")  # type: ignore[arg-type]
+        WarmExecutor(executor.executor, stale="ignore")  # type: ignore[arg-type]
 
 
 def test_records_are_in_the_file_when_the_executor_has_ended(
@@ -397,7 +410,7 @@ def test_a_task_that_cannot_be_sent_ends_its_executor_and_nobody_waits_for_it(
     group = Executor._default_task_group_id
     with WarmExecutor(Executor(client.endpoint_id, client, task_group_id=uuid.uuid4())) as executor:
         future = executor.submit(tasks.same, (_ for _ in ()))
-        wait_until(lambda: executor._stopped, "it has ended itself")
+        wait_until(lambda: executor.executor._stopped, "it has ended itself")
         with pytest.raises(RuntimeError, match="shutdown"):
             executor.warm_up(len, "", workers=1)
     assert not future.done()

@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -17,10 +19,9 @@ def check_types(file: Path) -> list[str]:
     return ended.stdout.splitlines()
 
 
-def test_types_of_warm_functions() -> None:
-    assert check_types(ROOT / "tests" / "worker" / "typing_warm.py") == [
-        "Success: no issues found in 1 source file"
-    ]
+@pytest.mark.parametrize("file", ["worker/typing_warm.py", "client/typing_executor.py"])
+def test_types(file: str) -> None:
+    assert check_types(ROOT / "tests" / file) == ["Success: no issues found in 1 source file"]
 
 
 def test_a_wrong_type_is_found(tmp_path: Path) -> None:

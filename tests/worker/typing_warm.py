@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 from typing_extensions import assert_type
 
-from gc_warm import warm
+from gc_warm import Info, Warm, warm
 from gc_warm.worker.ledger import Event, Loaded, events, loaded
 from gc_warm.worker.lifecycle import Worker, worker
-from gc_warm.worker.state import Info, Warm, WarmDecorator
+from gc_warm.worker.state import WarmDecorator
 
 
 @dataclass(frozen=True)
