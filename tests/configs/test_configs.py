@@ -1672,7 +1672,9 @@ def test_options_of_a_site_give_the_directives_that_the_site_documents(
 
 def test_options_of_sites_in_the_readme_are_those_of_the_files() -> None:
     shown = re.findall(
-        r"```yaml\n(.*?)```", (Path(__file__).parents[2] / "README.md").read_text(), re.DOTALL
+        r"```yaml\n(.*?)```",
+        (Path(__file__).parents[2] / "endpoint_configs" / "README.md").read_text(),
+        re.DOTALL,
     )
     for site, (name, *_) in SITES.items():
         text = (FOLDERS[name] / "sites" / f"{site}.yaml").read_text()

@@ -72,12 +72,12 @@ class Environment:
 
 @pytest.fixture(scope="module")
 def oldest_for_workers(tmp_path_factory: pytest.TempPathFactory) -> Environment:
-    """Endpoint 3.16, to which the README's line has added gc_warm."""
+    """Endpoint 3.16, to which the manual's line has added gc_warm."""
     environment = Environment(tmp_path_factory.mktemp("endpoint") / "3.16", "3.16.*")
     before = environment.packages()
     (line,) = re.findall(
         r"^pip (install --no-deps) /path/to/gc_warm$",
-        (ROOT / "README.md").read_text(),
+        (ROOT / "gc_warm" / "worker" / "README.md").read_text(),
         re.MULTILINE,
     )
     environment.run("pip", *line.split(), "--quiet", ROOT)
