@@ -1,5 +1,22 @@
-"""Former name of `gc_warm.programs.pipe`."""
+"""Former name of `gc_warm.programs.pipe`, and of the errors of programs."""
 
-from gc_warm._renamed import redirect
+from gc_warm._renamed import warn
+from gc_warm.exceptions import (
+    ProcessDiedError,
+    ProcessError,
+    ProcessStartError,
+    ProcessTimeoutError,
+    ProgramError,
+)
+from gc_warm.programs.pipe import Pipe
 
-redirect(__name__, "gc_warm.programs.pipe")
+__all__ = [
+    "Pipe",
+    "ProcessDiedError",
+    "ProcessError",
+    "ProcessStartError",
+    "ProcessTimeoutError",
+    "ProgramError",
+]
+
+warn(__name__, "gc_warm.programs.pipe", stacklevel=2)
