@@ -1,4 +1,4 @@
-"""Print, as constraints for pip, the first versions that the metadata of the gc-warm installed here lets in."""
+"""Print the lowest versions that the metadata of gc-warm lets in, as constraints for pip."""
 
 import re
 from importlib.metadata import requires
