@@ -1,1 +1,1 @@
-"""What runs inside an endpoint's worker process; standard library only."""
+"""Warm state inside an endpoint's worker process; standard library only."""

@@ -1,7 +1,7 @@
-"""Run one task on a worker and record what it found there.
+"""Recording what one task finds on its worker.
 
-What `gc_warm.client.executor.WarmExecutor` sends calls a function in the hands of a `Recording`,
-and its record travels back beside the result, as plain data, so that every way to serialize results
+A task that `gc_warm.client.executor.WarmExecutor` sends calls its function within a `Recording`.
+The record travels back beside the result, as plain data, so that every way to serialize results
 can carry it.
 """
 
@@ -16,8 +16,11 @@ from typing import Any
 
 from gc_warm.worker import ledger, lifecycle, module_versions
 
-RECORD, RESULT = "gc_warm_record", "result"
-"""The keys of an envelope: what was found, and what the function returned."""
+RECORD = "gc_warm_record"
+"""The key of an envelope for the record of a call."""
+
+RESULT = "result"
+"""The key of an envelope for the value that the function returned."""
 
 FIRST = "first on this worker"
 _WHY = {
@@ -27,13 +30,16 @@ _WHY = {
     "replaced": "module changed",
     "loaded": "loaded again",  # its loader was made anew, in a function say
 }
-"""Why something had to be loaded, by what happened to it last."""
+"""The reason for a load, by what happened last to the state of its key."""
 
-_visited: dict[str, dict[str, Any]] = {}  # records of warm-ups that have been here, by their tokens
+# records of the warm-ups that have been on this worker, by their tokens
+_visited: dict[str, dict[str, Any]] = {}
 
 
 class Recording:
-    """What one call finds on this worker: made before its function is deserialized, entered for the length of the call.
+    """A recording of what one call finds on this worker.
+
+    Make it before the function is deserialized, and enter it for the length of the call.
 
     Example:
         >>> from gc_warm.worker.calls import Recording
@@ -48,69 +54,89 @@ class Recording:
         self._modules: set[str] = set()
 
     def of(self, function: Callable[..., Any]) -> Recording:
-        """The same, now that the *function* is there: if it came by reference, the version of its module matters."""
+        """Note the version of the module that the function comes from.
+
+        The version matters only if the function came by reference.
+
+        Args:
+            function: The deserialized function that is about to be called.
+
+        Returns:
+            This recording.
+        """
         function = getattr(function, "__func__", function)  # of a method
         name = getattr(function, "__module__", None) or ""
         if _named(name, getattr(function, "__qualname__", "")) is function:
             module_versions.note_imported(name, now=name not in self._imported)
             self._modules.add(name)
+
         return self
 
     def __enter__(self) -> Recording:
-        self._mark, self._uses = ledger.mark(), ledger.uses()
-        self._at, self._start = time.time(), time.perf_counter()
+        self._mark = ledger.mark()
+        self._uses = ledger.uses()
+        self._at = time.time()
+        self._start = time.perf_counter()
         return self
 
     def __exit__(self, *exc_info: object) -> None:
         self._seconds = time.perf_counter() - self._start
 
     def record(self) -> dict[str, Any]:
-        """What was found, as JSON would have it."""
+        """Return what the call found on this worker, in the types that JSON has."""
         events = ledger.events(since=self._mark)
         loads = [event for event in events if event.kind == "loaded"]
         uses = ledger.uses() - self._uses
+
         names = {*uses, *(load.name for load in loads)}
         modules = sorted(self._modules | {name.rpartition(".")[0] for name in names})
+        versions = {module: module_versions.noted(module) for module in modules}
+
         return {
             "worker": asdict(lifecycle.worker()),
             "at": self._at,
             "seconds": self._seconds,
             "uses": uses.total(),
             "failures": sum(event.kind == "failed" for event in events),
-            "loads": [
-                {
-                    "name": load.name,
-                    "key": load.key,
-                    "seconds": load.seconds,
-                    "at": load.at,
-                    "why": _why(load),
-                }
-                for load in loads
-            ],
-            "modules": {
-                module: version for module in modules if (version := module_versions.noted(module))
-            },
+            "loads": [_record_of(load) for load in loads],
+            "modules": {module: version for module, version in versions.items() if version},
             "changed": [module for module in modules if module_versions.has_changed(module)],
         }
 
     def envelope(self, result: Any) -> Any:
-        """The result with the record.
+        """Return the result with the record, in one envelope.
 
-        A function travels another way than data: a result that is one goes as it is.
+        Functions travel another way than data, so a result that can be called goes as it is.
+
+        Args:
+            result: The value that the function returned.
+
+        Returns:
+            A dictionary of record and result; or the result alone, if it can be called.
         """
         return result if callable(result) else {RECORD: self.record(), RESULT: result}
 
 
 def _named(module: str, name: str) -> object:
-    """What a module has under a dotted name; None if it has nothing."""
-    found: object = sys.modules.get(module)
+    """Return the object that a module has under a dotted name; None if it has none."""
+    named: object = sys.modules.get(module)
     for part in name.split("."):
-        found = getattr(found, part, None)
-    return found
+        named = getattr(named, part, None)
+    return named
+
+
+def _record_of(load: ledger.Event) -> dict[str, Any]:
+    return {
+        "name": load.name,
+        "key": load.key,
+        "seconds": load.seconds,
+        "at": load.at,
+        "why": _why(load),
+    }
 
 
 def _why(load: ledger.Event) -> str:
-    """Why it had to be loaded: what happened last to that loader's state of that key."""
+    """Return the reason for a load: what happened last to that loader's state of that key."""
     same = (load.name, load.key, load.key_hash)
     before = [
         event.kind
@@ -127,34 +153,40 @@ def visit(
     function: Callable[[], Callable[..., Any]],
     args: Sequence[Any],
 ) -> dict[str, Any]:
-    """Warm this worker up, once for each *token*, and keep it busy for a while, so that the others of its kind go to other workers.
+    """Warm this worker up, once for each token, and keep it busy for a while.
+
+    While it is busy, the other tasks of the same warm-up go to other workers.
 
     Args:
-        token: Which warm-up this is.
-        seconds: How long it takes at least, counted from its beginning.
-        until: When nobody waits for it any more, in seconds since the epoch.
-        function: Gives what is to be called.
-        args: What that is called with.
+        token: Names the warm-up.
+        seconds: The least time that the visit takes, counted from its beginning.
+        until: The time after which nobody waits for the visit, in seconds since the epoch.
+        function: Returns the function to call.
+        args: The arguments of that function.
 
     Returns:
-        The record of the call, the same at every visit; with ``error``, the end of a traceback, if
-        it failed.
+        The record of the call, the same at every visit. Its ``error`` is the end of a traceback if
+        the call failed, or else None.
     """
     end = time.monotonic() + min(seconds, until - time.time())
     if token not in _visited:
         _visited[token] = _first_visit(function, args)
+
     time.sleep(max(0.0, end - time.monotonic()))
     return _visited[token]
 
 
 def _first_visit(function: Callable[[], Callable[..., Any]], args: Sequence[Any]) -> dict[str, Any]:
-    recording, error = Recording(), None
+    recording = Recording()
+    error: str | None = None
+
     with recording:
         try:
-            found = function()
-            recording.of(found)
-            found(*args)
+            to_call = function()
+            recording.of(to_call)
+            to_call(*args)
         except Exception as failure:
-            # it belongs to this worker, and its name has to travel with it
+            # the failure belongs to this worker, whose name has to travel with it
             error = "".join(traceback.format_exception_only(failure)).strip()
+
     return {**recording.record(), "error": error}

@@ -1,8 +1,8 @@
-"""What is loaded in this process, and what happened to it.
+"""The ledger of a process: the state that is loaded in it, and the history of that state.
 
-Whatever keeps state alive between tasks writes here; anybody may read. One ledger per process, as
-long as the process lives: it is itself a module global of the worker. Nothing in it refers to the
-state, so reading or sending a record is always cheap.
+All code that keeps state alive between tasks writes here; anybody may read. There is one ledger per
+process, as long as the process lives: it is itself a module global of the worker. Nothing in its
+records refers to the state, so reading or sending a record is always cheap.
 
 Example:
     Which loads did this piece of work pay for?
@@ -30,7 +30,8 @@ Kind = Literal["loaded", "failed", "evicted", "cleared", "replaced"]
 _EVENTS_KEPT = 1000  # a worker can live for weeks; its memory should not grow with its age
 _TEXT_LENGTH = 300
 _brief = reprlib.Repr()  # looks at no more of a large tuple or string than it shows
-_brief.maxstring = _brief.maxother = _TEXT_LENGTH
+_brief.maxstring = _TEXT_LENGTH
+_brief.maxother = _TEXT_LENGTH
 _brief.maxlist = 100  # words of a command line, of which the last ones tell most
 
 
@@ -42,12 +43,11 @@ class Event:
         number: Position in this process's history, from 1.
         kind: ``loaded``, ``failed`` (a load that raised), ``evicted`` (made room for another),
             ``cleared``, or ``replaced`` (its module was imported anew).
-        name: The loader, as ``module.function``; where it is a program, the two ends of its command
-            line.
-        key: The arguments it was called with, as short text; a program's command line.
-        at: When it was over, in seconds since the epoch.
+        name: The loader, as ``module.function``; for a program, the two ends of its command line.
+        key: The loader's arguments, as short text; for a program, its command line.
+        at: When the event was over, in seconds since the epoch.
         seconds: How long the load took; 0.0 for events that are not loads.
-        error: For ``failed``: what the loader raised, as text.
+        error: For ``failed``, the exception that the loader raised, as text.
         key_hash: Tells the key from others whose short text is the same; of use in this process
             only.
     """
@@ -64,7 +64,14 @@ class Event:
 
 @dataclass(frozen=True)
 class Loaded:
-    """State that is in this process now: its loader, its key as short text, since when, and how long the load took (seconds)."""
+    """The record of a state that is in this process now.
+
+    Attributes:
+        name: The loader, as in an `Event`.
+        key: The loader's arguments, as short text.
+        at: When the load was over, in seconds since the epoch.
+        seconds: How long the load took.
+    """
 
     name: str
     key: str
@@ -76,23 +83,26 @@ class Holding(Protocol):
     """Something alive in this process that has to be torn down before the process ends.
 
     Attributes:
-        order: Where it stands in this process's history: what comes later is torn down earlier.
-            Infinity while it is being loaded.
+        order: The position of its load in this process's history: the later, the earlier it is
+            torn down. Infinity while it is being loaded.
     """
 
     order: float
 
     def loaded(self) -> Loaded | None:
-        """The record of it, or None while it is still being loaded."""
+        """Return its record, or None while it is still being loaded."""
 
     def close(self) -> None:
         """Tear it down: idempotent, never raises an `Exception`.
 
-        What takes long may begin it, and wait for its end in the next round.
+        A teardown that takes long may only begin here, and wait for its end in the next round.
         """
 
     def disown(self) -> None:
-        """Called in a forked child: the parent owns the resource; never tear it down here."""
+        """Leave the resource to the parent process, which owns it: never tear it down here.
+
+        This is called in a forked child.
+        """
 
 
 _events: deque[Event] = deque(maxlen=_EVENTS_KEPT)
@@ -102,18 +112,44 @@ _held: dict[int, Holding] = {}  # by id(); plain dict operations, so no lock and
 
 
 def describe(value: object) -> str:
-    """*value* as text of bounded length; a broken ``__repr__`` does not raise."""
+    """Return a value as text of bounded length; a broken ``__repr__`` does not raise.
+
+    Args:
+        value: Any object.
+
+    Returns:
+        Its representation, shortened.
+    """
     return _text(_brief.repr, value)
 
 
 def record(
     kind: Kind, name: str, key: object, *, seconds: float = 0.0, error: BaseException | None = None
 ) -> int:
-    """Add an event to the history; returns its number."""
+    """Add an event to the history.
+
+    Args:
+        kind: See `Event`, as for the others.
+        name: The loader.
+        key: The loader's arguments.
+        seconds: How long the load took.
+        error: The exception that the loader raised.
+
+    Returns:
+        The number of the event.
+    """
     reason = None if error is None else f"{type(error).__name__}: {_text(str, error)}"
     event = Event(
-        next(_numbers), kind, name, describe(key), time.time(), seconds, reason, _hash(key)
+        number=next(_numbers),
+        kind=kind,
+        name=name,
+        key=describe(key),
+        at=time.time(),
+        seconds=seconds,
+        error=reason,
+        key_hash=_hash(key),
     )
+
     _events.append(event)
     return event.number
 
@@ -121,7 +157,7 @@ def record(
 def _hash(key: object) -> int:
     try:
         return hash(key)
-    except Exception:  # a hash of the user's; it has its text
+    except Exception:  # a hash of the user's; the key still has its text
         return 0
 
 
@@ -134,32 +170,60 @@ def _text(convert: Callable[[object], str], value: object) -> str:
 
 
 def shortened(text: str, most: int) -> str:
-    """Return the text, or where it has more than *most* characters its two ends, with a word of what is left out between them."""
+    """Return the text, or only its two ends where it is long.
+
+    Args:
+        text: Any text.
+        most: The most characters that a text may have and stay whole.
+
+    Returns:
+        The text; or its two ends, with the number of characters left out between them.
+    """
     left_out = len(text) - most
-    return (
-        text
-        if left_out <= 0
-        else f"{text[: most // 2]} ... {left_out} characters ... {text[-(most // 2) :]}"
-    )
+    if left_out <= 0:
+        return text
+
+    half = most // 2
+    return f"{text[:half]} ... {left_out} characters ... {text[-half:]}"
 
 
 def mark() -> int:
-    """The number of the latest event, to be passed to `events` later; 0 when nothing has happened yet."""
+    """Return the number of the latest event, to be passed to `events` later.
+
+    Returns:
+        The number; 0 when nothing has happened yet.
+    """
     return _events[-1].number if _events else 0
 
 
 def events(since: int = 0) -> tuple[Event, ...]:
-    """What happened after the event numbered *since*, oldest first; the latest 1000 events are kept."""
+    """Return the latest events, oldest first; 1000 of them are kept.
+
+    Args:
+        since: The number of an event: only those after it are returned.
+
+    Returns:
+        The events.
+    """
     return tuple(event for event in _events.copy() if event.number > since)
 
 
 def count_uses(counts: Callable[[], Mapping[str, int]]) -> None:
-    """Have *counts* asked whenever somebody wants to know how often what is loaded has been used: a number for each loader."""
+    """Register a function that tells how often the state of its loaders has been used.
+
+    Args:
+        counts: Returns a number for each loader; `uses` calls it.
+    """
     _counts.append(counts)
 
 
 def uses() -> Counter[str]:
-    """How often each loader's state was there when it was asked for, and each program answered, since this process began."""
+    """Count the uses of state, by loader, since this process began.
+
+    Returns:
+        How often each loader's state was there when it was asked for, and how often each program
+        answered.
+    """
     total: Counter[str] = Counter()
     for counts in _counts:
         total.update(counts())
@@ -167,21 +231,32 @@ def uses() -> Counter[str]:
 
 
 def loaded() -> tuple[Loaded, ...]:
-    """What is loaded in this process now, in the order of loading."""
-    records = [holding.loaded() for holding in held()]
-    return tuple(found for found in records if found is not None)
+    """Return the records of all state that is loaded now, in the order of loading."""
+    entries = [holding.loaded() for holding in held()]
+    return tuple(entry for entry in entries if entry is not None)
 
 
 def hold(holding: Holding) -> None:
-    """Enter *holding*: from now on `gc_warm.worker.lifecycle.tear_down` ends it."""
+    """Enter a holding: from now on `gc_warm.worker.lifecycle.tear_down` ends it.
+
+    Args:
+        holding: Something alive in this process.
+    """
     _held[id(holding)] = holding
 
 
 def release(holding: Holding) -> None:
-    """Strike *holding* out; it has been torn down."""
+    """Strike a holding out; it has been torn down.
+
+    Args:
+        holding: As entered by `hold`.
+    """
     _held.pop(id(holding), None)
 
 
 def held() -> list[Holding]:
-    """Everything that is held, in the order of loading: what a loader needed itself comes before what it loads."""
+    """Return all holdings, in the order of loading.
+
+    State that a loader needed itself comes before the state that it loads.
+    """
     return sorted(_held.values(), key=attrgetter("order"))

@@ -1,4 +1,4 @@
-"""Who this worker is, and the orderly end of what it holds.
+"""The identity of a worker process, and the orderly end of all that it holds.
 
 A manager ends its workers with SIGTERM and one second later with SIGKILL. Python's default action
 for SIGTERM runs no ``atexit`` callback, so the first state with a teardown installs a handler that
@@ -25,30 +25,31 @@ from gc_warm.worker import ledger
 log = logging.getLogger("gc_warm")
 
 # a teardown may load something for its own use, which then has to be torn down too; or it may take
-# two, as that of programs
+# two rounds, as that of programs does
 _ROUNDS = 3
 
-# of a worker that was asked to end; its manager grants one, but somebody else may have asked
+# that a worker has after it was asked to end; its manager grants one, but somebody else may have
+# asked
 _LAST_SECONDS = 10
 
 _armed = False  # tear_down() is registered to run at the end of this process
-_ending = False  # it runs: a second SIGTERM must not interrupt it
+_ending = False  # tear_down() runs: a second SIGTERM must not interrupt it
 
 
 @dataclass(frozen=True)
 class Worker:
-    """Who a worker is.
+    """The identity of a worker.
 
     Outside an endpoint `block`, `pool` and `rank` are None: absent, not invented.
 
     Attributes:
         host: Name of the node.
         pid: Process id on that node.
-        block: The block (batch job) its manager belongs to, as Parsl numbers them: "0", "1", ...
+        block: The block (batch job) of its manager, as Parsl numbers them: "0", "1", ...
         pool: Id of its manager; the workers of one node share it.
         rank: Its number among the workers of that manager. A restarted worker keeps the rank and
             has another pid.
-        count: How many workers that manager has.
+        count: The number of workers that this manager has.
     """
 
     host: str
@@ -60,10 +61,10 @@ class Worker:
 
 
 def worker() -> Worker:
-    """Who this process is.
+    """Return the identity of this process.
 
-    Parsl sets ``PARSL_WORKER_*`` in every worker of an endpoint; without them only host and pid are
-    known.
+    Parsl sets ``PARSL_WORKER_*`` in every worker of an endpoint; without these variables only host
+    and pid are known.
     """
     return Worker(
         host=socket.gethostname(),
@@ -94,14 +95,19 @@ def tear_down() -> None:
 
 
 def arm() -> None:
-    """Have `tear_down` run when this process ends: at its normal end, at ``sys.exit`` and at SIGTERM, but not at SIGKILL."""
+    """Have `tear_down` run when this process ends.
+
+    It runs at the normal end, at ``sys.exit`` and at SIGTERM, but not at SIGKILL.
+    """
     global _armed
     if not _armed:
         atexit.register(_end)
-        # SIGTERM just before the first of them would end it before its first statement
+        # twice: SIGTERM at the very start of one of these calls would end it before its first
+        # statement
         atexit.register(_end)
         _register_with_multiprocessing()
         _armed = True
+
     if threading.current_thread() is threading.main_thread():  # Python allows it nowhere else
         _catch_sigterm()
 
@@ -113,7 +119,10 @@ def _end() -> None:
 
 
 def _register_with_multiprocessing() -> None:
-    """A forked child of multiprocessing ends with ``os._exit``, which runs its finalizers but no atexit callbacks."""
+    """Register the teardown with multiprocessing, too, in a child that it has forked.
+
+    Such a child ends with ``os._exit``: multiprocessing's finalizers run, atexit callbacks do not.
+    """
     process = sys.modules.get("multiprocessing.process")
     if process is not None and process.parent_process() is not None:
         from multiprocessing.util import Finalize
@@ -130,36 +139,48 @@ class _Sigterm:
     def __call__(self, signum: int, frame: FrameType | None) -> None:
         if _ending:
             return
+
         if callable(self.previous):
             self.previous(signum, frame)
+
         if "PARSL_WORKER_RANK" in os.environ and signal.getsignal(signal.SIGALRM) is signal.SIG_DFL:
-            # no lock, no thread: the kernel ends what a thread of the user's would keep from ending
+            # Needs no lock and no thread: the kernel ends a process that a thread of the user's
+            # would keep from ending.
             signal.alarm(_LAST_SECONDS)
+
         raise SystemExit(128 + signum)
 
 
 def _catch_sigterm() -> None:
     present = signal.getsignal(signal.SIGTERM)
-    # already there; or the owner of the process wants none
+
+    # the handler is there already, or the owner of the process wants none
     if isinstance(present, _Sigterm) or present is signal.SIG_IGN:
         return
+
     if present is None:
         log.warning(
-            "SIGTERM is handled by code that is not Python: teardowns run only if the process ends normally"
+            "SIGTERM is handled by code that is not Python: "
+            "teardowns run only if the process ends normally"
         )
         return
+
     signal.signal(signal.SIGTERM, _Sigterm(present))
 
 
 def _after_fork() -> None:
     global _armed, _ending
+
     # multiprocessing has emptied its list of finalizers; atexit callbacks are harmless more than
     # once
-    _armed = _ending = False
+    _armed = False
+    _ending = False
+
     present = signal.getsignal(signal.SIGTERM)
     if isinstance(present, _Sigterm) and threading.current_thread() is threading.main_thread():
-        # it holds nothing, and is to end at once, as a pool's processes are used to
+        # a child holds nothing, and is to end at once, as a pool's processes are used to
         signal.signal(signal.SIGTERM, present.previous)
+
     for holding in ledger.held():
         holding.disown()
 
