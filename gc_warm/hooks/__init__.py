@@ -1,1 +1,1 @@
-"""What reaches into Parsl's workers; loaded only where a config switches it on."""
+"""Hooks that reach into Parsl's workers; loaded only where a config switches them on."""

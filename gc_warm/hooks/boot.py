@@ -1,30 +1,33 @@
-"""What happens in a worker before its first task: an opt-in hook, switched on by one line of a config's ``worker_init``.
+"""An opt-in hook that prepares a worker before its first task.
 
-    eval "$(globus-compute-endpoint python-exec gc_warm.worker.boot my_model:default my_tables || echo 'echo no preload >&2')"
+One command of a config's ``worker_init`` switches it on:
 
-Config and worker may be of different versions, so the line never ends in silence: what follows
-``||`` says so where gc_warm is missing, or too old to have a hook. What this version does not know
-in the line it names on stderr, which is in the output of the block, and does the rest. An option
+    eval "$(globus-compute-endpoint python-exec gc_warm.worker.boot my_model:default my_tables \
+        || echo 'echo no preload >&2')"
+
+Config and worker may be of different versions, so the command never ends in silence: the part after
+``||`` says so where gc_warm is missing, or too old to have a hook. A word that this version does
+not know is named on stderr, which is in the output of the block, and the rest is done. An option
 that takes a value is written ``--name=value``, so that a version that does not know it does not
 take the value for something to preload.
 
-The line puts a folder with a ``sitecustomize`` of ours on the import path of what starts after it,
-and names what to preload. Then, in every worker of a HighThroughputExecutor, restarted ones
-included, and in no other process:
+The command puts a folder with a ``sitecustomize`` of ours on the import path of all Pythons that
+start after it, and names the modules and callables to preload. Then, in every worker of a
+HighThroughputExecutor, restarted ones included, and in no other process:
 
 - *Preload*: the modules are imported, and the callables called without arguments, when the worker
-  asks for its first task. It has been pinned to its accelerator by then. What fails is logged and
-  is loaded by the first task that needs it. A worker that did not survive its preload is replaced
-  by one that does without, so that a crash there is no endless loop.
+  asks for its first task. It has been pinned to its accelerator by then. A load that fails is
+  logged, and is repeated by the first task that needs it. A worker that did not survive its preload
+  is replaced by one that does without, so that a crash there is no endless loop.
 - *Orderly end*: SIGTERM ends the worker as ``sys.exit`` would, idle or not.
 - With ``--survive-idle-kill``, the queues of `gc_warm.hooks.queues`.
 
-The folder and the variables are gone from the worker's own environment, so that what its tasks
-start has none of this.
+The folder and the variables are gone from the worker's own environment, so that the processes that
+its tasks start have none of this.
 
-It works by changing how a process of multiprocessing begins to run, and by standing in for an
-argument of Parsl's worker. Where that is not what is known here, nothing is changed, a line on
-stderr (it is in the output of the block) says so, and the worker works, cold.
+The hook changes how a process of multiprocessing begins to run, and stands in for an argument of
+Parsl's worker. Where that worker is not as it is known here, nothing is changed, a line on stderr
+(in the output of the block) says so, and the worker works, cold.
 """
 
 from __future__ import annotations
@@ -51,8 +54,9 @@ from gc_warm.worker import lifecycle
 
 log = logging.getLogger("gc_warm")
 
-PRELOAD, SURVIVE = "GC_WARM_PRELOAD", "GC_WARM_SURVIVE_IDLE_KILL"
-"""The variables that a block's processes have between ``worker_init`` and their workers."""
+# the variables that a block's processes have between ``worker_init`` and their workers
+PRELOAD = "GC_WARM_PRELOAD"
+SURVIVE = "GC_WARM_SURVIVE_IDLE_KILL"
 
 _STARTUP = str(Path(__file__).with_name("startup"))
 _WORKER = re.compile(r"HTEX-Worker-\d+")
@@ -60,20 +64,30 @@ _SPEC = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*(:[^\W\d]\w*(\.[^\W\d]\w*)*)?")
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Print the shell lines that switch the hook on for what starts after them, and on stderr what of *arguments* is not known here."""
-    preload, survive = [], ""
+    """Print the shell lines that switch the hook on for all that starts after them.
+
+    Words that are not known here are named on stderr.
+
+    Args:
+        arguments: The words of the command line: names of modules and callables, and options.
+    """
+    preload: list[str] = []
+    survive = ""
+
     for word in arguments:
         if word == "--survive-idle-kill":
             survive = "1"
         elif word.startswith("-"):
             _complain(
-                f"{word} is an option that gc_warm {gc_warm.__version__} does not know; the rest is done"
+                f"{word} is an option that gc_warm {gc_warm.__version__} does not know; "
+                "the rest is done"
             )
         elif _SPEC.fullmatch(word):
             preload.append(word)
         else:
             _complain(
-                f"{word!r} names no module and no callable of one, and is not preloaded: write my_model or my_model:load"
+                f"{word!r} names no module and no callable of one, and is not preloaded: "
+                "write my_model or my_model:load"
             )
 
     print(f"export {PRELOAD}={shlex.quote(' '.join(preload))}")
@@ -81,14 +95,14 @@ def main(arguments: Sequence[str]) -> None:
     print(f'export PYTHONPATH={shlex.quote(_STARTUP)}"${{PYTHONPATH:+:$PYTHONPATH}}"')
 
 
-def _complain(what: str) -> None:
-    print(f"gc_warm.worker.boot: {what}", file=sys.stderr)
+def _complain(message: str) -> None:
+    print(f"gc_warm.worker.boot: {message}", file=sys.stderr)
 
 
 def install() -> None:
     """Change how the process that is starting begins to run, if it turns out to be a worker.
 
-    Called by ``startup/sitecustomize.py``.
+    ``startup/sitecustomize.py`` calls this.
     """
     stock = BaseProcess.run
 
@@ -102,25 +116,27 @@ def install() -> None:
 
 
 def _begin(process: Any) -> None:
-    """Prepare what a worker is about to run.
+    """Change the arguments of the function that a worker is about to run.
 
-    Whatever is not as expected, it is left to run as it is.
+    A worker that is not as expected is left to run as it is.
     """
-    preload, survive = os.environ.pop(PRELOAD, "").split(), bool(os.environ.pop(SURVIVE, ""))
+    preload = os.environ.pop(PRELOAD, "").split()
+    survive = bool(os.environ.pop(SURVIVE, ""))
     _leave_path()
     lifecycle.arm()
+
     try:
         call = inspect.signature(process._target).bind(*process._args, **process._kwargs)
         worker = _Arguments(call.arguments)
         if survive:
             worker.survive_idle_kill()
 
-        def first() -> None:
+        def before_first_task() -> None:
             _log_as_the_worker_does()
             if preload:
                 _preload(preload, worker.in_progress, worker.number)
 
-        worker.stand_in(first)
+        worker.stand_in(before_first_task)
         process._args, process._kwargs = call.args, call.kwargs
     except Exception:
         log.warning(
@@ -130,37 +146,46 @@ def _begin(process: Any) -> None:
 
 def _leave_path() -> None:
     folders = os.environ.get("PYTHONPATH", "").split(os.pathsep)
-    left = os.pathsep.join(folder for folder in folders if folder != _STARTUP)
-    if left:
-        os.environ["PYTHONPATH"] = left
+    others = os.pathsep.join(folder for folder in folders if folder != _STARTUP)
+    if others:
+        os.environ["PYTHONPATH"] = others
     else:
         os.environ.pop("PYTHONPATH", None)
 
 
 class _Arguments:
-    """What Parsl's worker function is about to be called with.
+    """The arguments that Parsl's worker function is about to be called with.
 
     Args:
-        arguments: By name; changed in place.
+        arguments: The arguments by name; changed in place.
+
+    Attributes:
+        number: The worker's number among those of its manager.
+        in_progress: The tasks in progress, a dictionary that the manager keeps for its workers.
 
     Raises:
-        KeyError, TypeError: They are not those that are known.
+        KeyError, TypeError: The arguments are not those that are known.
     """
 
     def __init__(self, arguments: MutableMapping[str, Any]) -> None:
         self._arguments = arguments
         self.number: int = arguments["worker_id"]
         self.in_progress: MutableMapping[Any, Any] = arguments["tasks_in_progress"]
+
         for name in ("task_queue", "result_queue"):
             if not isinstance(arguments[name], Queue):
                 raise TypeError(f"{name} is a {type(arguments[name]).__name__}")
 
     def stand_in(self, first: Callable[[], None]) -> None:
-        """Have *first* called when the worker asks for its first task."""
+        """Have a function called when the worker asks for its first task.
+
+        Args:
+            first: The function.
+        """
         self._arguments["task_queue"] = _FirstGet(self._arguments["task_queue"], first)
 
     def survive_idle_kill(self) -> None:
-        """Have the worker use `gc_warm.hooks.queues`, if this Parsl is one of those that this was tested with."""
+        """Have the worker use `gc_warm.hooks.queues`, if they were tested with this Parsl."""
         version = importlib.metadata.version("parsl")
         if version not in queues.TESTED_PARSL:
             log.warning(
@@ -169,11 +194,13 @@ class _Arguments:
                 version,
             )
             return
+
         try:
             own = self._own_queues()
         except Exception:
             log.warning("survive_idle_kill is not done on this machine", exc_info=True)
             own = {}
+
         # Two workers that lock in different ways would read at the same time: all do as the first
         # one could.
         all_have_own = self.in_progress.setdefault("gc_warm queues", bool(own))
@@ -190,24 +217,28 @@ class _Arguments:
 
         tasks = queues.TaskQueue(self._arguments["task_queue"], announce)
         results = queues.ResultQueue(self._arguments["result_queue"])
-        return {
-            "task_queue": tasks,
-            "result_queue": results,
-            "ready_worker_count": queues.ReadyCount(
-                self._arguments["ready_worker_count"], tasks.pipe
-            ),
-        }
+        ready = queues.ReadyCount(self._arguments["ready_worker_count"], tasks.pipe)
+
+        return {"task_queue": tasks, "result_queue": results, "ready_worker_count": ready}
 
 
 class _FirstGet:
-    """Stands in for a worker's task queue until it is first asked for a task."""
+    """A stand-in for a worker's task queue, until it is first asked for a task."""
 
     def __init__(self, stock: Any, first: Callable[[], None]) -> None:
         self._stock = stock
         self._first = first
 
     def get(self, *args: Any, **kwargs: Any) -> Any:
-        """As that of the queue, after what has to come first."""
+        """Return a task as the queue does, after what has to come first.
+
+        Args:
+            *args: The arguments of the queue's own `get`.
+            **kwargs: Its keyword arguments.
+
+        Returns:
+            A task.
+        """
         self.get = self._stock.get  # type: ignore[method-assign]
         self._first()
         return self.get(*args, **kwargs)
@@ -223,7 +254,10 @@ def _log_as_the_worker_does() -> None:
 
 
 def _preload(specs: Sequence[str], in_progress: MutableMapping[Any, Any], number: int) -> None:
-    """Load what is named, and note with the manager that this is under way, for the case that it ends this process."""
+    """Load modules and callables, and note with the manager that this is under way.
+
+    The note stays behind if a load ends this process.
+    """
     mark = f"gc_warm preload {number}"
     if in_progress.pop(mark, False):
         log.error(
@@ -231,6 +265,7 @@ def _preload(specs: Sequence[str], in_progress: MutableMapping[Any, Any], number
             " ".join(specs),
         )
         return
+
     in_progress[mark] = True
     try:
         for spec in specs:
@@ -241,6 +276,7 @@ def _preload(specs: Sequence[str], in_progress: MutableMapping[Any, Any], number
 
 def _load(spec: str) -> None:
     start = time.perf_counter()
+
     try:
         module, _, attributes = spec.partition(":")
         loaded: Any = importlib.import_module(module)
@@ -249,10 +285,11 @@ def _load(spec: str) -> None:
                 loaded = getattr(loaded, name)
             loaded()
     except BaseException as error:
-        # also sys.exit: a worker that ends here would be replaced by one that does the same, for
-        # ever
+        # This holds for sys.exit, too: a worker that ends here would be replaced by one that does
+        # the same, for ever.
         if isinstance(error, SystemExit) and error.code == 128 + signal.SIGTERM:
             raise
+
         log.exception(
             "preload of %s failed after %.2f s: this worker starts cold",
             spec,

@@ -1,14 +1,15 @@
-"""The queues between a manager and its workers, with locks that the kernel releases when their holder dies.
+"""The queues between a manager and its workers, with locks that end with their holder.
 
-The fault. A stock worker waits for its next task with the lock of the task queue in its hands. That
-lock is a POSIX semaphore, which nobody releases when its holder is killed: the others, and whoever
-replaces it, then wait for ever, while the block looks well. With one worker a node, *every* kill of
-the idle worker (the out-of-memory killer chooses by size, not by activity) does that.
+The fault: a stock worker waits for its next task with the lock of the task queue in its hands. That
+lock is a POSIX semaphore, which nobody releases when its holder is killed: the other workers, and
+the one that replaces it, then wait for ever, while the block looks well. With one worker a node,
+*every* kill of the idle worker (the out-of-memory killer chooses by size, not by activity) does
+that.
 
-What is done about it, in the workers alone, where the manager cannot be changed:
+The remedy, in the workers alone, since the manager cannot be changed:
 
-- The locks become record locks (``fcntl``) on the queues' own pipes. They belong to a process and
-  end with it, and they need no file.
+- The locks become record locks (``fcntl``) on the queues' own pipes. They belong to a process, the
+  kernel releases them when it ends, and they need no file.
 - A worker that waits holds no lock: it waits for the pipe to be readable, and takes the lock for
   the moment of reading.
 - A task is announced to the manager *before* it is taken from the pipe, so that there is no moment
@@ -20,11 +21,12 @@ What is done about it, in the workers alone, where the manager cannot be changed
   of it. That is up to about the mebibyte that a pipe holds. Beyond that, a kill in the very middle
   of reading or writing still leaves the pipe out of step.
 - The manager writes to the result pipe, too, under the stock lock: a result that may not fit at
-  once, so that its parts could be interleaved with the manager's, takes that lock as well. One that
-  is not to be had was left by a worker that was killed; whoever replaces it makes it free again.
+  once, so that its parts could be interleaved with the manager's, takes that lock as well. A stock
+  lock that is not to be had was left by a worker that was killed; the worker that replaces it makes
+  the lock free again.
 
-In Parsl's MPI mode a task with two results (its worker died between its announcement and its
-reading, or after its result) has its nodes freed twice; the latter is so without us, too.
+In Parsl's MPI mode a task with two results has its nodes freed twice. Its worker died between
+announcing and reading it, or after its result; the latter is so without gc_warm, too.
 """
 
 from __future__ import annotations
@@ -56,18 +58,22 @@ TESTED_PARSL = (
     "2026.10.19",
     "2026.10.26",
 )
-"""The versions of Parsl whose workers and managers were found to use their queues as is assumed here."""
+"""Versions of Parsl whose workers and managers were found to use their queues as assumed here."""
 
 # bytes of a pipe: the most that a user may ask for unless the machine says otherwise
 _CAPACITY = 1 << 20
 _PEEK = 1024  # bytes; a task's id is among the first hundred
-# what a pipe may hold less than its size says, since it counts in pages
+
+# bytes that a pipe may hold less than its size says, since it counts in pages
 _PAGES = 2 * os.sysconf("SC_PAGE_SIZE")
+
 # the same for a pipe that is not empty, with something small that the manager may add
 _MARGIN = 4 * os.sysconf("SC_PAGE_SIZE")
+
 # seconds, after which a lock that the manager takes for moments belongs to nobody any more
 _ORPHANED = 10.0
 _NONBLOCK = 2  # SPLICE_F_NONBLOCK
+
 # seconds between looks at a message of which the manager has written a part, or at how much it has
 # read
 _ARRIVING = 0.0005
@@ -83,7 +89,7 @@ class TaskQueue:
         announce: Called with a task's id before the task leaves the pipe.
 
     Attributes:
-        pipe: The descriptor that its lock is on.
+        pipe: The descriptor that the lock is on.
 
     Raises:
         OSError, AttributeError: This machine or that queue lacks what is needed.
@@ -94,45 +100,68 @@ class TaskQueue:
         self._reader: Any = stock._reader  # type: ignore[attr-defined]
         self._taken: Callable[[], None] = stock._sem.release  # type: ignore[attr-defined]
         self._announce = announce
+
         self._descriptor = self._reader.fileno()
         self.pipe = stock._writer.fileno()  # type: ignore[attr-defined]
         self._capacity = _widen(self.pipe)
         if self._capacity < _PAGES:
             raise OSError(
-                f"the task queue's pipe holds {self._capacity} bytes, since this user's pipes have all that they may"
+                f"the task queue's pipe holds {self._capacity} bytes, "
+                "since this user's pipes have all that they may"
             )
+
         self._peek = _Peek(self._descriptor)
         self._manager = os.getppid()
-        # another has it; what matters is that there is such a lock
+
+        # another worker may have the lock; what matters is that there are such locks here
         with contextlib.suppress(BlockingIOError):
             fcntl.lockf(self.pipe, fcntl.LOCK_EX | fcntl.LOCK_NB)
             fcntl.lockf(self.pipe, fcntl.LOCK_UN)
 
     def get(self, block: bool = True, timeout: float | None = None) -> Any:
-        """As that of the queue it stands for.
+        """Return the next task, as the queue it stands for does.
+
+        Args:
+            block: Whether to wait for a task.
+            timeout: The most seconds to wait; None for no limit.
+
+        Returns:
+            The task.
 
         Raises:
             queue.Empty: No task has come.
         """
-        end = None if timeout is None else time.monotonic() + timeout
+        wait = timeout if block else 0.0
+        end = None if wait is None else time.monotonic() + wait
+
         while True:
-            left = 0.0 if not block else None if end is None else max(0.0, end - time.monotonic())
+            left = None if end is None else max(0.0, end - time.monotonic())
             if not self._reader.poll(left):
                 raise queue.Empty
+
             with _locked(self.pipe):
-                # another may have been quicker
+                # another worker may have been quicker
                 message = self._take() if self._reader.poll(0) else None
+
             if message is not None:
                 self._taken()
                 return ForkingPickler.loads(message)
 
     def _take(self) -> bytes | memoryview:
+        """Announce the task at the head of the pipe, then read it."""
         self._wait_for(4)
         (size,) = struct.unpack_from("!i", self._peek())
-        self._wait_for(4 + (min(size, _PEEK - 4) if size >= 0 else _PEEK - 4))
-        self._announce(_task_id(self._peek()[4 if size >= 0 else 12 :]))
-        if size < 0 or size + 4 > self._capacity - _PAGES:
+
+        # Connection.send_bytes() writes -1 and eight bytes more where four do not hold the size
+        is_huge = size < 0
+        header = 12 if is_huge else 4
+        visible = _PEEK - 4 if is_huge else min(size, _PEEK - 4)
+        self._wait_for(4 + visible)
+        self._announce(_task_id(self._peek()[header:]))
+
+        if is_huge or size + 4 > self._capacity - _PAGES:
             return bytes(self._reader.recv_bytes())
+
         self._wait_for(4 + size)
         return memoryview(os.read(self._descriptor, size + 4))[4:]
 
@@ -145,7 +174,7 @@ class TaskQueue:
 
 
 class ResultQueue:
-    """A worker's end of the result queue: what is put has been written when `put` returns.
+    """A worker's end of the result queue: a result has been written when `put` returns.
 
     Args:
         stock: The queue as the manager has made it.
@@ -161,34 +190,51 @@ class ResultQueue:
         self._managers: Any = stock._wlock  # type: ignore[attr-defined]
         self._capacity = _widen(self._descriptor)
         self._manager = os.getppid()
-        # no worker has it now, unless one that this one replaces
+
+        # frees the manager's lock: no worker has it now, unless one that this one replaces
         with _locked(self._descriptor), self._managers_lock():
             pass
 
     def put(self, result: bytes) -> None:
-        """Write *result* as the manager will read it; where the manager has ended, nobody will."""
+        """Write a result as the manager will read it; where the manager has ended, drop it.
+
+        Args:
+            result: A serialized result.
+        """
         message = ForkingPickler.dumps(result)
         size = len(message)
         # as multiprocessing.connection does
         header = struct.pack("!i", size) if size <= 0x7FFFFFFF else struct.pack("!iQ", -1, size)
+
         self._counted()
         rest = memoryview(header + bytes(message))
         with _locked(self._descriptor), contextlib.ExitStack() as held:
             if not self._wait_for_room(len(rest)):
                 return
+
             if max(len(rest), _available(self._descriptor)) > self._capacity // 4:
                 held.enter_context(self._managers_lock())
+
             while rest:
                 rest = rest[os.write(self._descriptor, rest) :]
 
     def _wait_for_room(self, size: int) -> bool:
-        """Wait until *size* bytes can be written at once, if they ever can: what is there may fill its pages by half."""
-        while (
-            there := _available(self._descriptor)
-        ) and 2 * there + size > self._capacity - _MARGIN:
+        """Wait until a message can be written at once, if it ever can.
+
+        The bytes that are in the pipe may fill their pages by half.
+
+        Args:
+            size: The bytes of the message.
+
+        Returns:
+            Whether the manager is still there to read it.
+        """
+        room = self._capacity - _MARGIN
+        while (unread := _available(self._descriptor)) and 2 * unread + size > room:
             if os.getppid() != self._manager:
                 return False
             time.sleep(_ARRIVING)
+
         return True
 
     @contextlib.contextmanager
@@ -197,20 +243,25 @@ class ResultQueue:
         try:
             yield
         finally:
-            # it has been released by the manager, which was only slow
+            # where the manager was only slow, it has released the lock itself
             with contextlib.suppress(ValueError):
                 self._managers.release()
 
 
 class ReadyCount:
-    """The number of idle workers that a manager logs, counted under a lock of *pipe* and not of its own."""
+    """The number of idle workers that a manager logs, counted under the lock of a pipe.
+
+    Args:
+        stock: The shared number as the manager has made it; its own lock is not used.
+        pipe: The descriptor whose lock is used.
+    """
 
     def __init__(self, stock: Any, pipe: int) -> None:
         self._number = stock.get_obj()
         self._pipe = pipe
 
     def get_lock(self) -> contextlib.AbstractContextManager[None]:
-        """To be held while `value` changes."""
+        """Return the lock to hold while `value` changes."""
         return _locked(self._pipe)
 
     @property
@@ -224,16 +275,17 @@ class ReadyCount:
 
 
 class _Peek:
-    """Looks at the beginning of what is in a pipe, and leaves it there."""
+    """A look at the first bytes in a pipe, which leaves them there."""
 
     def __init__(self, descriptor: int) -> None:
         self._tee: Any = ctypes.CDLL(None, use_errno=True).tee
         self._tee.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_size_t, ctypes.c_uint)
         self._tee.restype = ctypes.c_ssize_t
+
         self._source = descriptor
         self._out, self._in = Pipe(duplex=False)
         try:
-            self(_NONBLOCK)  # a machine that forbids this is to say so now
+            self(_NONBLOCK)  # a machine that forbids the call is to say so now
         except BlockingIOError:
             return
 
@@ -246,7 +298,11 @@ class _Peek:
 
 @contextlib.contextmanager
 def _locked(pipe: int) -> Iterator[None]:
-    """Hold the lock on a pipe that it can be written to with; it is released when this process dies, too."""
+    """Hold the lock on a pipe; it is released when this process dies, too.
+
+    Args:
+        pipe: A descriptor that the pipe can be written to with.
+    """
     fcntl.lockf(pipe, fcntl.LOCK_EX)
     try:
         yield
@@ -255,8 +311,8 @@ def _locked(pipe: int) -> Iterator[None]:
 
 
 def _widen(pipe: int) -> int:
-    """Let the pipe hold as much as may be; returns how many bytes that is."""
-    # it stays as it is where this user's pipes have all that they may
+    """Let a pipe hold as much as may be, and return how many bytes that is."""
+    # the pipe stays as it is where this user's pipes have all that they may
     with contextlib.suppress(OSError):
         fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, _CAPACITY)
     return fcntl.fcntl(pipe, fcntl.F_GETPIPE_SZ)
@@ -269,10 +325,13 @@ def _available(descriptor: int) -> int:
 
 
 def _task_id(beginning: bytes) -> int:
-    """The id in a pickled task, of which the *beginning* is enough: it comes first.
+    """Return the id in a pickled task, which comes first.
+
+    Args:
+        beginning: The first bytes of the task.
 
     Raises:
-        ValueError: It does not.
+        ValueError: There is no id in them.
     """
     named = False
     for _, argument, _ in pickletools.genops(io.BytesIO(beginning)):

@@ -1,7 +1,8 @@
-"""Imported by every Python that starts in a block whose config switches `gc_warm.worker.boot` on; does something in workers only.
+"""The ``sitecustomize`` of a block whose config switches `gc_warm.worker.boot` on.
 
-Python imports the first ``sitecustomize`` on its path and no other. So this one finds the site's
-own and runs it in its place, and what is not a process of multiprocessing ends here.
+Every Python that starts there imports it; it does something in workers only. Python imports the
+first ``sitecustomize`` on its path and no other. So this one finds the site's own and runs it in
+its place; in a process that is not multiprocessing's it ends there.
 """
 
 import importlib.machinery
@@ -14,10 +15,12 @@ import traceback
 def _run_that_of_the_site() -> None:
     here = os.path.dirname(os.path.abspath(__file__))
     sys.path[:] = [folder for folder in sys.path if os.path.abspath(folder) != here]
-    found = importlib.machinery.PathFinder.find_spec("sitecustomize", sys.path)
-    if found is not None and found.loader is not None:
-        sys.modules["sitecustomize"] = module = importlib.util.module_from_spec(found)
-        found.loader.exec_module(module)
+
+    spec = importlib.machinery.PathFinder.find_spec("sitecustomize", sys.path)
+    if spec is not None and spec.loader is not None:
+        module = importlib.util.module_from_spec(spec)
+        sys.modules["sitecustomize"] = module
+        spec.loader.exec_module(module)
 
 
 def _boot() -> None:
