@@ -1,4 +1,4 @@
-"""The hook at worker start: what every worker has before its first task, and that nobody else has anything of it."""
+"""The hook at worker start: it reaches every worker before its first task, and nothing else."""
 
 from __future__ import annotations
 
@@ -28,7 +28,10 @@ from tests.testing.backends import engine_config
 
 STARTUP = Path(boot.__file__).with_name("startup")
 LINE = 'eval "$(globus-compute-endpoint python-exec gc_warm.worker.boot {})"'
-SITE = "import os, pathlib\npathlib.Path(os.environ['SITE_RECORD']).open('a').write(f'{os.getpid()}\\n')\n"
+SITE = (
+    "import os, pathlib\n"
+    "pathlib.Path(os.environ['SITE_RECORD']).open('a').write(f'{os.getpid()}\\n')\n"
+)
 
 
 def shell_lines(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -82,14 +85,11 @@ def test_names_what_is_no_module_and_does_the_rest(spec: str) -> None:
 
 def test_names_an_option_of_a_later_version_and_does_the_rest() -> None:
     lines = shell_lines("--route=warm", "my_tables", "--survive-idle-kill")
-    assert (lines.returncode, lines.stdout) == (
-        0,
-        shell_lines("my_tables", "--survive-idle-kill").stdout,
-    )
-    assert (
-        f"--route=warm is an option that gc_warm {gc_warm.__version__} does not know"
-        in lines.stderr
-    )
+    rest = shell_lines("my_tables", "--survive-idle-kill")
+    assert (lines.returncode, lines.stdout) == (0, rest.stdout)
+
+    version = gc_warm.__version__
+    assert f"--route=warm is an option that gc_warm {version} does not know" in lines.stderr
 
 
 @pytest.mark.parametrize(
@@ -137,16 +137,19 @@ def test_where_versions_meet_the_module_keeps_its_name(name: str) -> None:
 
 def test_other_processes_have_nothing_of_it_and_the_sites_own_is_run(tmp_path: Path) -> None:
     (tmp_path / "sitecustomize.py").write_text("import sys\nsys.site_was_here = True\n")
-    code = "import sys; print(sys.site_was_here, [name for name in sys.modules if 'gc_warm' in name], sys.modules['sitecustomize'].__file__)"
+    code = (
+        "import sys; print(sys.site_was_here, "
+        "[name for name in sys.modules if 'gc_warm' in name], "
+        "sys.modules['sitecustomize'].__file__)"
+    )
     assert python(code, STARTUP, tmp_path).stdout == f"True [] {tmp_path / 'sitecustomize.py'}\n"
     assert python(f"import sys; print({str(STARTUP)!r} in sys.path)", STARTUP).stdout == "False\n"
 
 
 def test_an_error_of_the_sites_own_is_told_as_without_us(tmp_path: Path) -> None:
     (tmp_path / "sitecustomize.py").write_text("raise LookupError('a site that is broken')\n")
-    with_us, without_us = (
-        python("print('runs')", *paths) for paths in ((STARTUP, tmp_path), (tmp_path,))
-    )
+    with_us = python("print('runs')", STARTUP, tmp_path)
+    without_us = python("print('runs')", tmp_path)
     assert with_us.stdout == without_us.stdout == "runs\n"
     assert with_us.stderr == without_us.stderr != ""
 
@@ -159,7 +162,8 @@ def test_a_worker_of_another_parsl_works_and_says_so(tmp_path: Path) -> None:
         "if __name__ == '__main__':\n"
         "    context = multiprocessing.get_context('spawn')\n"
         "    ours, theirs = context.Pipe()\n"
-        "    process = context.Process(target=other.worker, args=(6, theirs), name='HTEX-Worker-6')\n"
+        "    name = 'HTEX-Worker-6'\n"
+        "    process = context.Process(target=other.worker, args=(6, theirs), name=name)\n"
         "    process.start(); print(ours.recv()); process.join(); print(process.exitcode)\n"
     )
     script = tmp_path / "script.py"
@@ -179,13 +183,12 @@ def test_a_worker_of_another_parsl_works_and_says_so(tmp_path: Path) -> None:
 @contextmanager
 def engine(line: str, *paths: Path, number: int = 2, **variables: str) -> Iterator[MockExecutor]:
     """The real engine with that line at the end of its worker_init."""
-    path = ":".join(map(str, [*paths, MODULES]))
-    exports = " ".join(
-        f"{name}={shlex.quote(value)}" for name, value in {"PYTHONPATH": path, **variables}.items()
-    )
-    config = engine_config(number, f"export {exports}", line).replace(
-        "cores_per_worker", 'available_accelerators: ["3", "5", "7", "9"]\n  cores_per_worker', 1
-    )
+    variables = {"PYTHONPATH": ":".join(map(str, [*paths, MODULES])), **variables}
+    exports = " ".join(f"{name}={shlex.quote(value)}" for name, value in variables.items())
+    config = engine_config(number, f"export {exports}", line)
+
+    accelerators = 'available_accelerators: ["3", "5", "7", "9"]'
+    config = config.replace("cores_per_worker", f"{accelerators}\n  cores_per_worker", 1)
     with MockExecutor(config=config) as executor:
         yield executor
 
@@ -201,28 +204,26 @@ def logs(executor: MockExecutor, rank: int = 0) -> str:
 def test_no_task_of_the_first_burst_pays_a_load_and_neither_does_a_restarted_worker(
     tmp_path: Path,
 ) -> None:
-    site, record, meeting = tmp_path / "site", tmp_path / "record", tmp_path / "meeting"
+    site = tmp_path / "site"
+    record = tmp_path / "record"
+    meeting = tmp_path / "meeting"
     site.mkdir()
     meeting.mkdir()
     (site / "sitecustomize.py").write_text(SITE)
+
     with engine(LINE.format("preloaded:table"), site, SITE_RECORD=str(record)) as executor:
         burst = [executor.submit(preloaded.use, str(meeting), 2) for _ in range(2)]
         first = {state.rank: state for state in (future.result(120) for future in burst)}
-        assert [(first[rank].loads, first[rank].hits, first[rank].device) for rank in (0, 1)] == [
-            (1, 1, "3"),
-            (1, 1, "5"),
-        ]
-        assert {state.pid for state in first.values()} <= set(
-            map(int, record.read_text().split())
-        ), "the site's own ran in the workers"
-        assert all(
-            variable not in state.environment
-            for state in first.values()
-            for variable in (boot.PRELOAD, boot.SURVIVE)
-        )
-        assert all(
-            state.environment["PYTHONPATH"] == f"{site}:{MODULES}" for state in first.values()
-        )
+        for rank, device in ((0, "3"), (1, "5")):
+            state = first[rank]
+            assert (state.loads, state.hits, state.device) == (1, 1, device)
+
+        ran_the_sites_own = set(map(int, record.read_text().split()))
+        for state in first.values():
+            assert state.pid in ran_the_sites_own
+            assert boot.PRELOAD not in state.environment
+            assert boot.SURVIVE not in state.environment
+            assert state.environment["PYTHONPATH"] == f"{site}:{MODULES}"
         assert "preloaded preloaded:table in " in logs(executor)
 
         busy = executor.submit(tasks.for_ever, str(tmp_path / "started"))
@@ -231,16 +232,15 @@ def test_no_task_of_the_first_burst_pays_a_load_and_neither_does_a_restarted_wor
         os.kill(pid, signal.SIGKILL)
         killed = time.monotonic()
         assert "WorkerLost" in remote_text(busy)
+
         rank = next(rank for rank, state in first.items() if state.pid == pid)
-        wait_until(
-            lambda: logs(executor, rank).count("preloaded preloaded:table in ") == 2,
-            "it is warm again",
-        )
+        preload = "preloaded preloaded:table in "
+        wait_until(lambda: logs(executor, rank).count(preload) == 2, "it is warm again")
         print(f"warm again {time.monotonic() - killed:.1f} s after its death")
+
         again = [executor.submit(preloaded.use, str(meeting), 4) for _ in range(2)]
-        assert {
-            (state.loads, state.hits > 0) for state in (future.result(120) for future in again)
-        } == {(1, True)}
+        states = [future.result(120) for future in again]
+        assert {(state.loads, state.hits > 0) for state in states} == {(1, True)}
 
 
 @pytest.mark.engine
@@ -255,7 +255,8 @@ WAYS = [
     ("preloaded:leave", "SystemExit: 3"),
     (
         "preloaded:crash",
-        "the worker before this one died in its preload of preloaded:crash preloaded:table: this one starts cold",
+        "the worker before this one died in its preload of "
+        "preloaded:crash preloaded:table: this one starts cold",
     ),
     ("no_such_module", "No module named 'no_such_module'"),
     ("preloaded:no_such_thing", "has no attribute 'no_such_thing'"),
@@ -266,23 +267,29 @@ def works_and_says(spec: str, said: str) -> None:
     with engine(LINE.format(f"{spec} preloaded:table"), number=1) as executor:
         assert executor.submit(tasks.rank).result(120) == 0, spec
         assert said in logs(executor), spec
-        assert ("preloaded preloaded:table in " in logs(executor)) == (spec != "preloaded:crash"), (
-            spec
-        )
+        is_warm = "preloaded preloaded:table in " in logs(executor)
+        assert is_warm == (spec != "preloaded:crash"), spec
 
 
 @pytest.mark.engine
 def test_where_the_hook_cannot_be_had_the_workers_work_without(tmp_path: Path) -> None:
-    """A node without gc_warm: the line prints nothing, or (it ran on another node) the folder is not there, or nothing but that is."""
-    hidden, changed = tmp_path / "hidden", tmp_path / "changed"
+    """A node without gc_warm, in three ways, and a Parsl that is another.
+
+    The line prints nothing; or it ran on another node, and the folder is not there, or nothing but
+    the folder is.
+    """
+    hidden = tmp_path / "hidden"
+    changed = tmp_path / "changed"
     (hidden / "gc_warm").mkdir(parents=True)
     (hidden / "gc_warm" / "__init__.py").write_text(
         "raise ModuleNotFoundError(\"No module named 'gc_warm'\", name='gc_warm')\n"
     )
     changed.mkdir()
     (changed / "sitecustomize.py").write_text(OTHER_PARSL)
-    there = f'export GC_WARM_PRELOAD=preloaded:table PYTHONPATH={shlex.quote(str(STARTUP))}:"$PYTHONPATH"'
-    nowhere = there.replace(shlex.quote(str(STARTUP)), str(tmp_path / "nowhere"))
+
+    startup = shlex.quote(str(STARTUP))
+    there = f'export GC_WARM_PRELOAD=preloaded:table PYTHONPATH={startup}:"$PYTHONPATH"'
+    nowhere = there.replace(startup, str(tmp_path / "nowhere"))
     cases = [
         (LINE.format("preloaded:table"), hidden),
         (there, hidden),

@@ -1,4 +1,7 @@
-"""The queues of ``survive_idle_kill``: what a kill costs with them, what it costs without, and that nothing is lost in them."""
+"""The queues of ``survive_idle_kill``.
+
+A kill costs less with them than without, and nothing is lost in them.
+"""
 
 from __future__ import annotations
 
@@ -75,16 +78,21 @@ SIZES = [*[0, 10, 4_000] * 10, *[20_000, 100_000] * 100, *[900_000, 1_100_000, 9
 
 
 def test_tasks_and_results_of_every_size_arrive_as_they_were(stock: Queue[Any]) -> None:
-    """Those that are large arrive in parts: the manager writes their length, and then the rest, while the worker waits."""
+    """Large ones arrive in parts.
+
+    The manager writes their length, and then the rest, while the worker waits.
+    """
     results: Queue[Any] = SPAWN.Queue()
     reader = SPAWN.Process(target=read, args=(stock, results, len(SIZES) + 3, 120.0))
     reader.start()
+
     for number, size in enumerate(SIZES):
         stock.put(task(70_000 * number, size))
         assert len(results.get(timeout=120)) == size
     for number in range(3):
         stock.put(task(number, 100_000))
     assert [len(results.get(timeout=120)) for _ in range(3)] == [100_000] * 3
+
     reader.join()
     assert reader.exitcode == 0
     results.close()
@@ -121,12 +129,14 @@ def test_large_results_are_not_mixed_with_what_the_manager_writes() -> None:
 
     thread = threading.Thread(target=manager)
     thread.start()
+
     sizes: list[int] = []
     while sizes.count(3_000_000) < 30:
         sizes.append(len(results.get(timeout=120)))
     done.set()
     thread.join()
     writer.join()
+
     while not results.empty():
         sizes.append(len(results.get(timeout=120)))
     assert set(sizes) <= {3000, 3_000_000}
@@ -244,10 +254,8 @@ def side_by_side() -> dict[Any, Future[Any]]:
             check=False,
             timeout=300,
         )
-        return {
-            "stock": reproduction,
-            **{number: pool.submit(survive, number) for number in (1, 2)},
-        }
+        survivals = {number: pool.submit(survive, number) for number in (1, 2)}
+        return {"stock": reproduction, **survivals}
 
 
 @pytest.mark.engine
@@ -260,10 +268,8 @@ def test_stock_the_only_idle_worker_is_killed_and_later_tasks_never_end(
     """
     run = side_by_side["stock"].result()
     assert run.returncode == 0, run.stdout
-    assert (
-        f"Python {platform.python_version()}, Parsl {parsl.__version__}: the idle worker "
-        in run.stdout
-    )
+    versions = f"Python {platform.python_version()}, Parsl {parsl.__version__}"
+    assert f"{versions}: the idle worker " in run.stdout
     assert "a task has not begun" in run.stdout
 
 
@@ -276,10 +282,9 @@ def kill_while_idle(executor: MockExecutor) -> int:
 
 
 def idle(pid: int) -> bool:
-    return (
-        "poll" in Path(f"/proc/{pid}/wchan").read_text()
-        or Path(f"/proc/{pid}/syscall").read_text().split()[0] == "7"
-    )
+    if "poll" in Path(f"/proc/{pid}/wchan").read_text():
+        return True
+    return Path(f"/proc/{pid}/syscall").read_text().split()[0] == "7"
 
 
 @pytest.mark.engine
@@ -309,8 +314,10 @@ class Survival:
     def kill(self, chance: random.Random) -> None:
         """Kill a worker every now and then, which may be idle or busy."""
         while len(self.killed) < KILLS and not self.done.wait(chance.uniform(0.1, 0.8)):
-            if alive := sorted(self.pids - self.killed):
-                self.killed.add(pid := chance.choice(alive))
+            alive = sorted(self.pids - self.killed)
+            if alive:
+                pid = chance.choice(alive)
+                self.killed.add(pid)
                 os.kill(pid, signal.SIGKILL)
 
     def take_in(self, which: int, future: Future[Any]) -> None:
@@ -318,6 +325,7 @@ class Survival:
         if isinstance(error, TaskExecutionFailed):
             self.lost[which] = str(error.remote_data)
             return
+
         pid, answer = future.result()
         assert answer == which
         self.pids.add(pid)
@@ -326,10 +334,12 @@ class Survival:
 
 def survive(number: int) -> Survival:
     """Some tasks are always under way, but for moments in which all workers are idle."""
-    survival, chance = Survival(), random.Random(number)
+    survival = Survival()
+    chance = random.Random(number)
     killer = threading.Thread(target=survival.kill, args=(random.Random(-number),))
     under_way: deque[tuple[int, Future[Any]]] = deque()
     sent = 0
+
     with engine(number, survive=True) as executor:
         executor.submit(tasks.same, 0).result(120)
         killer.start()
@@ -355,15 +365,11 @@ def test_fifty_random_kills_during_five_thousand_tasks_lose_running_ones_only(
 ) -> None:
     survival = side_by_side[number].result()
     assert len(survival.killed) == KILLS
-    assert (
-        len(survival.returned) + len(survival.lost)
-        == len({*survival.returned, *survival.lost})
-        >= TASKS
-    ), "each ends, and once"
-    assert len(survival.lost) <= KILLS
-    assert all(
-        "WorkerLost: Task failure due to loss of worker" in text for text in survival.lost.values()
-    )
-    print(
-        f"{KILLS} kills during {len(survival.returned) + len(survival.lost)} tasks lost {len(survival.lost)}"
-    )
+
+    ended = len(survival.returned) + len(survival.lost)
+    assert ended == len({*survival.returned, *survival.lost}) >= TASKS, "each ends, and once"
+
+    lost = survival.lost.values()
+    assert len(lost) <= KILLS
+    assert all("WorkerLost: Task failure due to loss of worker" in text for text in lost)
+    print(f"{KILLS} kills during {ended} tasks lost {len(lost)}")

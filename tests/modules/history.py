@@ -1,4 +1,7 @@
-"""What the scripted histories of warmth run: one ``@warm`` loader with everything that can happen to its state."""
+"""Functions for the scripted histories of warmth.
+
+One ``@warm`` loader sees everything that can happen to its state.
+"""
 
 from __future__ import annotations
 

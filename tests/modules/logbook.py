@@ -1,4 +1,7 @@
-"""State with a teardown that can be seen from outside: it writes down when it is loaded and when it is torn down."""
+"""State with a teardown that can be seen from outside.
+
+It writes down when it is loaded and when it is torn down.
+"""
 
 from __future__ import annotations
 

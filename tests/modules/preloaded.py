@@ -31,7 +31,10 @@ def table() -> str | None:
 
 
 def use(meeting: str, number: int) -> State:
-    """Return what there is once *number* tasks have come, so that each of those that meet is on a worker of its own."""
+    """Return what there is once *number* tasks have come.
+
+    So each of the tasks that meet is on a worker of its own.
+    """
     from preloaded import State, table
 
     Path(meeting, os.environ["GC_TASK_UUID"]).touch()
@@ -40,6 +43,7 @@ def use(meeting: str, number: int) -> State:
         if time.monotonic() > end:
             raise TimeoutError("waited for two minutes")
         time.sleep(0.01)
+
     device = table()
     info = table.info()
     return State(

@@ -18,13 +18,16 @@ _programs = {
 
 
 def start(mark: str) -> tuple[int, list[int]]:
-    """Starts all of them with *mark* in their environment; the worker and all processes that are to end with it."""
+    """Start all of them with *mark* in their environment.
+
+    Returns the worker, and all processes that are to end with it.
+    """
     os.environ[MARK] = mark
     return os.getpid(), [pid for program in _programs.values() for pid in program.call("who")]
 
 
 def stay_in_a_call(begun: str) -> None:
-    """Calls the stubborn one, which never answers; leaves the file *begun* when it has the request."""
+    """Call the stubborn one, which never answers, but leaves the file *begun* at the request."""
     os.environ["BEGUN"] = begun
     _programs["stubborn"].close()  # so that the next one has the new environment
     _programs["stubborn"].call("stay")

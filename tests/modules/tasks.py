@@ -47,7 +47,10 @@ def for_ever(started: str) -> NoReturn:
 
 
 def meet(folder: str, number: int) -> tuple[int, int, int]:
-    """Waits in *folder* for the others, which takes a worker for each of them; returns the worker's rank and process id, and a count."""
+    """Wait in *folder* for the others, which takes a worker for each of them.
+
+    Returns the worker's rank and process id, and a count.
+    """
     import shapes
 
     Path(folder, os.environ["GC_TASK_UUID"]).touch()
@@ -114,14 +117,13 @@ def start_child() -> int:
 def meet_and_tell(
     folder: str, number: int, names: list[str]
 ) -> tuple[int, int, list[int], dict[str, str]]:
-    """As `meet`, for workers on several nodes: process id, count, the cores it may use, and these variables of its environment."""
+    """Wait as in `meet`, for workers on several nodes.
+
+    Returns process id, count, the cores the worker may use, and these variables of its environment.
+    """
     _, pid, count = meet(folder, number)
-    return (
-        pid,
-        count,
-        sorted(os.sched_getaffinity(0)),
-        {name: os.environ[name] for name in names if name in os.environ},
-    )
+    variables = {name: os.environ[name] for name in names if name in os.environ}
+    return pid, count, sorted(os.sched_getaffinity(0)), variables
 
 
 def work(seconds: float) -> tuple[str, float, float]:

@@ -21,7 +21,10 @@ class TaskTimeout(Exception):
 
 @functools.cache
 def backward_jumps(code: CodeType) -> frozenset[int]:
-    """Where *code* jumps back and looks for interruptions; Python 3.10 has other names for them, and there the set is empty."""
+    """Return where *code* jumps back and looks for interruptions.
+
+    Python 3.10 has other names for these jumps, and there the set is empty.
+    """
     return frozenset(
         step.offset
         for step in dis.get_instructions(code)
@@ -30,7 +33,10 @@ def backward_jumps(code: CodeType) -> frozenset[int]:
 
 
 class Injector:
-    """Acts at the point with the given number in the code under test, which are the files that *under_test* names."""
+    """An action at the point with the given number in the code under test.
+
+    The code under test are the files that *under_test* names.
+    """
 
     def __init__(
         self, number: int, action: Callable[[], object], under_test: Callable[[str], bool]
@@ -67,21 +73,20 @@ class Injector:
             # a generator is resumed: there, raising from the hook leaves its frame without running
             # its ``finally``
             return
+
         if event == "return":
             # Whether a Python call that has returned is such a point depends on the opcode and the
             # Python version. What a generator's step returns is a point in the frame that asked for
             # it: there it is a ``c_return``.
             caller = frame.f_back
-            if (
-                caller
-                and self._under_test(caller.f_code.co_filename)
-                and not frame.f_code.co_flags & inspect.CO_GENERATOR
-            ):
+            is_generator = frame.f_code.co_flags & inspect.CO_GENERATOR
+            if caller and self._under_test(caller.f_code.co_filename) and not is_generator:
                 self._point(frame, event)
-        elif self._under_test(frame.f_code.co_filename) and (
-            event == "call" or (event == "c_return" and arg.__name__ != "__enter__")
-        ):
-            # entering a C lock by ``with`` is not interruptible
+            return
+
+        # entering a C lock by ``with`` is not interruptible
+        is_point = event == "call" or (event == "c_return" and arg.__name__ != "__enter__")
+        if is_point and self._under_test(frame.f_code.co_filename):
             self._point(frame, f"{event} {getattr(arg, '__name__', '')}")
 
     def _trace(self, frame: FrameType, event: str, arg: Any) -> Any:

@@ -1,4 +1,4 @@
-"""The ledger: what is loaded in this process and what happened to it, always cheap to read and to send."""
+"""The ledger: what is loaded in this process, and its history; always cheap to read and send."""
 
 from __future__ import annotations
 
@@ -37,14 +37,9 @@ def test_record_and_events_since_a_mark() -> None:
     assert loaded == ledger.Event(
         before + 1, "loaded", "module.first", "(1,)", loaded.at, 0.5, None
     )
+    error = "ValueError: no such file"
     assert failed == ledger.Event(
-        before + 2,
-        "failed",
-        "module.second",
-        "('a', 2)",
-        failed.at,
-        0.0,
-        "ValueError: no such file",
+        before + 2, "failed", "module.second", "('a', 2)", failed.at, 0.0, error
     )
     assert start <= loaded.at <= failed.at <= time.time()
     assert between == loaded.number
@@ -83,9 +78,9 @@ def test_every_number_is_given_once() -> None:
         thread.start()
     for thread in threads:
         thread.join()
-    assert sorted(event.number for event in ledger.events(since=before)) == list(
-        range(before + 1, before + 801)
-    )
+
+    numbers = sorted(event.number for event in ledger.events(since=before))
+    assert numbers == list(range(before + 1, before + 801))
 
 
 @pytest.mark.parametrize(
@@ -147,15 +142,18 @@ def test_what_is_loaded_now_in_the_order_of_loading() -> None:
 
     outer("a")
     inner("b")
+
     found = [record for record in ledger.loaded() if record not in before]
     names = [(record.name.rpartition(".")[2], record.key) for record in found]
     assert names == [("inner", "('a',)"), ("outer", "('a',)"), ("inner", "('b',)")], (
         "what was needed for a load came before it"
     )
+
     elapsed = time.perf_counter() - begun
-    assert all(
-        start <= record.at <= time.time() and 0 <= record.seconds <= elapsed for record in found
-    )
+    for record in found:
+        assert start <= record.at <= time.time()
+        assert 0 <= record.seconds <= elapsed
+
     inner.clear()
     outer.clear()
     assert ledger.loaded() == before

@@ -61,10 +61,10 @@ Script = Callable[[str], "tuple[int, list[str], str]"]
 
 @contextmanager
 def started(file: Path) -> Iterator[subprocess.Popen[str]]:
-    """The script running, in a session of its own so that nothing of it survives a test that fails."""
-    environment = {
-        name: value for name, value in os.environ.items() if not name.startswith("PYTHON")
-    } | {"PYTHONPATH": str(ROOT)}
+    """Run the script in a session of its own, so that nothing of it survives a test that fails."""
+    inherited = os.environ.items()
+    environment = {name: value for name, value in inherited if not name.startswith("PYTHON")}
+    environment["PYTHONPATH"] = str(ROOT)
     command = [sys.executable, "-S", str(file)]  # without site-packages it starts in half the time
     process = subprocess.Popen(
         command,
@@ -74,6 +74,7 @@ def started(file: Path) -> Iterator[subprocess.Popen[str]]:
         text=True,
         start_new_session=True,
     )
+
     with process:
         try:
             yield process
@@ -84,7 +85,10 @@ def started(file: Path) -> Iterator[subprocess.Popen[str]]:
 
 @pytest.fixture
 def script(tmp_path: Path) -> Script:
-    """Runs a program that begins with `PRELUDE` to its end: its exit status, the lines it said, and its stderr."""
+    """A function that runs a program, which begins with `PRELUDE`, to its end.
+
+    It returns the exit status, the lines that the program said, and its stderr.
+    """
 
     def run(text: str) -> tuple[int, list[str], str]:
         file = tmp_path / "script.py"
@@ -114,7 +118,8 @@ def limited(key):
     finally:
         alive.discard(key)
 
-atexit.register(lambda: say("alive:", *alive))  # registered before the first load, so it runs after the teardown
+# registered before the first load, so it runs after the teardown
+atexit.register(lambda: say("alive:", *alive))
 limited(0)
 say("ready")
 while True:
@@ -144,6 +149,7 @@ def test_sigterm_in_a_tight_loop_runs_the_teardown(
             lines = []
             while "ready" not in lines:
                 lines.append(process.stdout.readline().rstrip("\n"))
+
             with pytest.raises(subprocess.TimeoutExpired):
                 process.wait(delay)
             process.terminate()
@@ -211,20 +217,15 @@ def test_load_in_another_thread_leaves_the_handler_to_the_next_in_the_main_threa
 
 
 def test_load_in_another_thread_is_torn_down_at_the_normal_end(script: Script) -> None:
-    assert script("threading.Thread(target=state, args=('a',)).start()") == (
-        0,
-        ["open a", "close a"],
-        "",
-    )
+    ended = script("threading.Thread(target=state, args=('a',)).start()")
+    assert ended == (0, ["open a", "close a"], "")
 
 
 @pytest.mark.parametrize("end", ["", "sys.exit(0)", "multiprocessing.Process"])
 def test_teardown_at_the_end_in_reverse_order_of_loading(end: str, script: Script) -> None:
-    assert script(f"for name in 'abca': state(name)\n{end}") == (
-        0,
-        ["open a", "open b", "open c", "close c", "close b", "close a"],
-        "",
-    )
+    ended = script(f"for name in 'abca': state(name)\n{end}")
+    history = ["open a", "open b", "open c", "close c", "close b", "close a"]
+    assert ended == (0, history, "")
 
 
 def test_what_a_load_needed_is_torn_down_after_it(script: Script) -> None:
@@ -238,10 +239,8 @@ def test_what_a_load_needed_is_torn_down_after_it(script: Script) -> None:
 
         session("outer")
     """)
-    assert (status, said) == (
-        0,
-        ["open inner", "open outer", "close outer with inner inner", "close inner"],
-    )
+    history = ["open inner", "open outer", "close outer with inner inner", "close inner"]
+    assert (status, said) == (0, history)
 
 
 def test_what_a_teardown_loads_is_torn_down_too(script: Script) -> None:
@@ -291,11 +290,8 @@ def test_sigterm_during_the_teardown_does_not_interrupt_it(
         slow("a")
         slow("b")
     """
-    assert script(textwrap.dedent(text) + end) == (
-        status,
-        ["closing b", "closed b", "closing a", "closed a"],
-        "",
-    )
+    history = ["closing b", "closed b", "closing a", "closed a"]
+    assert script(textwrap.dedent(text) + end) == (status, history, "")
 
 
 def test_sigterm_just_before_the_teardown_does_not_prevent_it(script: Script) -> None:
@@ -303,7 +299,8 @@ def test_sigterm_just_before_the_teardown_does_not_prevent_it(script: Script) ->
         import ctypes
 
         state("a")
-        # Nothing looks for signals between the end of this callback, a plain C function, and the first step of the teardown.
+        # Nothing looks for signals between the end of this callback, a plain C function, and the
+        # first step of the teardown.
         atexit.register(ctypes.CDLL(None).kill, os.getpid(), signal.SIGTERM)
     """)
     assert said == ["open a", "close a"]
@@ -372,28 +369,14 @@ def test_forked_child_never_tears_down_what_it_inherited(
     end: str, status: int, script: Script
 ) -> None:
     ended = script(INHERITED.format(end=end))
-    assert ended == (
-        0,
-        ["open a", "child: has a b", f"child ended {status}", "close b", "close a"],
-        "",
-    )
+    history = ["open a", "child: has a b", f"child ended {status}", "close b", "close a"]
+    assert ended == (0, history, "")
 
 
 def test_forked_child_tears_down_what_it_loaded_itself(script: Script) -> None:
     ended = script(INHERITED.format(end="state('c')"))
-    assert ended == (
-        0,
-        [
-            "open a",
-            "child: has a b",
-            "child: open c",
-            "child: close c",
-            "child ended 0",
-            "close b",
-            "close a",
-        ],
-        "",
-    )
+    of_child = ["child: has a b", "child: open c", "child: close c", "child ended 0"]
+    assert ended == (0, ["open a", *of_child, "close b", "close a"], "")
 
 
 @pytest.mark.parametrize(
@@ -430,10 +413,8 @@ def test_fork_while_another_thread_loads(
             table("new")
             table("slow")
     """)
-    assert (status, said) == (
-        0,
-        ["open slow", *(f"child: {line}" for line in in_child), "child ended 0", "close slow"],
-    )
+    of_child = [f"child: {line}" for line in in_child]
+    assert (status, said) == (0, ["open slow", *of_child, "child ended 0", "close slow"])
 
 
 def test_fork_at_any_moment_of_what_other_threads_do(script: Script) -> None:
@@ -469,7 +450,7 @@ def test_fork_at_any_moment_of_what_other_threads_do(script: Script) -> None:
 
 
 def test_fork_while_another_thread_imports(script: Script) -> None:
-    """A loader imports in its thread; whatever a forked child has to import for itself would wait for that thread for ever."""
+    """A forked child imports nothing: it would wait for ever for the thread that imports."""
     status, said, _ = script("""
         import importlib.abc
 
@@ -592,16 +573,16 @@ if __name__ == "__main__":
 def test_child_of_multiprocessing_tears_down_what_it_loaded(
     method: str, work: str, then: str, status: int, parent: str, script: Script
 ) -> None:
-    ended, said, _ = script(
-        MULTIPROCESSING.format(method=method, work=work, then=then, parent=parent)
-    )
+    program = MULTIPROCESSING.format(method=method, work=work, then=then, parent=parent)
+    ended, said, _ = script(program)
     own = [line.removeprefix("child: ") for line in said if line.endswith("own")]
     assert (ended, own) == (0, ["open own", "close own"])
-    assert [line for line in said if not line.endswith("own")] == (
-        [f"child ended {status}"]
-        if parent == "pass"
-        else ["open parents", f"child ended {status}", "close parents"]
-    )
+
+    parents = [line for line in said if not line.endswith("own")]
+    if parent == "pass":
+        assert parents == [f"child ended {status}"]
+    else:
+        assert parents == ["open parents", f"child ended {status}", "close parents"]
 
 
 def test_worker_outside_an_endpoint(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -625,7 +606,10 @@ def test_worker_of_an_endpoint(
 
 
 def test_only_the_standard_library_is_imported() -> None:
-    program = "import sys; before = {*sys.modules}; import gc_warm.worker.state; print(*sorted({*sys.modules} - before))"
+    program = (
+        "import sys; before = {*sys.modules}; import gc_warm.worker.state; "
+        "print(*sorted({*sys.modules} - before))"
+    )
     said = subprocess.run(
         [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True
     ).stdout

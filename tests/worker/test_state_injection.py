@@ -1,6 +1,7 @@
-"""An exception injected at every point where CPython may deliver an asynchronous one wedges nothing, loses nothing, doubles nothing.
+"""An asynchronous exception at any point wedges nothing, loses nothing, doubles nothing.
 
-Task time-outs and SIGTERM arrive as exceptions in the middle of any code.
+Task time-outs and SIGTERM arrive as exceptions in the middle of any code. Here one is injected at
+every point where CPython may deliver it.
 """
 
 from __future__ import annotations
@@ -143,10 +144,10 @@ OPERATIONS: dict[str, tuple[Operation, Operation, int]] = {
 
 @pytest.fixture(autouse=True)
 def cheap_garbage_collection() -> Iterator[None]:
-    """Each point needs one collection, to drop tracebacks that keep a lease; what was there before need not be looked at.
+    """Freeze what is there, so that the collection after each point looks at new objects only.
 
-    Neither need it later: to thaw it would thaw all that was imported, and the next test would look
-    through that.
+    Each point needs one collection, to drop tracebacks that keep a lease. Nothing is thawed later:
+    that would thaw all that was imported, and the next test would look through it.
     """
     gc.collect()
     gc.freeze()
@@ -157,7 +158,7 @@ def cheap_garbage_collection() -> Iterator[None]:
 
 @pytest.fixture
 def disarm() -> Iterator[Callable[[], None]]:
-    """A function that makes the next load the first one of the process, as far as signals and ``atexit`` are concerned."""
+    """A function that makes the next load the first one for signals and ``atexit``."""
     handler, armed = signal.getsignal(signal.SIGTERM), lifecycle._armed
 
     def again() -> None:
@@ -193,6 +194,7 @@ def problems_after(table: Table, resource: Resource) -> list[str]:
     thread.join(120)
     if thread.is_alive():
         return [*problems, "wedged"]
+
     problems += [
         f"torn down {state.teardowns} times: {state.key}"
         for state in resource.states
@@ -218,9 +220,11 @@ def interrupt_everywhere(
         table: Table = Warm(LOADERS[loader](resource), maxsize=1)
         prepare(table)
         disarm()
+
         injector = Injector(number, interrupt, under_test)
         injector.run(functools.partial(operate, table))
         gc.collect()
+
         problems = problems_after(table, resource)
         found[f"{number}: {injector.where}"] = problems
         if injector.where is None or "wedged" in problems:

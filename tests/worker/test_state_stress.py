@@ -1,4 +1,4 @@
-"""Many threads at once: what @warm promises about loads, room, leases and counts holds all the time."""
+"""Many threads at once: the promises of @warm about loads, room, leases and counts always hold."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ THREADS, OPERATIONS, KEYS = 32, 40, 8
 
 
 def let_others_run() -> None:
-    """Give up the interpreter for a moment, so that other threads get into the middle of this one's work."""
+    """Give up the interpreter for a moment, so that other threads run amid this one's work."""
     time.sleep(0)
 
 
@@ -64,8 +64,10 @@ class Service:
         with self._lock:
             self._connecting[key] += 1
             self._look(key)
+
         for _ in range(10):
             let_others_run()
+
         with self._lock:
             self._look(key)
             self._connecting[key] -= 1
@@ -80,10 +82,9 @@ class Service:
     def _look(self, key: int) -> None:
         self.never(self._connecting[key] + self._open[key] > 1, "two loads or values of one key")
         if self.maxsize is not None:
-            self.never(self._connecting.total() > 1, "loads of a bounded table overlap")
-            self.never(
-                self._connecting.total() + self._open.total() > self.maxsize, "more than maxsize"
-            )
+            loading = self._connecting.total()
+            self.never(loading > 1, "loads of a bounded table overlap")
+            self.never(loading + self._open.total() > self.maxsize, "more than maxsize")
 
     def _disconnect(self, state: Connection) -> None:
         for _ in range(5):
@@ -116,7 +117,10 @@ class Counted(Warm[[int], Connection]):
 
 
 def run_together(works: Sequence[Callable[[], T]]) -> list[T]:
-    """The result of each work; all start together, in threads that cannot keep a wedged test from ending."""
+    """Return the result of each work, all of which start together.
+
+    They run in threads that cannot keep a wedged test from ending.
+    """
     start = threading.Barrier(len(works))
     futures: list[Future[T]] = [Future() for _ in works]
 
@@ -133,6 +137,7 @@ def run_together(works: Sequence[Callable[[], T]]) -> list[T]:
     ]
     for thread in threads:
         thread.start()
+
     results = [future.result(120) for future in futures]
     for thread in threads:
         thread.join()
@@ -185,12 +190,8 @@ def test_random_histories_of_many_threads(
 ) -> None:
     service = Service(maxsize)
     table = Counted(service.loader(), maxsize)
-    run_together(
-        [
-            functools.partial(use, table, service, random.Random(seed), weights)
-            for seed in range(THREADS)
-        ]
-    )
+    seeds = [random.Random(seed) for seed in range(THREADS)]
+    run_together([functools.partial(use, table, service, seed, weights) for seed in seeds])
     assert not service.faults
 
     info, ends = table.info(), Counter(table.ends)
@@ -225,7 +226,10 @@ def test_keys_load_in_parallel() -> None:
 
 @pytest.mark.parametrize("maxsize", [None, 2])
 def test_each_waiter_of_a_failed_load_tries_itself(maxsize: int | None) -> None:
-    """Of eight threads that want one key, three fail, each by its own error; the fourth loads it for all the others."""
+    """Of eight threads that want one key, three fail, each by its own error.
+
+    The fourth loads it for all the others.
+    """
     threads, failures = 8, 3
     asking: list[None] = []
     tries: list[None] = []
@@ -243,11 +247,8 @@ def test_each_waiter_of_a_failed_load_tries_itself(maxsize: int | None) -> None:
         try:
             return table("a")
         except ConnectionRefusedError as error:
-            return (
-                "own error"
-                if error.args == (threading.get_ident(),)
-                else "the error of another thread"
-            )
+            is_own = error.args == (threading.get_ident(),)
+            return "own error" if is_own else "the error of another thread"
 
     answers = Counter(run_together([ask] * threads))
     assert answers.pop("own error") == failures
@@ -285,7 +286,10 @@ def test_state_whose_teardown_has_begun_is_not_handed_out() -> None:
 
 
 def test_lease_never_gets_a_state_that_leaves_just_then() -> None:
-    """The worst moment: the lease has found its state, and another thread begins to tear it down before the lease is noted."""
+    """The worst moment is when another thread begins to tear down the state that a lease has found.
+
+    The lease is not noted by then.
+    """
     found_once, tearing_down, go_on = threading.Event(), threading.Event(), threading.Event()
 
     def connection(key: int) -> Generator[Connection, None, None]:

@@ -1,4 +1,7 @@
-"""What mypy infers about warm functions; `test_typing` runs it on this file, and importing the file does nothing."""
+"""The types that mypy infers about warm functions.
+
+`test_typing` runs mypy on this file, and importing the file does nothing.
+"""
 
 from __future__ import annotations
 
