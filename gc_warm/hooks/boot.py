@@ -1,4 +1,4 @@
-"""An opt-in hook that prepares a worker before its first task.
+r"""An opt-in hook that prepares a worker before its first task.
 
 One command of a config's ``worker_init`` switches it on:
 
