@@ -223,7 +223,7 @@ class TestConnecting:
         with Raw(broker) as silent, Raw(broker) as half:
             half.send_bytes(HEADER)
             assert isinstance(half.receive(), spec.Connection.Start)
-            loop_time(amqp._HANDSHAKE_SECONDS + 1)
+            loop_time(amqp._HANDSHAKE_TIMEOUT + 1)
             assert silent.receive() is None
             assert half.receive() is None
 
@@ -531,7 +531,7 @@ class TestRefusals:
         caplog: pytest.LogCaptureFixture,
     ) -> None:
         monkeypatch.setitem(
-            amqp._ON_CHANNEL, spec.Basic.Qos, lambda channel, method: method.nonsense
+            amqp._CHANNEL_HANDLERS, spec.Basic.Qos, lambda channel, method: method.nonsense
         )
         with opened(broker) as other, pytest.raises(ConnectionClosedByBroker, match="541"):
             other.basic_qos()
