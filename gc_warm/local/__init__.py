@@ -1,1 +1,1 @@
-"""Globus Compute on one machine: its service on sockets, endpoint daemons, the engine, and spawned workers."""
+"""Globus Compute on one machine: its service on sockets, endpoint daemons, engine and workers."""

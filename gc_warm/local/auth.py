@@ -10,15 +10,25 @@ from typing import Any
 
 # occurs in each of Globus Compute's own scopes
 _COMPUTE_SCOPE = "facd7ccc-c5f4-42aa-916b-a0e270e2c2a9"
+_AUTH_SERVER = "auth.globus.org"
+_COMPUTE_SERVER = "funcx_service"
+_TOKEN_LIFETIME = 172800  # seconds, as clients are told; nothing expires
 
 
 class Identity:
-    """Who one is for this service, with the secrets that prove it."""
+    """The one identity that a local service knows, with the secrets that prove it.
+
+    Attributes:
+        id: The id of the identity, and of the client that acts as it.
+        secret: The client's secret.
+        person: The description of the identity that Globus Auth would give.
+    """
 
     def __init__(self) -> None:
-        self.id, self.secret = str(uuid.uuid4()), secrets.token_urlsafe(32)
+        self.id = str(uuid.uuid4())
+        self.secret = secrets.token_urlsafe(32)
         self._tokens = {
-            server: secrets.token_urlsafe(32) for server in ("auth.globus.org", "funcx_service")
+            server: secrets.token_urlsafe(32) for server in (_AUTH_SERVER, _COMPUTE_SERVER)
         }
         self.person = {
             "sub": self.id,
@@ -29,22 +39,36 @@ class Identity:
         }
 
     def is_proven(self, path: str, authorization: str) -> bool:
-        """Whether a request to *path* with this header comes from somebody who knows the secret."""
+        """Return whether a request comes from somebody who knows the secret that it takes.
+
+        Args:
+            path: The path of the request.
+            authorization: The value of its header of that name.
+
+        Returns:
+            True for the client's own secret where it asks for tokens, and for the token of the
+            right resource server elsewhere.
+        """
         if path == "/v2/oauth2/token":
-            expected = "Basic " + base64.b64encode(f"{self.id}:{self.secret}".encode()).decode()
+            credentials = base64.b64encode(f"{self.id}:{self.secret}".encode()).decode()
+            expected = f"Basic {credentials}"
+        elif is_for_auth(path):
+            expected = f"Bearer {self._tokens[_AUTH_SERVER]}"
         else:
-            expected = (
-                "Bearer "
-                + self._tokens[
-                    "auth.globus.org"
-                    if path.startswith(("/v2/oauth2/", "/v2/api/"))
-                    else "funcx_service"
-                ]
-            )
+            expected = f"Bearer {self._tokens[_COMPUTE_SERVER]}"
+
         return hmac.compare_digest(authorization.encode(), expected.encode())
 
     def answer(self, path: str, body: Any) -> Any:
-        """The part of Globus Auth that a client with a secret asks for."""
+        """Return the answer of Globus Auth, for the part that a client with a secret asks for.
+
+        Args:
+            path: The path of the request, one for which `is_for_auth` is true.
+            body: The decoded body of the request.
+
+        Returns:
+            The document of the answer.
+        """
         if path == "/v2/oauth2/token":
             return self._grant(set(body.get("scope", [""])[0].split()))
         if path == "/v2/oauth2/userinfo":
@@ -54,24 +78,33 @@ class Identity:
         return {"consents": []}
 
     def _grant(self, scopes: set[str]) -> dict[str, Any]:
-        """Exactly one token for each resource server of which a scope was asked for: the SDK insists."""
+        """Return exactly one token for each resource server of the scopes: the SDK insists."""
         compute = {scope for scope in scopes if _COMPUTE_SCOPE in scope}
-        asked = {"auth.globus.org": scopes - compute, "funcx_service": compute}
-        first, *others = [
-            self._token(server, found) for server, found in asked.items() if found
-        ] or [self._token("auth.globus.org", set())]
+        wanted = {_AUTH_SERVER: scopes - compute, _COMPUTE_SERVER: compute}
+        tokens = [self._token(server, asked) for server, asked in wanted.items() if asked]
+
+        first, *others = tokens or [self._token(_AUTH_SERVER, set())]
         return {**first, "other_tokens": others}
 
     def _token(self, server: str, scopes: set[str]) -> dict[str, Any]:
-        words = {
+        return {
             "scope": " ".join(sorted(scopes)),
             "token_type": "Bearer",
             "resource_server": server,
-        }
-        return {
-            **words,
             "access_token": self._tokens[server],
-            "expires_in": 172800,
+            "expires_in": _TOKEN_LIFETIME,
             "refresh_token": None,
             "state": None,
         }
+
+
+def is_for_auth(path: str) -> bool:
+    """Return whether Globus Auth, and not Globus Compute, answers requests to a path.
+
+    Args:
+        path: The path of a request.
+
+    Returns:
+        True for Globus Auth's paths.
+    """
+    return path.startswith(("/v2/oauth2/", "/v2/api/"))
