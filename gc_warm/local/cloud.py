@@ -1,4 +1,4 @@
-"""LocalCloud: the service of this package on sockets, for the unmodified SDK and the unmodified endpoint daemon.
+"""LocalCloud: this package's service on sockets, for the SDK and the endpoint daemon, unmodified.
 
 HTTP for requests and AMQP for commands, tasks and results, on loopback only. Each service has
 secrets of its own, which every request and every connection has to bring; they are passed on in
@@ -36,30 +36,32 @@ from gc_warm.local.service import Service
 from gc_warm.local.user_endpoints import CoreEndpoint, UserEndpoint
 
 log = logging.getLogger("gc_warm")
+
 PORT = 5000
 """The port that the SDK's local mode asks, and no other."""
+
 _RESULT_QUEUES = "results-of-"  # before the id of a task group
 # seconds between looks at whether tasks wait for a user endpoint that is not there
 _WATCH_INTERVAL = 1.0
 
 
 class LocalCloud:
-    """A Globus Compute service of one's own, on this machine, for as long as the object lives; usable with ``with``.
+    """A Globus Compute service of one's own, on this machine, for as long as the object lives.
 
-    `environment` makes any script, and ``globus-compute-endpoint``, use it.
-    `gc_warm.local.daemon.EndpointDaemon` starts an endpoint.
+    Usable with ``with``. `environment` makes any script, and ``globus-compute-endpoint``, use the
+    service. `gc_warm.local.daemon.EndpointDaemon` starts an endpoint.
 
     Args:
-        port: Where HTTP is answered. The SDK knows no other than the default; 0 takes any that is
-            free.
+        port: The port on which HTTP is answered. The SDK knows no other than the default; 0 takes
+            any that is free.
 
     Attributes:
-        service: What answers.
-        broker: What carries commands, tasks and results.
+        service: The service itself, which answers requests.
+        broker: The AMQP broker, which carries commands, tasks and results.
         folder: The user directory of endpoints and clients, which is removed at the end.
-        mark: What the processes of its endpoints have in common, in the variable
+        mark: The value that the processes of its endpoints have in common, in the variable
             `gc_warm.processes.MARK`.
-        port: Where HTTP is answered.
+        port: The port on which HTTP is answered.
         environment: The variables that an unmodified program needs. They hold secrets.
 
     Raises:
@@ -74,6 +76,7 @@ class LocalCloud:
 
     def __init__(self, port: int = PORT) -> None:
         self.service = Service()
+        self.mark = uuid.uuid4().hex
         self._pid = os.getpid()
         self._cores: dict[str, CoreEndpoint] = {}
         self._groups: set[str] = set()
@@ -81,31 +84,32 @@ class LocalCloud:
         self._ending = threading.Event()
         # from the last to the first, each whatever comes of the others
         self._closing = contextlib.ExitStack()
-        self.mark = uuid.uuid4().hex
+
         try:
             self.folder = tempfile.mkdtemp(prefix="gc_warm-")
             self._closing.callback(remove, self.folder)
             usable_folder(self.folder)
-            self._closing.callback(
-                processes.dismiss_reaper, processes.start_reaper(self.mark, self.folder)
-            )
+
+            reaper = processes.start_reaper(self.mark, self.folder)
+            self._closing.callback(processes.dismiss_reaper, reaper)
             self._closing.callback(processes.end_all, self.mark, self.folder)
+
             self._identity = Identity()
             self.broker = Broker("local", secrets.token_urlsafe(24))
             self._closing.callback(self.broker.close)
-            for queue, take in (
-                ("results", self._take_result),
-                ("heartbeats", self._take_heartbeat),
-            ):
-                self.broker.bind(queue, "#", queue)
-                self.broker.tap(queue, take)
+            self.broker.bind("results", "#", "results")
+            self.broker.tap("results", self._take_result)
+            self.broker.bind("heartbeats", "#", "heartbeats")
+            self.broker.tap("heartbeats", self._take_heartbeat)
+
             self._closing.callback(self.service.close)
-            self._thread(self._tend)
+            self._start_thread(self._tend)
             self._closing.callback(self._ending.set)
             self.port = self._listen(port)
         except BaseException:
             self._closing.close()
             raise
+
         self.environment = {
             "GLOBUS_SDK_ENVIRONMENT": "local",
             "GLOBUS_SDK_SERVICE_URL_AUTH": f"http://localhost:{self.port}",
@@ -116,7 +120,10 @@ class LocalCloud:
         }
 
     def close(self) -> None:
-        """End the service; what waits for it fails. Idempotent. A forked child has none to end."""
+        """End the service; tasks that wait for it fail. Idempotent.
+
+        In a forked child this does nothing: the service is the parent's.
+        """
         if os.getpid() == self._pid:
             self._closing.close()
 
@@ -132,39 +139,29 @@ class LocalCloud:
         self.close()
 
     def online(self, endpoint_id: str) -> bool:
-        """Whether an endpoint has registered and listens for commands."""
+        """Return whether an endpoint has registered and listens for commands.
+
+        Args:
+            endpoint_id: The endpoint's id.
+
+        Returns:
+            True if it has registered and listens.
+        """
         with self._lock:
             core = self._cores.get(endpoint_id)
         return core is not None and core.online
 
-    def _thread(self, target: Callable[[], None]) -> None:
-        thread = threading.Thread(
-            target=target, name=f"gc_warm-cloud-{target.__name__}", daemon=True
-        )
-        thread.start()
-        self._closing.callback(thread.join)
-
-    def _listen(self, port: int) -> int:
-        """On both loopback addresses, since programs ask "localhost", and nobody else is to answer at the other one."""
-        taken = None
-        for family, address in ((socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1")):
-            if family == socket.AF_INET6 and not has_ipv6():
-                continue
-            try:
-                server = HttpServer(family, (address, taken or port), self._identity, self.answer)
-            except OSError as error:
-                raise OSError(
-                    f"port {taken or port} on {address} cannot be had ({error.strerror}): {PORT_ADVICE}"
-                ) from error
-            self._closing.callback(server.server_close)
-            self._thread(server.serve_forever)
-            self._closing.callback(server.shutdown)
-            taken = server.server_port
-        assert taken
-        return taken
-
     def answer(self, method: str, path: str, query: str, body: Any) -> Any:
-        """What `Service.handle` answers, and what needs to know of sockets.
+        """Answer one request: as `Service.handle` does, or here if that needs to know of sockets.
+
+        Args:
+            method: GET, POST, ...
+            path: The path with its leading slash, such as ``/v3/functions``.
+            query: The part of the URL that follows the question mark, undecoded.
+            body: The decoded body.
+
+        Returns:
+            The document of the answer.
 
         Raises:
             ServiceError: The service would answer with an error.
@@ -175,10 +172,43 @@ class LocalCloud:
             return self._register(str(uuid.uuid4()), body)
         if method == "PUT" and path.startswith("/v3/endpoints/"):
             return self._register(path.rpartition("/")[2], body)
+
         answer: Any = self.service.handle(method, path, query, body)
         if path.endswith("/submit") and body.get("create_queue"):
             self._deliver_results(answer["task_group_id"])
         return answer
+
+    def _listen(self, port: int) -> int:
+        """Answer HTTP on both loopback addresses, and return the port.
+
+        Programs ask "localhost", and nobody else is to answer at the other address.
+        """
+        taken = None
+        for family, address in ((socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1")):
+            if family == socket.AF_INET6 and not has_ipv6():
+                continue
+
+            wanted = taken or port
+            try:
+                server = HttpServer(family, (address, wanted), self._identity, self.answer)
+            except OSError as error:
+                raise OSError(
+                    f"port {wanted} on {address} cannot be had ({error.strerror}): {PORT_ADVICE}"
+                ) from error
+
+            self._closing.callback(server.server_close)
+            self._start_thread(server.serve_forever)
+            self._closing.callback(server.shutdown)
+            taken = server.server_port
+
+        assert taken
+        return taken
+
+    def _start_thread(self, target: Callable[[], None]) -> None:
+        name = f"gc_warm-cloud-{target.__name__}"
+        thread = threading.Thread(target=target, name=name, daemon=True)
+        thread.start()
+        self._closing.callback(thread.join)
 
     def _register(self, endpoint_id: str, body: Any) -> dict[str, Any]:
         endpoint_id = str(as_uuid(endpoint_id))
@@ -187,6 +217,7 @@ class LocalCloud:
             core = self._cores.setdefault(
                 endpoint_id, CoreEndpoint(endpoint_id, self.broker, self._identity)
             )
+
         core.begin()
         self.service.add_endpoint(
             core.make_runner, endpoint_id, registration=body, is_online=lambda: core.online
@@ -195,17 +226,18 @@ class LocalCloud:
         return core.registered()
 
     def _deliver_results(self, group_id: str) -> None:
+        """Have the results of a task group put into a queue of its own."""
         with self._lock:
             if group_id in self._groups:
                 return
             self._groups.add(group_id)
+
         queue = _RESULT_QUEUES + group_id
         self.broker.declare(queue)
 
         def deliver(packed: bytes) -> None:
-            self.broker.publish(
-                "", queue, packed, BasicProperties(timestamp=int(time.time()), headers={})
-            )
+            properties = BasicProperties(timestamp=int(time.time()), headers={})
+            self.broker.publish("", queue, packed, properties)
 
         self.service.subscribe(group_id, deliver)
 
@@ -237,9 +269,13 @@ class LocalCloud:
 
 
 def _without_proxy() -> dict[str, str]:
-    """What keeps the secrets from a proxy, where one is set: "localhost" is meant literally."""
+    """Return variables that keep the secrets from a proxy, where one is set.
+
+    They say that "localhost" is meant literally.
+    """
     if not any(name.lower() in ("http_proxy", "all_proxy") for name in os.environ):
         return {}
+
     others = os.environ.get("no_proxy") or os.environ.get("NO_PROXY")
     value = ",".join(filter(None, ["localhost,127.0.0.1", others]))
     return {"NO_PROXY": value, "no_proxy": value}

@@ -1,4 +1,4 @@
-"""Endpoints and user endpoints, as the service knows them: who listens, and which tasks have no result yet."""
+"""Endpoints and user endpoints, as the service knows them: by their queues and their heartbeats."""
 
 from __future__ import annotations
 
@@ -29,65 +29,93 @@ _ASK_AGAIN = 5.0
 _LOST_AFTER = 30.0
 _SILENT_AFTER = 120.0  # seconds: four of the usual heartbeats, and longer than any start
 
+_LOST = (
+    "the user endpoint took the task and no longer has it: it was ended meanwhile, or the result "
+    "was lost on its way"
+)
+_SILENT = (
+    "nothing has been heard of the user endpoint for a long time: it hangs, or cannot start; its "
+    "logs may know why"
+)
+
 
 class CoreEndpoint:
-    """An endpoint's daemon, as the service knows it: it listens for commands to start user endpoints."""
+    """An endpoint's daemon, as the service knows it: it listens for commands.
+
+    A command has the daemon start a user endpoint.
+
+    Args:
+        endpoint_id: The endpoint's id.
+        broker: The broker that carries commands, tasks and results.
+        identity: The identity for whom user endpoints are started.
+
+    Attributes:
+        id: The endpoint's id.
+        broker: The broker.
+        user_endpoints: Its user endpoints by their ids; replaced, and never changed.
+        began: The time of its latest registration, on the monotonic clock.
+    """
 
     def __init__(self, endpoint_id: str, broker: Broker, identity: Identity) -> None:
-        self.id, self.broker, self._identity = endpoint_id, broker, identity
+        self.id = endpoint_id
+        self.broker = broker
         self.user_endpoints: dict[str, UserEndpoint] = {}
         self.began = time.monotonic()
+        self._identity = identity
         self._commands = f"{endpoint_id}.commands"
 
     @property
     def online(self) -> bool:
-        """Whether somebody listens for commands."""
+        """Whether a daemon listens for commands."""
         return self.broker.consumers(self._commands) > 0
 
     def begin(self) -> None:
-        """Be ready for a daemon that is about to listen: it would refuse commands that are older than three minutes."""
+        """Drop old commands for a daemon that is about to listen.
+
+        It would refuse commands that are older than three minutes.
+        """
         self.began = time.monotonic()
         self.broker.declare(self._commands)
         self.broker.purge(self._commands)
 
     def registered(self) -> dict[str, Any]:
-        """What a daemon is told when it has registered."""
+        """Return the answer to a daemon that has registered."""
         return {
             **self.queues(self.id),
             "command_queue_info": {"connection_url": self.broker.url, "queue": self._commands},
         }
 
     def queues(self, endpoint_id: str) -> dict[str, Any]:
-        """Where the endpoint or user endpoint of that id finds its tasks, and leaves results and heartbeats."""
+        """Describe the queues for an endpoint's tasks, and for its results and heartbeats.
 
-        def towards(exchange: str) -> dict[str, Any]:
-            how = {
-                "exchange": exchange,
-                "routing_key": endpoint_id,
-                "mandatory": True,
-                "properties": {"delivery_mode": 2},
-            }
-            return {
-                "connection_url": self.broker.url,
-                "exchange": exchange,
-                "queue": exchange,
-                "queue_publish_kwargs": how,
-            }
+        Args:
+            endpoint_id: The id of this endpoint, or of one of its user endpoints.
 
+        Returns:
+            The description, as an endpoint reads it.
+        """
         tasks = {
             "connection_url": self.broker.url,
             "exchange": "tasks",
             "queue": f"{endpoint_id}.tasks",
         }
-        ways = {
+        return {
+            "endpoint_id": endpoint_id,
             "task_queue_info": tasks,
-            "result_queue_info": towards("results"),
-            "heartbeat_queue_info": towards("heartbeats"),
+            "result_queue_info": self._publishing_to("results", endpoint_id),
+            "heartbeat_queue_info": self._publishing_to("heartbeats", endpoint_id),
         }
-        return {"endpoint_id": endpoint_id, **ways}
 
     def make_runner(self, config: Mapping[str, Any], runtime: Mapping[str, Any]) -> TaskRunner:
-        """See `gc_warm.local.service.MakeRunner`."""
+        """Make a user endpoint, as `gc_warm.local.service.MakeRunner` says.
+
+        Args:
+            config: The ``user_endpoint_config`` of its tasks.
+            runtime: The client's ``user_runtime``.
+
+        Returns:
+            The user endpoint.
+        """
         made = UserEndpoint(self, config, runtime)
         # a new mapping: others may just be looking through it
         self.user_endpoints = {**self.user_endpoints, made.id: made}
@@ -95,8 +123,13 @@ class CoreEndpoint:
         return made
 
     def ask_for(self, user_endpoint: UserEndpoint) -> None:
-        """Tell the daemon to start a user endpoint; one that runs is left as it is."""
-        opts = {
+        """Tell the daemon to start a user endpoint; one that runs is left as it is.
+
+        Args:
+            user_endpoint: One of this endpoint's user endpoints.
+        """
+        options = {
+            "name": user_endpoint.name,
             "user_opts": user_endpoint.config,
             "user_runtime": user_endpoint.runtime,
             "amqp_creds": self.queues(user_endpoint.id),
@@ -104,24 +137,30 @@ class CoreEndpoint:
         command = {
             "command": "cmd_start_endpoint",
             "args": [],
-            "kwargs": {"name": user_endpoint.name, **opts},
+            "kwargs": options,
             "globus_effective_identity": self._identity.id,
             "globus_username": self._identity.person["username"],
             "globus_identity_set": [self._identity.person],
         }
+
         properties = BasicProperties(
             content_type="application/json", content_encoding="utf-8", timestamp=round(time.time())
         )
         self.broker.publish("", self._commands, json.dumps(command).encode(), properties)
 
-
-@dataclass
-class _OpenTask:
-    """A task without a result: when it was submitted, and when its user endpoint first had nothing to do in spite of it."""
-
-    future: Future[bytes] = field(default_factory=Future)
-    submitted: float = field(default_factory=time.monotonic)
-    missed: float = math.inf
+    def _publishing_to(self, exchange: str, endpoint_id: str) -> dict[str, Any]:
+        publish_options = {
+            "exchange": exchange,
+            "routing_key": endpoint_id,
+            "mandatory": True,
+            "properties": {"delivery_mode": 2},
+        }
+        return {
+            "connection_url": self.broker.url,
+            "exchange": exchange,
+            "queue": exchange,
+            "queue_publish_kwargs": publish_options,
+        }
 
 
 class UserEndpoint:
@@ -130,21 +169,38 @@ class UserEndpoint:
     A task ends with its result; when the user endpoint cannot be started; when that has had nothing
     to do for a while, although it took the task; or when nothing has been heard of it for long,
     although its endpoint is online.
+
+    Args:
+        core: The endpoint that is to start the user endpoint.
+        config: The ``user_endpoint_config`` of its tasks.
+        runtime: The client's ``user_runtime``.
+
+    Attributes:
+        id: The user endpoint's id.
+        name: The name under which its endpoint starts it.
+        config: The ``user_endpoint_config`` of its tasks.
+        runtime: The client's ``user_runtime``.
     """
 
     def __init__(
         self, core: CoreEndpoint, config: Mapping[str, Any], runtime: Mapping[str, Any]
     ) -> None:
-        self.id, self.config, self.runtime = str(uuid.uuid4()), config, runtime
+        self.id = str(uuid.uuid4())
         self.name = f"uep.{core.id}.{self.id}"
-        self._core, self._broker = core, core.broker
+        self.config = config
+        self.runtime = runtime
+
+        self._core = core
+        self._broker = core.broker
         self._queue = f"{self.id}.tasks"
         self._broker.declare(self._queue)
+
         self._lock = threading.Lock()
         self._open: dict[str, _OpenTask] = {}
-        self._asked = self._heard = -math.inf
-        self._patience = _SILENT_AFTER
-        self._life: tuple[Any, Any] = (None, None)
+        self._asked = -math.inf
+        self._heard = -math.inf
+        self._silent_after = _SILENT_AFTER
+        self._life: tuple[Any, Any] = (None, None)  # process id and start of who was heard last
         self._warned = False
 
     def submit(
@@ -156,54 +212,64 @@ class UserEndpoint:
         resources: Mapping[str, Any],
         serializers: Sequence[str],
     ) -> Future[bytes]:
-        """See `gc_warm.local.service.TaskRunner`."""
+        """Queue a task, as `gc_warm.local.service.TaskRunner` says, and ask for the user endpoint.
+
+        Args:
+            task_id: The task's id.
+            packed: The packed `Task`.
+            function_id: The id of its function.
+            resources: Its resource specification.
+            serializers: The strategies that its result may be serialized with; empty for any.
+
+        Returns:
+            The future of its packed `Result`.
+        """
         task = _OpenTask()
         with self._lock:
             self._open[str(task_id)] = task
-        about = {
+
+        headers: dict[str, Any] = {
             "function_uuid": function_id,
             "task_uuid": str(task_id),
             "resource_specification": json.dumps(resources or None),
         }
-        headers = {**about, **({"result_serializers": list(serializers)} if serializers else {})}
-        self._broker.publish(
-            "",
-            self._queue,
-            packed,
-            BasicProperties(
-                content_type="application/json", content_encoding="utf-8", headers=headers
-            ),
+        if serializers:
+            headers["result_serializers"] = list(serializers)
+        properties = BasicProperties(
+            content_type="application/json", content_encoding="utf-8", headers=headers
         )
+        self._broker.publish("", self._queue, packed, properties)
+
         self._ask()
         return task.future
 
     def tend(self) -> None:
-        """Have it started if tasks wait for it, and fail those that have waited too long without a word of it."""
+        """Ask for the user endpoint if tasks wait for it, and fail tasks after a long silence."""
         now = time.monotonic()
         with self._lock:
             tasks = dict(self._open)
         if tasks and not self._broker.consumers(self._queue):
             self._ask()
+
         if self._core.online:
             last = max(self._heard, self._core.began)
-            self._fail(
-                [
-                    task_id
-                    for task_id, task in tasks.items()
-                    if now - max(last, task.submitted) > self._patience
-                ],
-                _SILENT,
-            )
-
-    def _ask(self) -> None:
-        """Have it started, if the endpoint is online and has not just been asked."""
-        now = time.monotonic()
-        if self._core.online and now - self._asked >= _ASK_AGAIN:
-            self._asked = now
-            self._core.ask_for(self)
+            silent = [
+                task_id
+                for task_id, task in tasks.items()
+                if now - max(last, task.submitted) > self._silent_after
+            ]
+            self._fail(silent, _SILENT)
 
     def finish(self, task_id: str, packed: bytes) -> bool:
-        """Hand on a task's result; whether there was such a task, and this is its first."""
+        """Hand on a task's result.
+
+        Args:
+            task_id: The task's id.
+            packed: The packed `Result`.
+
+        Returns:
+            Whether there was such a task, and this is its first result.
+        """
         with self._lock:
             task = self._open.pop(task_id, None)
         if task is not None:
@@ -211,51 +277,63 @@ class UserEndpoint:
         return task is not None
 
     def hear(self, state: Mapping[str, Any]) -> None:
-        """Take notice of a heartbeat, or of the message that it could not be started."""
-        self._heard = now = time.monotonic()
-        self._patience = max(_SILENT_AFTER, 4 * state.get("heartbeat_period", 0))
+        """Take notice of a heartbeat, or of the message that the user endpoint could not start.
+
+        Args:
+            state: The message's ``global_state``.
+        """
+        now = time.monotonic()
+        self._heard = now
+        self._silent_after = max(_SILENT_AFTER, 4 * state.get("heartbeat_period", 0))
         if "error" in state:
             self._fail_all(f"the user endpoint could not be started: {state['error']}")
             return
-        life = state.get("posix_pid"), state.get("start_unix")
+
+        life = (state.get("posix_pid"), state.get("start_unix"))
         # its first heartbeat may be older than the tasks that it has taken meanwhile
         if life != self._life:
             self._life = life
             self._miss(lambda task: math.inf)
         elif "outstanding_tasks" in state:
-            self._compare(state["outstanding_tasks"] + self._broker.depth(self._queue), now)
-            self._warn_without_workers(
-                bool(state["outstanding_tasks"]) and state.get("total_workers") == 0
-            )
+            outstanding = state["outstanding_tasks"]
+            self._compare(outstanding + self._broker.depth(self._queue), now)
+            self._warn_without_workers(bool(outstanding) and state.get("total_workers") == 0)
+
+    def shutdown(self) -> None:
+        """Fail all open tasks, as `gc_warm.local.service.TaskRunner` says."""
+        self._fail_all("the endpoint was deleted, or its service closed")
+
+    def _ask(self) -> None:
+        """Have the user endpoint started, if its endpoint is online and has not just been asked."""
+        now = time.monotonic()
+        if self._core.online and now - self._asked >= _ASK_AGAIN:
+            self._asked = now
+            self._core.ask_for(self)
 
     def _warn_without_workers(self, without: bool) -> None:
         if without and not self._warned:
             log.warning(
-                "%s has tasks, and no worker yet. What its blocks have to say is in %s/submit_scripts",
+                "%s has tasks, and no worker yet. "
+                "What its blocks have to say is in %s/submit_scripts",
                 self.name,
                 self.name,
             )
         self._warned = without
 
     def _compare(self, held: int, now: float) -> None:
-        """A task that is not there when nothing is, and a while later again, is lost.
+        """Find lost tasks: open here while the user endpoint and its queue hold none, for a while.
 
-        Among others, none can be told from them.
+        While they hold some, fewer than are open, a lost task cannot be told from the others.
         """
         with self._lock:
             tasks = dict(self._open)
+
         if held >= len(tasks):
             self._miss(lambda task: math.inf)
         elif held == 0:
-            self._fail(
-                [task_id for task_id, task in tasks.items() if now - task.missed > _LOST_AFTER],
-                _LOST,
-            )
-            self._miss(
-                lambda task: (
-                    min(task.missed, now) if now - task.submitted > _LOST_AFTER else math.inf
-                )
-            )
+            lost = [task_id for task_id, task in tasks.items() if now - task.missed > _LOST_AFTER]
+            self._fail(lost, _LOST)
+            self._miss(lambda task: task.missed_since(now))
 
     def _miss(self, since: Callable[[_OpenTask], float]) -> None:
         with self._lock:
@@ -272,10 +350,24 @@ class UserEndpoint:
         for task_id in tasks:
             self.finish(task_id, worker_main.pack_failure(uuid.UUID(task_id), RuntimeError(reason)))
 
-    def shutdown(self) -> None:
-        """See `gc_warm.local.service.TaskRunner`."""
-        self._fail_all("the endpoint was deleted, or its service closed")
 
+@dataclass
+class _OpenTask:
+    """A task without a result.
 
-_LOST = "the user endpoint took the task and no longer has it: it was ended meanwhile, or the result was lost on its way"
-_SILENT = "nothing has been heard of the user endpoint for a long time: it hangs, or cannot start; its logs may know why"
+    Attributes:
+        future: The future of its packed `Result`.
+        submitted: The time of its submission.
+        missed: The time when its user endpoint first had nothing to do in spite of the task, or
+            infinity if it is not missed.
+    """
+
+    future: Future[bytes] = field(default_factory=Future)
+    submitted: float = field(default_factory=time.monotonic)
+    missed: float = math.inf
+
+    def missed_since(self, now: float) -> float:
+        """Return the value for `missed` if the user endpoint has nothing to do now."""
+        if now - self.submitted > _LOST_AFTER:
+            return min(self.missed, now)
+        return math.inf
