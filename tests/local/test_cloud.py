@@ -1,4 +1,7 @@
-"""The service on sockets: the SDK's unmodified classes over HTTP and AMQP, with real workers behind it and nothing on a port of others."""
+"""The service on sockets: the SDK's unmodified classes over HTTP and AMQP.
+
+Real workers are behind it, and nothing is on a port of others.
+"""
 
 from __future__ import annotations
 
@@ -40,7 +43,7 @@ NOBODY = str(uuid.UUID(int=0))
 
 
 class Site(LocalCloud):
-    """A service on any free port, with an endpoint of spawned workers, one for each user endpoint."""
+    """A service on any free port, with an endpoint that spawns a worker for each user endpoint."""
 
     def __init__(self) -> None:
         super().__init__(port=0)
@@ -75,15 +78,13 @@ def client(site: Site, monkeypatch: pytest.MonkeyPatch) -> Iterator[Client]:
     monkeypatch.setattr(Executor, "_default_task_group_id", None)
     client = Client()
     yield client
+
     for watcher in list(sdk_executor._RESULT_WATCHERS.values()):
         watcher.shutdown()
     assert client.app is not None
     client.app.token_storage.close()
-    for left in [
-        found
-        for found in gc.get_objects()
-        if issubclass(type(found), (requests.Session, HTTPConnection, IOLoop))
-    ]:
+    closable = (requests.Session, HTTPConnection, IOLoop)
+    for left in [found for found in gc.get_objects() if issubclass(type(found), closable)]:
         left.close()  # which the SDK never does
 
 
@@ -119,26 +120,23 @@ os._exit(0)
 
 def test_results_are_kept_and_found_by_a_new_process(site: Site, executor: Executor) -> None:
     program = CLIENT.format(port=site.port, endpoint=site.endpoint_id)
-    environment = {
-        **os.environ,
-        "PYTHONPATH": os.pathsep.join([str(MODULES), str(MODULES.parents[1])]),
-    }
+    path = os.pathsep.join([str(MODULES), str(MODULES.parents[1])])
     group = subprocess.run(
         [sys.executable, "-c", program],
-        env=environment,
+        env={**os.environ, "PYTHONPATH": path},
         check=True,
         capture_output=True,
         text=True,
         timeout=120,
     ).stdout
+
     executor.task_group_id = group.strip()
     futures = list(executor.reload_tasks())
     assert len(futures) == 4
     ends = [future.exception(120) or future.result() for future in futures]
     assert sorted(end for end in ends if isinstance(end, int)) == [0, 1, 2]
-    assert [
-        "ZeroDivisionError" in str(end) for end in ends if isinstance(end, TaskExecutionFailed)
-    ] == [True]
+    failures = [str(end) for end in ends if isinstance(end, TaskExecutionFailed)]
+    assert ["ZeroDivisionError" in failure for failure in failures] == [True]
 
 
 def test_what_is_unknown_or_deleted(site: Site, client: Client) -> None:
@@ -147,6 +145,7 @@ def test_what_is_unknown_or_deleted(site: Site, client: Client) -> None:
     client.delete_function(function_id)
     batch = client.create_batch()
     batch.add(function_id, (1,))
+
     for call, code in (
         (lambda: client.get_function(function_id), "FUNCTION_NOT_FOUND"),
         (lambda: client.batch_run(site.endpoint_id, batch), "FUNCTION_NOT_FOUND"),
@@ -159,15 +158,18 @@ def test_what_is_unknown_or_deleted(site: Site, client: Client) -> None:
 
 
 def test_an_endpoint_that_allows_some_functions_and_is_deleted(site: Site, client: Client) -> None:
-    allowed, other = client.register_function(tasks.same), client.register_function(tasks.rank)
+    allowed = client.register_function(tasks.same)
+    other = client.register_function(tasks.rank)
     endpoint_id = site.service.add_endpoint(
         site.make, registration={"endpoint_name": "strict", "allowed_functions": [allowed]}
     )
     assert client.get_allowed_functions(endpoint_id)["functions"] == [allowed]
+
     batch = client.create_batch()
     batch.add(other)
     with pytest.raises(globus_sdk.GlobusAPIError, match="not permitted"):
         client.batch_run(endpoint_id, batch)
+
     assert {found["uuid"] for found in client.get_endpoints()} >= {endpoint_id, site.endpoint_id}
     client.delete_endpoint(endpoint_id)
     with pytest.raises(globus_sdk.GlobusAPIError, match="could not be resolved"):
@@ -207,6 +209,7 @@ def test_without_the_secrets_every_request_is_refused(site: Site, method: str, p
     if "oauth2/token" in path:
         strangers += [f"Bearer {token}" for token in identity._tokens.values()]
         strangers.append("Basic " + base64.b64encode(f"{identity.id}:".encode()).decode())
+
     for stranger in strangers:
         answer = requests.request(
             method,
@@ -252,12 +255,14 @@ def test_the_secrets_are_in_no_log_no_process_list_and_no_text(
             data=b"{",
             timeout=120,
         )
+
     commands = []
     for process in psutil.process_iter():
         try:
             commands.append(" ".join(process.cmdline()))
         except psutil.Error:
             continue
+
     seen = "\n".join(
         [caplog.text, *capfd.readouterr(), *commands, repr(site), repr(site.broker), answer.text]
     )
@@ -303,33 +308,33 @@ def test_a_request_that_cannot_be_read_is_refused_and_harms_nobody(
 def test_it_does_not_start_where_its_port_is_taken(
     family: socket.AddressFamily, address: str
 ) -> None:
-    """At the other loopback address, too: programs ask "localhost", and would send somebody else their secrets."""
+    """At the other loopback address, too: programs ask "localhost".
+
+    They would send somebody else their secrets.
+    """
     threads = set(threading.enumerate())
     with socket.socket(family) as other:
         other.bind((address, 0))
         other.listen()
         port = other.getsockname()[1]
-        with pytest.raises(
-            OSError,
-            match=re.escape(
-                f"port {port} on {address} cannot be had (Address already in use): end what uses it"
-            ),
-        ):
+        problem = f"port {port} on {address} cannot be had (Address already in use)"
+        with pytest.raises(OSError, match=re.escape(f"{problem}: end what uses it")):
             LocalCloud(port=port)
+
     assert set(threading.enumerate()) == threads
 
 
 def test_closing_does_not_wait_for_clients() -> None:
-    """Neither for one that keeps its connection, nor for one that stops in the middle of a request."""
+    """Neither for one that keeps its connection, nor for one that stops within a request."""
     with (
         LocalCloud(port=0) as cloud,
         requests.Session() as session,
         socket.create_connection(("127.0.0.1", cloud.port)) as silent,
     ):
-        assert session.get(
-            f"http://127.0.0.1:{cloud.port}/v2/version", headers=bearer(cloud), timeout=120
-        ).ok
+        url = f"http://127.0.0.1:{cloud.port}/v2/version"
+        assert session.get(url, headers=bearer(cloud), timeout=120).ok
         silent.sendall(b"POST /v3/functions HTTP/1.1\r\nContent-Length: 100\r\n")
+
         closing = threading.Thread(target=cloud.close)
         closing.start()
         closing.join(120)
@@ -344,10 +349,10 @@ def test_a_forked_child_leaves_the_service_alone() -> None:
             cloud.close()
             os._exit(0)
         assert os.waitpid(child, 0)[1] == 0
+
         assert os.path.isdir(cloud.folder)
-        assert requests.get(
-            f"http://127.0.0.1:{cloud.port}/v2/version", headers=bearer(cloud), timeout=120
-        ).ok
+        url = f"http://127.0.0.1:{cloud.port}/v2/version"
+        assert requests.get(url, headers=bearer(cloud), timeout=120).ok
 
 
 @pytest.mark.parametrize("length", [b"abc", b"-1", b"99999999999999"])
@@ -370,8 +375,5 @@ def test_a_proxy_is_not_shown_the_secrets(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setenv("http_proxy", "http://proxy.example:3128")
     monkeypatch.setenv("no_proxy", "intranet.example")
     with LocalCloud(port=0) as cloud:
-        assert (
-            cloud.environment["no_proxy"]
-            == cloud.environment["NO_PROXY"]
-            == "localhost,127.0.0.1,intranet.example"
-        )
+        values = {cloud.environment[name] for name in ("no_proxy", "NO_PROXY")}
+    assert values == {"localhost,127.0.0.1,intranet.example"}

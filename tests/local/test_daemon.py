@@ -1,4 +1,7 @@
-"""The real daemon on the service on sockets, and what happens when connections, user endpoints and results are lost."""
+"""The real daemon on the service on sockets.
+
+Above all, what happens when connections, user endpoints and results are lost.
+"""
 
 from __future__ import annotations
 
@@ -56,10 +59,12 @@ def test_a_task_while_the_daemon_is_stopped_is_delivered_when_it_is_started_agai
     cloud: LocalCloud, endpoint: EndpointDaemon
 ) -> None:
     assert script(cloud, endpoint, "by_function_and_by_id").answer()[1]
+
     endpoint.stop()
     assert not endpoint.online
     waiting = script(cloud, endpoint, "submit_many", "3", os.path.join(cloud.folder, "t", "queued"))
     wait_until(lambda: bool(open_tasks(cloud)), "the tasks have been submitted")
+
     endpoint.start()
     assert waiting.answer() == [0, 1, 2]
 
@@ -84,10 +89,12 @@ def test_connections_cut_at_random_during_a_thousand_tasks(
     chance = random.Random(4)
     cuts: list[int] = []
     wait_until(lambda: len(ran(tmp_path / "record")) > 50, "the first tasks have run")
+
     while len(cuts) < 6 and len(ran(tmp_path / "record")) < 900:
         cuts.append(cloud.broker.cut())
         # at a third cut in ten seconds, stock code gives up
         threading.Event().wait(chance.uniform(5.1, 8))
+
     answers = step.answer()
     assert len(cuts) > 2
     assert sum(cuts) > len(cuts)
@@ -116,35 +123,33 @@ def test_a_result_that_is_lost_on_its_way_ends_its_future(
     monkeypatch.setattr(user_endpoints.UserEndpoint, "finish", lossy)
     answers = script(cloud, endpoint, "submit_many", "10", str(tmp_path / "record")).answer()
     assert dropped
-    assert sorted(answer for answer in answers if isinstance(answer, int)) == sorted(
-        set(range(10)) - {answers.index(text) for text in answers if isinstance(text, str)}
-    )
-    assert ["no longer has it" in answer for answer in answers if isinstance(answer, str)] == [True]
+
+    failures = [answer for answer in answers if isinstance(answer, str)]
+    failed = {answers.index(failure) for failure in failures}
+    values = [answer for answer in answers if isinstance(answer, int)]
+    assert sorted(values) == sorted(set(range(10)) - failed)
+    assert ["no longer has it" in failure for failure in failures] == [True]
 
 
 def test_a_killed_user_endpoint_fails_its_tasks(
     cloud: LocalCloud, endpoint: EndpointDaemon, tmp_path: Path
 ) -> None:
-    """For three heartbeats after its last touch of a file, the stock daemon refuses to start another; else another is asked what it has."""
-    step = script(
-        cloud,
-        endpoint,
-        "wait_for",
-        str(tmp_path / "gate"),
-        str(tmp_path / "begun"),
-        task_timeout=77,
-    )
-    wait_until(lambda: (tmp_path / "begun").exists(), "the task runs")
-    found = [
-        path
-        for path in Path(cloud.folder).glob("uep.*/daemon.pid")
-        if psutil.pid_exists(int(path.read_text()))
-    ]
+    """The stock daemon refuses to start another, or another is asked what it has.
+
+    It refuses for three heartbeats after the user endpoint last touched a file.
+    """
+    gate, begun = tmp_path / "gate", tmp_path / "begun"
+    step = script(cloud, endpoint, "wait_for", str(gate), str(begun), task_timeout=77)
+    wait_until(begun.exists, "the task runs")
+
+    paths = Path(cloud.folder).glob("uep.*/daemon.pid")
+    found = [path for path in paths if psutil.pid_exists(int(path.read_text()))]
     latest = max(found, key=lambda path: path.stat().st_ctime)
     os.kill(int(latest.read_text()), signal.SIGKILL)
+
     answer = step.answer()
     assert "Another instance of this endpoint is running" in answer or "no longer has it" in answer
-    (tmp_path / "gate").touch()
+    gate.touch()
 
 
 def test_a_killed_interchange_fails_its_tasks(
@@ -152,14 +157,17 @@ def test_a_killed_interchange_fails_its_tasks(
 ) -> None:
     """The stock user endpoint goes on, and waits for ever."""
     monkeypatch.setattr(user_endpoints, "_SILENT_AFTER", 5)
-    step = script(cloud, endpoint, "wait_for", str(tmp_path / "gate"), str(tmp_path / "begun"))
-    wait_until(lambda: (tmp_path / "begun").exists(), "the task runs")
+    gate, begun = tmp_path / "gate", tmp_path / "begun"
+    step = script(cloud, endpoint, "wait_for", str(gate), str(begun))
+    wait_until(begun.exists, "the task runs")
+
     for process in processes._processes(cloud.mark, cloud.folder):
         if any("HTEX interchange" in word for word in process.cmdline()):
             process.kill()
+
     answer = step.answer()
     assert "nothing has been heard of the user endpoint" in answer or "no longer has it" in answer
-    (tmp_path / "gate").touch()
+    gate.touch()
 
 
 @pytest.mark.parametrize("name", ["storage.db", "-x", "\xe9t\xe9", "uep.x", "t", "with blanks"])
@@ -172,19 +180,11 @@ def test_a_folder_may_have_any_name(cloud: LocalCloud, tmp_path: Path, name: str
 def test_what_a_user_endpoint_says_when_it_cannot_start_reaches_the_task(
     cloud: LocalCloud, endpoint: EndpointDaemon, tmp_path: Path
 ) -> None:
-    answers = script(
-        cloud,
-        endpoint,
-        "submit_many",
-        "2",
-        str(tmp_path / "record"),
-        workers_per_node=3,
-        gpus_per_node=2,
-    ).answer()
-    assert all(
-        "workers_per_node (3) has to be a multiple of gpus_per_node (2)" in answer
-        for answer in answers
-    ), answers
+    options = {"workers_per_node": 3, "gpus_per_node": 2}
+    record = str(tmp_path / "record")
+    answers = script(cloud, endpoint, "submit_many", "2", record, **options).answer()
+    reason = "workers_per_node (3) has to be a multiple of gpus_per_node (2)"
+    assert all(reason in answer for answer in answers), answers
 
 
 def test_a_config_that_cannot_be_read_is_refused(cloud: LocalCloud, tmp_path: Path) -> None:
@@ -193,23 +193,19 @@ def test_a_config_that_cannot_be_read_is_refused(cloud: LocalCloud, tmp_path: Pa
     (tmp_path / "user_config_schema.json").write_text("{")
     with pytest.raises(ConfigError, match=r"user_config_schema\.json"):
         EndpointDaemon(cloud, tmp_path)
-    assert not [
-        path for path in Path(cloud.folder).iterdir() if path.name.startswith(tmp_path.name)
-    ]
+    names = [path.name for path in Path(cloud.folder).iterdir()]
+    assert not [name for name in names if name.startswith(tmp_path.name)]
 
 
 def test_a_daemon_that_cannot_start_says_why(cloud: LocalCloud) -> None:
     cloud.environment["GLOBUS_COMPUTE_CLIENT_SECRET"] = "guessed"
-    with pytest.raises(
-        EndpointStartError, match=r"(?s)the endpoint local ended with status 77:\n.*401"
-    ):
+    expected = r"(?s)the endpoint local ended with status 77:\n.*401"
+    with pytest.raises(EndpointStartError, match=expected):
         EndpointDaemon(cloud, "local")
 
 
 def test_two_endpoints_of_one_config(cloud: LocalCloud, endpoint: EndpointDaemon) -> None:
     with EndpointDaemon(cloud, "local") as other:
         assert (other.name, other.endpoint_id != endpoint.endpoint_id) == ("local-2", True)
-        assert script(cloud, other, "by_function_and_by_id", workers_per_node=1).answer() == [
-            [1, 2, 3, 4, 5],
-            True,
-        ]
+        step = script(cloud, other, "by_function_and_by_id", workers_per_node=1)
+        assert step.answer() == [[1, 2, 3, 4, 5], True]

@@ -32,28 +32,16 @@ def shipped() -> Path:
 
 @pytest.mark.engine
 def test_the_endpoints_own_tests_pass(tmp_path: Path) -> None:
-    ini, report = tmp_path / "pytest.ini", tmp_path / "report.xml"
+    ini = tmp_path / "pytest.ini"
     ini.write_text("[pytest]\n")
-    folders = [
-        "-c",
-        ini,
-        "--rootdir",
-        tmp_path,
-        "--basetemp",
-        tmp_path / "temporary",
-        f"--junit-xml={report}",
-    ]
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-p",
-        "unshipped_helpers",
-        "-p",
-        "no:cacheprovider",
-        *map(str, folders),
-        str(shipped()),
-    ]
+    report = tmp_path / "report.xml"
+
+    command = [sys.executable, "-m", "pytest"]
+    command += ["-p", "unshipped_helpers", "-p", "no:cacheprovider"]
+    command += ["-c", str(ini), "--rootdir", str(tmp_path)]
+    command += ["--basetemp", str(tmp_path / "temporary")]
+    command += [f"--junit-xml={report}", str(shipped())]
+
     with Broker("guest", "not to be shown") as broker:
         environment = {
             name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")
@@ -65,12 +53,10 @@ def test_the_endpoints_own_tests_pass(tmp_path: Path) -> None:
         run = subprocess.run(
             command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300
         )
+
     assert run.returncode == 0, run.stdout[-5000:] + run.stderr[-5000:]
     cases = list(ET.parse(report).getroot().iter("testcase"))
     assert {case.get("name") for case in cases} == EXPECTED
     assert len(cases) == len(EXPECTED)
-    assert not [
-        case.get("name")
-        for case in cases
-        if any(child.tag in ("failure", "error", "skipped") for child in case)
-    ]
+    for case in cases:
+        assert not {child.tag for child in case} & {"failure", "error", "skipped"}, case.get("name")
