@@ -1,7 +1,8 @@
-"""Rules for the YAML of a user endpoint: what in it makes state cold, loses tasks, or gives no workers at all.
+"""Rules for the YAML of a user endpoint.
 
-Each rule is a thing that the endpoint's loader lets pass. What it claims has been seen on the real
-engine, or is read in the source that it names; the versions are those that this package asks for.
+They find what makes state cold, loses tasks, or gives no workers at all. Each rule is a thing that
+the endpoint's loader lets pass. What a rule claims has been seen on the real engine, or is read in
+the source that the rule names; the versions are those that this package asks for.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import math
 import os
 import re
 import shlex
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from globus_compute_endpoint.endpoint.config import UserEndpointConfig
 from globus_compute_endpoint.engines.globus_compute import JobStatusPollerKwargs
 from parsl.jobs.strategy import Strategy
 
-from gc_warm.check.rules import Finding, Rule, RuleSet, is_silenced
+from gc_warm.check.rules import Finding, Level, Rule, RuleSet, is_silenced
 from gc_warm.check.task_facts import Numbers
 from gc_warm.configs import loading, meaning
 from gc_warm.exceptions import ConfigError
@@ -31,19 +32,28 @@ from gc_warm.exceptions import ConfigError
 _ENGINE = ("engine",)
 _PROVIDER = ("engine", "provider")
 _SCALING = ("engine", "job_status_kwargs")
+_LAUNCHERS = {"SlurmProvider": "SrunLauncher", "PBSProProvider": "MpiExecLauncher"}
+_CONTAINERS_WITHOUT_INIT = ("docker", "podman", "podman-hpc")
 _ON_ALL_NODES = re.compile(
-    r"\b(srun|mpi(exec|run)\w*|aprun|[jlp]s?run|ibrun|brun|flux|blaunch|prterun|orterun|pbsdsh|pdsh|clush|parallel)\b"
+    r"\b(srun|mpi(exec|run)\w*|aprun|[jlp]s?run|ibrun|brun|flux|blaunch|prterun|orterun"
+    r"|pbsdsh|pdsh|clush|parallel)\b"
+)
+_HERE_DOCUMENT_OR_ARITHMETIC = re.compile(
+    r"<<-?\s*['\"]?(\w+).*?\n\s*\1\s*$|\$\(\(.*?\)\)", re.DOTALL | re.MULTILINE
+)
+_GPU_REQUEST = re.compile(
+    r"(?:--gpus-per-node[= ]|--gres[= ]gpu:|\bngpus=)(?:([A-Za-z][\w.-]*):)?(\d+)\b"
 )
 
 
 @dataclass(frozen=True)
 class Examined:
-    """What the rules say of a config.
+    """The result of all rules for a config.
 
     Attributes:
         findings: All that are not silenced, the worst first.
-        config: What the endpoint makes of it; None where it makes nothing, or nothing that can be
-            relied on.
+        config: The config as the endpoint loads it; None where the endpoint cannot load it, or
+            where what it loads cannot be relied on.
     """
 
     findings: list[Finding]
@@ -66,34 +76,38 @@ class _Written:
 
 
 class _Workers:
-    """What the endpoint makes of a config whose engine starts workers in jobs."""
+    """A config as the endpoint loads it, whose engine starts workers in jobs."""
 
     def __init__(
         self, document: Mapping[str, Any], config: UserEndpointConfig, numbers: Numbers
     ) -> None:
-        self.document, self.config, self.numbers = document, config, numbers
+        self.document = document
+        self.config = config
+        self.numbers = numbers
+
         self.engine: Any = config.engine
         self.executor = self.engine.executor
         self.provider = self.executor.provider
+
         self.is_local = type(self.provider).__name__ == "LocalProvider"
         self.is_mpi = type(self.engine).__name__ == "GlobusMPIEngine"
         self.profile = meaning.warmth_profile(config)
 
     def written(self, *place: str) -> Any:
-        """The value at a place of the YAML; None if there is none."""
-        found: Any = self.document
+        """Return the value at a place of the YAML, None if there is none."""
+        value: Any = self.document
         for key in place:
-            found = found.get(key) if isinstance(found, dict) else None
-        return found
+            value = value.get(key) if isinstance(value, dict) else None
+        return value
 
     @property
     def max_idletime(self) -> float:
-        """Infinite where the lack of tasks ends no job."""
+        """Seconds without tasks after which jobs end; infinite if they never end for that."""
         return self.profile.job_idle
 
     @property
     def cores(self) -> float | None:
-        """Of a node, as its manager will count them; None if only the node knows."""
+        """Cores of a node, as its manager will count them; None if only the node knows."""
         return _first(
             getattr(self.provider, "cores_per_node", None),
             meaning.exported(self.provider, "PARSL_CORES"),
@@ -102,37 +116,40 @@ class _Workers:
 
     @property
     def cores_here(self) -> int | None:
-        """Of this machine, where it is the node."""
+        """Cores of this machine, where it is the node; None where it is not."""
         return len(os.sched_getaffinity(0)) if self.is_local else None
 
     @property
     def memory(self) -> float | None:
-        """Of a node in GB, as its manager will count it, at most; None if only the node knows."""
-        here = psutil.virtual_memory().total / 2**30 if self.is_local else None
+        """Memory of a node in GB, at most, as its manager will count it.
+
+        None if only the node knows.
+        """
+        memory_here = psutil.virtual_memory().total / 2**30 if self.is_local else None
         return _first(
             getattr(self.provider, "mem_per_node", None),
             meaning.exported(self.provider, "PARSL_MEMORY_GB"),
-            here,
+            memory_here,
         )
 
     @property
     def gpus(self) -> int | None:
-        """NVIDIA GPUs of a node, as far as the job asks for them by number."""
-        directives = re.findall(
-            r"^#(?:SBATCH|PBS) .*$", getattr(self.provider, "scheduler_options", ""), re.MULTILINE
-        )
-        asked = [
-            *directives,
-            getattr(self.provider, "select_options", ""),
-            f"--gres={getattr(self.provider, 'gres', '')}",
-        ]
-        found = re.findall(
-            r"(?:--gpus-per-node[= ]|--gres[= ]gpu:|\bngpus=)(?:([A-Za-z][\w.-]*):)?(\d+)\b",
-            "\n".join(asked),
-        )
-        # AMD's
-        numbers = [int(number) for kind, number in found if not kind.lower().startswith("mi")]
-        return getattr(self.provider, "gpus_per_node", None) or (numbers[-1] if numbers else None)
+        """Number of NVIDIA GPUs of a node, as far as the job asks for them by number."""
+        scheduler_options = getattr(self.provider, "scheduler_options", "")
+        select_options = getattr(self.provider, "select_options", "")
+        gres = getattr(self.provider, "gres", "")
+
+        directives = re.findall(r"^#(?:SBATCH|PBS) .*$", scheduler_options, re.MULTILINE)
+        options = "\n".join([*directives, select_options, f"--gres={gres}"])
+
+        requested = None
+        for kind, number in _GPU_REQUEST.findall(options):
+            is_amd = kind.lower().startswith("mi")
+            if not is_amd:
+                # the last request counts
+                requested = int(number)
+
+        return getattr(self.provider, "gpus_per_node", None) or requested
 
 
 def _first(*values: float | None) -> float | None:
@@ -159,38 +176,61 @@ def examine(
         numbers: What is known of the tasks.
         source_lines: For each line of *text*, the line of *source* it comes from; without, they are
             the same.
+
+    Returns:
+        The findings, and the config as the endpoint loads it.
     """
-    config, refusal = None, None
     document, root = _parsed(text)
+    config: UserEndpointConfig | None = None
+    refusal: tuple[int, str] | None = None
     try:
         config = loading.load(text, "")
     except ConfigError as error:
         refusal = _refusal(str(error), root)
-    found = list(_WRITTEN.broken(_Written(document, root, refusal)))
-    if any(rule in _UNRELIABLE for rule, *_ in found):
+
+    broken = list(_WRITTEN.broken(_Written(document, root, refusal)))
+    if any(rule in _UNRELIABLE for rule, *_ in broken):
         config = None
     if config is not None:
-        found += _WORKERS.broken(_Workers(document, config, numbers or Numbers()))
-    rendered, original = _numbered(text), _numbered(_source_text(source))
-    where = source_lines() if source_lines and found else list(rendered)
-    findings = []
-    for rule, level, place, what in found:
-        line: int = place if isinstance(place, int) else _line_of(root, place)
-        shown = where[line - 1] if line <= len(where) else 1
-        if not any(
-            is_silenced(rule, each) for each in (rendered.get(line, ""), original.get(shown, ""))
-        ):
-            findings.append(Finding(rule, level, os.fspath(source), shown, " ".join(what.split())))
+        broken += _WORKERS.broken(_Workers(document, config, numbers or Numbers()))
+
+    findings = list(_findings(broken, root, text, source, source_lines))
     # "error" comes before "warning"
-    return Examined(sorted(findings, key=lambda finding: finding.level), config)
+    findings.sort(key=lambda finding: finding.level)
+    return Examined(findings, config)
 
 
-def _refusal(said: str, root: yaml.Node | None) -> tuple[int, str] | None:
-    """What the loader says, and the line that it is about: that of the setting it names; None if there is just no engine."""
-    found = re.fullmatch(r":(\d+): ((?:[\w.]+: )?(.*))", said, re.DOTALL)
-    if found is None:
+def _findings(
+    broken: Sequence[tuple[str, Level, Any, str]],
+    root: yaml.Node | None,
+    text: str,
+    source: str | os.PathLike[str],
+    source_lines: Callable[[], list[int]] | None,
+) -> Iterator[Finding]:
+    """Yield the findings that no comment silences, each at its line of the source."""
+    rendered = _numbered(text)
+    original = _numbered(_source_text(source))
+    origins = source_lines() if source_lines and broken else list(rendered)
+
+    for rule, level, place, message in broken:
+        line: int = place if isinstance(place, int) else _line_of(root, place)
+        origin = origins[line - 1] if line <= len(origins) else 1
+
+        lines = (rendered.get(line, ""), original.get(origin, ""))
+        if not any(is_silenced(rule, each) for each in lines):
+            one_line = " ".join(message.split())
+            yield Finding(rule, level, os.fspath(source), origin, one_line)
+
+
+def _refusal(message: str, root: yaml.Node | None) -> tuple[int, str] | None:
+    """Return the line and the text of the loader's complaint; None if there is just no engine.
+
+    The line is that of the setting that the complaint names.
+    """
+    match = re.fullmatch(r":(\d+): ((?:[\w.]+: )?(.*))", message, re.DOTALL)
+    if match is None:
         return None
-    line, text, reason = found.groups()
+    line, text, reason = match.groups()
 
     keys = [key for section in _sections(root) for key, _ in section.value if key.value != "type"]
     named = [key for key in keys if re.search(rf"\b{re.escape(str(key.value))}\b", reason)]
@@ -200,39 +240,49 @@ def _refusal(said: str, root: yaml.Node | None) -> tuple[int, str] | None:
 
 
 def _sections(root: yaml.Node | None) -> Iterator[yaml.MappingNode]:
-    """All mappings of a document; each is there once, though aliases may lead to it by many ways, and in circles."""
-    seen, nodes = set(), [root]
+    """Yield each mapping of a document once.
+
+    Aliases may lead to a mapping by many ways, and in circles.
+    """
+    seen: set[int] = set()
+    nodes = [root]
     for node in nodes:
-        if isinstance(node, yaml.CollectionNode) and id(node) not in seen:
-            seen.add(id(node))
-            if isinstance(node, yaml.MappingNode):
-                yield node
-                nodes += [value for _, value in node.value]
-            else:
-                nodes += node.value
+        if not isinstance(node, yaml.CollectionNode) or id(node) in seen:
+            continue
+
+        seen.add(id(node))
+        if isinstance(node, yaml.MappingNode):
+            yield node
+            nodes += [value for _, value in node.value]
+        else:
+            nodes += node.value
 
 
 def _parsed(text: str) -> tuple[Any, yaml.Node | None]:
-    """The document, and its nodes as they are written: making the document of them would merge what is to be merged."""
+    """Return the document, and its nodes as they are written; None for both if it is no YAML.
+
+    The nodes are composed anew: making a document of nodes merges each `<<` into them.
+    """
     try:
         return yaml.safe_load(text), yaml.compose(text, yaml.SafeLoader)
-    except (yaml.YAMLError, ValueError, RecursionError):  # of which the endpoint's loader has told
+    except (yaml.YAMLError, ValueError, RecursionError):
+        # the endpoint's loader has complained about it
         return None, None
 
 
 def _line_of(root: yaml.Node | None, place: tuple[str, ...]) -> int:
-    """The line of the setting at a place, or of the innermost section around it that there is."""
-    line, node = 1, root
+    """Return the line of a setting, or of the innermost section around it that there is."""
+    line = 1
+    node = root
     for name in place:
-        pairs = (
-            [pair for pair in node.value if pair[0].value == name]
-            if isinstance(node, yaml.MappingNode)
-            else []
-        )
-        if not pairs:
+        pairs = node.value if isinstance(node, yaml.MappingNode) else []
+        named = [(key, value) for key, value in pairs if key.value == name]
+        if not named:
             break
+
         # of two, the last is the one that counts
-        line, node = pairs[-1][0].start_mark.line + 1, pairs[-1][1]
+        key, node = named[-1]
+        line = key.start_mark.line + 1
     return line
 
 
@@ -270,36 +320,38 @@ def unchecked(config: _Written) -> Iterator[tuple[Any, ...]]:
         yield from _wrong_scaling(scaling)
     elif scaling is not None:
         yield _SCALING, f"job_status_kwargs {scaling!r} is no section with settings of its own"
-    names = _strategies()
-    if engine.get("strategy") is not None and engine["strategy"] not in names:
-        yield (
-            (*_ENGINE, "strategy"),
-            f"strategy {engine['strategy']!r} is none of {', '.join(names)}",
-        )
+
+    known = _strategies()
+    strategy = engine.get("strategy")
+    if strategy is not None and strategy not in known:
+        yield (*_ENGINE, "strategy"), f"strategy {strategy!r} is none of {', '.join(known)}"
+
     provider = engine.get("provider")
     if isinstance(provider, dict):
         yield from _wrong_types(provider)
 
 
 def _wrong_scaling(scaling: Mapping[str, Any]) -> Iterator[tuple[Any, ...]]:
+    """Yield the settings of `job_status_kwargs` that break the engine."""
     known = list(JobStatusPollerKwargs.__annotations__)
     for name, value in scaling.items():
-        place, is_number = (
-            (*_SCALING, str(name)),
-            isinstance(value, (int, float)) and not isinstance(value, bool),
-        )
+        place = (*_SCALING, str(name))
+        is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+
         if name not in known:
-            yield (
-                place,
-                f"job_status_kwargs has no {name!r}, and the engine will not start; there are {', '.join(known)}",
+            text = (
+                f"job_status_kwargs has no {name!r}, and the engine will not start; "
+                f"there are {', '.join(known)}"
             )
+            yield place, text
         elif name == "strategy" and value is not None and value not in _strategies():
             yield place, f"strategy {value!r} is none of {', '.join(_strategies())}"
         elif name == "max_idletime" and not (is_number and value >= 0):
-            yield (
-                place,
-                f"max_idletime {value!r} is no number of seconds; write it without quotes, and .inf for never",
+            text = (
+                f"max_idletime {value!r} is no number of seconds; "
+                "write it without quotes, and .inf for never"
             )
+            yield place, text
         elif name == "strategy_period" and not (is_number and value > 0):
             yield place, f"strategy_period {value!r} is no number of seconds above 0"
 
@@ -309,23 +361,26 @@ def _strategies() -> list[str]:
 
 
 def _wrong_types(provider: Mapping[str, Any]) -> Iterator[tuple[Any, ...]]:
-    """Values of another type than the provider's own defaults."""
-    kind = getattr(parsl.providers, str(provider.get("type")), None)
-    known = inspect.signature(kind).parameters if inspect.isclass(kind) else {}
+    """Yield the values that are of another type than the provider's own defaults."""
+    cls = getattr(parsl.providers, str(provider.get("type")), None)
+    known = inspect.signature(cls).parameters if inspect.isclass(cls) else {}
     kinds = {int: "a number", float: "a number", str: "text", bool: "true or false"}
+
     for name, value in provider.items():
         wanted = type(known[name].default) if name in known else None
-        # PBS takes seconds, too; another rule looks at that of others
+        # PBS takes seconds, too; another rule looks at the walltime of others
         if value is None or wanted not in kinds or name == "walltime":
             continue
-        fits = isinstance(value, wanted) or (
-            wanted in (int, float) and isinstance(value, (int, float))
-        )
-        if not fits or (isinstance(value, bool) and wanted is not bool):
-            yield (
-                (*_PROVIDER, name),
-                f"{name} {value!r} is not {kinds[wanted]}, which nobody notices before jobs are to start",
+
+        is_number = wanted in (int, float) and isinstance(value, (int, float))
+        is_wrong_bool = isinstance(value, bool) and wanted is not bool
+        fits = isinstance(value, wanted) or is_number
+        if is_wrong_bool or not fits:
+            text = (
+                f"{name} {value!r} is not {kinds[wanted]}, "
+                "which nobody notices before jobs are to start"
             )
+            yield (*_PROVIDER, name), text
 
 
 @_WRITTEN.rule("GCW002", "error")
@@ -335,15 +390,16 @@ def duplicate(config: _Written) -> Iterator[tuple[Any, ...]]:
     YAML takes the last one without a word. The first may be the one you are looking at.
     """
     for section in _sections(config.root):
-        first: dict[tuple[str, str], int] = {}
+        seen: set[tuple[str, str]] = set()
+
         for key, _ in section.value:
-            line, name = key.start_mark.line + 1, (key.tag, str(key.value))
-            if name in first and key.value != "<<":
-                yield (
-                    line,
-                    f"{key.value} is given twice in this section: the last one counts; remove one",
+            name = (key.tag, str(key.value))
+            if name in seen and key.value != "<<":
+                text = (
+                    f"{key.value} is given twice in this section: the last one counts; remove one"
                 )
-            first.setdefault(name, line)
+                yield key.start_mark.line + 1, text
+            seen.add(name)
 
 
 @_WRITTEN.rule(
@@ -355,13 +411,15 @@ def no_engine(config: _Written) -> Iterator[tuple[Any, ...]]:
     The loader takes it for the config of the endpoint itself, which runs no tasks, and does not
     complain.
     """
-    if config.refusal is None and (
-        not isinstance(config.document, dict) or config.document.get("engine") is None
-    ):
-        yield (
-            1,
-            "there is no 'engine:' section: workers are described there, as `engine:` with `type: GlobusComputeEngine`",
+    document = config.document
+    has_engine = isinstance(document, dict) and document.get("engine") is not None
+
+    if config.refusal is None and not has_engine:
+        text = (
+            "there is no 'engine:' section: workers are described there, "
+            "as `engine:` with `type: GlobusComputeEngine`"
         )
+        yield 1, text
 
 
 @_WRITTEN.rule("GCW019", "warning")
@@ -375,19 +433,23 @@ def pool_engine(config: _Written) -> Iterator[tuple[Any, ...]]:
     """
     engine = config.engine
     kind = engine.get("type")
+    place = (*_ENGINE, "type")
     if kind == "ThreadPoolEngine":
-        why = "its tasks are threads of one process, which share working directory, environment and state"
-        yield (*_ENGINE, "type"), f"ThreadPoolEngine: {why}; use GlobusComputeEngine"
+        text = (
+            "ThreadPoolEngine: its tasks are threads of one process, which share "
+            "working directory, environment and state; use GlobusComputeEngine"
+        )
+        yield place, text
     elif kind == "ProcessPoolEngine":
-        often = (
-            f", and each is cold after {engine['max_tasks_per_child']} tasks"
-            if "max_tasks_per_child" in engine
-            else ""
+        often = ""
+        if "max_tasks_per_child" in engine:
+            often = f", and each is cold after {engine['max_tasks_per_child']} tasks"
+
+        text = (
+            "ProcessPoolEngine: when one worker dies, all tasks fail from then on"
+            f"{often}; use GlobusComputeEngine"
         )
-        yield (
-            (*_ENGINE, "type"),
-            f"ProcessPoolEngine: when one worker dies, all tasks fail from then on{often}; use GlobusComputeEngine",
-        )
+        yield place, text
 
 
 @_WORKERS.rule("GCW004", "warning")
@@ -397,22 +459,21 @@ def workers_unset(config: _Workers) -> Iterator[tuple[Any, ...]]:
     Then it has one for each core, and each has its own copy of the state: 64 copies of a model on a
     node of 64 cores, and as many cold loads before all of them are warm.
     """
-    chosen = any(
-        config.written(*_ENGINE, name) is not None
-        for name in ("max_workers_per_node", "cores_per_worker", "mem_per_worker")
-    )
-    if chosen or config.is_mpi or config.executor.available_accelerators:
+    options = ("max_workers_per_node", "cores_per_worker", "mem_per_worker")
+    is_chosen = any(config.written(*_ENGINE, name) is not None for name in options)
+    if is_chosen or config.is_mpi or config.executor.available_accelerators:
         return
-    number = f"{config.cores:g} workers" if config.cores else "a worker for each core"
-    copies = (
-        f", {config.cores * config.numbers.state_gb:g} GB of state"
-        if config.cores and config.numbers.state_gb
-        else ""
+
+    cores = config.cores
+    state_gb = config.numbers.state_gb
+    number = f"{cores:g} workers" if cores else "a worker for each core"
+    copies = f", {cores * state_gb:g} GB of state" if cores and state_gb else ""
+
+    text = (
+        f"max_workers_per_node is not given: {number} on a node{copies}; "
+        "say how many copies of the state a node is to have"
     )
-    yield (
-        _ENGINE,
-        f"max_workers_per_node is not given: {number} on a node{copies}; say how many copies of the state a node is to have",
-    )
+    yield _ENGINE, text
 
 
 @_WORKERS.rule("GCW005", "error")
@@ -427,23 +488,24 @@ def not_positive(config: _Workers) -> Iterator[tuple[Any, ...]]:
     for name in ("max_workers_per_node", "cores_per_worker", "max_workers_per_block"):
         value = config.written(*_ENGINE, name)
         if value is not None and value <= 0:
-            means = (
-                "means one for each core"
-                if name == "max_workers_per_node" and value == 0
-                else "leaves no worker"
-            )
+            is_default = name == "max_workers_per_node" and value == 0
+            means = "means one for each core" if is_default else "leaves no worker"
             yield (*_ENGINE, name), f"{name} {value!r} {means}; write a number above 0"
+
     for name in ("nodes_per_block", "max_blocks"):
         value = getattr(config.provider, name, 1)
         if value < 1:
-            yield (
-                (*_PROVIDER, name),
-                f"{name} {value!r} leaves no worker, and tasks wait for ever; write 1 or more",
-            )
+            text = f"{name} {value!r} leaves no worker, and tasks wait for ever; write 1 or more"
+            yield (*_PROVIDER, name), text
+
     strategy = config.engine._job_status_kwargs["strategy"]
-    if strategy in ("none", None) and config.provider.init_blocks < 1:
-        text = f"strategy {strategy} starts as many jobs as init_blocks says, {config.provider.init_blocks}, and no other: no worker"
-        yield (*_SCALING, "strategy"), f"{text}; write strategy: simple"
+    first_jobs = config.provider.init_blocks
+    if strategy in ("none", None) and first_jobs < 1:
+        text = (
+            f"strategy {strategy} starts as many jobs as init_blocks says, {first_jobs}, "
+            "and no other: no worker; write strategy: simple"
+        )
+        yield (*_SCALING, "strategy"), text
 
 
 @_WORKERS.rule("GCW006", "error")
@@ -453,16 +515,18 @@ def no_room(config: _Workers) -> Iterator[tuple[Any, ...]]:
     The manager divides a node's cores by `cores_per_worker`, and its memory by `mem_per_worker`,
     and rounds down. With zero workers it stays and says nothing, and tasks wait for ever.
     """
-    asked = (("cores_per_worker", config.cores, "cores"), ("mem_per_worker", config.memory, "GB"))
-    for name, room, unit in asked:
+    node = "this machine" if config.is_local else "a node"
+    level = "warning" if config.is_local else "error"
+    rooms = (("cores_per_worker", config.cores, "cores"), ("mem_per_worker", config.memory, "GB"))
+
+    for name, room, unit in rooms:
         each = getattr(config.executor, name)
         if each and room is not None and room < each:
-            node, level = ("this machine", "warning") if config.is_local else ("a node", "error")
-            yield (
-                (*_ENGINE, name),
-                f"{name} {each:g} is more than the {room:.4g} {unit} of {node}: there would be no workers",
-                level,
+            text = (
+                f"{name} {each:g} is more than the {room:.4g} {unit} of {node}: "
+                "there would be no workers"
             )
+            yield (*_ENGINE, name), text, level
 
 
 @_WORKERS.rule("GCW007", "error")
@@ -473,37 +537,39 @@ def affinity(config: _Workers) -> Iterator[tuple[Any, ...]]:
     worker, or more workers than cores, ends each worker at its start, over and over, and tasks wait
     for ever.
     """
-    value, workers, place = (
-        str(config.executor.cpu_affinity).lower(),
-        config.profile.copies_per_node,
-        (*_ENGINE, "cpu_affinity"),
-    )
-    cores = _first(getattr(config.provider, "cores_per_node", None), config.cores_here)
+    value = str(config.executor.cpu_affinity).lower()
     if value == "none":
         return
+
+    place = (*_ENGINE, "cpu_affinity")
+    workers = config.profile.copies_per_node
     if value.startswith("list"):
         entries = value.split(":")[1:]
         if not all(re.fullmatch(r"\d+(-\d+)?(,\d+(-\d+)?)*", entry) for entry in entries):
-            yield (
-                place,
-                f"cpu_affinity {value!r} is not of the form list:0-1:2-3, with the cores of each worker",
+            text = (
+                f"cpu_affinity {value!r} is not of the form list:0-1:2-3, "
+                "with the cores of each worker"
             )
+            yield place, text
         elif workers is not None and len(entries) != workers:
-            yield (
-                place,
-                f"cpu_affinity {value!r} is for {len(entries)} workers, and a node has {workers}",
-            )
+            number = len(entries)
+            text = f"cpu_affinity {value!r} is for {number} workers, and a node has {workers}"
+            yield place, text
     elif value not in ("block", "alternating", "block-reverse"):
-        yield (
-            place,
-            f"cpu_affinity {value!r} is unknown; there are none, block, block-reverse, alternating, and list:...",
+        text = (
+            f"cpu_affinity {value!r} is unknown; "
+            "there are none, block, block-reverse, alternating, and list:..."
         )
+        yield place, text
         return
+
+    cores = _first(getattr(config.provider, "cores_per_node", None), config.cores_here)
     if workers is not None and cores is not None and workers > cores:
-        yield (
-            place,
-            f"cpu_affinity {value!r} needs a core for each worker: {workers} workers, {cores:g} cores",
+        text = (
+            f"cpu_affinity {value!r} needs a core for each worker: "
+            f"{workers} workers, {cores:g} cores"
         )
+        yield place, text
 
 
 @_WORKERS.rule("GCW008", "error")
@@ -514,19 +580,26 @@ def no_such_device(config: _Workers) -> Iterator[tuple[Any, ...]]:
     divided by that. Where they do not divide evenly, the last workers get a number that no GPU has:
     there, CUDA finds no device.
     """
-    workers, gpus, names = (
-        config.profile.copies_per_node,
-        config.gpus,
-        config.executor.available_accelerators,
-    )
-    # others know what they name
-    if not gpus or workers is None or list(names) != [str(number) for number in range(len(names))]:
+    workers = config.profile.copies_per_node
+    gpus = config.gpus
+    if not gpus or workers is None:
         return
+
+    names = config.executor.available_accelerators
+    are_numbers = list(names) == [str(number) for number in range(len(names))]
+    if not are_numbers:
+        # names of another form are the user's own, who knows what they stand for
+        return
+
     share = workers // gpus or 1
     missing = [rank for rank in range(min(workers, len(names))) if rank // share >= gpus]
     if missing:
-        ranks, many = ", ".join(map(str, missing)), max(workers // gpus, 1) * gpus
-        text = f"worker {ranks} would get a GPU that is not there: {workers} workers on {gpus} NVIDIA GPUs do not divide; have {many}"
+        ranks = ", ".join(map(str, missing))
+        fitting = max(workers // gpus, 1) * gpus
+        text = (
+            f"worker {ranks} would get a GPU that is not there: "
+            f"{workers} workers on {gpus} NVIDIA GPUs do not divide; have {fitting}"
+        )
         yield (*_ENGINE, "available_accelerators"), text
 
 
@@ -537,17 +610,18 @@ def devices_and_workers(config: _Workers) -> Iterator[tuple[Any, ...]]:
     Each worker is pinned to one entry of `available_accelerators`. There are never more workers
     than entries, whatever `max_workers_per_node` says; with fewer, the last devices stay idle.
     """
-    most, names = (
-        config.written(*_ENGINE, "max_workers_per_node"),
-        config.executor.available_accelerators,
-    )
-    if names and most and most > 0 and most != len(names):
-        what = (
-            f"only {len(names)} workers will start"
-            if most > len(names)
-            else f"{len(names) - most} of them will be idle"
+    most = config.written(*_ENGINE, "max_workers_per_node")
+    devices = len(config.executor.available_accelerators)
+    if devices and most and most > 0 and most != devices:
+        if most > devices:
+            result = f"only {devices} workers will start"
+        else:
+            result = f"{devices - most} of them will be idle"
+
+        text = (
+            f"max_workers_per_node {most} and {devices} available_accelerators: {result}; "
+            "give as many of one as of the other"
         )
-        text = f"max_workers_per_node {most} and {len(names)} available_accelerators: {what}; give as many of one as of the other"
         yield (*_ENGINE, "max_workers_per_node"), text
 
 
@@ -559,30 +633,28 @@ def one_node_launcher(config: _Workers) -> Iterator[tuple[Any, ...]]:
     starts one manager there. The other nodes are billed and idle, and the first has as many times
     the copies of the state.
     """
-    nodes, launcher = config.profile.nodes_per_job, getattr(config.provider, "launcher", None)
+    nodes = config.profile.nodes_per_job
+    launcher = getattr(config.provider, "launcher", None)
     if nodes < 2 or config.is_local or config.is_mpi or launcher is None:
         return
-    kind, place = type(launcher).__name__, (*_PROVIDER, "launcher")
-    if _ON_ALL_NODES.search(
-        f"{getattr(launcher, 'prepend', '')} {config.executor.launch_cmd} {config.engine.container_cmd_options or ''}"
-    ):
+
+    prefix = getattr(launcher, "prepend", "")
+    container_options = config.engine.container_cmd_options or ""
+    if _ON_ALL_NODES.search(f"{prefix} {config.executor.launch_cmd} {container_options}"):
         return
-    better = {"SlurmProvider": "SrunLauncher", "PBSProProvider": "MpiExecLauncher"}.get(
-        type(config.provider).__name__, "an MPI launcher"
-    )
+
+    kind = type(launcher).__name__
+    better = _LAUNCHERS.get(type(config.provider).__name__, "an MPI launcher")
+    place = (*_PROVIDER, "launcher")
+    given = f"nodes_per_block {nodes} with {kind}"
+
     if kind == "SingleNodeLauncher":
-        yield (
-            place,
-            f"nodes_per_block {nodes} with SingleNodeLauncher: all {nodes} managers on the first node; use {better}",
-        )
+        yield place, f"{given}: all {nodes} managers on the first node; use {better}"
     elif kind == "SimpleLauncher":
-        yield (
-            place,
-            f"nodes_per_block {nodes} with SimpleLauncher: one manager, on the first node; use {better}",
-        )
+        yield place, f"{given}: one manager, on the first node; use {better}"
     elif kind == "WrappedLauncher":
-        text = f"nodes_per_block {nodes} with WrappedLauncher: one manager, unless {launcher.prepend!r} starts one on each node; use {better}"
-        yield place, text, "warning"
+        unless = f"unless {launcher.prepend!r} starts one on each node"
+        yield place, f"{given}: one manager, {unless}; use {better}", "warning"
 
 
 @_WORKERS.rule("GCW011", "warning")
@@ -595,16 +667,15 @@ def idle_too_soon(config: _Workers) -> Iterator[tuple[Any, ...]]:
     """
     wait = (config.numbers.queue_seconds or 0) + (config.numbers.load_seconds or 0)
     keep = config.profile.keep_warm
+
     if wait and keep < wait:
-        place = (
-            (*_SCALING, "max_idletime")
-            if config.max_idletime == keep
-            else ("idle_heartbeats_soft",)
+        jobs_end_first = config.max_idletime == keep
+        place = (*_SCALING, "max_idletime") if jobs_end_first else ("idle_heartbeats_soft",)
+        text = (
+            f"workers end after {keep:g} s without tasks, and it takes {wait:g} s to be warm "
+            "again; keep them for longer than that"
         )
-        yield (
-            place,
-            f"workers end after {keep:g} s without tasks, and it takes {wait:g} s to be warm again; keep them for longer than that",
-        )
+        yield place, text
 
 
 @_WORKERS.rule("GCW012", "warning")
@@ -614,25 +685,23 @@ def undercut(config: _Workers) -> Iterator[tuple[Any, ...]]:
     Once it has had a task, the whole user endpoint stops after `idle_heartbeats_soft` heartbeats
     without any, and ends its workers, whatever `max_idletime` and `min_blocks` say.
     """
-    soft, idle = config.profile.endpoint_idle, config.written(*_SCALING, "max_idletime")
-    count, period = config.config.idle_heartbeats_soft, config.config.heartbeat_period
-    kept = {
-        "min_blocks": f"min_blocks {config.provider.min_blocks}"
-        if config.provider.min_blocks > 0
-        else "",
-        "max_idletime": f"max_idletime {idle:g} s"
-        if idle is not None and soft < config.max_idletime < math.inf
-        else "",
-    }
-    for name, what in kept.items():
-        if what and math.isfinite(soft):
-            remedy = (
-                f"idle_heartbeats_soft has to be above {config.max_idletime / period:.0f}"
-                if name == "max_idletime"
-                else "it has to be 0"
-            )
-            stops = f"the endpoint stops after {soft:g} s ({count} heartbeats of {period:g} s)"
-            yield ("idle_heartbeats_soft",), f"{what} is undercut: {stops}; {remedy} for that"
+    soft = config.profile.endpoint_idle
+    if not math.isfinite(soft):
+        return
+
+    count = config.config.idle_heartbeats_soft
+    period = config.config.heartbeat_period
+    stops = f"the endpoint stops after {soft:g} s ({count} heartbeats of {period:g} s)"
+    place = ("idle_heartbeats_soft",)
+
+    least = config.provider.min_blocks
+    if least > 0:
+        yield place, f"min_blocks {least} is undercut: {stops}; it has to be 0 for that"
+
+    idle = config.written(*_SCALING, "max_idletime")
+    if idle is not None and soft < config.max_idletime < math.inf:
+        needed = f"idle_heartbeats_soft has to be above {config.max_idletime / period:.0f}"
+        yield place, f"max_idletime {idle:g} s is undercut: {stops}; {needed} for that"
 
 
 @_WORKERS.rule("GCW013", "warning")
@@ -644,16 +713,23 @@ def kept_for_ever(config: _Workers) -> Iterator[tuple[Any, ...]]:
     """
     if config.is_local or math.isfinite(config.profile.keep_warm):
         return
-    strategy, least = config.engine._job_status_kwargs["strategy"], config.provider.min_blocks
-    why, place, remedy = (
-        "max_idletime .inf",
-        (*_SCALING, "max_idletime"),
-        "a max_idletime in seconds",
-    )
-    if least > 0:
-        why, place, remedy = f"min_blocks {least}", (*_PROVIDER, "min_blocks"), "min_blocks: 0"
+
+    place: tuple[str, ...]
+    strategy = config.engine._job_status_kwargs["strategy"]
+    least = config.provider.min_blocks
     if strategy in ("none", None):
-        why, place, remedy = f"strategy {strategy}", (*_SCALING, "strategy"), "strategy: simple"
+        why = f"strategy {strategy}"
+        place = (*_SCALING, "strategy")
+        remedy = "strategy: simple"
+    elif least > 0:
+        why = f"min_blocks {least}"
+        place = (*_PROVIDER, "min_blocks")
+        remedy = "min_blocks: 0"
+    else:
+        why = "max_idletime .inf"
+        place = (*_SCALING, "max_idletime")
+        remedy = "a max_idletime in seconds"
+
     until = "the end of the endpoint" if config.profile.walltime is None else "their walltime"
     yield place, f"{why} without idle_heartbeats_soft: idle jobs stay until {until}; write {remedy}"
 
@@ -668,27 +744,29 @@ def walltime_format(config: _Workers) -> Iterator[tuple[Any, ...]]:
     """
     if type(config.provider).__name__ not in meaning.NEED_HOURS:
         return
-    value, seconds, place = (
-        config.provider.walltime,
-        config.profile.walltime,
-        (*_PROVIDER, "walltime"),
-    )
+
+    place = (*_PROVIDER, "walltime")
+    written = config.provider.walltime
+    seconds = config.profile.walltime
     if seconds is None:
-        yield (
-            place,
-            f'walltime {value!r} is not of the form HH:MM:SS, and no job will start; write "01:30:00", in quotes',
+        text = (
+            f"walltime {written!r} is not of the form HH:MM:SS, and no job will start; "
+            'write "01:30:00", in quotes'
         )
+        yield place, text
     elif seconds < 60:
-        yield (
-            place,
-            f"walltime {value!r} is less than a minute, which is asked for as 0; write 00:01:00 or more",
+        text = (
+            f"walltime {written!r} is less than a minute, which is asked for as 0; "
+            "write 00:01:00 or more"
         )
+        yield place, text
 
 
 @_WORKERS.rule(
     "GCW015",
     "error",
-    "read in parsl/providers, submit: a job is asked for with this limit, and its scheduler ends it there",
+    "read in parsl/providers, submit: a job is asked for with this limit, "
+    "and its scheduler ends it there",
 )
 def walltime_too_short(config: _Workers) -> Iterator[tuple[Any, ...]]:
     """A job that ends before its first task can.
@@ -696,12 +774,14 @@ def walltime_too_short(config: _Workers) -> Iterator[tuple[Any, ...]]:
     Its first task has to load. If load and task together take as long as the walltime, it is lost
     every time, and so is the state.
     """
-    takes, walltime = (
-        (config.numbers.load_seconds or 0) + (config.numbers.task_seconds or 0),
-        config.profile.walltime,
-    )
+    walltime = config.profile.walltime
+    takes = (config.numbers.load_seconds or 0) + (config.numbers.task_seconds or 0)
+
     if takes and walltime is not None and walltime <= takes:
-        text = f"walltime {config.provider.walltime} is {walltime} s, and load and task take {takes:g} s; ask for several times that"
+        text = (
+            f"walltime {config.provider.walltime} is {walltime} s, "
+            f"and load and task take {takes:g} s; ask for several times that"
+        )
         yield (*_PROVIDER, "walltime"), text
 
 
@@ -713,38 +793,43 @@ def no_drain(config: _Workers) -> Iterator[tuple[Any, ...]]:
     after up to `heartbeat_threshold`, in which more tasks are swallowed. A job that drains takes no
     more tasks after that time, ends what it has, and ends itself.
     """
-    walltime, drain, place = (
-        config.profile.walltime,
-        config.profile.drain,
-        (*_ENGINE, "drain_period"),
-    )
+    walltime = config.profile.walltime
     if walltime is None:
         return
-    longest = config.numbers.task_seconds or min(walltime / 10, 900)
-    good = math.floor(walltime - longest - min(walltime / 10, 60))
-    advice = (
-        f"set drain_period to walltime less the longest task less a minute: {good}"
-        if good > 0
-        else "ask for a longer walltime"
-    )
+
+    place = (*_ENGINE, "drain_period")
+    drain = config.profile.drain
+    task_seconds = config.numbers.task_seconds
+    advice = _drain_advice(walltime, task_seconds)
     if not drain:
-        again = (
-            "run once more, cold" if config.engine.max_retries_on_system_failure > 0 else "are lost"
+        are_retried = config.engine.max_retries_on_system_failure > 0
+        end = "run once more, cold" if are_retried else "are lost"
+        text = (
+            "drain_period is not given: tasks that run when the job ends "
+            f"after {walltime} s {end}; {advice}"
         )
-        yield (
-            place,
-            f"drain_period is not given: tasks that run when the job ends after {walltime} s {again}; {advice}",
-        )
+        yield place, text
     elif drain >= walltime:
-        yield (
-            place,
-            f"drain_period {drain} is not before the walltime of {walltime} s, so the job never drains; {advice}",
+        text = (
+            f"drain_period {drain} is not before the walltime of {walltime} s, "
+            f"so the job never drains; {advice}"
         )
-    elif config.numbers.task_seconds and drain + config.numbers.task_seconds > walltime:
-        yield (
-            place,
-            f"drain_period {drain} leaves {walltime - drain} s for a task of {config.numbers.task_seconds:g} s; {advice}",
+        yield place, text
+    elif task_seconds and drain + task_seconds > walltime:
+        text = (
+            f"drain_period {drain} leaves {walltime - drain} s "
+            f"for a task of {task_seconds:g} s; {advice}"
         )
+        yield place, text
+
+
+def _drain_advice(walltime: int, task_seconds: float | None) -> str:
+    """Return what to write so that a job drains in time."""
+    longest = task_seconds or min(walltime / 10, 900)
+    drain = math.floor(walltime - longest - min(walltime / 10, 60))
+    if drain <= 0:
+        return "ask for a longer walltime"
+    return f"set drain_period to walltime less the longest task less a minute: {drain}"
 
 
 @_WORKERS.rule("GCW017", "warning")
@@ -755,14 +840,16 @@ def prefetch(config: _Workers) -> Iterator[tuple[Any, ...]]:
     there, also behind a cold load, and cannot be warmed up node by node. Where all workers belong
     to one manager, it does no harm.
     """
-    managers = config.profile.max_jobs * (1 if config.is_mpi else config.profile.nodes_per_job)
+    managers_per_job = 1 if config.is_mpi else config.profile.nodes_per_job
+    managers = config.profile.max_jobs * managers_per_job
     number = config.executor.prefetch_capacity
+
     if number > 0 and managers > 1:
-        place = (*_ENGINE, "prefetch_capacity")
-        yield (
-            place,
-            f"prefetch_capacity {number}: tasks wait on one of {managers} nodes though others are free; set it to 0",
+        text = (
+            f"prefetch_capacity {number}: tasks wait on one of {managers} nodes "
+            "though others are free; set it to 0"
         )
+        yield (*_ENGINE, "prefetch_capacity"), text
 
 
 @_WORKERS.rule("GCW018", "error")
@@ -772,20 +859,27 @@ def timeout_too_short(config: _Workers) -> Iterator[tuple[Any, ...]]:
     A task's time-out (GC_TASK_TIMEOUT) strikes in the middle of the load, which is lost with it.
     The next task begins anew, so the state never becomes warm.
     """
-    limit, load = config.profile.task_timeout, config.numbers.load_seconds
-    if limit and load and limit <= load + (config.numbers.task_seconds or 0):
-        with_task = " and task" if config.numbers.task_seconds else ""
-        takes = load + (config.numbers.task_seconds or 0)
-        yield (
-            (*_PROVIDER, "worker_init"),
-            f"GC_TASK_TIMEOUT {limit:g} s is not above the {takes:g} s of load{with_task}; give it more",
+    limit = config.profile.task_timeout
+    load = config.numbers.load_seconds
+    if not limit or not load:
+        return
+
+    task = config.numbers.task_seconds
+    takes = load + (task or 0)
+    if limit <= takes:
+        with_task = " and task" if task else ""
+        text = (
+            f"GC_TASK_TIMEOUT {limit:g} s is not above the {takes:g} s of load{with_task}; "
+            "give it more"
         )
+        yield (*_PROVIDER, "worker_init"), text
 
 
 @_WORKERS.rule(
     "GCW020",
     "error",
-    "read in parsl/executors/high_throughput/process_worker_pool.py: each worker is a process of its own",
+    "read in parsl/executors/high_throughput/process_worker_pool.py: "
+    "each worker is a process of its own",
 )
 def state_too_big(config: _Workers) -> Iterator[tuple[Any, ...]]:
     """The copies of the state do not fit into a node.
@@ -793,15 +887,18 @@ def state_too_big(config: _Workers) -> Iterator[tuple[Any, ...]]:
     Every worker has its own copy. When memory is out, the kernel kills a worker, and an idle one
     can take its manager with it.
     """
-    each, workers, memory = config.numbers.state_gb, config.profile.copies_per_node, config.memory
+    each = config.numbers.state_gb
+    workers = config.profile.copies_per_node
+    memory = config.memory
+
     if each and workers and memory and workers * each > memory:
-        fit = math.floor(memory / each)
-        have = f"; {fit} would fit" if fit else ""
-        place = (*_ENGINE, "max_workers_per_node")
-        yield (
-            place,
-            f"{workers} workers with {each:g} GB of state each need {workers * each:g} GB, and a node has {memory:.4g}{have}",
+        fitting = math.floor(memory / each)
+        remedy = f"; {fitting} would fit" if fitting else ""
+        text = (
+            f"{workers} workers with {each:g} GB of state each need {workers * each:g} GB, "
+            f"and a node has {memory:.4g}{remedy}"
         )
+        yield (*_ENGINE, "max_workers_per_node"), text
 
 
 @_WORKERS.rule("GCW021", "warning")
@@ -813,13 +910,28 @@ def sandbox(config: _Workers) -> Iterator[tuple[Any, ...]]:
     """
     if not config.engine.run_in_sandbox:
         return
+
     for name, value in meaning.exports(config.provider).items():
-        is_path = bool(re.search(r"(PATH|DIR|HOME|ROOT|FILE|CACHE)$", name))
-        for part in value.split(":") if "://" not in value else []:
-            if re.match(r"\.{1,2}(/|$)", part) or (is_path and re.match(r"[\w.][\w.-]*/", part)):
-                text = f"run_in_sandbox, and {name} has the relative path {part!r}, which each task looks up elsewhere; make it absolute"
-                yield (*_PROVIDER, "worker_init"), text
-                break
+        path = _relative_path(name, value)
+        if path is not None:
+            text = (
+                f"run_in_sandbox, and {name} has the relative path {path!r}, "
+                "which each task looks up elsewhere; make it absolute"
+            )
+            yield (*_PROVIDER, "worker_init"), text
+
+
+def _relative_path(name: str, value: str) -> str | None:
+    """Return the first relative path in a variable's value, None if there is none."""
+    if "://" in value:
+        return None
+
+    holds_paths = re.search(r"(PATH|DIR|HOME|ROOT|FILE|CACHE)$", name)
+    for part in value.split(":"):
+        has_dots = re.match(r"\.{1,2}(/|$)", part)
+        if has_dots or (holds_paths and re.match(r"[\w.][\w.-]*/", part)):
+            return part
+    return None
 
 
 @_WORKERS.rule("GCW022", "warning")
@@ -829,32 +941,29 @@ def background(config: _Workers) -> Iterator[tuple[Any, ...]]:
     `worker_init` runs on the first node of a job only. Workers of the others inherit what it
     exports, and find no such program on their node.
     """
-    if config.profile.nodes_per_job < 2 or config.is_local or config.is_mpi:
+    nodes = config.profile.nodes_per_job
+    if nodes < 2 or config.is_local or config.is_mpi:
         return
-    script = re.sub(
-        r"<<-?\s*['\"]?(\w+).*?\n\s*\1\s*$|\$\(\(.*?\)\)",
-        "",
-        config.provider.worker_init,
-        flags=re.DOTALL | re.MULTILINE,
-    )
+
+    script = _HERE_DOCUMENT_OR_ARITHMETIC.sub("", config.provider.worker_init)
     started = [line for line in script.splitlines() if _starts_a_program(line)]
     if started and not re.search(r"\bwait\b", script):
-        text = f"worker_init starts a program in the background, on the first of {config.profile.nodes_per_job} nodes only"
-        yield (
-            (*_PROVIDER, "worker_init"),
-            f"{text}: {started[0].strip()!r}; start it from a task, as gc_warm.ExternalProcess does",
+        text = (
+            "worker_init starts a program in the background, "
+            f"on the first of {nodes} nodes only: {started[0].strip()!r}; "
+            "start it from a task, as gc_warm.ExternalProcess does"
         )
+        yield (*_PROVIDER, "worker_init"), text
 
 
 def _starts_a_program(line: str) -> bool:
-    """Whether a line of a script leaves something running, on the node where it runs."""
+    """Tell whether a line of a script leaves something running, on the node where it runs."""
     words = shlex.shlex(line, posix=True, punctuation_chars=True)
     try:
-        return any(
-            re.fullmatch(r"[();]*&[();]*", word) for word in words
-        ) and not _ON_ALL_NODES.search(line)
+        is_background = any(re.fullmatch(r"[();]*&[();]*", word) for word in words)
     except ValueError:  # a quote that goes on in the next line
         return False
+    return is_background and not _ON_ALL_NODES.search(line)
 
 
 @_WORKERS.rule(
@@ -869,21 +978,18 @@ def no_init(config: _Workers) -> Iterator[tuple[Any, ...]]:
     waits for none but its own children, so each program that loses its parent stays as a zombie
     until the job ends.
     """
-    kind, options = (
-        config.engine.container_type,
-        str(config.engine.container_cmd_options or "").split(),
-    )
-    is_custom = (
-        kind == "custom" and {"docker", "podman", "podman-hpc"} & set(options) and "run" in options
-    )
-    if (kind in ("docker", "podman", "podman-hpc") or is_custom) and not {
-        "--init",
-        "--init=true",
-    } & set(options):
-        yield (
-            (*_ENGINE, "container_type"),
-            f"{kind} without an init: add --init to container_cmd_options, unless the image has one of its own",
+    kind = config.engine.container_type
+    options = set(str(config.engine.container_cmd_options or "").split())
+
+    runs_one = "run" in options and not options.isdisjoint(_CONTAINERS_WITHOUT_INIT)
+    is_affected = kind in _CONTAINERS_WITHOUT_INIT or (kind == "custom" and runs_one)
+    has_init = not options.isdisjoint(("--init", "--init=true"))
+    if is_affected and not has_init:
+        text = (
+            f"{kind} without an init: add --init to container_cmd_options, "
+            "unless the image has one of its own"
         )
+        yield (*_ENGINE, "container_type"), text
 
 
 @_WORKERS.rule("GCW024", "error")
@@ -894,28 +1000,42 @@ def quoting(config: _Workers) -> Iterator[tuple[Any, ...]]:
     together with spaces: quotes and backslashes are lost, and what they protected is split or
     expanded.
     """
-    options = config.engine.container_cmd_options if config.engine.container_type else None
-    for name, value in (
-        ("launch_cmd", config.written(*_ENGINE, "launch_cmd")),
-        ("container_cmd_options", options),
-    ):
-        text = re.sub(r"\{+\w+\}+", "X", str(value or ""))  # what is filled in
+    is_container = config.engine.container_type
+    commands = {
+        "launch_cmd": config.written(*_ENGINE, "launch_cmd"),
+        "container_cmd_options": config.engine.container_cmd_options if is_container else None,
+    }
+
+    for name, value in commands.items():
+        place = (*_ENGINE, name)
+        # the engine fills in what is in braces
+        command = re.sub(r"\{+\w+\}+", "X", str(value or ""))
         try:
-            words = shlex.split(text)
+            words = shlex.split(command)
         except ValueError as error:
-            yield (*_ENGINE, name), f"{name} {value!r} cannot be taken apart into words: {error}"
+            yield place, f"{name} {value!r} cannot be taken apart into words: {error}"
             continue
-        kept, expanded = text.split(), " ".join(re.findall(r"'[^']*\$[^']*'", text))
-        spoilt = [
-            word
-            for word in words
-            if word not in kept and (re.search(r"[\s;&|<>()*?\[`'\"\\]", word) or word in expanded)
-        ]
+
+        spoilt = _spoilt_words(command, words)
         if spoilt:
-            yield (
-                (*_ENGINE, name),
-                f"{name}: the quotes around {spoilt[0]!r} will be lost; put that into a script, or export it in worker_init",
+            text = (
+                f"{name}: the quotes around {spoilt[0]!r} will be lost; "
+                "put that into a script, or export it in worker_init"
             )
+            yield place, text
+
+
+def _spoilt_words(command: str, words: list[str]) -> list[str]:
+    """Return the words of a command that are split or expanded where their quotes are lost."""
+    kept = command.split()
+    expanded = " ".join(re.findall(r"'[^']*\$[^']*'", command))
+
+    spoilt = []
+    for word in words:
+        is_special = re.search(r"[\s;&|<>()*?\[`'\"\\]", word) or word in expanded
+        if word not in kept and is_special:
+            spoilt.append(word)
+    return spoilt
 
 
 @_WORKERS.rule("GCW025", "error")
@@ -926,20 +1046,22 @@ def heartbeats(config: _Workers) -> Iterator[tuple[Any, ...]]:
     fail; it is heard of every `heartbeat_period`. The engine has both (30 and 120 s); those of the
     endpoint, at the top level, are others.
     """
-    period, threshold = config.executor.heartbeat_period, config.executor.heartbeat_threshold
-    place = (
-        *_ENGINE,
-        "heartbeat_period"
-        if config.written(*_ENGINE, "heartbeat_period") is not None
-        else "heartbeat_threshold",
-    )
+    period = config.executor.heartbeat_period
+    threshold = config.executor.heartbeat_threshold
+
+    has_period = config.written(*_ENGINE, "heartbeat_period") is not None
+    place = (*_ENGINE, "heartbeat_period" if has_period else "heartbeat_threshold")
     if threshold <= period:
-        yield (
-            place,
-            f"heartbeat_threshold {threshold} s is not above heartbeat_period {period} s: nodes are lost all the time; have 4 periods",
+        text = (
+            f"heartbeat_threshold {threshold} s is not above heartbeat_period {period} s: "
+            "nodes are lost all the time; have 4 periods"
         )
+        yield place, text
     elif threshold < 2 * period:
-        text = f"heartbeat_threshold {threshold} s is below two heartbeat_periods of {period} s: one late beat loses a node; have 4 periods"
+        text = (
+            f"heartbeat_threshold {threshold} s is below two heartbeat_periods of {period} s: "
+            "one late beat loses a node; have 4 periods"
+        )
         yield place, text, "warning"
 
 
