@@ -1,7 +1,8 @@
-"""The questions of the first hour on a login node: is everything there that a config relies on, and what was left behind.
+"""Answers to the questions of the first hour on a login node.
 
-The worker's environment is made as a job makes it, by running the config's ``worker_init``, but on
-this machine; a compute node may differ. Nothing is submitted and nothing is changed.
+Is everything there that a config relies on, and what was left behind? The worker's environment is
+made as a job makes it, by running the config's ``worker_init``, but on this machine; a compute node
+may differ. Nothing is submitted and nothing is changed.
 """
 
 from __future__ import annotations
@@ -30,23 +31,40 @@ from globus_compute_sdk.sdk._environments import get_amqp_service_host
 from gc_warm import processes
 from gc_warm.check import probe
 
-_PROBE_TIMEOUT = 120  # seconds for an environment to be made, and for modules to be imported there
-_MOST_SAID = 10_000_000  # bytes: an environment that says more is out of hand
-_QUOTED = 10_000  # bytes of the end of that
-_SCHEDULER_TIMEOUT = 30  # seconds for a scheduler to answer
+# seconds for an environment to be made, and for modules to be imported there
+_PROBE_TIMEOUT = 120
+# bytes: an environment that prints more is out of hand
+_MOST_OUTPUT = 10_000_000
+# bytes of the end of that output which are read, and how much of them is shown
+_OUTPUT_TAIL = 10_000
+_SHOWN_LINES = 10
+_SHOWN_WIDTH = 200
+# seconds between two looks whether all that has ended
+_WATCH_INTERVAL = 0.02
+# seconds for a scheduler to answer
+_SCHEDULER_TIMEOUT = 30
+
 _COMMANDS = {
     "SlurmProvider": ("sbatch", "squeue", "scancel"),
     "PBSProProvider": ("qsub", "qstat", "qdel"),
 }
 _INTERCHANGE = "parsl: HTEX interchange"
-LOGS = """\
-endpoint.log                             the endpoint: which user endpoints it starts, and with which options
-../uep.*/endpoint.log                    a user endpoint: tasks that come and go, jobs that are asked for
-../uep.*/submit_scripts/                 each job's script, and what it said: a bad environment shows here, and so does what tasks print
-../uep.*/Globus*/interchange.log         workers that report, and are lost
-../uep.*/Globus*/block-*/*/manager.log   how many workers a node has, and which of them died
-../uep.*/Globus*/block-*/*/worker_*.log  one worker: its tasks, and what gc_warm logs"""
-"""Which file in an endpoint's folder, ``~/.globus_compute/NAME``, knows what."""
+
+_LOG_FILES = {
+    "endpoint.log": "the endpoint: which user endpoints it starts, and with which options",
+    "../uep.*/endpoint.log": "a user endpoint: tasks that come and go, jobs that are asked for",
+    "../uep.*/submit_scripts/": (
+        "each job's script, and what it said: a bad environment shows here, "
+        "and so does what tasks print"
+    ),
+    "../uep.*/Globus*/interchange.log": "workers that report, and are lost",
+    "../uep.*/Globus*/block-*/*/manager.log": (
+        "how many workers a node has, and which of them died"
+    ),
+    "../uep.*/Globus*/block-*/*/worker_*.log": "one worker: its tasks, and what gc_warm logs",
+}
+LOGS = "\n".join(f"{file:39}  {subject}" for file, subject in _LOG_FILES.items())
+"""The subject of each log file in an endpoint's folder, ``~/.globus_compute/NAME``."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +72,8 @@ class Answer:
     """An answer to one question.
 
     Attributes:
-        level: Whether it is as it should be, worth a look, or cannot work.
+        level: "ok" for what is as it should be, "warning" for what is worth a look, "error" for
+            what cannot work.
         about: What was asked.
         text: The answer.
     """
@@ -68,194 +87,235 @@ def look(config: UserEndpointConfig, modules: Sequence[str] = ()) -> Iterator[An
     """Look whether everything is there that a loaded config relies on.
 
     Args:
-        config: What `gc_warm.configs.loading.load` gives.
+        config: A config as `gc_warm.configs.loading.load` returns it.
         modules: Warmable modules that workers have to be able to import.
+
+    Yields:
+        An answer to each question, as soon as it is known.
     """
     executor: Any = config.engine.executor
-    yield from _worker_environment(
-        executor.provider, [*dict.fromkeys([*modules, *_preloaded(executor.provider)])]
-    )
-    yield from _scheduler(executor.provider)
+    provider = executor.provider
+    needed = dict.fromkeys([*modules, *_preloaded(provider)])
+
+    yield from _worker_environment(provider, list(needed))
+    yield from _scheduler(provider)
     yield from _ports(config, executor)
     yield from _left_behind()
 
 
 def _worker_environment(provider: Any, modules: Sequence[str]) -> Iterator[Answer]:
+    """Answer whether workers can start in their environment, and have what they need there."""
     with tempfile.TemporaryDirectory(prefix="gc_warm-", ignore_cleanup_errors=True) as folder:
-        status, found, said = _probe(provider, modules, Path(folder))
+        status, found, output = _probe(provider, modules, Path(folder))
+
     if found is None:
-        ended = f"no workers could start in it: it ends with exit status {status}"
-        yield Answer("error", "environment", f"{ended}, and says:\n{said}" if said else ended)
+        text = f"no workers could start in it: it ends with exit status {status}"
+        if output:
+            text += f", and says:\n{output}"
+        yield Answer("error", "environment", text)
         return
+
     yield Answer("ok", "environment", f"workers run {found['executable']}")
-    if said:
-        yield Answer("warning", "environment", f"it says:\n{said}")
-    here, there = probe.versions(), found["versions"]
-    for package, version in here.items():
-        yield _compared(package, version, there[package])
+    if output:
+        yield Answer("warning", "environment", f"it says:\n{output}")
+
+    for package, version in probe.versions().items():
+        yield _compared(package, version, found["versions"][package])
+
     for name, result in found["imports"].items():
-        remedy = (
-            "; install it in that environment, or name its folder in python_path"
-            if result.get("missing")
-            else ""
-        )
-        if "error" in result:
-            yield Answer("error", f"module {name}", result["error"] + remedy)
-        else:
-            yield Answer("ok", f"module {name}", f"imported in {result['seconds']:.1f} s")
-    if found["importing"]:
-        yield Answer(
-            "error",
-            f"module {found['importing']}",
-            f"its import does not come back: the process ended with status {status}",
-        )
+        yield _import_answer(name, result)
+    unfinished = found["importing"]
+    if unfinished:
+        text = f"its import does not come back: the process ended with status {status}"
+        yield Answer("error", f"module {unfinished}", text)
+
+
+def _import_answer(name: str, result: dict[str, Any]) -> Answer:
+    """Return the answer to whether workers can import a module."""
+    about = f"module {name}"
+    if "error" not in result:
+        return Answer("ok", about, f"imported in {result['seconds']:.1f} s")
+
+    text = result["error"]
+    if result["missing"]:
+        text += "; install it in that environment, or name its folder in python_path"
+    return Answer("error", about, text)
 
 
 def _preloaded(provider: Any) -> list[str]:
-    """The modules that workers import before their first task, see `gc_warm.worker.boot`."""
-    named = re.findall(r"gc_warm\.worker\.boot\b([^)|;&\n]*)", provider.worker_init)
-    return [
-        word.partition(":")[0]
-        for words in named
-        for word in words.split()
-        if not word.startswith("-")
-    ]
+    """Return the modules that workers import before their first task, see `gc_warm.worker.boot`."""
+    modules = []
+    for words in re.findall(r"gc_warm\.worker\.boot\b([^)|;&\n]*)", provider.worker_init):
+        names = [word for word in words.split() if not word.startswith("-")]
+        modules += [name.partition(":")[0] for name in names]
+    return modules
 
 
 def _probe(
     provider: Any, modules: Sequence[str], folder: Path
 ) -> tuple[int, dict[str, Any] | None, str]:
-    """Exit status; what the probe finds in a worker's environment, None if it could not be run; the end of what all of it says."""
-    script, answer = folder / "gc_warm_probe.py", folder / "answer"
+    """Run the probe in a worker's environment.
+
+    Args:
+        provider: The provider whose ``worker_init`` makes the environment.
+        modules: Modules to be imported there.
+        folder: An empty folder for the probe's files.
+
+    Returns:
+        The exit status; what the probe finds, None if it could not be run; and the end of what the
+        environment and the probe print.
+    """
+    script = folder / "gc_warm_probe.py"
+    answer = folder / "answer"
+    output = folder / "said"
     shutil.copy(probe.__file__, script)
-    place = shlex.quote(str(folder))
-    command = f'{provider.worker_init}\nexport PYTHONPATH="${{PYTHONPATH:+$PYTHONPATH:}}"{place} GLOBUS_COMPUTE_USER_DIR={place}\n'
-    command += 'exec globus-compute-endpoint python-exec gc_warm_probe "$@"'
+
     mark = uuid.uuid4().hex
-    surroundings = (
-        _bare_environment() if type(provider).__name__ == "PBSProProvider" else dict(os.environ)
-    )
-    # a file, since what the environment leaves running would hold a pipe open
-    with (folder / "said").open("wb") as said:
-        shell = subprocess.Popen(
-            [
-                "timeout",
-                "--kill-after=1",
-                str(_PROBE_TIMEOUT),
-                "/bin/bash",
-                "-c",
-                command,
-                "bash",
-                str(answer),
-                *modules,
-            ],
-            cwd=folder,
-            env={**surroundings, processes.MARK: mark},
-            stdin=subprocess.DEVNULL,
-            stdout=said,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
+    shell = _start_probe(provider, [str(answer), *modules], folder, output, mark)
     try:
-        while shell.poll() is None and (folder / "said").stat().st_size < _MOST_SAID:
-            time.sleep(0.02)
+        while shell.poll() is None and output.stat().st_size < _MOST_OUTPUT:
+            time.sleep(_WATCH_INTERVAL)
     finally:
         # also what the environment left running, and when this is interrupted
         processes.end_all(mark)
         shell.wait()
-    with (folder / "said").open("rb") as said:
-        said.seek(max(0, os.path.getsize(said.name) - _QUOTED))
-        lines = said.read().decode(errors="replace").strip().splitlines()
+
     found = json.loads(answer.read_text()) if answer.exists() else None
-    return (
-        shell.returncode,
-        found,
-        "\n".join(re.sub(r"[^\t -~\u00a0-\uffff]", "?", line)[:200] for line in lines[-10:]),
+    return shell.returncode, found, _end_of(output)
+
+
+def _start_probe(
+    provider: Any, arguments: Sequence[str], folder: Path, output: Path, mark: str
+) -> subprocess.Popen[bytes]:
+    """Start a shell that makes a worker's environment and becomes the probe.
+
+    Args:
+        provider: The provider whose ``worker_init`` makes the environment.
+        arguments: Arguments of the probe.
+        folder: The folder in which the probe lies, and the shell starts.
+        output: The file for all that is printed.
+        mark: A mark for the environment of all processes, see `gc_warm.processes`.
+
+    Returns:
+        The shell, which does not run for longer than `_PROBE_TIMEOUT`.
+    """
+    place = shlex.quote(str(folder))
+    command = "\n".join(
+        [
+            provider.worker_init,
+            f'export PYTHONPATH="${{PYTHONPATH:+$PYTHONPATH:}}"{place} '
+            f"GLOBUS_COMPUTE_USER_DIR={place}",
+            'exec globus-compute-endpoint python-exec gc_warm_probe "$@"',
+        ]
     )
+    limit = ["timeout", "--kill-after=1", str(_PROBE_TIMEOUT)]
+    is_pbs = type(provider).__name__ == "PBSProProvider"
+    surroundings = _bare_environment() if is_pbs else dict(os.environ)
+
+    # a file, since what the environment leaves running would hold a pipe open
+    with output.open("wb") as stdout:
+        return subprocess.Popen(
+            [*limit, "/bin/bash", "-c", command, "bash", *arguments],
+            cwd=folder,
+            env={**surroundings, processes.MARK: mark},
+            stdin=subprocess.DEVNULL,
+            stdout=stdout,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+
+
+def _end_of(path: Path) -> str:
+    """Return the last lines of a file, as far as a terminal can show them."""
+    with path.open("rb") as file:
+        file.seek(max(0, os.path.getsize(path) - _OUTPUT_TAIL))
+        text = file.read().decode(errors="replace")
+
+    lines = text.strip().splitlines()[-_SHOWN_LINES:]
+    shown = [re.sub(r"[^\t -~\u00a0-\uffff]", "?", line)[:_SHOWN_WIDTH] for line in lines]
+    return "\n".join(shown)
 
 
 def _bare_environment() -> dict[str, str]:
-    """What a PBS job starts with, as far as it matters; Slurm hands on the submitter's."""
-    kept = {
-        name: os.environ[name] for name in ("HOME", "USER", "LOGNAME", "LANG") if name in os.environ
-    }
-    return {**kept, "PATH": "/usr/local/bin:/usr/bin:/bin"}
+    """Return the environment that a PBS job starts with, as far as it matters.
+
+    Slurm, in contrast, hands on the submitter's.
+    """
+    environment = {"PATH": "/usr/local/bin:/usr/bin:/bin"}
+    for name in ("HOME", "USER", "LOGNAME", "LANG"):
+        if name in os.environ:
+            environment[name] = os.environ[name]
+    return environment
 
 
 def _compared(package: str, here: str | None, there: str | None) -> Answer:
+    """Return how the version of a package for workers compares with the one here."""
+    if there is None and package == "gc-warm":
+        text = "not in the worker's environment: @warm cannot be used there; pip install it"
+        return Answer("warning", package, text)
     if there is None:
-        if package == "gc-warm":
-            return Answer(
-                "warning",
-                package,
-                "not in the worker's environment: @warm cannot be used there; pip install it",
-            )
-        return Answer(
-            "error",
-            package,
-            "not in the worker's environment: pip install globus-compute-endpoint there",
-        )
+        text = "not in the worker's environment: pip install globus-compute-endpoint there"
+        return Answer("error", package, text)
     if here == there:
         return Answer("ok", package, there)
-    minors = [version.split(".")[:2] for version in (here or "", there)]
-    if package in ("python", "dill") and minors[0] != minors[1]:
-        return Answer(
-            "warning",
-            package,
-            f"{there} for workers, {here} here: functions that are sent whole may fail; use the same",
-        )
-    return Answer("ok", package, f"{there} for workers, {here} here")
+
+    text = f"{there} for workers, {here} here"
+    is_same_minor = (here or "").split(".")[:2] == there.split(".")[:2]
+    if package in ("python", "dill") and not is_same_minor:
+        text += ": functions that are sent whole may fail; use the same"
+        return Answer("warning", package, text)
+    return Answer("ok", package, text)
 
 
 def _scheduler(provider: Any) -> Iterator[Answer]:
-    for command in _COMMANDS.get(type(provider).__name__, ()):
+    """Answer whether this machine can submit the provider's jobs."""
+    kind = type(provider).__name__
+    for command in _COMMANDS.get(kind, ()):
         path = shutil.which(command)
-        yield (
-            Answer("ok", command, path)
-            if path
-            else Answer("error", command, "not found: this machine submits no jobs")
-        )
-    if type(provider).__name__ != "SlurmProvider" or not shutil.which("sinfo"):
+        if path:
+            yield Answer("ok", command, path)
+        else:
+            yield Answer("error", command, "not found: this machine submits no jobs")
+
+    if kind == "SlurmProvider" and shutil.which("sinfo"):
+        yield from _partition(provider.partition)
+
+
+def _partition(partition: str | None) -> Iterator[Answer]:
+    """Answer whether Slurm knows the partitions that jobs are to run in."""
+    listed = _run("sinfo", "--noheader", "--format=%R")
+    if listed.returncode:
+        yield Answer("error", "Slurm", f"sinfo does not get an answer: {listed.stderr.strip()}")
         return
-    asked = _said("sinfo", "--noheader", "--format=%R")
-    if asked.returncode:
-        yield Answer("error", "Slurm", f"sinfo does not get an answer: {asked.stderr.strip()}")
-        return
-    known = set(asked.stdout.split())
-    if provider.partition and not set(provider.partition.split(",")) <= known:
-        yield Answer(
-            "error", f"partition {provider.partition}", f"there are {', '.join(sorted(known))}"
-        )
+
+    known = set(listed.stdout.split())
+    if partition and not set(partition.split(",")) <= known:
+        yield Answer("error", f"partition {partition}", f"there are {', '.join(sorted(known))}")
 
 
 def _ports(config: UserEndpointConfig, executor: Any) -> Iterator[Answer]:
+    """Answer whether workers could report to this machine, and this machine to Globus."""
     address = yaml.safe_load(config.source_content or "")["engine"].get("address")
     interface = address.get("ifname") if isinstance(address, dict) else None
     if interface and interface not in psutil.net_if_addrs():
-        yield Answer(
-            "error",
-            f"interface {interface}",
-            f"this machine has only {', '.join(psutil.net_if_addrs())}",
-        )
+        text = f"this machine has only {', '.join(psutil.net_if_addrs())}"
+        yield Answer("error", f"interface {interface}", text)
+
     first, last = executor.worker_port_range
     ports = [executor.worker_port] if executor.worker_port else range(first, last + 1)
     if any(_free(port) for port in ports):
-        yield Answer(
-            "ok",
-            "ports for workers",
-            "one is free; that compute nodes can reach it shows only in a job",
-        )
+        text = "one is free; that compute nodes can reach it shows only in a job"
+        yield Answer("ok", "ports for workers", text)
     else:
         yield Answer("error", "ports for workers", f"{ports[0]} to {ports[-1]}: all are taken")
-    host, port = get_amqp_service_host(), config.amqp_port or 443
+
+    host = get_amqp_service_host()
+    port = config.amqp_port or 443
     try:
         socket.create_connection((host, port), timeout=5).close()
     except OSError as error:
-        yield Answer(
-            "warning",
-            "connection to Globus",
-            f"{host}:{port}: {error}; `globus-compute-diagnostic` looks closer",
-        )
+        text = f"{host}:{port}: {error}; `globus-compute-diagnostic` looks closer"
+        yield Answer("warning", "connection to Globus", text)
     else:
         yield Answer("ok", "connection to Globus", f"{host}:{port}")
 
@@ -270,53 +330,65 @@ def _free(port: int) -> bool:
 
 
 def _left_behind() -> Iterator[Answer]:
-    """Processes and jobs of endpoints that are gone: they hold nodes, and nobody gives them tasks."""
+    """Yield processes and jobs of endpoints that are gone.
+
+    They hold nodes, and nobody gives them tasks.
+    """
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):  # ended meanwhile, or somebody else's
-            title = " ".join(process.cmdline()) or process.name()
-            if (
-                title.startswith(_INTERCHANGE)
-                and process.uids().real == os.getuid()
-                and _orphaned(process)
-            ):
-                yield Answer(
-                    "warning",
-                    "left behind",
-                    f"an interchange whose endpoint is gone: process {process.pid}; end it with kill",
+            if _is_lost_interchange(process):
+                text = (
+                    "an interchange whose endpoint is gone: "
+                    f"process {process.pid}; end it with kill"
                 )
+                yield Answer("warning", "left behind", text)
+
     for job, script in _jobs():
         endpoint = script.parent.parent
         if script.parent.name == processes.SCRIPTS and not _lives(endpoint):
-            what = f"job {job}, of the endpoint in {endpoint}, which does not run on this machine"
-            yield Answer(
-                "warning",
-                "left behind",
-                f"{what}; if it runs on no other login node, cancel the job",
+            text = (
+                f"job {job}, of the endpoint in {endpoint}, which does not run on this machine; "
+                "if it runs on no other login node, cancel the job"
             )
+            yield Answer("warning", "left behind", text)
 
 
-def _orphaned(process: psutil.Process) -> bool:
+def _is_lost_interchange(process: psutil.Process) -> bool:
+    """Tell whether a process is an interchange of this user whose endpoint is gone."""
+    title = " ".join(process.cmdline()) or process.name()
+    return (
+        title.startswith(_INTERCHANGE)
+        and process.uids().real == os.getuid()
+        and _is_orphan(process)
+    )
+
+
+def _is_orphan(process: psutil.Process) -> bool:
     parent = process.parent()
     return parent is None or parent.pid == 1 or "systemd" in parent.name()
 
 
 def _jobs() -> Iterator[tuple[str, Path]]:
-    if shutil.which("squeue"):
-        for line in _said(
-            "squeue", "--noheader", f"--user={os.getuid()}", "--format=%i %o"
-        ).stdout.splitlines():
-            job, _, script = line.strip().partition(" ")
-            yield job, Path(script)
+    """Yield the id and the script of each Slurm job of this user."""
+    if not shutil.which("squeue"):
+        return
+
+    listed = _run("squeue", "--noheader", f"--user={os.getuid()}", "--format=%i %o")
+    for line in listed.stdout.splitlines():
+        job, _, script = line.strip().partition(" ")
+        yield job, Path(script)
 
 
 def _lives(endpoint: Path) -> bool:
+    """Tell whether the endpoint in a folder runs on this machine."""
     try:
         return psutil.pid_exists(int((endpoint / "daemon.pid").read_text()))
     except (OSError, ValueError):
         return False
 
 
-def _said(*command: str) -> subprocess.CompletedProcess[str]:
+def _run(*command: str) -> subprocess.CompletedProcess[str]:
+    """Run a scheduler's command; one that does not answer in time ends with exit status 1."""
     try:
         return subprocess.run(
             command,
