@@ -1,1 +1,1 @@
-"""What can be known before anything is submitted."""
+"""Checks of configs, functions and environments before anything is submitted."""

@@ -1,4 +1,4 @@
-"""Says what a worker would find: versions, and whether modules can be imported.
+"""A worker's view of its environment: versions, and whether modules can be imported.
 
 Run by path, in a worker's environment.
 """
@@ -20,52 +20,67 @@ PACKAGES = ("globus-compute-endpoint", "globus-compute-sdk", "parsl", "dill", "g
 
 
 def versions() -> dict[str, str | None]:
-    """Version of Python and of each of `PACKAGES` in this process; None for what is not installed."""
-    found: dict[str, str | None] = {"python": platform.python_version()}
+    """Return the versions of Python and of each of `PACKAGES` in this process.
+
+    Returns:
+        Versions by name; None for a distribution that is not installed.
+    """
+    installed: dict[str, str | None] = {"python": platform.python_version()}
     for package in PACKAGES:
         try:
-            found[package] = importlib.metadata.version(package)
+            installed[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
-            found[package] = None
-    return found
+            installed[package] = None
+    return installed
 
 
 def imported(name: str) -> dict[str, str | float | bool]:
-    """What an import comes to: its seconds, or its error and whether a module is missing."""
+    """Import a module and return the result.
+
+    Args:
+        name: The module's dotted name.
+
+    Returns:
+        The import's ``seconds``; or its ``error``, and as ``missing`` whether a module is missing.
+    """
     begun = time.monotonic()
     try:
         importlib.import_module(name)
     except BaseException as error:
         # whatever an import does, also sys.exit, the others are still to be tried
+        is_missing = isinstance(error, ModuleNotFoundError)
         frame = traceback.extract_tb(error.__traceback__)[-1]
-        place = (
-            f" ({frame.filename}:{frame.lineno})"
-            if not isinstance(error, ModuleNotFoundError)
-            else ""
-        )
-        return {
-            "error": f"{type(error).__name__}: {error}{place}",
-            "missing": isinstance(error, ModuleNotFoundError),
-        }
+        place = "" if is_missing else f" ({frame.filename}:{frame.lineno})"
+        return {"error": f"{type(error).__name__}: {error}{place}", "missing": is_missing}
+
     return {"seconds": time.monotonic() - begun}
 
 
 def main(answer: str, *modules: str) -> None:
-    """Write what is found to the file *answer*, anew before each import: that can end this process, or never end."""
-    here = os.path.dirname(os.path.abspath(__file__))
+    """Write versions and the results of imports to a file, and end this process.
+
+    The file is written anew before each import: an import can end this process, or never end.
+
+    Args:
+        answer: The path of the file.
+        modules: Dotted names of the modules to be imported.
+    """
+    # modules that lie beside this file, or where it runs, are none that workers have
+    hidden = (os.path.dirname(os.path.abspath(__file__)), os.getcwd())
     sys.path[:] = [
-        folder
-        for folder in sys.path
-        if folder and os.path.abspath(folder) not in (here, os.getcwd())
+        folder for folder in sys.path if folder and os.path.abspath(folder) not in hidden
     ]
+
     found: dict[str, Any] = {"executable": sys.executable, "versions": versions(), "imports": {}}
     for name in [*modules, None]:
         found["importing"] = name
         with open(answer + ".part", "w") as file:
             json.dump(found, file)
         os.replace(answer + ".part", answer)
+
         if name is not None:
             found["imports"][name] = imported(name)
+
     os._exit(0)  # a thread that a module has started need not end
 
 

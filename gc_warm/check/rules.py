@@ -1,4 +1,4 @@
-"""What the rules of the linter have in common: how they are told, explained and silenced.
+"""The common part of the linter's rules: their findings, explanations and silencing.
 
 A rule is a function. Its docstring is its explanation, and its decorator says what it is called,
 how bad a breach is, and how its claim is known: *reproduced* on the endpoint's real engine, by a
@@ -25,11 +25,11 @@ class Finding:
     """A rule that is broken at one place.
 
     Attributes:
-        rule: Its id, such as GCW016.
+        rule: The rule's id, such as GCW016.
         level: "error" for what cannot work or can never be warm, "warning" for what is likely to be
             cold, lost or dear.
-        file: Where: the template or YAML file, or the Python file.
-        line: Its line, from 1.
+        file: The template or YAML file, or the Python file.
+        line: The line in that file, from 1.
         text: What is wrong, with the value, and what to write instead.
     """
 
@@ -45,12 +45,12 @@ class Finding:
 
 @dataclass(frozen=True)
 class Rule(Generic[Subject]):
-    """One rule.
+    """A rule, with its explanation.
 
     Attributes:
-        id: What it is called and silenced by.
-        level: Of its findings, unless one of them says otherwise.
-        evidence: How its claim is known.
+        id: The name by which the rule is called and silenced.
+        level: The level of the rule's findings, unless one of them says otherwise.
+        evidence: How the rule's claim is known.
         check: Yields a place, which the subject understands, and the text of each finding, if need
             be with a level of its own.
     """
@@ -63,28 +63,26 @@ class Rule(Generic[Subject]):
     @property
     def title(self) -> str:
         """The rule in a line."""
-        return self._words[0].rstrip(".")
+        return self._docstring[0].rstrip(".")
 
     @property
-    def _words(self) -> list[str]:
-        words = inspect.getdoc(self.check)
-        assert words, f"{self.id} has no explanation"
-        return words.split("\n", 1)
+    def _docstring(self) -> list[str]:
+        """The first line of the rule's docstring, and the rest if there is any."""
+        text = inspect.getdoc(self.check)
+        assert text, f"{self.id} has no explanation"
+        return text.split("\n", 1)
 
     def explanation(self) -> str:
-        """All there is to say about it."""
-        body = self._words[1].strip() if len(self._words) > 1 else ""
-        silence = f"To silence it in one place, end that line with: # gc-warm: ignore[{self.id}]"
-        return "\n\n".join(
-            part
-            for part in (
-                f"{self.id} ({self.level}): {self.title}",
-                body,
-                f"Known how: {self.evidence}.",
-                silence,
-            )
-            if part
-        )
+        """Return all there is to say about the rule: title, reasons, evidence and silencing."""
+        body = self._docstring[1].strip() if len(self._docstring) > 1 else ""
+        parts = [
+            f"{self.id} ({self.level}): {self.title}",
+            body,
+            f"Known how: {self.evidence}.",
+            f"To silence it in one place, end that line with: # gc-warm: ignore[{self.id}]",
+        ]
+
+        return "\n\n".join(part for part in parts if part)
 
 
 class RuleSet(Generic[Subject]):
@@ -96,7 +94,16 @@ class RuleSet(Generic[Subject]):
     def rule(
         self, id: str, level: Level, evidence: str = REPRODUCED
     ) -> Callable[[Check[Subject]], Check[Subject]]:
-        """Enter the function below this decorator as a rule."""
+        """Enter the function below this decorator as a rule.
+
+        Args:
+            id: The name by which the rule is called and silenced.
+            level: The level of the rule's findings, unless one of them says otherwise.
+            evidence: How the rule's claim is known.
+
+        Returns:
+            A decorator that returns the function as it is.
+        """
 
         def enter(check: Check[Subject]) -> Check[Subject]:
             assert id not in self._rules, f"{id} is taken"
@@ -107,11 +114,18 @@ class RuleSet(Generic[Subject]):
 
     @property
     def rules(self) -> Mapping[str, Rule[Subject]]:
-        """All of them, in the order of harm."""
+        """All rules by id, in the order of harm."""
         return MappingProxyType(self._rules)
 
     def broken(self, subject: Subject) -> Iterator[tuple[str, Level, Any, str]]:
-        """Rule, level, place and text of each finding of *subject*."""
+        """Hold a subject against all rules.
+
+        Args:
+            subject: A config or functions, as the rules of this set understand them.
+
+        Yields:
+            Rule, level, place and text of each finding.
+        """
         for rule in self._rules.values():
             for place, text, *level in rule.check(subject):
                 yield rule.id, level[0] if level else rule.level, place, text
@@ -121,6 +135,16 @@ Check = Callable[[Subject], Iterator[tuple[Any, ...]]]
 
 
 def is_silenced(rule: str, line: str) -> bool:
-    """Whether a comment on this line silences the rule there: ``# gc-warm: ignore[GCW016]``, with several ids between commas."""
-    found = re.search(r"#\s*gc-warm:\s*ignore\[([\w\s,]+)\]", line)
-    return found is not None and rule in re.split(r"[\s,]+", found[1])
+    """Tell whether a comment on a line silences a rule there.
+
+    Such a comment is ``# gc-warm: ignore[GCW016]``, with several ids between commas.
+
+    Args:
+        rule: The rule's id.
+        line: The text of the line.
+
+    Returns:
+        True if the rule is not to be reported on this line.
+    """
+    comment = re.search(r"#\s*gc-warm:\s*ignore\[([\w\s,]+)\]", line)
+    return comment is not None and rule in re.split(r"[\s,]+", comment[1])
