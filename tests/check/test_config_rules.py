@@ -1,9 +1,14 @@
-"""The rules for configs: each finds its miniature, is content with the repaired twin, and leaves alone what is as it should be."""
+"""The rules for configs, held against miniatures.
+
+Each rule finds its miniature, is content with the repaired twin, and leaves alone what is as it
+should be.
+"""
 
 from __future__ import annotations
 
 import inspect
 import os
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,19 +35,19 @@ def engine(
 ) -> str:
     """The YAML of a user endpoint with these settings."""
     sized = [f"max_workers_per_node: {workers}"] if workers else []
-    return "\n".join(
-        [
-            *top,
-            "engine:",
-            "  type: GlobusComputeEngine",
-            "  address: 127.0.0.1",
-            *(f"  {line}" for line in [*sized, *settings]),
-            "  provider:",
-            f"    type: {provider}",
-            *(f"    {line}" for line in job),
-            "",
-        ]
-    )
+    lines = [
+        *top,
+        "engine:",
+        "  type: GlobusComputeEngine",
+        "  address: 127.0.0.1",
+        *(f"  {line}" for line in [*sized, *settings]),
+        "  provider:",
+        f"    type: {provider}",
+        *(f"    {line}" for line in job),
+        "",
+    ]
+
+    return "\n".join(lines)
 
 
 def slurm(*job: str, engine_settings: tuple[str, ...] = (), **more: Any) -> str:
@@ -58,7 +63,15 @@ def slurm(*job: str, engine_settings: tuple[str, ...] = (), **more: Any) -> str:
 
 @dataclass(frozen=True)
 class Case:
-    """A miniature that breaks one rule, its twin that breaks none, and what is said of the first."""
+    """A miniature that breaks one rule, its twin that breaks none, and the finding of the first.
+
+    Attributes:
+        bad: The miniature.
+        good: The twin.
+        says: A part of the finding's text.
+        at: The start of the line where the finding is.
+        numbers: What is known of the tasks.
+    """
 
     bad: str
     good: str
@@ -325,7 +338,8 @@ CASES: list[tuple[str, Case]] = [
         Case(
             slurm("gpus_per_node: 2", engine_settings=("available_accelerators: 3",), workers="3"),
             slurm("gpus_per_node: 2", engine_settings=("available_accelerators: 4",), workers="4"),
-            "worker 2 would get a GPU that is not there: 3 workers on 2 NVIDIA GPUs do not divide; have 2",
+            "worker 2 would get a GPU that is not there: "
+            "3 workers on 2 NVIDIA GPUs do not divide; have 2",
             "available_accelerators",
         ),
     ),
@@ -369,7 +383,8 @@ CASES: list[tuple[str, Case]] = [
         Case(
             slurm("nodes_per_block: 3"),
             slurm("nodes_per_block: 3", "launcher: {type: SrunLauncher}"),
-            "nodes_per_block 3 with SingleNodeLauncher: all 3 managers on the first node; use SrunLauncher",
+            "nodes_per_block 3 with SingleNodeLauncher: all 3 managers on the first node; "
+            "use SrunLauncher",
             "provider",
         ),
     ),
@@ -407,7 +422,8 @@ CASES: list[tuple[str, Case]] = [
         Case(
             engine(IDLE % 3600, top=("idle_heartbeats_soft: 10",)),
             engine(IDLE % 3600, top=("idle_heartbeats_soft: 121",)),
-            "max_idletime 3600 s is undercut: the endpoint stops after 300 s (10 heartbeats of 30 s)",
+            "max_idletime 3600 s is undercut: "
+            "the endpoint stops after 300 s (10 heartbeats of 30 s)",
             "idle_heartbeats_soft",
         ),
     ),
@@ -640,7 +656,10 @@ CASES: list[tuple[str, Case]] = [
 
 
 def problems(text: str, numbers: Numbers | None = None) -> list[Finding]:
-    """What is found; some of what the rules are about is refused by older loaders, too, which is then found beside it."""
+    """Return the findings, without a refusal that comes beside them from an older loader.
+
+    Older loaders refuse some of what the rules are about.
+    """
     found = config_rules.examine(text, "endpoint.yaml", numbers).findings
     beside = [problem for problem in found if problem.rule != "GCW000"]
     return beside if beside and OLDER_LOADER else found
@@ -654,12 +673,15 @@ def test_each_rule_finds_its_miniature_and_is_content_with_the_repaired_one(numb
     (found,) = problems(case.bad, case.numbers)
     assert (found.rule, found.file) == (rule, "endpoint.yaml")
     assert case.says in found.text
+
     lines = case.bad.splitlines() or [""]
     assert lines[found.line - 1].strip().startswith(case.at), (
         "the line is that of the setting, or of the section where it is missing"
     )
-    lines[found.line - 1] += f" # gc-warm: ignore[{'GCW000' if OLDER_LOADER else 'GCW999'}, {rule}]"
+    another = "GCW000" if OLDER_LOADER else "GCW999"
+    lines[found.line - 1] += f" # gc-warm: ignore[{another}, {rule}]"
     assert problems("\n".join(lines), case.numbers) == [], "a comment silences it there"
+
     assert problems(case.good, case.numbers) == []
 
 
@@ -709,24 +731,28 @@ engine:
 
 
 def test_line_is_that_of_the_template_where_the_yaml_comes_from_one(tmp_path: Path) -> None:
+    def find() -> list[Finding]:
+        return targets.inspect_target(str(tmp_path), [], None, Numbers(), "DillCode").findings
+
     (tmp_path / folders.TEMPLATE).write_text(TEMPLATE)
     (tmp_path / "more.yaml").write_text("    min_blocks: one\n")
-    (wrong,) = targets.inspect_target(str(tmp_path), [], None, Numbers(), "DillCode").findings
+    (wrong,) = find()
     assert (wrong.rule, wrong.line) == ("GCW001", 20), (
         "what is included belongs to what stands before it"
     )
+
     (tmp_path / "more.yaml").write_text("    min_blocks: 0\n")
-    found = targets.inspect_target(str(tmp_path), [], None, Numbers(), "DillCode").findings
-    assert [(problem.rule, problem.line) for problem in found] == [("GCW005", 13), ("GCW005", 18)]
-    silenced = TEMPLATE.replace(
-        "{{ n - 2 }}\n{%- endif", "{{ n - 2 }} {# gc-warm: ignore[GCW005] #}\n{%- endif"
-    )
-    (tmp_path / folders.TEMPLATE).write_text(
-        silenced.replace(
-            "{{ name }}: {{ n - 2 }}", "{{ name }}: {{ n - 2 }} # gc-warm: ignore[GCW005]"
-        )
-    )
-    assert targets.inspect_target(str(tmp_path), [], None, Numbers(), "DillCode").findings == []
+    places = [(problem.rule, problem.line) for problem in find()]
+    assert places == [("GCW005", 13), ("GCW005", 18)]
+
+    silenced = TEMPLATE
+    for line, with_comment in (
+        ("{{ n - 2 }}\n{%- endif", "{{ n - 2 }} {# gc-warm: ignore[GCW005] #}\n{%- endif"),
+        ("{{ name }}: {{ n - 2 }}", "{{ name }}: {{ n - 2 }} # gc-warm: ignore[GCW005]"),
+    ):
+        silenced = silenced.replace(line, with_comment)
+    (tmp_path / folders.TEMPLATE).write_text(silenced)
+    assert find() == []
 
 
 def test_template_that_reckons_with_what_it_renders_is_looked_at_all_the_same(
@@ -759,7 +785,8 @@ def test_template_that_reckons_with_what_it_renders_is_looked_at_all_the_same(
         ),
         slurm().replace("01:00:00", "1:90:00"),
         slurm(
-            "scheduler_options: |-\n      #SBATCH --gres=gpu:a100-sxm4:4\n      ##SBATCH --gpus-per-node=3",
+            "scheduler_options: |-\n      #SBATCH --gres=gpu:a100-sxm4:4\n"
+            "      ##SBATCH --gpus-per-node=3",
             engine_settings=("available_accelerators: 4",),
             workers="4",
         ),
@@ -851,13 +878,13 @@ def test_every_rule_explains_itself(rule: Any) -> None:
     words = rule.explanation()
     assert words.startswith(f"{rule.id} ({rule.level}): {rule.title}\n\n")
     assert f"# gc-warm: ignore[{rule.id}]" in words
+
     body = words.split("\n\n")[1]
     assert len(body) > 60, "it says what happens"
+
     if rule.evidence != REPRODUCED:
-        source = (
-            Path(inspect.getfile(endpoint_config)).parents[3]
-            / rule.evidence.removeprefix("read in ").split(",")[0].split(":")[0]
-        )
+        site_packages = Path(inspect.getfile(endpoint_config)).parents[3]
+        source = site_packages / re.split("[,:]", rule.evidence.removeprefix("read in "))[0]
         assert source.exists(), "the source that it names is there"
 
 
@@ -865,13 +892,9 @@ def test_every_rule_explains_itself(rule: Any) -> None:
 def test_own_configs_break_no_rule_with_their_defaults_and_for_their_sites(name: str) -> None:
     folder = folders.shipped()[name]
     known = Numbers(load_seconds=300, task_seconds=120, state_gb=0.1, queue_seconds=200)
-    for options in (None, *sorted((folder / "sites").glob("*.yaml"))):
-        assert (
-            targets.inspect_target(
-                name, [], str(options) if options else None, known, "DillCode"
-            ).findings
-            == []
-        )
+
+    for options in (None, *map(str, sorted((folder / "sites").glob("*.yaml")))):
+        assert targets.inspect_target(name, [], options, known, "DillCode").findings == []
 
 
 DOCUMENTED: dict[str, dict[str, Any]] = yaml.safe_load(
@@ -889,19 +912,19 @@ def test_what_is_found_in_the_examples_of_globus_computes_documentation(name: st
 
 
 def test_nothing_is_found_in_the_template_that_new_endpoints_get(tmp_path: Path) -> None:
+    def find(assignments: list[str], load_seconds: float) -> list[Finding]:
+        numbers = Numbers(load_seconds=load_seconds)
+        return targets.inspect_target(
+            str(tmp_path), assignments, None, numbers, "DillCode"
+        ).findings
+
     shipped = Path(inspect.getfile(endpoint_config)).parent
     for name in (folders.TEMPLATE, "user_config_schema.json"):
         (tmp_path / name).write_text((shipped / name).read_text())
     for assignments in ([], ["endpoint_setup=true"]):
-        assert (
-            targets.inspect_target(
-                str(tmp_path), assignments, None, Numbers(load_seconds=60), "DillCode"
-            ).findings
-            == []
-        )
-    (slow,) = targets.inspect_target(
-        str(tmp_path), [], None, Numbers(load_seconds=200), "DillCode"
-    ).findings
+        assert find(assignments, 60) == []
+
+    (slow,) = find([], 200)
     assert slow.text.startswith(
         "workers end after 120 s without tasks, and it takes 200 s to be warm again"
     ), "its idle time is Parsl's"

@@ -29,7 +29,7 @@ def findings(name: str, modules: list[str] | None = None, **options: object) -> 
 
 @pytest.fixture(autouse=True)
 def endpoint_on_the_path(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As where the environment is activated, which it need not be for the tests."""
+    """Put the endpoint's command on the path, as where the environment is activated."""
     monkeypatch.setenv("PATH", SCRIPTS, prepend=os.pathsep)
 
 
@@ -42,9 +42,10 @@ def test_environment_is_that_of_the_workers(tmp_path: Path) -> None:
         environment="echo hello",
     )
     assert found["environment"].text == "it says:\nhello"
-    assert [(found[name].level, found[name].text) for name in ("python", "dill", "parsl")] == [
-        ("ok", version) for version in (sys.version.split()[0], *map(version_of, ("dill", "parsl")))
-    ]
+    assert found["python"] == Answer("ok", "python", sys.version.split()[0])
+    for package in ("dill", "parsl"):
+        assert found[package] == Answer("ok", package, version_of(package))
+
     assert found["module shapes"].level == found["module json"].level == "ok"
     assert found["module exits"].text == f"SystemExit: 3 ({tmp_path / 'exits.py'}:1)"
     assert found["module no_such"].text.startswith(
@@ -62,35 +63,30 @@ def test_module_whose_import_does_not_come_back_is_named(
 ) -> None:
     (tmp_path / f"{name}.py").write_text(line)
     found = findings("local", ["json", name, "shapes"], python_path=[str(tmp_path), str(MODULES)])
+
     assert found["module json"].level == "ok"
-    assert (
-        "its import does not come back: the process ended with status"
-        in found[f"module {name}"].text
-    )
+    said = found[f"module {name}"].text
+    assert "its import does not come back: the process ended with status" in said
     assert "module shapes" not in found
 
 
 def test_job_of_pbs_has_nothing_of_this_shell(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MINE", "here")
-    assert findings("pbs", environment='echo "${MINE-nothing}"; exit 1')[
-        "environment"
-    ].text.endswith("says:\nnothing")
-    assert findings("slurm", environment='echo "${MINE-nothing}"; exit 1')[
-        "environment"
-    ].text.endswith("says:\nhere")
+    for name, value in (("pbs", "nothing"), ("slurm", "here")):
+        found = findings(name, environment='echo "${MINE-nothing}"; exit 1')
+        assert found["environment"].text.endswith(f"says:\n{value}")
 
 
 @pytest.mark.parametrize("lines", ["echo nodes are away >&2; exit 1", "exec sleep 1000"])
 def test_slurm_that_does_not_answer(
     lines: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for command in ("sinfo", "squeue"):
-        (tmp_path / command).write_text(
-            f"#!/bin/sh\n{lines}\n" if command == "sinfo" else "#!/bin/sh\n"
-        )
+    for command, body in (("sinfo", f"{lines}\n"), ("squeue", "")):
+        (tmp_path / command).write_text(f"#!/bin/sh\n{body}")
         (tmp_path / command).chmod(0o755)
     monkeypatch.setattr(environment, "_SCHEDULER_TIMEOUT", 0.5)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+
     # no probe of the environment, too
     found = findings("slurm", partition="debug", environment="exit 1")["Slurm"]
     assert found.level == "error"
@@ -137,6 +133,7 @@ def test_other_python_and_missing_packages_are_named(tmp_path: Path) -> None:
     other.parent.mkdir()
     other.write_text(f'#!/bin/sh\nshift\nexec {shlex.quote(sys.executable)} -S -m "$@"\n')
     other.chmod(0o755)
+
     found = findings("local", environment=f"export PATH={other.parent}:$PATH")
     assert found["globus-compute-endpoint"].level == found["dill"].level == "error"
     assert found["gc-warm"] == Answer(
@@ -162,16 +159,16 @@ def test_versions_that_differ(package: str, here: str, there: str, level: str) -
 
 
 def test_interface_ports_and_scheduler_of_another_machine(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(
-        "PATH",
-        f"{SCRIPTS}:{os.path.dirname(shutil.which('bash') or '')}"
-        if shutil.which("sbatch") is None
-        else SCRIPTS,
-    )
+    path = SCRIPTS
+    if shutil.which("sbatch") is None:
+        path += f":{os.path.dirname(shutil.which('bash') or '')}"
+    monkeypatch.setenv("PATH", path)
+
     with socket.socket() as taken:
         taken.bind(("", 0))
         port = taken.getsockname()[1]
         found = findings("pbs", interface="hsn0", worker_port_range=[port, port])
+
     assert found["interface hsn0"].text.startswith("this machine has only lo")
     assert found["ports for workers"] == Answer(
         "error", "ports for workers", f"{port} to {port}: all are taken"
@@ -180,7 +177,15 @@ def test_interface_ports_and_scheduler_of_another_machine(monkeypatch: pytest.Mo
 
 
 def test_interchange_whose_endpoint_is_gone_is_named() -> None:
-    script = "import setproctitle, sys, time; setproctitle.setproctitle('parsl: HTEX interchange'); print(flush=True); time.sleep(1000)"
+    script = (
+        "import setproctitle, sys, time; setproctitle.setproctitle('parsl: HTEX interchange'); "
+        "print(flush=True); time.sleep(1000)"
+    )
+
+    def is_found() -> bool:
+        mine = f"process {pid};"
+        return any(mine in answer.text for answer in environment._left_behind())
+
     parent = subprocess.Popen(
         ["bash", "-c", '"$0" -c "$1" & echo $!; read', sys.executable, script],
         stdin=subprocess.PIPE,
@@ -191,16 +196,11 @@ def test_interchange_whose_endpoint_is_gone_is_named() -> None:
         assert parent.stdout is not None
         pid = int(parent.stdout.readline())
         parent.stdout.readline()
-        mine = f"process {pid};"
-        assert not [finding for finding in environment._left_behind() if mine in finding.text], (
-            "its parent lives"
-        )
+        assert not is_found(), "its parent lives"
+
         parent.kill()
         parent.wait()
         try:
-            wait_until(
-                lambda: any(mine in finding.text for finding in environment._left_behind()),
-                "it is an orphan",
-            )
+            wait_until(is_found, "it is an orphan")
         finally:
             psutil.Process(pid).kill()

@@ -1,10 +1,11 @@
-"""What the configs promise, and what `check` says of them, seen on the real engine."""
+"""The promises of the configs, and the figures of `check`, held against the real engine."""
 
 from __future__ import annotations
 
 import contextlib
 import json
 import time
+from collections import Counter
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,10 +41,15 @@ class Seen:
 
 
 def meet_all(executor: MockExecutor, folder: Path, number: int) -> set[Seen]:
-    """Every worker there is: so many tasks wait for each other, which takes so many workers; and no further worker answers more."""
+    """Return every worker there is.
+
+    *number* tasks wait for each other, which takes as many workers; further tasks would show if
+    there were more workers.
+    """
     folder.mkdir()
     futures = [executor.submit(tasks.meet_as, str(folder), number) for _ in range(number)]
     seen = {Seen(*future.result(START)) for future in futures}
+
     futures = [executor.submit(tasks.meet_as, str(folder), 1) for _ in range(3 * number)]
     return seen | {Seen(*future.result(START)) for future in futures}
 
@@ -64,30 +70,36 @@ OPTION_SETS: list[tuple[str, dict[str, Any]]] = [
 
 @dataclass(frozen=True)
 class Observation:
-    """What the engine did with an option set, and what check says of it."""
+    """An option set on the engine, and the figures of `check` for it.
+
+    Attributes:
+        figures: The output of `check --json`.
+        seen: All workers.
+        warm_for: Seconds from the last tasks until the first worker had ended.
+        again: Process and count of the task after that.
+    """
 
     figures: dict[str, Any]
     seen: set[Seen]
-    warm_for: float  # seconds from the last tasks until the first worker had ended
+    warm_for: float
     again: tuple[int, int]
 
 
 def figures_of(name: str, given: dict[str, Any]) -> dict[str, Any]:
-    words = [
-        word
-        for key, value in given.items()
-        for word in ("-o", f"{key}={value if isinstance(value, str) else json.dumps(value)}")
-    ]
-    said = json.loads(
-        cli_runner().invoke(main, ["check", name, "--json", *words], catch_exceptions=False).output
-    )
-    figures: dict[str, Any] = said["targets"][0]
+    words = ["check", name, "--json"]
+    for key, value in given.items():
+        text = value if isinstance(value, str) else json.dumps(value)
+        words += ["-o", f"{key}={text}"]
+
+    result = cli_runner().invoke(main, words, catch_exceptions=False)
+    figures: dict[str, Any] = json.loads(result.output)["targets"][0]
     return figures
 
 
 def observe(name: str, given: dict[str, Any], figures: dict[str, Any], folder: Path) -> Observation:
     with MockExecutor(config=name, user_endpoint_config=given, on="local") as executor:
         seen = meet_all(executor, folder, figures["copies"])
+
         # before the last tasks, and not when this thread has come to know of their ends
         last = time.monotonic()
         seen |= meet_all(executor, folder.with_name("last"), figures["copies"])
@@ -97,23 +109,21 @@ def observe(name: str, given: dict[str, Any], figures: dict[str, Any], folder: P
             figures["keep_warm"] + 120,
         )
         warm_for = time.monotonic() - last
+
         wait_until(lambda: all(has_ended(worker.pid) for worker in seen), "all workers have ended")
-        return Observation(
-            figures, seen, warm_for, executor.submit(tasks.pid_and_count).result(START)
-        )
+        again = executor.submit(tasks.pid_and_count).result(START)
+        return Observation(figures, seen, warm_for, again)
 
 
 @pytest.fixture(scope="module")
 def observations(tmp_path_factory: pytest.TempPathFactory) -> list[Future[Observation]]:
     """All of them side by side, since most of the time is waiting."""
-    sets = [
-        (name, {"keep_warm": 0.1, "python_path": [str(MODULES)], **chosen})
-        for name, chosen in OPTION_SETS
-    ]
-    calls = [
-        (name, given, figures_of(name, given), tmp_path_factory.mktemp("set") / "meeting")
-        for name, given in sets
-    ]
+    calls = []
+    for name, chosen in OPTION_SETS:
+        given = {"keep_warm": 0.1, "python_path": [str(MODULES)], **chosen}
+        folder = tmp_path_factory.mktemp("set") / "meeting"
+        calls.append((name, given, figures_of(name, given), folder))
+
     with ThreadPoolExecutor(3) as pool:
         return [pool.submit(observe, *call) for call in calls]
 
@@ -127,21 +137,22 @@ def test_figures_of_check_are_what_the_engine_does(
     observations: list[Future[Observation]], number: int
 ) -> None:
     observed = observations[number].result()
-    figures, seen = observed.figures, observed.seen
+    figures = observed.figures
+    seen = observed.seen
     assert len(seen) == figures["copies"]
-    managers = {worker.manager for worker in seen}
+
+    managers = Counter(worker.manager for worker in seen)
     assert len(managers) == figures["nodes_per_job"] * figures["max_jobs"]
-    assert all(
-        sum(worker.manager == manager for worker in seen) == figures["copies_per_node"]
-        for manager in managers
-    )
+    assert set(managers.values()) == {figures["copies_per_node"]}
+
     if figures["devices"]:
-        assert {(worker.rank, worker.device) for worker in seen} == set(
-            enumerate(figures["devices"])
-        )
+        pinned = {(worker.rank, worker.device) for worker in seen}
+        assert pinned == set(enumerate(figures["devices"]))
+
     assert observed.warm_for >= figures["keep_warm"], (
         "state was warm for as long as it was said to be"
     )
+
     pid, count = observed.again
     assert count == 1, "the next task finds a new worker, which is cold"
     assert pid not in {worker.pid for worker in seen}
@@ -152,11 +163,12 @@ def test_task_timeout_is_the_one_that_was_asked_for(tmp_path: Path) -> None:
     chosen = {"task_timeout": 15, "python_path": [str(MODULES)], "workers_per_node": 1}
     with MockExecutor(config="slurm", user_endpoint_config=chosen, on="local") as executor:
         before = executor.submit(tasks.pid_and_count).result(START)
+
         with pytest.raises(TaskExecutionFailed, match="AppTimeout"):
             executor.submit(tasks.wait_for_file, str(tmp_path / "never")).result(START)
-        assert executor.submit(tasks.pid_and_count).result(START) == (before[0], before[1] + 1), (
-            "the worker is still warm"
-        )
+
+        after = executor.submit(tasks.pid_and_count).result(START)
+        assert after == (before[0], before[1] + 1), "the worker is still warm"
 
 
 def test_job_that_drains_ends_by_itself_and_loses_nothing() -> None:
@@ -165,12 +177,14 @@ def test_job_that_drains_ends_by_itself_and_loses_nothing() -> None:
     folder = folders.find_folder("slurm")
     drain = meaning.warmth_profile(loading.load(rendering.render(folder, chosen), folder)).drain
     assert drain == 14
+
     began = time.monotonic()
     with MockExecutor(config="slurm", user_endpoint_config=chosen, on="local") as executor:
         pids: list[int] = []
         while len(set(pids)) < 2:
             assert time.monotonic() < began + 300, "it does not end"
             pids.append(executor.submit(tasks.pid_and_count).result(START)[0])
+
         assert time.monotonic() - began >= drain
         wait_until(lambda: has_ended(pids[0]), "the drained job has ended")
 
@@ -180,10 +194,12 @@ def test_options_of_each_site_give_workers(site: Path, tmp_path: Path) -> None:
     chosen, _ = options.read(site)
     folder = folders.find_folder(site.parent.parent)
     figures = meaning.warmth_profile(loading.load(rendering.render(folder, chosen), folder))
+
     chosen |= {"python_path": [str(MODULES)], "environment": ""}
     with MockExecutor(config=folder, user_endpoint_config=chosen, on="local") as executor:
         assert figures.copies is not None
         seen = meet_all(executor, tmp_path / "meeting", figures.copies)
+
     assert len(seen) == figures.copies
     assert {worker.device for worker in seen} == set(figures.devices or [None])
 
@@ -193,10 +209,9 @@ LOCAL: dict[str, Any] = {"workers_per_node": 2, "python_path": [str(MODULES)]}
 
 def test_thousand_tasks_are_warm_but_for_the_first_of_each_worker() -> None:
     with MockExecutor(config="local", user_endpoint_config=LOCAL) as executor:
-        counts = [
-            future.result(START)
-            for future in [executor.submit(functions.count) for _ in range(1000)]
-        ]
+        futures = [executor.submit(functions.count) for _ in range(1000)]
+        counts = [future.result(START) for future in futures]
+
     assert counts.count(1) == 2
     assert sum(count > 1 for count in counts) == 998
 
@@ -209,17 +224,19 @@ def test_busy_worker_that_is_killed_is_replaced_and_the_other_stays_warm(tmp_pat
         victim = psutil.Process(int((tmp_path / "started").read_text()))
         manager = victim.parent()
         assert manager is not None
+
         victim.kill()
         killed = time.monotonic()
         wait_until(
             lambda: len(workers_of(manager) - {victim.pid}) == 2, "the worker has been replaced"
         )
-        print(
-            f"replaced {time.monotonic() - killed:.1f} s after its death, with a heartbeat of 1 s"
-        )
+        passed = time.monotonic() - killed
+        print(f"replaced {passed:.1f} s after its death, with a heartbeat of 1 s")
+
         with pytest.raises(TaskExecutionFailed, match="WorkerLost"):
             running.result(START)
         counts = {pid: count for _, pid, count in meeting(executor, tmp_path / "after", 2)}
+
     (other,) = {worker.pid for worker in before} - {victim.pid}
     assert counts.pop(other) > 1
     assert list(counts.values()) == [1]
@@ -227,10 +244,8 @@ def test_busy_worker_that_is_killed_is_replaced_and_the_other_stays_warm(tmp_pat
 
 def meeting(executor: MockExecutor, folder: Path, number: int) -> list[tuple[int, int, int]]:
     folder.mkdir()
-    return [
-        future.result(START)
-        for future in [executor.submit(tasks.meet, str(folder), number) for _ in range(number)]
-    ]
+    futures = [executor.submit(tasks.meet, str(folder), number) for _ in range(number)]
+    return [future.result(START) for future in futures]
 
 
 def workers_of(manager: psutil.Process) -> set[int]:
@@ -244,12 +259,16 @@ def workers_of(manager: psutil.Process) -> set[int]:
 
 
 def test_quick_tasks_keep_workers_warm_for_longer_than_keep_warm() -> None:
-    """The engine's own idle time would end them: it sees a task only if one runs at the moment when it looks."""
-    with MockExecutor(
-        config="local", user_endpoint_config={"workers_per_node": 1, "keep_warm": 0.1}
-    ) as executor:
+    """The engine's own idle time would end them.
+
+    It sees a task only if one runs at the moment when it looks.
+    """
+    chosen = {"workers_per_node": 1, "keep_warm": 0.1}
+    with MockExecutor(config="local", user_endpoint_config=chosen) as executor:
         executor.submit(functions.count).result(START)
-        began, number = time.monotonic(), 1
+
+        number = 1
+        began = time.monotonic()
         while time.monotonic() < began + 20:
             number += 1
             assert executor.submit(functions.count).result(START) == number
@@ -260,6 +279,7 @@ def test_quick_tasks_keep_workers_warm_for_longer_than_keep_warm() -> None:
 def test_teardowns_run_at_shutdown_and_when_keep_warm_is_over(name: str, tmp_path: Path) -> None:
     path = tmp_path / "logbook"
     chosen = {"workers_per_node": 1, "keep_warm": 0.1, "python_path": [str(MODULES)]}
+
     with MockExecutor(config=name, user_endpoint_config=chosen, on="local") as executor:
         assert [executor.submit(logbook.note, str(path)).result(START) for _ in range(2)] == [1, 2]
         wait_until(

@@ -1,4 +1,7 @@
-"""The PBS config on the real engine and Parsl's own PBS provider: only the commands of PBS, and mpiexec, are recorded ones."""
+"""The PBS config on the real engine and Parsl's own PBS provider.
+
+Only the commands of PBS, and mpiexec, are recorded ones.
+"""
 
 from __future__ import annotations
 
@@ -47,7 +50,7 @@ FULL: dict[str, Any] = {
 
 @dataclass
 class Pbs:
-    """What the recorded commands were asked for since this was made.
+    """The recorded commands, and all that they were asked for since this was made.
 
     Attributes:
         folder: Where they keep it.
@@ -93,15 +96,15 @@ class Pbs:
         return int(path.read_text())
 
     def processes(self) -> list[psutil.Process]:
-        """What runs of all jobs, and what watches over them."""
+        """Return all processes of jobs, and those that watch over them."""
         ids = {record["id"] for record in self.records("jobs")}
         folders = {str(self.job_folder(job)) for job in ids}
+
         found = []
         for process in psutil.process_iter():
             with contextlib.suppress(psutil.Error):
-                if process.environ().get("PBS_JOBID") in ids or folders.intersection(
-                    process.cmdline()[-1:]
-                ):
+                is_of_job = process.environ().get("PBS_JOBID") in ids
+                if is_of_job or folders.intersection(process.cmdline()[-1:]):
                     found.append(process)
         return found
 
@@ -115,9 +118,9 @@ class Pbs:
 @contextlib.contextmanager
 def looking_at(folder: Path) -> Iterator[Pbs]:
     pbs = Pbs(folder, {})
-    pbs.seen = {
-        name: len(pbs.all(name)) for name in ("qsub", "qstat", "qdel", "jobs", "mpiexec", "ranks")
-    }
+    for name in ("qsub", "qstat", "qdel", "jobs", "mpiexec", "ranks"):
+        pbs.seen[name] = len(pbs.all(name))
+
     try:
         yield pbs
     finally:
@@ -144,7 +147,7 @@ def pbs(commands: Path) -> Iterator[Pbs]:
 
 @dataclass(frozen=True)
 class Answer:
-    """What a worker says of itself."""
+    """A worker, as it describes itself."""
 
     pool: str
     rank: int
@@ -154,7 +157,10 @@ class Answer:
 
 
 def introduce(folder: str, number: int) -> tuple[str, int, int, int, dict[str, str]]:
-    """Waits in *folder* for the others, which takes a worker for each of them; a node may be up long before the other."""
+    """Wait in *folder* for the others, which takes a worker for each of them, and answer.
+
+    A node may be up long before the other.
+    """
     import os
     import time
     from pathlib import Path
@@ -168,6 +174,7 @@ def introduce(folder: str, number: int) -> tuple[str, int, int, int, dict[str, s
         if time.monotonic() > end:
             raise TimeoutError("waited for two minutes")
         time.sleep(0.01)
+
     worker = lifecycle.worker()
     return (
         worker.pool or "",
@@ -186,7 +193,7 @@ def ask_each(executor: MockExecutor, number: int, folder: Path) -> list[Answer]:
 
 
 def pbs_executor(**options: Any) -> MockExecutor:
-    """An executor that sends functions as source code: this file is not importable on its workers."""
+    """Return an executor that sends functions as source: workers cannot import this file."""
     given = {"address": ADDRESS, **options}
     return MockExecutor(
         config="pbs",
@@ -197,7 +204,10 @@ def pbs_executor(**options: Any) -> MockExecutor:
 
 @dataclass
 class Life:
-    """What became of an executor with all options: used, used again, left idle, given one more task, and shut down."""
+    """The life of an executor with all options.
+
+    It was used, used again, left idle, given one more task, and shut down.
+    """
 
     pbs: Pbs
     answers: list[Answer]
@@ -211,10 +221,9 @@ def life(commands: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[L
     folder = tmp_path_factory.mktemp("meetings")
     with looking_at(commands) as pbs:
         with pbs_executor(**FULL) as executor:
-            answers, again = (
-                ask_each(executor, 4, folder / "first"),
-                ask_each(executor, 4, folder / "again"),
-            )
+            answers = ask_each(executor, 4, folder / "first")
+            again = ask_each(executor, 4, folder / "again")
+
             wait_until(lambda: bool(pbs.deleted()), "an idle job is deleted")
             deleted = pbs.deleted()
             wait_until(
@@ -222,6 +231,7 @@ def life(commands: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[L
                 "its workers are gone",
             )
             count = executor.submit(functions.count).result(120)
+
         yield Life(pbs, answers, again, deleted, count)
 
 
@@ -246,59 +256,43 @@ def test_each_host_has_one_manager_and_all_together_as_many_workers_as_check_say
 ) -> None:
     config = loading.load(rendering.render(folders.find_folder("pbs"), FULL), "pbs")
     profile = meaning.warmth_profile(config)
-    assert [rank["host"] for rank in life.pbs.records("ranks")] == ["node1", "node2"] * 2, (
-        "of two jobs"
-    )
-    assert [(answer.environment["STANDIN_HOST"], answer.rank) for answer in life.answers] == [
-        ("node1", 0),
-        ("node1", 1),
-        ("node2", 0),
-        ("node2", 1),
-    ]
-    assert (
-        life.answers[0].pool == life.answers[1].pool != life.answers[2].pool == life.answers[3].pool
-    )
-    assert (profile.nodes_per_job, profile.copies_per_node, profile.copies) == (
-        2,
-        2,
-        len(life.answers),
-    )
+    hosts = [rank["host"] for rank in life.pbs.records("ranks")]
+    assert hosts == ["node1", "node2"] * 2, "of two jobs"
+
+    workers = [(answer.environment["STANDIN_HOST"], answer.rank) for answer in life.answers]
+    assert workers == [("node1", 0), ("node1", 1), ("node2", 0), ("node2", 1)]
+    pools = [answer.pool for answer in life.answers]
+    assert pools[0] == pools[1] != pools[2] == pools[3]
+
+    assert profile.nodes_per_job == 2
+    assert profile.copies_per_node == 2
+    assert profile.copies == len(life.answers)
 
 
 def test_each_worker_is_pinned_to_one_of_the_gpus_of_its_node(life: Life) -> None:
-    assert [answer.environment["CUDA_VISIBLE_DEVICES"] for answer in life.answers] == [
-        "0",
-        "1",
-        "0",
-        "1",
-    ]
+    devices = [answer.environment["CUDA_VISIBLE_DEVICES"] for answer in life.answers]
+    assert devices == ["0", "1", "0", "1"]
 
 
 def test_managers_count_the_cores_of_the_job_and_not_those_of_the_machine(life: Life) -> None:
     assert {answer.environment["PARSL_CORES"] for answer in life.answers} == {str(2 * CORES)}
     options = life.pbs.records("mpiexec")[0]["arguments"]
-    assert (
-        options[: options.index("--hostfile")]
-        == f"--cpu-bind none --ppn 1 --depth {2 * CORES} --no-vni -n 2".split()
-    )
+    expected = f"--cpu-bind none --ppn 1 --depth {2 * CORES} --no-vni -n 2"
+    assert options[: options.index("--hostfile")] == expected.split()
 
 
 def test_what_is_exported_before_the_workers_reaches_those_of_every_node(life: Life) -> None:
-    found = {
-        (answer.environment["GREETING"], answer.environment["GC_TASK_TIMEOUT"])
-        for answer in life.answers
-    }
-    assert found == {("hello", "600")}
-    assert all(
-        answer.environment["PYTHONPATH"].split(":")[0] == str(MODULES) for answer in life.answers
-    )
+    for answer in life.answers:
+        environment = answer.environment
+        assert environment["GREETING"] == "hello"
+        assert environment["GC_TASK_TIMEOUT"] == "600"
+        assert environment["PYTHONPATH"].split(":")[0] == str(MODULES)
 
 
 def test_state_stays_warm_from_task_to_task(life: Life) -> None:
     assert [answer.pid for answer in life.again] == [answer.pid for answer in life.answers]
-    assert [
-        (answer.count, later.count) for answer, later in zip(life.answers, life.again, strict=True)
-    ] == [(1, 2)] * 4
+    assert [answer.count for answer in life.answers] == [1] * 4
+    assert [answer.count for answer in life.again] == [2] * 4
 
 
 def test_fraction_of_a_minute_of_idleness_ends_the_job(life: Life) -> None:
@@ -321,7 +315,7 @@ def test_shutdown_deletes_the_job_and_nothing_of_it_remains(life: Life) -> None:
 
 @dataclass
 class Trouble:
-    """What three executors with the same PBS said, none of which got a worker.
+    """The words of three executors with the same PBS, none of which got a worker.
 
     Attributes:
         waiting: Whether the future was still open after a look at the job that waits in its queue.
@@ -347,11 +341,13 @@ def trouble(commands: Path) -> Iterator[Trouble]:
                 patch.setenv(name, value)
             queued = stack.enter_context(pbs_executor(account="ocean", queue="busy"))
             others = [stack.enter_context(pbs_executor(**options)) for options in troubles]
+
             future, *futures = [executor.submit(functions.count) for executor in (queued, *others)]
             texts = [remote_text(future) for future in futures]
             wait_until(lambda: pbs.looked_at("busy"), "the job that waits has been looked at")
             waiting = not future.done()
             queued.shutdown(wait=False)
+
         yield Trouble(pbs, waiting, remote_text(future), *texts)
 
 
@@ -378,9 +374,8 @@ def test_job_whose_mpiexec_refuses_is_told_in_the_words_of_mpiexec(trouble: Trou
 
 def provider(folder: Path, **options: Any) -> Any:
     """The provider that the engine has with these options."""
-    config: Any = loading.load(
-        rendering.render(folders.find_folder("pbs"), {"address": ADDRESS, **options}), "pbs"
-    )
+    given = {"address": ADDRESS, **options}
+    config: Any = loading.load(rendering.render(folders.find_folder("pbs"), given), "pbs")
     config.engine.executor.provider.script_dir = str(folder)
     return config.engine.executor.provider
 

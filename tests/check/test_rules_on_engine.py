@@ -1,4 +1,4 @@
-"""What the rules for configs say will happen, happening on the endpoint's real engine.
+"""The claims of the rules for configs, come true on the endpoint's real engine.
 
 Each test bears the name of its rule.
 """
@@ -41,6 +41,9 @@ def config(
     *settings: str, job: tuple[str, ...] = (), init: str = "", top: tuple[str, ...] = ()
 ) -> str:
     """A user endpoint on this machine whose engine looks often; *settings* come last."""
+    if not any("job_status_kwargs" in line for line in settings):
+        settings = ("job_status_kwargs: {strategy_period: 0.2}", *settings)
+
     lines = [
         *top,
         "engine:",
@@ -48,11 +51,6 @@ def config(
         "  address: 127.0.0.1",
         "  heartbeat_period: 1",
         "  heartbeat_threshold: 5",
-        *(
-            []
-            if any("job_status_kwargs" in line for line in settings)
-            else ["  job_status_kwargs: {strategy_period: 0.2}"]
-        ),
         *(f"  {line}" for line in settings),
         "  provider:",
         "    type: LocalProvider",
@@ -93,7 +91,7 @@ def test_gcw001_the_engine_does_not_start(setting: str, what: str) -> None:
 
 @engine
 def test_gcw001_idle_workers_never_end_where_their_idle_time_is_text() -> None:
-    """Side by side with the same as a number: when that one's worker has ended, this one's is there."""
+    """Side by side with the same as a number: when that worker has ended, this one is there."""
     text = "job_status_kwargs: {strategy_period: 0.2, max_idletime: %s}"
     with running(breaks(config("max_workers_per_node: 1", text % "'1'"), "GCW001")) as wrong:
         kept, _ = wrong.submit(tasks.pid_and_count).result(START)
@@ -128,7 +126,10 @@ WORKERS = {
 
 @pytest.fixture(scope="module")
 def workers_of_a_node() -> dict[str, int]:
-    """How many there are, with each of these configs; side by side, since most of the time is waiting."""
+    """Return how many there are with each of these configs.
+
+    They run side by side, since most of the time is waiting.
+    """
 
     def count(rule: str, text: str) -> int:
         with running(breaks(text, rule)) as executor:
@@ -173,19 +174,17 @@ def test_gcw009_there_are_no_more_workers_than_devices(workers_of_a_node: dict[s
 )
 def test_gcw005_there_are_no_workers(text: str, reason: str) -> None:
     with running(breaks(text, "GCW005")) as executor:
-        assert re.search(
-            f"(?s)WorkerStartError.*{reason}", remote_text(executor.submit(tasks.rank), START)
-        )
+        said = remote_text(executor.submit(tasks.rank), START)
+        assert re.search(f"(?s)WorkerStartError.*{reason}", said)
 
 
 @engine
 def test_gcw001_and_gcw005_no_job_ever_starts() -> None:
     """Side by side with one that may start one: when that has answered, the others have not."""
     text = config("max_workers_per_node: 1", job=("init_blocks: 0", "max_blocks: 1"))
-    is_text, is_zero = (
-        breaks(text.replace("blocks: 1", "blocks: '1'"), "GCW001"),
-        breaks(text.replace("blocks: 1", "blocks: 0"), "GCW005"),
-    )
+    is_text = breaks(text.replace("blocks: 1", "blocks: '1'"), "GCW001")
+    is_zero = breaks(text.replace("blocks: 1", "blocks: 0"), "GCW005")
+
     with running(is_text) as wrong, running(is_zero) as none, running(text) as right:
         waiting = [executor.submit(tasks.rank) for executor in (wrong, none)]
         assert right.submit(tasks.rank).result(START) == 0
@@ -199,27 +198,35 @@ def test_gcw008_a_worker_is_pinned_to_a_gpu_that_is_not_there(tmp_path: Path) ->
     program.parent.mkdir()
     program.write_text("#!/bin/sh\necho 'GPU 0: a'\necho 'GPU 1: b'\n")
     program.chmod(0o755)
+
     settings = ("max_workers_per_node: 3", "cores_per_worker: 0.1", "available_accelerators: 3")
     with_gpus = config(*settings).replace("LocalProvider", "SlurmProvider\n    gpus_per_node: 2")
     breaks(with_gpus.replace("  provider:", "  drain_period: 60\n  provider:"), "GCW008")
+
+    meeting = tmp_path / "meeting"
+    meeting.mkdir()
     with running(config(*settings, init=f"export PATH={program.parent}:$PATH")) as executor:
-        (tmp_path / "meeting").mkdir()
-        futures = [executor.submit(tasks.meet_as, str(tmp_path / "meeting"), 3) for _ in range(3)]
-        devices = {
-            rank: device for _, rank, _, device in (future.result(START) for future in futures)
-        }
+        futures = [executor.submit(tasks.meet_as, str(meeting), 3) for _ in range(3)]
+        answers = [future.result(START) for future in futures]
+
+    devices = {rank: device for _, rank, _, device in answers}
     assert devices == {0: "0", 1: "1", 2: "2"}
 
 
 @engine
 def test_gcw011_a_job_is_cancelled_before_it_was_ever_warm(tmp_path: Path) -> None:
     """It waits for what never comes, as in a queue, while there is no task."""
-    init = f"echo $$ > {tmp_path / 'part'} && mv {tmp_path / 'part'} {tmp_path / 'pid'}\nuntil [ -e {tmp_path / 'gate'} ]; do sleep 0.1; done"
+    part = tmp_path / "part"
+    init = (
+        f"echo $$ > {part} && mv {part} {tmp_path / 'pid'}\n"
+        f"until [ -e {tmp_path / 'gate'} ]; do sleep 0.1; done"
+    )
     text = config(
         "max_workers_per_node: 1",
         "job_status_kwargs: {strategy_period: 0.2, max_idletime: 2}",
         init=init,
     )
+
     with running(breaks(text, "GCW011", Numbers(queue_seconds=60))):
         wait_until((tmp_path / "pid").exists, "the job has started")
         job = int((tmp_path / "pid").read_text())
@@ -237,6 +244,7 @@ def test_gcw012_the_endpoint_stops_before_its_workers_have_been_idle_for_long_en
     )
     (tmp_path / folders.TEMPLATE).write_text(breaks(text, "GCW012"))
     (tmp_path / "config.yaml").write_text("display_name: null\n")
+
     with LocalCloud() as cloud, EndpointDaemon(cloud, tmp_path) as endpoint:
         pid, _ = ScriptStep(cloud.environment, endpoint.endpoint_id, "worker").answer()
         wait_until(lambda: has_ended(pid), "the endpoint has ended its worker")
@@ -246,12 +254,9 @@ def test_gcw012_the_endpoint_stops_before_its_workers_have_been_idle_for_long_en
 def test_gcw013_idle_jobs_stay() -> None:
     scaling = "job_status_kwargs: {strategy_period: 0.2, max_idletime: 1}"
     text = config("max_workers_per_node: 1", scaling, job=("min_blocks: 1",))
-    breaks(
-        text.replace("LocalProvider", "SlurmProvider").replace(
-            "  provider:", "  drain_period: 60\n  provider:"
-        ),
-        "GCW013",
-    )
+    on_slurm = text.replace("LocalProvider", "SlurmProvider")
+    breaks(on_slurm.replace("  provider:", "  drain_period: 60\n  provider:"), "GCW013")
+
     with running(text) as stays, running(text.replace("min_blocks: 1", "min_blocks: 0")) as ends:
         kept, _ = stays.submit(tasks.pid_and_count).result(START)
         ended, _ = ends.submit(tasks.pid_and_count).result(START)
@@ -280,10 +285,13 @@ def test_gcw017_a_task_waits_behind_another_though_a_worker_is_free(tmp_path: Pa
     with running(breaks(text, "GCW017")) as executor:
         (tmp_path / "meeting").mkdir()
         meet_both(executor, tmp_path / "meeting")
+
         for number in range(40):
-            begun, gate = tmp_path / f"begun{number}", tmp_path / f"gate{number}"
+            begun = tmp_path / f"begun{number}"
+            gate = tmp_path / f"gate{number}"
             long = executor.submit(tasks.begin_and_wait, str(begun), str(gate))
             wait_until(begun.exists, "the long task runs")
+
             quick = executor.submit(tasks.rank)
             is_stuck = not waited(quick, 3)
             gate.touch()
@@ -294,7 +302,10 @@ def test_gcw017_a_task_waits_behind_another_though_a_worker_is_free(tmp_path: Pa
 
 
 def meet_both(executor: MockExecutor, folder: Path) -> None:
-    """Until both workers have reported, a pair of tasks may go to the same one, and wait there for ever: so they are many."""
+    """Send tasks until both workers have reported.
+
+    A pair of tasks may go to the same worker, and wait there for ever: so they are many.
+    """
     futures = [executor.submit(tasks.note_manager, str(folder)) for _ in range(2)]
     for future in futures:
         future.result(START)
@@ -315,12 +326,13 @@ def test_gcw018_state_never_becomes_warm(tmp_path: Path) -> None:
         "GCW018",
         Numbers(load_seconds=60),
     )
+    record = tmp_path / "loads"
+    never = tmp_path / "never"
+
     with running(text) as executor:
-        record = tmp_path / "loads"
         for number in (1, 2, 3):
-            assert "AppTimeout" in remote_text(
-                executor.submit(logbook.load_slowly, str(record), str(tmp_path / "never")), START
-            )
+            future = executor.submit(logbook.load_slowly, str(record), str(never))
+            assert "AppTimeout" in remote_text(future, START)
             assert len(record.read_text().splitlines()) == number, "each task begins the load anew"
 
 
@@ -338,11 +350,12 @@ def pool(text: str, folder: Path) -> Iterator[Any]:
 
 
 def error_in(pool: Any, function: Any, *arguments: Any) -> str | None:
-    """What goes wrong with a task in that engine."""
+    """Return what goes wrong with a task in that engine, None if nothing does."""
     serializer = ComputeSerializer()
     parts: tuple[Any, ...] = (function, arguments, {})
     buffer = serializer.pack_buffers([serializer.serialize(part) for part in parts])
     task = messagepack.message_types.Task(task_id=uuid.uuid4(), task_buffer=buffer)
+
     future = GCFuture(task.task_id)
     pool.submit(future, messagepack.pack(task), {})
     result: Any = messagepack.unpack(future.result(START))
@@ -387,10 +400,10 @@ def test_gcw024_quotes_are_lost() -> None:
         "max_workers_per_node: 1",
         f"launch_cmd: \"env NOTE='a b' {worker} {{debug}} {{max_workers_per_node}}\"",
     )
+
     with running(breaks(text, "GCW024")) as executor:
-        assert re.search(
-            r"env: .b.: No such file or directory", remote_text(executor.submit(tasks.rank), START)
-        )
+        said = remote_text(executor.submit(tasks.rank), START)
+        assert re.search(r"env: .b.: No such file or directory", said)
 
 
 @engine
@@ -405,28 +418,23 @@ ELSEWHERE = {
     "GCW007": "tests/check/test_on_engine.py::test_engine_whose_workers_cannot_start_says_why",
     "GCW010": "tests/journeys/test_slurm.py::test_gcw010_all_managers_are_on_the_first_node",
     "GCW016": "tests/journeys/test_slurm.py::test_gcw016_a_job_that_does_not_drain_loses_a_task",
-    "GCW022": "tests/journeys/test_slurm.py::test_gcw022_a_program_in_the_background_is_on_the_first_node_only",
+    "GCW022": (
+        "tests/journeys/test_slurm.py"
+        "::test_gcw022_a_program_in_the_background_is_on_the_first_node_only"
+    ),
 }
 """Rules whose claims come true in other tests."""
 
 
 def test_every_rule_that_is_said_to_be_reproduced_is_reproduced() -> None:
     root = Path(__file__).parents[2]
-    tests = [
-        *ELSEWHERE.values(),
-        *(
-            f"tests/check/{Path(__file__).name}::{name}"
-            for name in globals()
-            if name.startswith("test_gcw")
-        ),
-    ]
-    for test in tests:
+    names = [name for name in globals() if name.startswith("test_gcw")]
+    tests = [f"tests/check/{Path(__file__).name}::{name}" for name in names]
+    for test in (*ELSEWHERE.values(), *tests):
         path, _, name = test.partition("::")
-        assert any(
-            isinstance(node, ast.FunctionDef) and node.name == name
-            for node in ast.parse((root / path).read_text()).body
-        ), test
-    here = {f"GCW{name[8:11]}" for name in globals() if name.startswith("test_gcw")}
-    assert here | set(ELSEWHERE) == {
-        rule.id for rule in config_rules.RULES.values() if rule.evidence == REPRODUCED
-    }
+        body = ast.parse((root / path).read_text()).body
+        assert name in [node.name for node in body if isinstance(node, ast.FunctionDef)], test
+
+    here = {f"GCW{name[8:11]}" for name in names}
+    rules = config_rules.RULES.values()
+    assert here | set(ELSEWHERE) == {rule.id for rule in rules if rule.evidence == REPRODUCED}
