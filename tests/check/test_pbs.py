@@ -428,17 +428,18 @@ def test_what_qstat_says_of_a_job_is_what_the_engine_sees(
     pbs: Pbs, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     pbs_provider = provider(tmp_path)
-    running, short = pbs_provider.submit("sleep 600", 1), pbs_provider.submit("true", 1)
+    running = pbs_provider.submit("sleep 600", 1)
+    short = pbs_provider.submit("true", 1)
     monkeypatch.setenv("STANDIN_BUSY", "workq")
     waiting = pbs_provider.submit("true", 1)
     assert pbs.wait_for_end(short) == 0
     states = [status.state for status in pbs_provider.status([running, short, waiting])]
     assert states == [JobState.RUNNING, JobState.COMPLETED, JobState.PENDING]
+
     assert pbs_provider.cancel([running, waiting]) == [True, True]
     assert [pbs.wait_for_end(job) for job in (running, waiting)] == [271, 271]
-    assert {status.state for status in pbs_provider.status([running, waiting])} == {
-        JobState.COMPLETED
-    }
+    states = [status.state for status in pbs_provider.status([running, waiting])]
+    assert states == [JobState.COMPLETED] * 2
 
 
 @pytest.mark.parametrize(
