@@ -1,8 +1,8 @@
-"""What stands behind an endpoint, in its true form: the endpoint's own engine, started from a config.
+"""The endpoint's own engine, started from a config, as the runner of an endpoint's tasks.
 
-The engine is left as it is. What is added makes it fit for tests: its processes begin in a folder
-of their own, end with the client however that ends, and when none of its workers can start, that is
-noticed and explained, where the engine would wait for ever.
+The engine is left as it is. Three additions make it fit for tests: its processes begin in a folder
+of their own; they end with the client, however the client ends; and when no worker can start, that
+is noticed and explained, where the engine would wait for ever.
 """
 
 from __future__ import annotations
@@ -30,29 +30,30 @@ from gc_warm.local.runners import remove, usable_folder
 
 log = logging.getLogger("gc_warm")
 
-_ENGINE_SECONDS = 20  # it grants its interchange ten
+_ENGINE_SECONDS = 20  # for an engine to shut down: it grants its interchange ten
 _WATCH_INTERVAL = 1.0  # seconds between looks at whether an engine is of use
-_JOB_WATCH_INTERVAL = 5.0  # where a look asks a scheduler, which others use, too
+_JOB_WATCH_INTERVAL = 5.0  # the same, where a look asks a scheduler, which others use, too
+_WARN_AFTER = 60  # seconds without a worker, after which a warning is logged
 # in the result of a task to an engine all of whose blocks have failed
 _GAVE_UP = b"parsl.executors.errors.BadStateException"
-_WARN_AFTER = 60  # seconds, after which a wait is worth a word
 
 
 class EngineRunner:
-    """Tasks in the endpoint's own engine, started from a config as an endpoint starts it.
+    """A `TaskRunner` with the endpoint's own engine, started from a config as an endpoint does.
 
-    Its processes begin in a directory of their own, so that what happens to lie in the client's is
-    not importable. Tasks wait until the first worker is there. When none can start, tasks fail with
-    a `WorkerStartError` that quotes the log that knows why.
+    The engine's processes begin in a directory of their own, so that modules which happen to lie in
+    the client's directory are not importable. Tasks wait until the first worker is there. When no
+    worker can start, tasks fail with a `WorkerStartError` that quotes the log with the cause.
 
-    Like an endpoint, it stops its engine when it has been idle for long enough, and starts another
-    for the next task.
+    Like an endpoint, the runner stops its engine when that has been idle for long enough, and
+    starts another for the next task.
 
     Args:
         config: The folder of a config (or the name of one that comes with gc_warm), the YAML file
             of a user endpoint, or its text (several lines).
-        options: What a folder's template is rendered with; the others have none.
-        on: "local" to run a cluster's config as processes of this machine; None for where it says.
+        options: The options that a folder's template is rendered with. A file and a text have none.
+        on: "local" to run a cluster's config as processes of this machine; None to run it where the
+            config says.
 
     Raises:
         FileNotFoundError: There is no such folder or file.
@@ -63,21 +64,24 @@ class EngineRunner:
     def __init__(
         self, config: str | os.PathLike[str], options: Options | None = None, on: str | None = None
     ) -> None:
-        text, self._source = _read(config, options or {})
-        self._text = _placed(text, on)
+        text, self._source = _read_config(config, options or {})
+        self._text = _place(text, on)
         self._lock = threading.Lock()
         self._closed = threading.Event()
         self._used = False
         self._moved = threading.Event()  # a task or a result, since the last heartbeat
-        loaded = _load(self._text, self._source)
+
+        loaded = _load_config(self._text, self._source)
         self._engine: _Engine | None = _Engine(loaded.engine)
-        self._idle = threading.Thread(
+
+        heartbeat_period = min(loaded.heartbeat_period, threading.TIMEOUT_MAX)
+        self._idle_watch = threading.Thread(
             target=self._stop_when_idle,
-            args=(min(loaded.heartbeat_period, threading.TIMEOUT_MAX), loaded.idle_heartbeats_soft),
+            args=(heartbeat_period, loaded.idle_heartbeats_soft),
             name="gc_warm-engine-idle",
             daemon=True,
         )
-        self._idle.start()
+        self._idle_watch.start()
 
     def submit(
         self,
@@ -88,34 +92,52 @@ class EngineRunner:
         resources: Mapping[str, Any],
         serializers: Sequence[str],
     ) -> Future[bytes]:
-        """See `gc_warm.local.service.TaskRunner`; *function_id* means nothing here."""
+        """Run one task as `gc_warm.local.service.TaskRunner` does.
+
+        Args:
+            task_id: Id of the task.
+            packed: The packed `Task`.
+            function_id: Means nothing here.
+            resources: The resource specification of the client.
+            serializers: Names of the serialization strategies for the result.
+
+        Returns:
+            A future that always ends with a packed `Result`.
+        """
         with self._lock:
             self._used = True
             self._moved.set()
             try:
-                future = self._usable_engine().submit(
-                    task_id, packed, dict(resources), list(serializers) or None
-                )
-            except Exception as error:  # it could not be started once more
+                engine = self._usable_engine()
+                names = list(serializers) or None
+                future = engine.submit(task_id, packed, dict(resources), names)
+            except Exception as error:  # an engine could not be started once more
                 future = Future()
                 future.set_result(worker_main.pack_failure(task_id, error))
+
         future.add_done_callback(lambda _: self._moved.set())
         return future
 
     def _usable_engine(self) -> _Engine:
+        """Return the engine, or a new one if it has been stopped or lost."""
         if self._closed.is_set():
             raise RuntimeError("the engine has been shut down")
+
         if self._engine is not None and self._engine.lost:
             self._engine.shutdown()
             self._engine = None
+
         if self._engine is None:
-            self._engine = _Engine(_load(self._text, self._source).engine)
+            self._engine = _Engine(_load_config(self._text, self._source).engine)
         return self._engine
 
     def _stop_when_idle(self, heartbeat_period: float, limit: int) -> None:
-        """The endpoint's own rule: so many heartbeats without any movement, and nothing under way.
+        """Stop the engine by the endpoint's own rule, once it has been idle for some heartbeats.
 
-        With 0 it never stops.
+        Args:
+            heartbeat_period: Seconds between two heartbeats.
+            limit: Number of heartbeats without any movement, and with no task under way, after
+                which the engine is stopped. With 0 it never is.
         """
         idle = 0
         while not self._closed.wait(heartbeat_period):
@@ -123,9 +145,11 @@ class EngineRunner:
                 engine = self._engine
                 moved = self._moved.is_set()
                 self._moved.clear()
+
                 if engine is None or engine.busy or moved or not self._used:
                     idle = 0
                     continue
+
                 idle += 1
                 if limit and idle >= limit:
                     self._engine = None
@@ -135,10 +159,12 @@ class EngineRunner:
         """End the engine with all its processes. Tasks that have not ended fail. Idempotent."""
         self._closed.set()
         with self._lock:
-            engine, self._engine = self._engine, None
+            engine = self._engine
+            self._engine = None
+
         if engine is not None:
             engine.shutdown()
-        _join(self._idle)
+        _join(self._idle_watch)
 
 
 class _Engine:
@@ -153,7 +179,8 @@ class _Engine:
         # results of an engine that gives up before it has had a worker, until it is known why
         self._held: dict[uuid.UUID, bytes] = {}
         self._proven = False  # a worker has done a task
-        # which the guard removes when this process dies
+
+        # the reaper removes the folder when this process dies
         self._folder = tempfile.mkdtemp(prefix="gc_warm-")
         self._mark = uuid.uuid4().hex
         self._reaper: subprocess.Popen[bytes] | None = None
@@ -161,8 +188,9 @@ class _Engine:
         self._watch = threading.Thread(
             target=self._watch_over, name="gc_warm-engine-watch", daemon=True
         )
+
         try:
-            _settle(self._engine, usable_folder(self._folder), self._mark)
+            _prepare(self._engine, usable_folder(self._folder), self._mark)
             self._reaper = processes.start_reaper(self._mark, self._folder)
             self._engine.start(endpoint_id=uuid.uuid4(), run_dir=self._folder)
             self._watch.start()
@@ -177,7 +205,7 @@ class _Engine:
 
     @property
     def lost(self) -> bool:
-        """Whether it is of no use any more, and another one might be."""
+        """Whether this engine is of no use any more, while another one might be."""
         return not isinstance(self._failure, WorkerStartError) and not self._interchange_lives()
 
     def submit(
@@ -187,7 +215,7 @@ class _Engine:
         resources: dict[str, Any],
         serializers: list[str] | None,
     ) -> Future[bytes]:
-        """Give the engine a task; the future always ends, with a packed Result."""
+        """Give the engine a task, and return a future that always ends, with a packed `Result`."""
         from globus_compute_endpoint.engines.base import GCFuture
 
         future: Future[bytes] = Future()
@@ -196,27 +224,36 @@ class _Engine:
                 future.set_result(worker_main.pack_failure(task_id, self._failure))
                 return future
             self._open[task_id] = future
+
         inner = GCFuture(task_id)
         inner.add_done_callback(lambda done: self._take(task_id, done.result()))
         self._engine.submit(inner, packed, resources, result_serializers=serializers)
         return future
 
     def _interchange_lives(self) -> bool:
-        """Without it, the engine waits for ever in whatever it is asked for."""
+        """Return whether there is an interchange.
+
+        Without an interchange, the engine waits for ever in whatever it is asked for.
+        """
         process = self._engine.executor.interchange_proc
         return process is not None and process.poll() is None
 
     def _take(self, task_id: uuid.UUID, result: bytes) -> None:
-        """Take the engine's result; where it has given up without a worker, the next look is to say why, in our words."""
+        """Take the engine's result, or hold it back if the engine gave up without any worker.
+
+        A result that is held back is replaced by a failure that says why, in our words, if the next
+        look at the engine tells.
+        """
         if _GAVE_UP in result and not self._proven:
             self._held[task_id] = result
         else:
             self._finish(task_id, result)
 
     def _finish(self, task_id: uuid.UUID, result: bytes) -> None:
-        """The engine's result, or the failure that there is for it: whichever comes first."""
+        """End a task's future with the engine's result or with a failure, whichever comes first."""
         with self._lock:
             future = self._open.pop(task_id, None)
+
         if future is not None:
             self._proven = self._proven or self._failure is None
             future.set_result(result)
@@ -224,57 +261,72 @@ class _Engine:
     def _fail_open(self, error: Exception) -> None:
         with self._lock:
             self._failure = self._failure or error
+
         for task_id in list(self._open):
             self._finish(task_id, worker_main.pack_failure(task_id, error))
 
     def _watch_over(self) -> None:
-        """Notice what an engine does not: that its interchange is gone, or that no worker will ever come."""
+        """Give up once the interchange is lost, or no worker will ever come.
+
+        An engine notices neither by itself.
+        """
+        is_local = type(self._engine.executor.provider).__name__ == "LocalProvider"
+        interval = _WATCH_INTERVAL if is_local else _JOB_WATCH_INTERVAL
         waited = 0.0
-        look = (
-            _WATCH_INTERVAL
-            if type(self._engine.executor.provider).__name__ == "LocalProvider"
-            else _JOB_WATCH_INTERVAL
-        )
-        while not self._ending.wait(look):
+
+        while not self._ending.wait(interval):
             if not self._interchange_lives():
-                return self._give_up(
-                    RuntimeError(
-                        "the engine's interchange has died, and with it what its workers were doing"
-                    )
-                )
-            waited = waited + look if self._open and not self._proven else 0.0
-            held, reason = list(self._held), None
-            try:
-                # a queue, or a request that can never be granted: only the scheduler knows
-                if waited == _WARN_AFTER:
-                    log.warning(
-                        "no worker after %d s; blocks: %s",
-                        _WARN_AFTER,
-                        startup_diagnosis.states(self._engine.executor),
-                    )
-                reason = (
-                    startup_diagnosis.why_no_worker(self._engine.executor, Path(self._folder))
-                    if self._open
-                    else None
-                )
-            except Exception:  # the engine is just changing, or its logs are just being written
-                log.debug("could not look at the engine", exc_info=True)
+                loss = "the engine's interchange has died, and with it what its workers were doing"
+                self._give_up(RuntimeError(loss))
+                return
+
+            if self._open and not self._proven:
+                waited += interval
+            else:
+                waited = 0.0
+
+            held = list(self._held)
+            reason = self._diagnose(waited)
             if reason and not self._ending.is_set():
-                return self._give_up(WorkerStartError(reason))
+                self._give_up(WorkerStartError(reason))
+                return
+
             for task_id in held:
                 self._finish(task_id, self._held.pop(task_id))
+
+    def _diagnose(self, waited: float) -> str | None:
+        """Return why no worker will ever come, or None if one may.
+
+        After `_WARN_AFTER` seconds of waiting, log the states of the blocks: whether they wait in a
+        queue, or for a request that can never be granted, only the scheduler knows.
+        """
+        try:
+            executor = self._engine.executor
+            if waited == _WARN_AFTER:
+                states = startup_diagnosis.states(executor)
+                log.warning("no worker after %d s; blocks: %s", _WARN_AFTER, states)
+
+            if self._open:
+                return startup_diagnosis.why_no_worker(executor, Path(self._folder))
+        except Exception:  # the engine is just changing, or its logs are just being written
+            log.debug("could not look at the engine", exc_info=True)
         return None
 
     def _give_up(self, error: Exception) -> None:
         self._fail_open(error)
-        self._shut_down_engine()  # else it would start one job after the other, for ever
+        # else the engine would start one job after the other, for ever
+        self._shut_down_engine()
 
     def _shut_down_engine(self) -> None:
-        """The engine's own shutdown, which waits for ever where the interchange has died; its thread is then left to itself."""
+        """Call the engine's own shutdown, and leave it to itself if it does not end in time.
+
+        It waits for ever where the interchange has died.
+        """
         shutdown = threading.Thread(
             target=self._engine.shutdown, name="engine-shutdown", daemon=True
         )
         lives = self._interchange_lives()
+
         shutdown.start()
         shutdown.join(_ENGINE_SECONDS if lives else processes.GRACE)
         if shutdown.is_alive():
@@ -287,64 +339,78 @@ class _Engine:
                 return
             self._closed = True
         self._ending.set()
-        # from the last to the first, each whatever comes of the others
+
+        # run from the last to the first, each whatever comes of the others
         with contextlib.ExitStack() as steps:
             steps.callback(remove, self._folder)
             steps.callback(self._fail_open, RuntimeError("the engine was shut down"))
-            steps.callback(self._dismiss_guard)
+            steps.callback(self._dismiss_reaper)
             steps.callback(processes.end_all, self._mark, self._folder)
             if self._failure is None:
                 steps.callback(self._shut_down_engine)
             steps.callback(_join, self._watch)
 
-    def _dismiss_guard(self) -> None:
+    def _dismiss_reaper(self) -> None:
         if self._reaper is not None:
             processes.dismiss_reaper(self._reaper)
 
 
 def _join(thread: threading.Thread) -> None:
-    """Wait for a thread's end, for a while; a thread that ends itself, in a future's callback, does not wait."""
+    """Wait for a thread's end, for a while.
+
+    A thread that ends itself, in the callback of a future, does not wait.
+    """
     if thread.ident is not None and thread is not threading.current_thread():
         thread.join(_ENGINE_SECONDS)
 
 
-def _load(text: str, source: str) -> Any:
-    """A user endpoint's configuration, with an engine that has not been started."""
+def _load_config(text: str, source: str) -> Any:
+    """Return a user endpoint's configuration, with an engine that has not been started."""
     config: Any = loading.load_to_start(text, source)
     engine = config.engine
+
     if getattr(getattr(engine, "executor", None), "provider", None) is None:
         engine.shutdown()
         raise ValueError(
-            f"{source}: with {type(engine).__name__}, tasks would see the client's memory and be falsely warm; use GlobusComputeEngine"
+            f"{source}: with {type(engine).__name__}, tasks would see the client's memory "
+            "and be falsely warm; use GlobusComputeEngine"
         )
     return config
 
 
-def _read(config: str | os.PathLike[str], options: Options) -> tuple[str, str]:
-    """The YAML, and what to call it in messages."""
+def _read_config(config: str | os.PathLike[str], options: Options) -> tuple[str, str]:
+    """Return the config's YAML, and the name of its source for messages."""
     is_text = isinstance(config, str) and "\n" in config
     if not is_text and not os.path.isfile(config):
         folder = folders.find_folder(config)
         return rendering.render(folder, options), os.fspath(folders.template_path(folder))
+
     source = "the config given as text" if is_text else os.fspath(config)
     if options:
         raise ValueError(
-            f"{source} takes no options, so user_endpoint_config={dict(options)!r} would mean nothing; only a folder has a template"
+            f"{source} takes no options, so user_endpoint_config={dict(options)!r} "
+            "would mean nothing; only a folder has a template"
         )
-    return str(config) if is_text else Path(config).read_text(), source
+
+    text = str(config) if is_text else Path(config).read_text()
+    return text, source
 
 
-def _placed(text: str, on: str | None) -> str:
+def _place(text: str, on: str | None) -> str:
+    """Return the config's YAML, changed to run at the place that *on* names."""
     if on not in (None, "local"):
         raise ValueError(
-            f"on: {on!r} is no place to run a config; there is 'local', and None for where the config says"
+            f"on: {on!r} is no place to run a config; "
+            "there is 'local', and None for where the config says"
         )
     return text if on is None else loading.localize(text)
 
 
-def _settle(engine: Any, folder: str, mark: str) -> None:
-    """Let a block start in *folder*, carry *mark*, and find the endpoint's command also where the environment is not activated."""
-    provider = engine.executor.provider
+def _prepare(engine: Any, folder: str, mark: str) -> None:
+    """Have an engine's blocks and interchange begin in *folder*, and carry *mark*.
+
+    They find the endpoint's command also where its environment is not activated.
+    """
     scripts = os.path.dirname(sys.executable)
     # Without these, the endpoint's command would make a folder in the home directory, and each
     # manager one where temporary files are.
@@ -354,17 +420,23 @@ def _settle(engine: Any, folder: str, mark: str) -> None:
         **processes.marked_environment(mark),
     }
     exports = [f"{name}={value}" for name, value in variables.items()]
-    before = [
-        f"cd {shlex.quote(folder)}",
-        *(f"export {shlex.quote(export)}" for export in exports),
-        f'export PATH={shlex.quote(scripts)}:"$PATH"',
-    ]
-    provider.worker_init = "\n".join([*before, provider.worker_init])
+
+    provider = engine.executor.provider
+    provider.worker_init = "\n".join(
+        [
+            f"cd {shlex.quote(folder)}",
+            *(f"export {shlex.quote(export)}" for export in exports),
+            f'export PATH={shlex.quote(scripts)}:"$PATH"',
+            provider.worker_init,
+        ]
+    )
+
+    # the command beside this Python, not that of another environment which happens to be active
     command, *arguments = engine.executor.interchange_launch_cmd
-    # and not that of another environment which happens to be active
     beside_python = os.path.join(scripts, command)
     if os.path.exists(beside_python):
         command = beside_python
+
     # In a session of its own: Ctrl-C is for the client, and an interchange that is gone makes the
     # engine's shutdown wait for ever.
     engine.executor.interchange_launch_cmd = ["setsid", "env", *exports, command, *arguments]
