@@ -1,8 +1,8 @@
-"""What stands behind an endpoint, in its light form: freshly spawned worker processes.
+"""Freshly spawned worker processes, as the light runner of an endpoint's tasks.
 
-Like the real engine (see `gc_warm.local.engine`), they are a `gc_warm.local.service.TaskRunner`,
-and run a task through the endpoint's own ``execute_task`` in a process that has nothing of the
-client's memory. Threads or forked children would be falsely warm.
+Like the real engine (see `gc_warm.local.engine`), `SpawnedRunner` is a
+`gc_warm.local.service.TaskRunner`, and runs a task through the endpoint's own ``execute_task`` in a
+process that has nothing of the client's memory. Threads or forked children would be falsely warm.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ from gc_warm.local import worker_main
 
 log = logging.getLogger("gc_warm")
 
-_STARTS = 3
-_START_TIMEOUT = 60
+_STARTS = 3  # attempts to have a worker ready for a task
+_START_TIMEOUT = 60  # seconds
 _LONGEST_FOLDER = 75  # bytes: 107 for a socket, less /pymp-12345678/listener-12345678
 # seconds between looks at a busy worker, for the rare death that leaves its pipe open in a
 # grandchild
@@ -50,7 +50,7 @@ class SpawnedWorker:
     """One worker of a `SpawnedRunner`: a rank with a process that is replaced when it has died.
 
     Attributes:
-        rank: Its number, from 0; a restarted worker keeps it.
+        rank: The worker's number, from 0, which it keeps when it is restarted.
     """
 
     def __init__(self, rank: int, environment: dict[str, str], run_dir: str) -> None:
@@ -65,14 +65,17 @@ class SpawnedWorker:
 
     @property
     def pid(self) -> int | None:
-        """Process id; None while there is no process (before a restart, or between tasks with one process a task)."""
+        """Process id, or None while there is no process.
+
+        There is none before a restart, and between tasks with one process a task.
+        """
         process = self._process
         return process.pid if process is not None and process.poll() is None else None
 
     def kill(self) -> None:
         """End the process with SIGKILL, as the out-of-memory killer does.
 
-        Its state is lost; the next task starts another.
+        The worker's state is lost; its next task starts another process.
         """
         process = self._process
         if process is not None:
@@ -80,12 +83,13 @@ class SpawnedWorker:
             process.wait()
 
     def start(self) -> None:
-        """Have a living process, without waiting until it is ready."""
+        """Start a process if none is alive, without waiting until it is ready."""
         with self._lock:
             if self._closed:
                 raise RuntimeError("the workers have been shut down")
             if self.pid is not None:
                 return
+
             self._discard()
             os.makedirs(self._run_dir, exist_ok=True)
             ours, theirs = socket.socketpair()
@@ -110,32 +114,44 @@ class SpawnedWorker:
         """Wait until the process can take a task.
 
         Raises:
-            WorkerStartError: It ended instead, or it is not ready after a minute.
+            WorkerStartError: The process ended instead, or is not ready after a minute.
         """
         if self._ready:
             return
+
         try:
             self._receive(time.monotonic() + _START_TIMEOUT)
         except (EOFError, OSError) as error:
             self._see_off()
             status = None if self._process is None else self._process.returncode
-            what = (
-                f"was not ready after {_START_TIMEOUT} s"
-                if isinstance(error, TimeoutError)
-                else f"ended with exit status {status}"
-            )
+            if isinstance(error, TimeoutError):
+                what = f"was not ready after {_START_TIMEOUT} s"
+            else:
+                what = f"ended with exit status {status}"
             raise WorkerStartError(
-                f"worker {self.rank} {what} before it could take a task; what it said is on stderr. "
-                f"It ran {sys.executable} with PYTHONPATH={self._environment['PYTHONPATH']!r}"
+                f"worker {self.rank} {what} before it could take a task; "
+                f"what it said is on stderr. It ran {sys.executable} "
+                f"with PYTHONPATH={self._environment['PYTHONPATH']!r}"
             ) from None
+
         self._ready = True
 
     def run(self, task_id: uuid.UUID, packed: bytes, serializers: Sequence[str]) -> bytes:
-        """Run one task; the packed Result says so if the worker was lost."""
+        """Run one task.
+
+        Args:
+            task_id: Id of the task.
+            packed: The packed `Task`.
+            serializers: Names of the serialization strategies for the result.
+
+        Returns:
+            The packed `Result`, which is an error if the worker could not start or was lost.
+        """
         try:
             self._get_ready()
         except (RuntimeError, OSError) as error:
             return worker_main.pack_failure(task_id, error)
+
         try:
             assert self._connection is not None
             self._connection.send_bytes(pickle.dumps((task_id, packed, list(serializers) or None)))
@@ -147,48 +163,60 @@ class SpawnedWorker:
             return worker_main.pack_failure(task_id, WorkerLost(self.rank, platform.node()))
 
     def _get_ready(self) -> None:
+        """Start the process and wait until it is ready, again if it is lost meanwhile."""
         for attempts_left in reversed(range(_STARTS)):
             self.start()
             try:
-                return self.wait_ready()
+                self.wait_ready()
+                return
             except WorkerStartError:
                 # killed while it started: a manager would start another, and the task has not been
                 # given out
                 if not attempts_left:
                     raise
-        return None
 
     def _receive(self, deadline: float = math.inf) -> bytes:
-        connection, process = self._connection, self._process
+        """Return the process's next message.
+
+        Raises:
+            EOFError: The process has ended.
+            TimeoutError: There is none at *deadline*.
+        """
+        connection = self._connection
+        process = self._process
         assert connection is not None
         assert process is not None
+
         while not connection.poll(_WATCH_INTERVAL):
             if process.poll() is not None and not connection.poll(0):
                 raise EOFError
             if time.monotonic() > deadline:
                 raise TimeoutError
+
         return connection.recv_bytes()
 
     def stop(self) -> None:
-        """End the process in the manager's way: SIGTERM, a second for its teardowns, SIGKILL."""
+        """End the process as a manager does: SIGTERM, a second for its teardowns, SIGKILL."""
         if self._process is not None:
             self._process.terminate()
             self._see_off()
 
     def _see_off(self) -> None:
-        """Wait for the end of a process that is ending."""
+        """Wait for the end of a process that is ending, and end the children of its tasks."""
         process = self._process
         if process is None:
             return
+
         with contextlib.suppress(psutil.NoSuchProcess):  # it has ended, and been waited for
             processes.kill_after(processes.GRACE, [psutil.Process(process.pid)])
         process.wait()
+
         # plain children of its tasks: a block takes them along too
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
 
     def close(self) -> None:
-        """Stop for good; idempotent."""
+        """Stop the worker for good. Idempotent."""
         with self._lock:
             self._closed = True
         self.stop()
@@ -196,27 +224,35 @@ class SpawnedWorker:
     def _discard(self) -> None:
         if self._connection is not None:
             self._connection.close()
-        self._connection = self._process = None
+        self._connection = None
+        self._process = None
 
     def __repr__(self) -> str:
         return f"<worker {self.rank}: pid {self.pid}>"
 
 
 class SpawnedRunner:
-    """Tasks in spawned worker processes, given to the least recently used worker as a manager does.
+    """A `TaskRunner` with spawned worker processes.
 
-    A worker's import path is what is installed, plus *pythonpath*: not the client's ``sys.path``,
-    not its directory. Ready when the constructor returns.
+    A task goes to the least recently used worker, as a manager gives it. A worker's import path is
+    what is installed, plus *pythonpath*: neither the client's ``sys.path`` nor its directory. The
+    workers are ready when the constructor returns.
 
     Args:
-        workers: How many, 1 or more.
+        workers: Number of workers, 1 or more.
         pythonpath: Folders of modules that tasks may import.
         env: Environment variables to add to the client's.
-        fresh_process_per_task: One process a task (as Work Queue does it), in which nothing is ever
-            warm.
+        fresh_process_per_task: Use one process a task (as Work Queue does), in which nothing is
+            ever warm.
+
+    Attributes:
+        workers: The workers, by rank.
 
     Raises:
-        ValueError: *workers* is below 1, or *env* has a PYTHONPATH.
+        TypeError: *workers* is not a whole number, *pythonpath* is one folder and not a list, or a
+            value of *env* is not text.
+        ValueError: *workers* is below 1, *env* has a PYTHONPATH, or a folder of *pythonpath* cannot
+            be on an import path.
         FileNotFoundError: A folder of *pythonpath* is not there.
         WorkerStartError: The workers cannot start.
     """
@@ -229,23 +265,16 @@ class SpawnedRunner:
         env: Mapping[str, str] | None = None,
         fresh_process_per_task: bool = False,
     ) -> None:
-        if not isinstance(workers, int) or isinstance(workers, bool):
-            raise TypeError(f"workers must be a whole number, not {workers!r}")
-        if workers < 1:
-            raise ValueError(f"workers must be at least 1, not {workers}")
-        if env and "PYTHONPATH" in env:
-            raise ValueError(
-                f"env: PYTHONPATH={env['PYTHONPATH']!r} would replace the workers' import path; give its folders as pythonpath=[...]"
-            )
-        for name, value in (env or {}).items():
-            if not isinstance(value, str):
-                raise TypeError(f"env: {name} must be text, not {value!r}")
-        path = _folders(pythonpath)
+        _check_workers(workers)
+        _check_env(env or {})
+        path = _import_path(pythonpath)
+
         self._fresh = fresh_process_per_task
         self._lock = threading.Lock()
         self._closed = False
         self._waiting: deque[_Job] = deque()
         self._folder = tempfile.TemporaryDirectory(prefix="gc_warm-", ignore_cleanup_errors=True)
+
         environment = {
             **os.environ,
             **(env or {}),
@@ -254,23 +283,27 @@ class SpawnedRunner:
             "PARSL_WORKER_POOL_ID": uuid.uuid4().hex[:12],
             "PARSL_WORKER_BLOCK_ID": "0",
         }
-        self.workers = tuple(
-            SpawnedWorker(rank, environment, self._folder.name) for rank in range(workers)
-        )
+        folder = self._folder.name
+        self.workers = tuple(SpawnedWorker(rank, environment, folder) for rank in range(workers))
         self._idle = deque(self.workers)  # the one that has waited longest comes first
         self._inboxes: dict[SpawnedWorker, queue.SimpleQueue[_Job | None]] = {
             worker: queue.SimpleQueue() for worker in self.workers
         }
-        # daemons: a client that forgets shutdown() still ends, and the workers with it
-        self._threads = [
-            threading.Thread(
-                target=self._serve,
-                args=(worker,),
-                name=f"gc_warm-worker-{worker.rank}",
-                daemon=True,
-            )
-            for worker in self.workers
-        ]
+        self._threads = [self._new_thread(worker) for worker in self.workers]
+
+        self._start_workers()
+        for thread in self._threads:
+            thread.start()
+
+    def _new_thread(self, worker: SpawnedWorker) -> threading.Thread:
+        """Return the thread, not started yet, that gives a worker its tasks."""
+        # a daemon: a client that forgets shutdown() still ends, and the workers with it
+        return threading.Thread(
+            target=self._serve, args=(worker,), name=f"gc_warm-worker-{worker.rank}", daemon=True
+        )
+
+    def _start_workers(self) -> None:
+        """Start all workers, and wait until they are ready; if one fails, end all."""
         try:
             for worker in self.workers:
                 worker.start()
@@ -279,8 +312,6 @@ class SpawnedRunner:
         except BaseException:
             self.shutdown()
             raise
-        for thread in self._threads:
-            thread.start()
 
     def submit(
         self,
@@ -291,7 +322,18 @@ class SpawnedRunner:
         resources: Mapping[str, Any],
         serializers: Sequence[str],
     ) -> Future[bytes]:
-        """See `gc_warm.local.service.TaskRunner`; *function_id* and *resources* mean nothing here."""
+        """Run one task as `gc_warm.local.service.TaskRunner` does.
+
+        Args:
+            task_id: Id of the task.
+            packed: The packed `Task`.
+            function_id: Means nothing here.
+            resources: Means nothing here.
+            serializers: Names of the serialization strategies for the result.
+
+        Returns:
+            A future that always ends with a packed `Result`.
+        """
         job = _Job(task_id, packed, serializers)
         with self._lock:
             if self._closed:
@@ -303,6 +345,7 @@ class SpawnedRunner:
         return job.future
 
     def _serve(self, worker: SpawnedWorker) -> None:
+        """Run the tasks in a worker's inbox, until there is None in it."""
         inbox = self._inboxes[worker]
         while (job := inbox.get()) is not None:
             try:
@@ -311,6 +354,7 @@ class SpawnedRunner:
                 result = worker_main.pack_failure(job.task_id, error)
             if self._fresh:
                 worker.stop()
+
             # before the result is out, so that a client's next task finds this worker at the end of
             # the line
             with self._lock:
@@ -318,6 +362,7 @@ class SpawnedRunner:
                     inbox.put(self._waiting.popleft())
                 else:
                     self._idle.append(worker)
+
             job.future.set_result(result)
 
     def shutdown(self) -> None:
@@ -329,18 +374,24 @@ class SpawnedRunner:
             if self._closed:
                 return
             self._closed = True
-            waiting, self._waiting = self._waiting, deque()
+            waiting = self._waiting
+            self._waiting = deque()
+
         for inbox in self._inboxes.values():
             inbox.put(None)
+
         # their seconds of grace run side by side
         closing = [threading.Thread(target=worker.close) for worker in self.workers]
         for thread in closing:
             thread.start()
+
         for job in waiting:
             job.fail("the workers were shut down before the task began")
+
         for thread in [*closing, *self._threads]:
             if thread.ident is not None:
                 thread.join()
+
         for worker in self.workers:
             worker._discard()
         self._folder.cleanup()
@@ -351,25 +402,28 @@ class _Job:
     """A task on its way to a worker."""
 
     def __init__(self, task_id: uuid.UUID, packed: bytes, serializers: Sequence[str]) -> None:
-        self.task_id, self.packed, self.serializers = task_id, packed, serializers
+        self.task_id = task_id
+        self.packed = packed
+        self.serializers = serializers
         self.future: Future[bytes] = Future()
 
     def fail(self, reason: str) -> None:
+        """End the future with a packed `Result` that is an error."""
         self.future.set_result(worker_main.pack_failure(self.task_id, RuntimeError(reason)))
 
 
 def remove(folder: str) -> None:
-    """Remove the folder of something whose processes have ended."""
+    """Remove a folder whose processes have ended, and log a warning if that fails."""
     shutil.rmtree(folder, ignore_errors=True)
     if os.path.exists(folder):
         log.warning("could not remove %s: something still writes there", folder)
 
 
 def usable_folder(folder: str) -> str:
-    """The same, if an engine can work there.
+    """Return *folder*, if an engine can work there.
 
     Raises:
-        ValueError: Its name holds what a shell would split, or is too long.
+        ValueError: The folder's name holds what a shell would split, or is too long.
     """
     advice = f"set TMPDIR to another than {os.path.dirname(folder)!r}"
     if shlex.quote(folder) != folder:
@@ -379,14 +433,39 @@ def usable_folder(folder: str) -> str:
     return folder
 
 
-def _folders(paths: Sequence[str | os.PathLike[str]]) -> str:
-    if isinstance(paths, (str, os.PathLike)):
-        raise TypeError(f"pythonpath takes a list of folders: write [{str(paths)!r}]")
-    for folder in paths:
-        if os.pathsep in os.fspath(folder):
+def _check_workers(workers: int) -> None:
+    """Raise an error unless *workers* is a whole number of at least 1."""
+    if not isinstance(workers, int) or isinstance(workers, bool):
+        raise TypeError(f"workers must be a whole number, not {workers!r}")
+    if workers < 1:
+        raise ValueError(f"workers must be at least 1, not {workers}")
+
+
+def _check_env(env: Mapping[str, str]) -> None:
+    """Raise an error if *env* cannot be added to the environment of workers."""
+    if "PYTHONPATH" in env:
+        raise ValueError(
+            f"env: PYTHONPATH={env['PYTHONPATH']!r} would replace the workers' import path; "
+            "give its folders as pythonpath=[...]"
+        )
+    for name, value in env.items():
+        if not isinstance(value, str):
+            raise TypeError(f"env: {name} must be text, not {value!r}")
+
+
+def _import_path(folders: Sequence[str | os.PathLike[str]]) -> str:
+    """Return the value of PYTHONPATH that holds these folders."""
+    if isinstance(folders, (str, os.PathLike)):
+        raise TypeError(f"pythonpath takes a list of folders: write [{str(folders)!r}]")
+
+    for folder in folders:
+        name = os.fspath(folder)
+        if os.pathsep in name:
             raise ValueError(
-                f"pythonpath: a folder with {os.pathsep!r} in its name, {os.fspath(folder)!r}, cannot be on an import path"
+                f"pythonpath: a folder with {os.pathsep!r} in its name, {name!r}, "
+                "cannot be on an import path"
             )
         if not os.path.isdir(folder):
-            raise FileNotFoundError(f"pythonpath: there is no folder {os.fspath(folder)!r}")
-    return os.pathsep.join(os.path.abspath(folder) for folder in paths)
+            raise FileNotFoundError(f"pythonpath: there is no folder {name!r}")
+
+    return os.pathsep.join(os.path.abspath(folder) for folder in folders)
