@@ -1,1 +1,1 @@
-"""Stand-ins that need no account and no network: the service, and runners for what stands behind an endpoint."""
+"""Stand-ins for the SDK's client and executor that need no account and no network."""

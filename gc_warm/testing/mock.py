@@ -1,8 +1,8 @@
-"""MockExecutor and MockClient: the SDK's own classes on the service of this package, all in one process but for the workers.
+"""MockExecutor and MockClient: the SDK's own classes on the service of this package.
 
-Only the transport is replaced: HTTP requests are handed to `gc_warm.local.service.Service.handle`,
-and results reach the SDK's result watcher through a queue in place of AMQP. Batching,
-serialization, limits and errors are the SDK's.
+All of it is in one process, but for the workers. Only the transport is replaced: HTTP requests are
+handed to `gc_warm.local.service.Service.handle`, and results reach the SDK's result watcher through
+a queue in place of AMQP. Batching, serialization, limits and errors are the SDK's.
 """
 
 from __future__ import annotations
@@ -59,16 +59,22 @@ class MockClient(Client):
             spawned workers. An executor's ``user_endpoint_config`` holds the options of a config
             folder. The arguments of spawned workers are then refused.
         on: "local" to run a cluster's config on this machine.
-        workers: How many workers; 2 unless said otherwise.
+        workers: Number of spawned workers; 2 if None.
         pythonpath: Folders with modules that the tasks import. Nothing of the client's own path is
             there.
         env: Environment variables to add in the workers.
-        fresh_process_per_task: One process a task: everything is always cold, as under Work Queue.
-        endpoint_id: Id of its one endpoint; a new one if None.
-        **client_options: For the SDK's client, such as ``code_serialization_strategy``.
+        fresh_process_per_task: Use one process a task: everything is always cold, as under Work
+            Queue.
+        endpoint_id: Id of the client's one endpoint; a new one if None.
+        **client_options: Options of the SDK's client, such as ``code_serialization_strategy``.
+
+    Attributes:
+        service: The service that answers the client's requests.
+        endpoint_id: Id of the client's one endpoint.
 
     Raises:
-        TypeError: Both *config* and an argument of the spawned workers are given.
+        TypeError: Both *config* and an argument of the spawned workers are given, or *on* is given
+            without *config*.
 
     Example:
         >>> from gc_warm import MockClient
@@ -90,11 +96,11 @@ class MockClient(Client):
         endpoint_id: uuid.UUID | str | None = None,
         **client_options: Any,
     ) -> None:
-        if config is not None and (
-            workers is not None or pythonpath or env or fresh_process_per_task
-        ):
+        for_workers = workers is not None or pythonpath or env or fresh_process_per_task
+        if config is not None and for_workers:
             raise TypeError(
-                "workers, pythonpath, env and fresh_process_per_task are for spawned workers; with config= write them into the config"
+                "workers, pythonpath, env and fresh_process_per_task are for spawned workers; "
+                "with config= write them into the config"
             )
         if on is not None and config is None:
             raise TypeError(f"on={on!r} says where to run a config: give config=, too")
@@ -107,9 +113,9 @@ class MockClient(Client):
                 from gc_warm.local.engine import EngineRunner
 
                 return EngineRunner(config, user_endpoint_config, on)
-            number = 2 if workers is None else workers
+
             return SpawnedRunner(
-                workers=number,
+                workers=2 if workers is None else workers,
                 pythonpath=pythonpath,
                 env=env,
                 fresh_process_per_task=fresh_process_per_task,
@@ -117,6 +123,7 @@ class MockClient(Client):
 
         self.service = Service()
         self.endpoint_id = self.service.add_endpoint(make_runner, endpoint_id)
+
         # so that its ids cannot pass for those of the real service
         client_options.setdefault("environment", "local")
         super().__init__(
@@ -126,10 +133,13 @@ class MockClient(Client):
             api.transport.session.mount(api.base_url, _InProcess(self.service))
 
     def runner(self, user_endpoint_config: Mapping[str, Any] | None = None) -> TaskRunner:
-        """What runs the tasks that this process submits with a ``user_endpoint_config``; started if it is not there yet."""
-        return self.service.runner(
-            self.endpoint_id, user_endpoint_config, asdict(create_user_runtime())
-        )
+        """Return the runner of the tasks of one user endpoint, started if there is none yet.
+
+        Args:
+            user_endpoint_config: The configuration that this process submits the tasks with.
+        """
+        runtime = asdict(create_user_runtime())
+        return self.service.runner(self.endpoint_id, user_endpoint_config, runtime)
 
     def close(self) -> None:
         """End the workers. Idempotent."""
@@ -150,30 +160,34 @@ class MockClient(Client):
 class MockExecutor(Executor):
     """A `globus_compute_sdk.Executor` that needs no account, no network and no endpoint.
 
-    What it runs, it runs as an endpoint does: each task goes through the SDK's serialization to a
-    worker process that shares nothing with the client. What is warm here is warm there, and what is
-    cold here is cold there.
+    Tasks run as on an endpoint: each goes through the SDK's serialization to a worker process that
+    shares nothing with the client. What is warm here is warm there, and what is cold here is cold
+    there.
 
-    Lives until `shutdown`; usable with ``with``. The workers are started by the constructor.
+    The executor lives until `shutdown`; usable with ``with``. The workers are started by the
+    constructor.
 
     Args:
         endpoint_id: Any id; whatever it is, the endpoint is this stand-in. So
             ``Executor(endpoint_id)`` need only change its name.
-        client: Use this `MockClient`, which stays open, and not one of its own; the next five
-            arguments are then its business.
+        client: Use this `MockClient`, which stays open, and not one of the executor's own. *config*
+            to *fresh_process_per_task* are then to be given to the client.
         config: Start the endpoint's real engine from this config: a folder (or the name of one that
             comes with gc_warm), to which *user_endpoint_config* gives the options; the YAML file of
             a user endpoint; or its text.
         on: "local" to run a cluster's config as processes of this machine.
-        workers: How many spawned workers, 2 unless said otherwise.
+        workers: Number of spawned workers; 2 if it is not given.
         pythonpath: Folders with modules that the tasks import.
         env: Environment variables to add in the workers.
-        fresh_process_per_task: One process a task: everything is always cold.
+        fresh_process_per_task: Use one process a task: everything is always cold.
         rate_limit: Keep the SDK's throttle, which delays more than 4 submissions in 16 s. Off by
             default: no service needs it here.
-        **options: For the SDK's executor, such as ``serializer`` or ``user_endpoint_config``.
+        user_endpoint_config: As for the SDK's executor.
+        task_group_id: Id of the group that the tasks belong to; a new one if None.
+        **options: Options of the SDK's executor, such as ``serializer``.
 
     Raises:
+        TypeError: Both *client* and an argument of a client of the executor's own are given.
         ValueError, FileNotFoundError, WorkerStartError: The workers cannot be started as asked for.
 
     Example:
@@ -198,12 +212,15 @@ class MockExecutor(Executor):
         if client is not None and client_options:
             given = ", ".join(sorted(client_options))
             raise TypeError(
-                f"{given}: the client that is passed already has its workers; give this to MockClient"
+                f"{given}: the client that is passed already has its workers; "
+                "give this to MockClient"
             )
+
         self._gate = threading.Lock()  # of submissions against shutdown
         self._closing = False
         self._own_client = client is None
         self._mock_client = client or MockClient(endpoint_id=endpoint_id, **client_options)
+
         try:
             self._mock_client.runner(user_endpoint_config)
             super().__init__(
@@ -216,18 +233,23 @@ class MockExecutor(Executor):
         except BaseException:
             self._close_client()
             raise
+
         if not rate_limit:
             self.api_burst_window_s = 0
 
     if TYPE_CHECKING:  # the SDK's submit has no annotations
 
-        def submit(
+        def submit(  # type: ignore[override]
             self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs
-        ) -> _TaskFuture[T]: ...  # type: ignore[override]
+        ) -> _TaskFuture[T]:
+            """Submit a function as the SDK's executor does."""
 
     @property
     def task_group_id(self) -> uuid.UUID | None:
-        """Id of the group its tasks belong to: one of its own, where the SDK's executors share the first one's."""
+        """Id of the group that the executor's tasks belong to.
+
+        Each executor has a group of its own, where the SDK's executors share that of the first.
+        """
         return self._task_group_id
 
     @task_group_id.setter
@@ -239,12 +261,13 @@ class MockExecutor(Executor):
         """The workers: each has a ``rank``, a ``pid`` and ``kill()``.
 
         Raises:
-            AttributeError: They belong to a real engine, which has no handles on them.
+            AttributeError: The workers belong to a real engine, which gives no access to them.
         """
         runner = self._mock_client.runner(self.user_endpoint_config)
         if not isinstance(runner, SpawnedRunner):
             raise AttributeError(
-                "workers: the real engine gives no access to its workers; it is there with spawned workers only"
+                "workers: the real engine gives no access to its workers; "
+                "it is there with spawned workers only"
             )
         return runner.workers
 
@@ -258,17 +281,21 @@ class MockExecutor(Executor):
         """
         # after an error, the SDK's own doing: what runs may still end
         if threading.current_thread() is self._task_submitter:
-            super().shutdown(wait=wait, cancel_futures=cancel_futures)  # type: ignore[no-untyped-call]
+            super().shutdown(wait, cancel_futures=cancel_futures)  # type: ignore[no-untyped-call]
             return
+
         if wait and threading.current_thread() is sdk_executor._RESULT_WATCHERS.get(self._group):
             raise RuntimeError(
-                "shutdown() in a callback of a future would wait for itself: call shutdown(wait=False) there"
+                "shutdown() in a callback of a future would wait for itself: "
+                "call shutdown(wait=False) there"
             )
+
         watcher = None
         try:
             self._send_all(cancel_futures)
-            super().shutdown(wait=wait, cancel_futures=cancel_futures)  # type: ignore[no-untyped-call]
+            super().shutdown(wait, cancel_futures=cancel_futures)  # type: ignore[no-untyped-call]
             self._task_submitter.join()
+
             watcher = sdk_executor._RESULT_WATCHERS.get(self._group)
             # the SDK does not wait for what its submitter was about to send
             if wait and watcher is not None:
@@ -284,21 +311,35 @@ class MockExecutor(Executor):
         args: tuple[Any, ...] | None = None,
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        """As the SDK's; see there."""
+        """Submit a registered function as the SDK's executor does.
+
+        Args:
+            function_id: Id of the function.
+            args: Positional arguments.
+            kwargs: Keyword arguments.
+
+        Returns:
+            The SDK's future.
+
+        Raises:
+            RuntimeError: The executor has been shut down.
+        """
         with self._gate:
             if self._closing:
                 raise RuntimeError(f"{self!r} is shutdown; no new functions may be executed")
             return super().submit_to_registered_function(function_id, args, kwargs)
 
     def _send_all(self, cancel_futures: bool) -> None:
-        """Let the submitter empty its queue first: the SDK waits for that with a lock held that its submitter needs, for ever."""
+        """Refuse further tasks, and let the submitter empty its queue unless tasks are cancelled.
+
+        The SDK's shutdown waits for the queue with a lock held that its submitter needs, for ever.
+        """
         with self._gate:
             self._closing = True
-        while (
-            not cancel_futures
-            and self._task_submitter.is_alive()
-            and not self._tasks_to_send.empty()
-        ):
+        if cancel_futures:
+            return
+
+        while self._task_submitter.is_alive() and not self._tasks_to_send.empty():
             time.sleep(0.001)
 
     def __exit__(
@@ -326,8 +367,9 @@ class MockExecutor(Executor):
         try:
             super()._submit_tasks(*batch)  # type: ignore[no-untyped-call, unused-ignore]
         except Exception as error:
-            # the futures tell; the thread need not
+            # the futures show the error; the thread need not
             self._submitter_thread_exception_captured = True
+
             futures, tasks = batch[-2:]
             for future, task in zip(futures, tasks, strict=True):
                 if not future.done():  # the SDK leaves it pending for ever
@@ -335,28 +377,33 @@ class MockExecutor(Executor):
             raise
 
     def _explain(self, task: Any, error: Exception) -> Exception:
-        named = {
-            **{f"argument {number}": value for number, value in enumerate(task.args, start=1)},
-            **task.kwargs,
+        """Return an error that names the argument which cannot be sent, or *error* if all can."""
+        positional = {
+            f"argument {number}": value for number, value in enumerate(task.args, start=1)
         }
-        for name, value in named.items():
+        for name, value in {**positional, **task.kwargs}.items():
             try:
                 self.serializer.serialize(value)
             except Exception as cause:
                 explained = SerializationError(
-                    f"{name}={describe(value)} of the task cannot be sent ({cause.__cause__ or cause}): send plain data or the path of a "
-                    "file. The executor is no longer usable; a real one would not be either, and this future would never end"
+                    f"{name}={describe(value)} of the task cannot be sent "
+                    f"({cause.__cause__ or cause}): send plain data or the path of a file. "
+                    "The executor is no longer usable; a real one would not be either, "
+                    "and this future would never end"
                 )
                 explained.__cause__ = cause
                 return explained
+
         return error
 
     def _get_result_watcher(self) -> sdk_executor._ResultWatcher:
         watcher = sdk_executor._RESULT_WATCHERS.get(self._group)
         if watcher is not None and watcher.is_alive() and watcher.client is not self._mock_client:
             raise ValueError(
-                f"task group {self._group} belongs to another client: pass that client, or another task group"
+                f"task group {self._group} belongs to another client: "
+                "pass that client, or another task group"
             )
+
         if watcher is None or not watcher.is_alive():
             watcher = _Watcher(self._group, self._mock_client)
             watcher.start()
@@ -376,17 +423,18 @@ class _Watcher(sdk_executor._ResultWatcher):
         self._inbox: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
 
     def watch_for_task_results(self, executor: Executor, futures: list[Any]) -> int:
-        """Also look again at results that came before their futures."""
+        """Watch for results as the SDK does, and look again at those that came before."""
         watched: int = super().watch_for_task_results(executor, futures)
         self._inbox.put(None)
         return watched
 
     def run(self) -> None:
-        """Match results to futures until told to stop."""
+        """Match results to futures until the watcher is stopped."""
         self._thread_id = threading.get_ident()
         unsubscribe = self._service.subscribe(str(self.task_group_id), self._inbox.put)
+
         try:
-            # what failed at the end has still to be told
+            # the failures of tasks that were running at the end have still to be delivered
             while not (self._time_to_stop and self._inbox.empty()):
                 try:
                     self._take_in()
@@ -399,9 +447,10 @@ class _Watcher(sdk_executor._ResultWatcher):
 
     def _take_in(self) -> None:
         try:
-            packed = self._inbox.get(timeout=_STOP_DELAY)
+            packed = self._inbox.get(timeout=_STOP_INTERVAL)
         except queue.Empty:
             return
+
         if packed is not None:
             result: Any = messagepack.unpack(packed)
             self._received_results[str(result.task_id)] = (BasicProperties(headers={}), result)
@@ -410,11 +459,11 @@ class _Watcher(sdk_executor._ResultWatcher):
         self._time_to_stop = True
 
 
-_STOP_DELAY = 0.05  # seconds between looks at whether to stop
+_STOP_INTERVAL = 0.05  # seconds between looks at whether to stop
 
 
 class _InProcess(requests.adapters.BaseAdapter):
-    """Hands the requests of a `requests` session to the service."""
+    """A transport adapter that hands the requests of a `requests` session to the service."""
 
     def __init__(self, service: Service) -> None:
         super().__init__()
@@ -428,16 +477,16 @@ class _InProcess(requests.adapters.BaseAdapter):
         sent: Any = request.body
         body: Any
         try:
-            status, body = (
-                200,
-                self._service.handle(
-                    str(request.method), path, query, json.loads(sent) if sent else None
-                ),
-            )
+            content = json.loads(sent) if sent else None
+            body = self._service.handle(str(request.method), path, query, content)
+            status = 200
         except ServiceError as error:
-            status, body = error.status, error.body()
+            body = error.body()
+            status = error.status
+
         response = requests.Response()
-        response.status_code, response.request = status, request
+        response.status_code = status
+        response.request = request
         response.url = str(request.url)
         response.headers["Content-Type"] = "application/json"
         response.encoding = "utf-8"
@@ -445,4 +494,4 @@ class _InProcess(requests.adapters.BaseAdapter):
         return response
 
     def close(self) -> None:
-        """Nothing is open."""
+        """Do nothing, since nothing is open."""

@@ -1,4 +1,4 @@
-"""What gc_warm brings to pytest, which loads this by itself where gc_warm is installed: the fixture ``local_cloud``."""
+"""The pytest plugin, which pytest loads by itself where gc_warm is installed."""
 
 from __future__ import annotations
 
@@ -13,17 +13,19 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def local_cloud(monkeypatch: pytest.MonkeyPatch) -> Iterator[LocalCloud]:
-    """A `gc_warm.local.cloud.LocalCloud` for one test, in whose environment the SDK's own classes talk to it.
+    """A `gc_warm.local.cloud.LocalCloud` for one test.
 
-    For several tests at once, use the class itself: it is a context manager.
+    The environment is set such that the SDK's own classes talk to it. For several tests at once,
+    use the class itself: it is a context manager.
 
     Example:
         >>> from globus_compute_sdk import Executor
         >>> from gc_warm.functions import count
         >>> from gc_warm.local.daemon import EndpointDaemon
         >>> def test_count(local_cloud):
-        ...     with EndpointDaemon(local_cloud, "local") as endpoint, Executor(endpoint.endpoint_id) as executor:
-        ...         assert executor.submit(count).result() == 1
+        ...     with EndpointDaemon(local_cloud, "local") as endpoint:
+        ...         with Executor(endpoint.endpoint_id) as executor:
+        ...             assert executor.submit(count).result() == 1
     """
     from globus_compute_sdk.sdk import executor
 
@@ -33,9 +35,11 @@ def local_cloud(monkeypatch: pytest.MonkeyPatch) -> Iterator[LocalCloud]:
     with LocalCloud() as cloud:
         for name, value in cloud.environment.items():
             monkeypatch.setenv(name, value)
+
         monkeypatch.setattr(executor.Executor, "_default_task_group_id", None)
         before = set(executor._RESULT_WATCHERS)
         yield cloud
-        # they live as long as the process, and would miss the service
+
+        # the watchers live as long as the process, and would miss the service
         for group in set(executor._RESULT_WATCHERS) - before:
             executor._RESULT_WATCHERS[group].shutdown()
