@@ -57,6 +57,7 @@ class SpawnedWorker:
         self.rank = rank
         self._environment = {**environment, "PARSL_WORKER_RANK": str(rank)}
         self._run_dir = run_dir
+
         self._process: subprocess.Popen[bytes] | None = None
         self._connection: Connection | None = None
         self._ready = False
@@ -335,6 +336,7 @@ class SpawnedRunner:
             A future that always ends with a packed `Result`.
         """
         job = _Job(task_id, packed, serializers)
+
         with self._lock:
             if self._closed:
                 job.fail("the workers have been shut down")
@@ -448,6 +450,7 @@ def _check_env(env: Mapping[str, str]) -> None:
             f"env: PYTHONPATH={env['PYTHONPATH']!r} would replace the workers' import path; "
             "give its folders as pythonpath=[...]"
         )
+
     for name, value in env.items():
         if not isinstance(value, str):
             raise TypeError(f"env: {name} must be text, not {value!r}")

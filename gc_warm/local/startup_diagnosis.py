@@ -1,4 +1,4 @@
-"""Why an engine has no workers, and never will: what it leaves to its logs."""
+"""The reason why an engine has no workers, and never will, which it leaves to its logs."""
 
 from __future__ import annotations
 
@@ -8,94 +8,123 @@ from pathlib import Path
 from typing import Any
 
 _LINES_QUOTED = 20  # lines of a log that is quoted
-_DEATHS = 3  # of a worker that had no task: it will not live
+_DEATHS = 3  # of a worker that had no task, after which it counts as one that will not live
 
 
 def states(executor: Any) -> str:
-    """The blocks of an engine, as its provider last knew them."""
-    return (
-        ", ".join(
-            f"{block} {status.state.name}" for block, status in executor.status_facade.items()
-        )
-        or "none"
-    )
+    """Return the states of an engine's blocks, as its provider last knew them."""
+    blocks = executor.status_facade.items()
+    return ", ".join(f"{block} {status.state.name}" for block, status in blocks) or "none"
 
 
 def why_no_worker(executor: Any, folder: Path) -> str | None:
-    """Why no worker of this engine will ever take a task, with the end of the log that knows; None if one may.
+    """Return why no worker of an engine will ever take a task, or None if one may.
 
     Args:
         executor: The engine's executor.
-        folder: Where it keeps its logs.
+        folder: The folder that the engine keeps its logs in.
+
+    Returns:
+        The reason, with the end of the log that tells it.
     """
     managers = executor.connected_managers()
     if any(manager["worker_count"] > 0 for manager in managers):
         return _why_workers_die(folder, {manager["manager"] for manager in managers})
-    if managers:
-        wanted = f"cores_per_worker {executor.cores_per_worker}"
-        wanted += (
-            f" and mem_per_worker {executor.mem_per_worker}" if executor.mem_per_worker else ""
-        )
-        what = f"a node has room for 0 workers: with {wanted} it gets none of the {executor.max_workers_per_node} that are asked for"
-        return _quote(what, *folder.rglob("manager.log"))
-    return _why_blocks_end(executor)
+    if not managers:
+        return _why_blocks_end(executor)
+
+    wanted = f"cores_per_worker {executor.cores_per_worker}"
+    if executor.mem_per_worker:
+        wanted += f" and mem_per_worker {executor.mem_per_worker}"
+    reason = (
+        f"a node has room for 0 workers: with {wanted} "
+        f"it gets none of the {executor.max_workers_per_node} that are asked for"
+    )
+    return _quote(reason, *folder.rglob("manager.log"))
 
 
 def _why_blocks_end(executor: Any) -> str | None:
-    """A block that has ended without ever having had a worker, unless another may still get one."""
+    """Return why a block has ended without ever having had a worker.
+
+    None if there is no such block, or another block may still get a worker.
+    """
     from parsl.jobs.states import JobState
 
-    statuses, connected = executor.status(), executor.connected_blocks()
+    statuses = executor.status()
+    connected = executor.connected_blocks()
     if not all(status.terminal for status in statuses.values()):
         return None
+
     for block, status in reversed(statuses.items()):
-        if status.state in (JobState.FAILED, JobState.MISSING) and block not in connected:
-            ended = "ended before its workers were ready" + (
-                f", with exit status {status.exit_code}" if status.exit_code else ""
-            )
-            why = (status.message if status.message and not status.stderr_path else ended).rstrip(
-                ". \n"
-            )
-            return _quote(
-                f"no worker can start: block {block}: {why}", status.stderr_path, status.stdout_path
-            )
+        has_failed = status.state in (JobState.FAILED, JobState.MISSING)
+        if has_failed and block not in connected:
+            reason = f"no worker can start: block {block}: {_why_block_ended(status)}"
+            return _quote(reason, status.stderr_path, status.stdout_path)
     return None
 
 
+def _why_block_ended(status: Any) -> str:
+    """Return the provider's message, where there is no log; else that the block ended too early."""
+    if status.message and not status.stderr_path:
+        reason = str(status.message)
+    elif status.exit_code:
+        reason = f"ended before its workers were ready, with exit status {status.exit_code}"
+    else:
+        reason = "ended before its workers were ready"
+    return reason.rstrip(". \n")
+
+
 def _why_workers_die(folder: Path, managers: set[str]) -> str | None:
-    """Workers that die again and again with no task: all of them, since one that lives is enough."""
+    """Return why the workers of all managers die again and again before their first task.
+
+    None if one of them may live: one worker is enough.
+    """
+    logs = [log for log in folder.rglob("manager.log") if log.parent.name in managers]
     dying = {}
-    for log in (log for log in folder.rglob("manager.log") if log.parent.name in managers):
+    for log in logs:
         text = log.read_text(errors="replace")
-        ends = re.findall(r"Worker (\d+) was not busy when it died", text)
-        ranks = set(re.findall(r"Manager will spawn (\d+) workers", text))
-        if not ranks or any(
-            ends.count(str(rank)) < _DEATHS or _has_worked(log, rank)
-            for rank in range(int(max(ranks)))
-        ):
+        deaths = re.findall(r"Worker (\d+) was not busy when it died", text)
+        numbers = set(re.findall(r"Manager will spawn (\d+) workers", text))
+        if not numbers:
             return None
-        dying[log] = ends
-    for log, ends in dying.items():
-        what = f"worker {ends[-1]} has died {ends.count(ends[-1])} times before its first task, and so have the others"
-        return _quote(what, log.with_name(f"worker_{ends[-1]}.log"))
+
+        for rank in range(int(max(numbers))):
+            if deaths.count(str(rank)) < _DEATHS or _has_worked(log, rank):
+                return None
+        dying[log] = deaths
+
+    for log, deaths in dying.items():
+        rank = deaths[-1]
+        reason = (
+            f"worker {rank} has died {deaths.count(rank)} times before its first task, "
+            "and so have the others"
+        )
+        return _quote(reason, log.with_name(f"worker_{rank}.log"))
     return None
 
 
 def _has_worked(manager_log: Path, rank: int) -> bool:
-    """Whether that worker had a task in one of its latest lives: then it was killed while it was idle."""
+    """Return whether a worker had a task in one of its latest lives.
+
+    If so, it was killed while it was idle.
+    """
     log = manager_log.with_name(f"worker_{rank}.log")
-    lives = log.read_text(errors="replace").split(f"Worker {rank} started") if log.exists() else []
+    if not log.exists():
+        return False
+
+    lives = log.read_text(errors="replace").split(f"Worker {rank} started")
     return any("Received executor task" in life for life in lives[-_DEATHS:])
 
 
-def _quote(what: str, *logs: str | Path | None) -> str:
-    """What happened, with the end of the first of these logs that says anything."""
+def _quote(reason: str, *logs: str | Path | None) -> str:
+    """Return the reason, with the end of the first of these logs that is not empty."""
     for path in logs:
         if path is None or not os.path.isfile(path):
             continue
+
         lines = Path(path).read_text(errors="replace").rstrip().splitlines()
         if lines:
-            return f"{what}. The end of {os.path.basename(path)}:\n" + "\n".join(
-                lines[-_LINES_QUOTED:]
-            )
-    return f"{what}. There is no more in its logs."
+            end = "\n".join(lines[-_LINES_QUOTED:])
+            return f"{reason}. The end of {os.path.basename(path)}:\n{end}"
+
+    return f"{reason}. There is no more in its logs."

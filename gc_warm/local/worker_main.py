@@ -1,7 +1,7 @@
-"""The program a spawned worker runs: the endpoint's own `execute_task`, one task after the other, in a fresh interpreter.
+"""The program of a spawned worker: a fresh interpreter that runs one task after the other.
 
-Run by path, not as part of gc_warm: a worker has its own import path, and gc_warm need not be on
-it.
+Tasks go through the endpoint's own `execute_task`. The program is run by path, not as part of
+gc_warm: a worker has its own import path, and gc_warm need not be on it.
 """
 
 from __future__ import annotations
@@ -26,36 +26,40 @@ READY = b"ready"
 
 
 def pack_failure(task_id: uuid.UUID, error: BaseException) -> bytes:
-    """A packed Result that says that a task was lost to *error*, in the text the real engine uses."""
+    """Return a packed `Result` of a task that was lost to *error*, in the real engine's format."""
     from globus_compute_common import messagepack
     from globus_compute_common.messagepack.message_types import Result, ResultErrorDetails
     from globus_compute_endpoint.exception_handling import get_result_error_details
 
-    code, message = get_result_error_details(error)
     text = "+" * 68 + "\n" + "".join(traceback.format_exception(error)) + "-" * 68
-    return bytes(
-        messagepack.pack(
-            Result(
-                task_id=task_id,
-                data=text,
-                error_details=ResultErrorDetails(code=code, user_message=message),
-            )
-        )
-    )
+    code, message = get_result_error_details(error)
+    details = ResultErrorDetails(code=code, user_message=message)
+    result = Result(task_id=task_id, data=text, error_details=details)
+    return bytes(messagepack.pack(result))
 
 
 def _client_is_gone(connection: Connection, timeout: int | None) -> bool:
-    """Whether the client's end is closed; waits for that up to *timeout* milliseconds, for ever if None."""
+    """Wait until the client's end is closed, and return whether it is.
+
+    Args:
+        connection: The worker's end of its connection to the client.
+        timeout: Milliseconds to wait; None to wait for ever.
+    """
     if connection.closed:  # this is a forked child
         return False
+
     watch = select.poll()
     watch.register(connection.fileno(), 0)  # nothing but the hang-up
-    # not where a task has closed our end
+
+    # only the hang-up counts: a task may have closed our end
     return any(event & select.POLLHUP for _, event in watch.poll(timeout))
 
 
 def _end_with_client(connection: Connection, run_dir: str) -> None:
-    """A client that was killed takes its workers along: SIGTERM if there are teardowns, and SIGKILL after a manager's second."""
+    """Wait for the client's end, and end this worker: a client that was killed takes it along.
+
+    The worker gets SIGTERM if there are teardowns, and SIGKILL after a manager's second.
+    """
     _client_is_gone(connection, None)
     if signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
         os.kill(os.getpid(), signal.SIGTERM)
@@ -65,7 +69,7 @@ def _end_with_client(connection: Connection, run_dir: str) -> None:
 
 
 def _remove_if_orphaned(connection: Connection, run_dir: str) -> None:
-    """The folder is the client's to remove, unless it was killed."""
+    """Remove the folder if the client was killed; else it is the client's to remove."""
     if _client_is_gone(connection, 0):
         shutil.rmtree(run_dir, ignore_errors=True)
 
@@ -74,7 +78,7 @@ def _import_execute_task() -> Callable[..., bytes]:
     """Import the endpoint's `execute_task`, and have it log nothing."""
     import logging
 
-    # of nearly a thousand modules nothing is ever garbage: to look for some takes a quarter of the
+    # nothing of nearly a thousand modules is ever garbage: looking for some takes a quarter of the
     # time
     gc.disable()
     from globus_compute_endpoint.engines.helper import execute_task
@@ -91,17 +95,27 @@ def _import_execute_task() -> Callable[..., bytes]:
 
 
 def main(descriptor: int, run_dir: str) -> None:
-    """Serve tasks that come as pickled (task id, packed Task, result serializers) until the client closes its end."""
+    """Run the client's tasks, until it closes its end of the connection.
+
+    A task comes as a pickled tuple: task id, packed `Task`, and result serializers or None. The
+    first message to the client is `READY`; each further one is a packed `Result`.
+
+    Args:
+        descriptor: File descriptor of the worker's end of the connection.
+        run_dir: The folder that tasks run in.
+    """
     os.set_inheritable(descriptor, False)
     connection = Connection(descriptor)
     worker = os.getpid()
+
     # a child of a task must neither answer nor keep the client waiting
     os.register_at_fork(after_in_child=connection.close)
     # first registered, last to run: after the teardowns
     atexit.register(_remove_if_orphaned, connection, run_dir)
-    threading.Thread(
+    watch = threading.Thread(
         target=_end_with_client, args=(connection, run_dir), name="end-with-client", daemon=True
-    ).start()
+    )
+    watch.start()
 
     execute_task = _import_execute_task()
     connection.send_bytes(READY)
@@ -110,10 +124,12 @@ def main(descriptor: int, run_dir: str) -> None:
             task_id, packed, serializers = pickle.loads(connection.recv_bytes())
         except EOFError:
             return
+
         try:
             reply = execute_task(packed, task_id, run_dir=run_dir, result_serializers=serializers)
         except Exception as error:
             reply = pack_failure(task_id, error)
+
         if os.getpid() != worker:  # the task forked, and its child has come back too
             os._exit(0)
         connection.send_bytes(reply)
