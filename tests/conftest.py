@@ -1,4 +1,4 @@
-"""What every test is held to: nothing of it is left behind, and where nothing may be skipped, nothing is."""
+"""Checks of all tests: nothing is left behind, and where nothing may be skipped, nothing is."""
 
 from __future__ import annotations
 
@@ -22,18 +22,23 @@ from hypothesis import HealthCheck, settings
 from tests.support import wait_until
 
 _strangers: set[str] = set()
-"""The processes that were there before the session, so long as they live: none of them has its marker, and nobody need look."""
+"""The processes from before the session, so long as they live: none of them has its marker."""
 
 
 def _processes() -> set[tuple[int, float]]:
-    """This process's children, and the blocks of an engine: these have left the family, but carry the marker."""
+    """Return this process's children, and those that have left the family, but carry the marker.
+
+    An engine's blocks are such.
+    """
     marker = f"GC_WARM_TEST_RUN={os.environ['GC_WARM_TEST_RUN']}".encode()
     children: set[str] = set()
     for path in Path("/proc/self/task").glob("*/children"):
         with contextlib.suppress(OSError):  # the thread has just ended
             children.update(path.read_text().split())
+
     pids = set(filter(str.isdecimal, os.listdir("/proc")))
     _strangers.intersection_update(pids)
+
     found = set()
     for pid in (pids - _strangers) | children:
         with contextlib.suppress(psutil.Error, OSError):
@@ -47,7 +52,7 @@ def _processes() -> set[tuple[int, float]]:
 
 
 def _environment(pid: str) -> bytes:
-    """As quickly as can be: this is asked of every process, before and after every test."""
+    """Return the environment of a process, quickly: every test asks for all of them, twice."""
     descriptor = os.open(f"/proc/{pid}/environ", os.O_RDONLY)
     try:
         return os.read(descriptor, 1 << 20)
@@ -80,34 +85,43 @@ settings.load_profile("busy machine")
 
 
 def pytest_configure() -> None:
-    """What a shell starts in the background ignores Ctrl-C, and so would all that the tests start and interrupt."""
+    """Stop ignoring Ctrl-C, as what a shell starts in the background does.
+
+    Else all that the tests start and interrupt would ignore it, too.
+    """
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_finish() -> None:
-    """What was imported stays until the end: no collection of garbage has to look at it, neither now and then nor in a test."""
+    """Keep all that was imported out of the collection of garbage, now and then and in tests."""
     gc.freeze()
 
 
 @pytest.fixture(scope="session", autouse=True)
 def run_marker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Every process that the tests start, however far removed, inherits this variable, and a folder for its temporary files."""
+    """Mark every process that the tests start, however far removed, by a variable it inherits.
+
+    They inherit a folder for temporary files, too.
+    """
     tmp_path_factory.getbasetemp()  # pytest's own folder stays where it always is
     _strangers.update(filter(str.isdecimal, os.listdir("/proc")))
     os.environ["GC_WARM_TEST_RUN"] = f"{os.getpid()}-{time.time_ns()}"
+
     with tempfile.TemporaryDirectory(prefix="t-") as folder:
-        tempfile.tempdir = os.environ["TMPDIR"] = folder
+        tempfile.tempdir = folder
+        os.environ["TMPDIR"] = folder
         yield
         tempfile.tempdir = None
         del os.environ["TMPDIR"]
+
     left = {pid: " ".join(psutil.Process(pid).cmdline()) for pid, _ in _processes()}
     assert not left, f"the session leaves processes behind: {left}"
 
 
 @pytest.fixture(scope="session", autouse=True)
 def architecture_asked_for_once() -> Iterator[None]:
-    """The SDK asks for it with every request, and Python asks a program, ``file``."""
+    """Ask only once: the SDK does with every request, and Python asks a program, ``file``."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(platform, "architecture", functools.cache(platform.architecture))
         yield
@@ -115,7 +129,10 @@ def architecture_asked_for_once() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def nothing_left_behind(run_marker: None) -> Generator[None, None, None]:
-    """Fail a test that leaves processes, threads, descriptors or files of ours; fixtures of wider scope may keep theirs."""
+    """Fail a test that leaves processes, threads, descriptors or files of ours.
+
+    Fixtures of wider scope may keep theirs.
+    """
     looks: dict[str, Callable[[], set[object]]] = {
         "processes": _processes,  # type: ignore[dict-item]
         "threads": _threads,  # type: ignore[dict-item]
@@ -125,23 +142,24 @@ def nothing_left_behind(run_marker: None) -> Generator[None, None, None]:
     before = {name: look() for name, look in looks.items()}
     group = sdk_executor.Executor._default_task_group_id
     yield
-    assert sdk_executor.Executor._default_task_group_id == group, (
-        "the SDK's default task group was changed for everybody"
-    )
+
+    group_is_kept = sdk_executor.Executor._default_task_group_id == group
+    assert group_is_kept, "the SDK's default task group was changed for everybody"
     for name, look in looks.items():
         if left := look() - before[name]:
-            wait_until(
-                lambda look=look, name=name: not look() - before[name], f"all {name} gone: {left}"
-            )  # type: ignore[misc]
+            _wait_until_gone(look, before[name], f"all {name} gone: {left}")
+
+
+def _wait_until_gone(look: Callable[[], set[object]], before: set[object], what: str) -> None:
+    wait_until(lambda: not look() - before, what)
 
 
 @pytest.hookimpl(trylast=True)
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
-    """With GC_WARM_NO_SKIPS set (as .ci/run does), a skipped test is a failed one."""
+    """Fail the session for a skipped test if GC_WARM_NO_SKIPS is set, as .ci/run does."""
     reporter = session.config.pluginmanager.get_plugin("terminalreporter")
-    if (
-        reporter is not None
-        and os.environ.get("GC_WARM_NO_SKIPS")
-        and reporter.stats.get("skipped")
-    ):
+    if reporter is None or not os.environ.get("GC_WARM_NO_SKIPS"):
+        return
+
+    if reporter.stats.get("skipped"):
         session.exitstatus = pytest.ExitCode.TESTS_FAILED

@@ -1,4 +1,4 @@
-"""A real Slurm on this machine, for tests: a controller and several virtual nodes, all of it inside one folder."""
+"""A real Slurm on this machine, for tests: a controller and virtual nodes, all in one folder."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ StateSaveLocation={folder}/state
 SlurmctldPidFile={folder}/slurmctld.pid
 SlurmdPidFile={folder}/%n.pid
 SlurmdSpoolDir={folder}/%n
-# The daemons log to their standard errors, which are files here; only job steps have no other place.
+# The daemons log to their standard errors, which are files here. Job steps have no other place.
 SlurmctldLogFile=/dev/null
 SlurmdLogFile={folder}/%n.steps
 SlurmdParameters=config_overrides
@@ -75,7 +75,10 @@ GresTypes=gpu
 {nodes}
 PartitionName=debug Nodes=ALL Default=YES MaxTime=INFINITE State=UP OverSubscribe=NO
 """
-_NODE = "NodeName={name} NodeHostname={host} NodeAddr=127.0.0.1 Port={port} CPUs={cpus} RealMemory=4096 {gres} State=UNKNOWN"
+_NODE = (
+    "NodeName={name} NodeHostname={host} NodeAddr=127.0.0.1 Port={port} "
+    "CPUs={cpus} RealMemory=4096 {gres} State=UNKNOWN"
+)
 
 
 @dataclass(frozen=True)
@@ -102,11 +105,12 @@ class SlurmJob:
 
 
 class SlurmCluster:
-    """Virtual nodes on this machine, with a partition ``debug``, for as long as the ``with`` block lasts.
+    """Virtual nodes on this machine, with a partition ``debug``.
 
-    Any user can run one, and everything runs as that user: the daemons are children of this
-    process, and know only the files in their folder. Each cluster has ports of its own, so that
-    there can be several at a time. Each node has all cores of the machine.
+    They are there for as long as the ``with`` block lasts. Any user can run them, and everything
+    runs as that user: the daemons are children of this process, and know only the files in their
+    folder. Each cluster has ports of its own, so that there can be several at a time. Each node has
+    all cores of the machine.
 
     There is no accounting, so ``sacct`` fails; ended jobs are seen with ``squeue -t all`` and
     ``scontrol show job``. Slurm looks at time limits every 30 seconds, counted from the
@@ -129,6 +133,7 @@ class SlurmCluster:
         """
         self.folder = folder.resolve()
         self.nodes = tuple(f"n{number}" for number in range(1, nodes + 1))
+
         longest = f"{self.folder}/{self.nodes[-1]}/{self.nodes[-1]}_9999.4294967291"
         if excess := max(0, len(os.fsencode(longest)) - _LONGEST_SOCKET):
             raise ValueError(
@@ -136,6 +141,7 @@ class SlurmCluster:
             )
         if odd := re.findall(r"[^\w./+@:-]", str(self.folder)):
             raise ValueError(f"slurm.conf cannot name {self.folder}, because of {odd}")
+
         self.gpus_per_node = gpus_per_node
         self.binds_cores = False
         """Whether job steps are bound to the cores they asked for; known once the cluster is up."""
@@ -144,13 +150,13 @@ class SlurmCluster:
 
     @staticmethod
     def missing() -> str | None:
-        """Why there can be no cluster on this machine, or None if there can."""
+        """Return why there can be no cluster on this machine, or None if there can."""
         missing = [name for name in (*_DAEMONS, *_CLIENTS) if _program(name) is None]
         return f"programs of Slurm and munge are missing: {', '.join(missing)}" if missing else None
 
     @property
     def environment(self) -> dict[str, str]:
-        """What a program needs in its environment to reach this cluster."""
+        """The variables that a program needs to reach this cluster."""
         return {"SLURM_CONF": str(self.folder / "slurm.conf")}
 
     def __enter__(self) -> SlurmCluster:
@@ -160,14 +166,13 @@ class SlurmCluster:
             except BaseException as error:
                 logs = self._log_tails()
                 self._stop()
-                if (
-                    f"cannot create task context for {task_plugin}" in logs
-                    and task_plugin != _TASK_PLUGINS[-1]
-                ):
+                cannot_run = f"cannot create task context for {task_plugin}" in logs
+                if cannot_run and task_plugin != _TASK_PLUGINS[-1]:
                     continue
                 if not isinstance(error, Exception):
                     raise
                 raise RuntimeError(f"Slurm does not start: {error}\n{logs}") from error
+
             self.binds_cores = task_plugin == "task/affinity"
             break
         return self
@@ -181,7 +186,7 @@ class SlurmCluster:
         self._stop()
 
     def command(self, *words: str, text: str = "", seconds: float = 120.0) -> str:
-        """What a client program of Slurm prints.
+        """Run a client program of Slurm, and return what it prints.
 
         Args:
             words: the program and its arguments
@@ -201,21 +206,19 @@ class SlurmCluster:
             timeout=seconds,
         )
         if process.returncode:
-            raise RuntimeError(
-                f"{' '.join(words)} ended with {process.returncode}: {process.stderr}"
-            )
+            command = " ".join(words)
+            raise RuntimeError(f"{command} ended with {process.returncode}: {process.stderr}")
         return process.stdout
 
     def jobs(self) -> list[SlurmJob]:
-        """All jobs there have been, the ended ones too, the oldest first."""
-        lines = self.command(
-            "squeue", "--noheader", "--states=all", "--sort=i", "--format=%i|%T|%N|%j"
-        ).splitlines()
+        """Return all jobs there have been, the ended ones too, the oldest first."""
+        options = ("--noheader", "--states=all", "--sort=i", "--format=%i|%T|%N|%j")
+        lines = self.command("squeue", *options).splitlines()
         fields = [line.split("|", maxsplit=3) for line in lines]
         return [SlurmJob(job, name, state, _expanded(nodes)) for job, state, nodes, name in fields]
 
     def job(self, job_id: str) -> SlurmJob:
-        """One of the jobs."""
+        """Return one of the jobs."""
         return next(job for job in self.jobs() if job.id == job_id)
 
     def cancel(self, *job_ids: str) -> None:
@@ -224,19 +227,15 @@ class SlurmCluster:
 
     def wait_for_state(self, job_id: str, *states: str, seconds: float = 120.0) -> SlurmJob:
         """Wait until a job is in one of these states."""
-        wait_until(
-            lambda: self.job(job_id).state in states,
-            f"job {job_id} is {' or '.join(states)}",
-            seconds,
-        )
+        what = f"job {job_id} is {' or '.join(states)}"
+        wait_until(lambda: self.job(job_id).state in states, what, seconds)
         return self.job(job_id)
 
     def _clean_environment(self) -> dict[str, str]:
-        """This process's environment, without a cluster that it may run on itself."""
+        """Return this process's environment, without a cluster that it may run on itself."""
         foreign = ("SLURM", "SBATCH", "SRUN", "SQUEUE", "SINFO", "SCANCEL")
-        return {
-            name: value for name, value in os.environ.items() if not name.startswith(foreign)
-        } | self.environment
+        own = {name: value for name, value in os.environ.items() if not name.startswith(foreign)}
+        return own | self.environment
 
     def _start(self, task_plugin: str) -> None:
         self._write_files(task_plugin)
@@ -252,9 +251,11 @@ class SlurmCluster:
             *inside,
         )
         wait_until((self.folder / "munge").is_socket, "munged listens")
+
         self._run_daemon("slurmctld", "-D")
         # who comes earlier tries again only a second later
         wait_until(self._controller_listens, "the controller listens")
+
         for node in self.nodes:
             self._run_daemon("slurmd", "-D", "-N", node)
         wait_until(self._nodes_are_idle, "all nodes are idle")
@@ -265,10 +266,12 @@ class SlurmCluster:
             # what an earlier start knew about its jobs
             shutil.rmtree(self.folder / name, ignore_errors=True)
             (self.folder / name).mkdir(parents=True)
+
         # only a socket that is new means that munged listens
         (self.folder / "munge").unlink(missing_ok=True)
         (self.folder / "key").touch(mode=0o600)
         (self.folder / "key").write_bytes(os.urandom(128))
+
         host = socket.gethostname().partition(".")[0]
         port, *ports = _free_ports(1 + len(self.nodes))
         gres = f"Gres=gpu:{self.gpus_per_node}" if self.gpus_per_node else ""
@@ -285,60 +288,65 @@ class SlurmCluster:
             nodes="\n".join(nodes),
         )
         (self.folder / "slurm.conf").write_text(configuration)
+
+        devices = []
         for number in range(self.gpus_per_node):
             # Slurm sets CUDA_VISIBLE_DEVICES only for devices, numbered by the names' ends
+            device = self.folder / f"gpu{number}"
             with contextlib.suppress(FileExistsError):
-                (self.folder / f"gpu{number}").symlink_to("/dev/null")
-        devices = [
-            f"Name=gpu File={self.folder}/gpu{number}\n" for number in range(self.gpus_per_node)
-        ]
+                device.symlink_to("/dev/null")
+            devices.append(f"Name=gpu File={device}\n")
         (self.folder / "gres.conf").write_text("".join(devices))
 
     def _run_daemon(self, name: str, *arguments: str) -> None:
-        """Start a child in a session of its own, where a Ctrl-C for the tests does not end it before its jobs."""
+        """Start a child in a session of its own.
+
+        There a Ctrl-C for the tests does not end it before its jobs.
+        """
         program = _program(name)
         assert program is not None, f"{name} is missing"
-        with open(
-            self.folder / f"{name}{'.' + arguments[-1] if '-N' in arguments else ''}.log", "wb"
-        ) as log:
-            self._daemons.append(
-                subprocess.Popen(
-                    [program, *arguments],
-                    stdin=subprocess.DEVNULL,
-                    stdout=log,
-                    stderr=log,
-                    cwd=self.folder,
-                    env=self._clean_environment(),
-                    start_new_session=True,
-                )
+
+        log_name = f"{name}.{arguments[-1]}.log" if "-N" in arguments else f"{name}.log"
+        with open(self.folder / log_name, "wb") as log:
+            daemon = subprocess.Popen(
+                [program, *arguments],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                cwd=self.folder,
+                env=self._clean_environment(),
+                start_new_session=True,
             )
+        self._daemons.append(daemon)
 
     def _controller_listens(self) -> bool:
         self._check_daemons()
-        return "Running as primary controller" in (self.folder / "slurmctld.log").read_text(
-            errors="replace"
-        )
+        log = (self.folder / "slurmctld.log").read_text(errors="replace")
+        return "Running as primary controller" in log
 
     def _nodes_are_idle(self) -> bool:
         self._check_daemons()
-        return self.command("sinfo", "--noheader", "--Node", "--format=%T").split() == [
-            "idle"
-        ] * len(self.nodes)
+        states = self.command("sinfo", "--noheader", "--Node", "--format=%T").split()
+        return states == ["idle"] * len(self.nodes)
 
     def _check_daemons(self) -> None:
-        ended = [Path(daemon.args[0]).name for daemon in self._daemons if daemon.poll() is not None]  # type: ignore[index,arg-type]
+        ended = [daemon for daemon in self._daemons if daemon.poll() is not None]
         if ended:
-            raise RuntimeError(f"{', '.join(ended)} ended")
+            names = [Path(daemon.args[0]).name for daemon in ended]  # type: ignore[index,arg-type]
+            raise RuntimeError(f"{', '.join(names)} ended")
 
     def _log_tails(self) -> str:
-        logs = sorted(self.folder.glob("*.log"))
-        return "\n".join(
-            f"{log.name}:\n" + "\n".join(log.read_text(errors="replace").splitlines()[-15:])
-            for log in logs
-        )
+        tails = []
+        for log in sorted(self.folder.glob("*.log")):
+            lines = log.read_text(errors="replace").splitlines()
+            tails += [f"{log.name}:", *lines[-15:]]
+        return "\n".join(tails)
 
     def _stop(self) -> None:
-        """End the jobs, then the daemons, then what escaped both: a step's process may have left its family."""
+        """End the jobs, then the daemons, then what escaped both.
+
+        A step's process may have left its family.
+        """
         if self._up and all(daemon.poll() is None for daemon in self._daemons):
             # jobs that do not end in time, or cannot be told to, are killed below
             with contextlib.suppress(Exception):
@@ -346,6 +354,7 @@ class SlurmCluster:
                 wait_until(
                     lambda: not self.command("squeue", "--noheader", seconds=1), "all jobs ended"
                 )
+
         self._up = False
         for daemon in self._daemons:
             # asked politely, the controller waits for jobs that are ending, and writes down a state
@@ -354,37 +363,42 @@ class SlurmCluster:
         for daemon in self._daemons:
             daemon.wait()
         self._daemons.clear()
+
         wait_until(lambda: not self._kill_leftovers(), "all processes of the jobs ended")
 
     def _kill_leftovers(self) -> list[psutil.Process]:
-        """Kill what is left of Slurm, known by its folder, and of the jobs, known by their environment: init is their parent."""
+        """Kill what is left of Slurm and of the jobs, whose parent is init.
+
+        Slurm's processes are known by their folder, and those of jobs by their environment.
+        """
         found = []
         for process in psutil.process_iter():
             with contextlib.suppress(psutil.Error):
-                slurm = process.name().startswith(("munge", "slurm")) and process.cwd() == str(
-                    self.folder
-                )
-                # a slurmstepd has none: it writes its title over it
-                environment = {} if slurm else process.environ()
-                # A test may have SLURM_CONF too, to use the cluster, but is in no job of it.
-                if slurm or (
-                    environment.get("SLURM_CONF") == self.environment["SLURM_CONF"]
-                    and "SLURM_JOB_ID" in environment
-                ):
+                if self._is_slurm(process) or self._is_in_a_job(process):
                     process.kill()
                     found.append(process)
         return found
 
+    def _is_slurm(self, process: psutil.Process) -> bool:
+        # not by its environment: a slurmstepd has none, as it writes its title over it
+        is_named_so = process.name().startswith(("munge", "slurm"))
+        return is_named_so and process.cwd() == str(self.folder)
+
+    def _is_in_a_job(self, process: psutil.Process) -> bool:
+        # A test may have SLURM_CONF too, to use the cluster, but is in no job of it.
+        environment = process.environ()
+        is_ours = environment.get("SLURM_CONF") == self.environment["SLURM_CONF"]
+        return is_ours and "SLURM_JOB_ID" in environment
+
 
 def _program(name: str) -> str | None:
-    """Where a program is; an ordinary user's PATH may lack the folders of the daemons."""
-    return shutil.which(
-        name, path=os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/sbin"])
-    )
+    """Return the path of a program; an ordinary user's PATH may lack the folders of the daemons."""
+    path = os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/sbin"])
+    return shutil.which(name, path=path)
 
 
 def _free_ports(count: int) -> list[int]:
-    """Ports that nobody has: held all at once, so that they differ, and given back."""
+    """Return ports that nobody has: held all at once, so that they differ, and given back."""
     with contextlib.ExitStack() as stack:
         sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
         for one in sockets:
@@ -393,7 +407,7 @@ def _free_ports(count: int) -> list[int]:
 
 
 def _expanded(nodes: str) -> tuple[str, ...]:
-    """The names in Slurm's short form, such as ``n[1-2,4]``."""
+    """Return the names in Slurm's short form, such as ``n[1-2,4]``."""
     names: list[str] = []
     for part in nodes.removeprefix("n").strip("[]").split(",") if nodes else ():
         first, _, last = part.partition("-")

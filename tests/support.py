@@ -1,4 +1,4 @@
-"""What several tests use."""
+"""Helpers that several tests use."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from gc_warm.check.task_facts import Numbers
 from gc_warm.worker.calls import Recording
 
 MODULES = Path(__file__).parent / "modules"
-"""Warmable modules of the tests; on a worker's import path only where a test puts this folder there."""
+"""Warmable modules of the tests, on a worker's import path only where a test puts them there."""
 EXPORT_MODULES = f"export PYTHONPATH={shlex.quote(str(MODULES))}"
 """The line of a ``worker_init`` that puts it there."""
 FAULTY = [sys.executable, "-I", "-S", str(MODULES.parent / "executables" / "faulty.py")]
@@ -33,7 +33,7 @@ FAULTY = [sys.executable, "-I", "-S", str(MODULES.parent / "executables" / "faul
 
 
 def wait_until(condition: Callable[[], bool], what: str, seconds: float = 120.0) -> None:
-    """Wait for a condition, not for time: the seconds only keep a test from hanging, however busy the machine is."""
+    """Wait for a condition, not for time: the seconds only keep a test from hanging."""
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, f"after {seconds} s still not: {what}"
@@ -41,7 +41,7 @@ def wait_until(condition: Callable[[], bool], what: str, seconds: float = 120.0)
 
 
 def cli_runner() -> CliRunner:
-    """Return a runner whose results keep stdout and stderr apart, which click 8.1 does only when it is asked to."""
+    """Return a runner that keeps stdout and stderr apart, as click 8.1 does only when asked to."""
     options: dict[str, Any] = {}
     if "mix_stderr" in inspect.signature(CliRunner).parameters:
         options["mix_stderr"] = False
@@ -49,7 +49,7 @@ def cli_runner() -> CliRunner:
 
 
 class Clock:
-    """Stands in for the module `time` where deadlines are reckoned: its time passes only when it is told to."""
+    """A stand-in for the module `time` in deadlines: its time passes only when it is told to."""
 
     def __init__(self) -> None:
         self._now = time.monotonic()
@@ -65,19 +65,19 @@ class Clock:
 
 
 def remote_text(future: Future[Any], seconds: float = 120) -> str:
-    """What the remote side says of a task that has to fail."""
+    """Return the remote side's text about a task that has to fail."""
     error = future.exception(seconds)
     assert isinstance(error, TaskExecutionFailed), error
     return str(error.remote_data)
 
 
 def client_environment() -> dict[str, str]:
-    """For a client in a process of its own that uses what the tests have."""
+    """Return the environment of a client in its own process that imports what the tests have."""
     return {**os.environ, "PYTHONPATH": os.pathsep.join([str(MODULES.parents[1]), str(MODULES)])}
 
 
 class ScriptStep:
-    """A step of the journeys' script in a process of its own, which knows of the service what *environment* says of it."""
+    """A step of the journeys' script, in a process that knows of the service only *environment*."""
 
     program = Path(__file__).parent / "journeys" / "script.py"
 
@@ -98,27 +98,30 @@ class ScriptStep:
         )
 
     def answer(self) -> Any:
-        """What it prints, once it has ended: a thousand tasks wait for the slowest, which may be a minute to be known as lost."""
+        """Return what the step prints, once it has ended.
+
+        A thousand tasks wait for the slowest, which may be known as lost only after a minute.
+        """
         output, _ = self._process.communicate(timeout=600)
         assert self._process.returncode == 0
         return json.loads(output)
 
 
 def observe(function: Callable[..., Any], *args: Any) -> tuple[Any, dict[str, Any]]:
-    """What a call returns, and its record."""
+    """Return what a call returns, and its record."""
     with Recording() as recording:
         result = function(*args)
     return result, recording.record()
 
 
 def breaks(text: str, rule: str, numbers: Numbers | None = None) -> str:
-    """A config's text, which is said to break that rule and no other."""
+    """Return a config's text, after a check that it breaks this rule and no other."""
     assert [problem.rule for problem in config_rules.examine(text, "x", numbers).findings] == [rule]
     return text
 
 
 def has_ended(pid: int) -> bool:
-    """Whether a process is gone, or has ended and is only not yet waited for."""
+    """Return whether a process is gone, or has ended and is only not yet waited for."""
     try:
         return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
@@ -126,7 +129,10 @@ def has_ended(pid: int) -> bool:
 
 
 def carriers(name: str, value: str) -> dict[int, str]:
-    """The processes that have this environment variable, with their command lines; one that has ended has no environment."""
+    """Return the processes that have this environment variable, with their command lines.
+
+    One that has ended has no environment.
+    """
     found = {}
     for pid in filter(str.isdecimal, os.listdir("/proc")):
         with contextlib.suppress(OSError):
@@ -136,6 +142,6 @@ def carriers(name: str, value: str) -> dict[int, str]:
 
 
 def programs_end_with(worker: int, mark: str, patience: float = 120) -> None:
-    """Wait until the worker has ended, and the programs that `programs.start` has started on it have, too."""
+    """Wait until a worker has ended, and the programs that `programs.start` has started on it."""
     wait_until(lambda: has_ended(worker), "the worker has ended", patience)
     wait_until(lambda: not carriers(programs.MARK, mark), "all of its programs have ended")

@@ -1,7 +1,7 @@
-"""Run three tasks on workers of Parsl, without anything of Globus Compute, and print their records of a warm call as JSON.
+"""Run three tasks on workers of Parsl alone, and print their records of a warm call as JSON.
 
-Arguments: a folder to work in, which has a warmable module `early`, and the lines of a config's
-``worker_init``.
+Nothing of Globus Compute takes part. Arguments: a folder to work in, which has a warmable module
+`early`, and the lines of a config's ``worker_init``.
 """
 
 from __future__ import annotations

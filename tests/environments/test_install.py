@@ -1,4 +1,4 @@
-"""What installing gc_warm does to an environment that has an endpoint, and what works there."""
+"""Installing gc_warm into an environment that has an endpoint, and what works there."""
 
 from __future__ import annotations
 
@@ -23,18 +23,14 @@ PARSL_ALONE = Path(__file__).with_name("parsl_alone.py")
 
 
 def lowest_python() -> str:
-    """A Python for which the packages of older endpoints have wheels."""
+    """Return a Python for which the packages of older endpoints have wheels."""
     found = (shutil.which(f"python3.{minor}") for minor in range(10, sys.version_info.minor))
     return next((python for python in found if python and runs(python)), sys.executable)
 
 
 def runs(python: str) -> bool:
-    return (
-        subprocess.run(
-            [python, "-c", "import ensurepip, venv"], capture_output=True, check=False
-        ).returncode
-        == 0
-    )
+    command = [python, "-c", "import ensurepip, venv"]
+    return subprocess.run(command, capture_output=True, check=False).returncode == 0
 
 
 class Environment:
@@ -48,7 +44,7 @@ class Environment:
     def run(
         self, script: str, *arguments: str | Path, status: int = 0, **variables: str
     ) -> subprocess.CompletedProcess[str]:
-        """Run one of its scripts, in its folder, with nothing of the tests' own environment but the PATH."""
+        """Run a script of the environment, in its folder, with nothing of ours but the PATH."""
         done = subprocess.run(
             [self.scripts / script, *arguments],
             cwd=self.scripts.parent,
@@ -66,7 +62,7 @@ class Environment:
         return done
 
     def packages(self) -> set[str]:
-        """What is installed, with its versions."""
+        """Return what is installed, with its versions."""
         return set(self.run("pip", "freeze", "--all").stdout.splitlines())
 
 
@@ -75,15 +71,13 @@ def oldest_for_workers(tmp_path_factory: pytest.TempPathFactory) -> Environment:
     """Endpoint 3.16, to which the manual's line has added gc_warm."""
     environment = Environment(tmp_path_factory.mktemp("endpoint") / "3.16", "3.16.*")
     before = environment.packages()
-    (line,) = re.findall(
-        r"^pip (install --no-deps) /path/to/gc_warm$",
-        (ROOT / "gc_warm" / "worker" / "README.md").read_text(),
-        re.MULTILINE,
-    )
+
+    text = (ROOT / "gc_warm" / "worker" / "README.md").read_text()
+    (line,) = re.findall(r"^pip (install --no-deps) /path/to/gc_warm$", text, re.MULTILINE)
     environment.run("pip", *line.split(), "--quiet", ROOT)
-    assert {package.partition(" @ ")[0] for package in environment.packages() ^ before} == {
-        "gc-warm"
-    }
+
+    changed = environment.packages() ^ before
+    assert {package.partition(" @ ")[0] for package in changed} == {"gc-warm"}
     return environment
 
 
@@ -118,15 +112,11 @@ def test_workers_of_an_older_endpoint_preload_and_stay_warm(
 
     # in which Parsl's manager leaves the folder of its sockets
     with tempfile.TemporaryDirectory() as place:
-        records = json.loads(
-            oldest_for_workers.run(
-                "python", PARSL_ALONE, tmp_path, worker_init, TMPDIR=place
-            ).stdout
-        )
-    assert len(records) == 3
-    assert all(
-        (record["loads"], record["uses"], record["failures"]) == ([], 1, 0) for record in records
-    ), "warm from the first on"
+        arguments = (PARSL_ALONE, tmp_path, worker_init)
+        run = oldest_for_workers.run("python", *arguments, TMPDIR=place)
+    records = json.loads(run.stdout)
+    counts = [(record["loads"], record["uses"], record["failures"]) for record in records]
+    assert counts == [([], 1, 0)] * 3, "warm from the first on"
 
 
 def test_a_command_says_which_package_is_missing_beside_an_older_endpoint(

@@ -1,4 +1,4 @@
-"""What a user's scripts do, one step each: nothing but the SDK and what is sent.
+"""The steps of a user's scripts, one function each: nothing but the SDK and what is sent.
 
 Run as a program; prints one line of JSON.
 """
@@ -18,7 +18,7 @@ from gc_warm import FunctionBook, functions
 
 
 def by_function_and_by_id(endpoint: str) -> Any:
-    """Counts of three calls by function and of two by id, and what an error is."""
+    """Return the counts of three calls by function and two by id, and whether an error is one."""
     client = Client()
     function_id = client.register_function(functions.count)
     with Executor(endpoint, client=client) as executor:
@@ -32,7 +32,7 @@ def by_function_and_by_id(endpoint: str) -> Any:
 
 
 def leave(endpoint: str) -> Any:
-    """Submits, says under which task group, and is gone."""
+    """Submit, print the task group, and be gone."""
     executor = Executor(endpoint, user_endpoint_config=CONFIG)
     futures = [executor.submit(tasks.same, number) for number in range(5)]
     while not all(future.task_id for future in futures):
@@ -42,13 +42,13 @@ def leave(endpoint: str) -> Any:
 
 
 def come_back(endpoint: str, group: str) -> Any:
-    """Finds what another process has submitted."""
+    """Find what another process has submitted."""
     with Executor(endpoint, task_group_id=group) as executor:
         return sorted(future.result(120) for future in executor.reload_tasks())
 
 
 def two_configs(endpoint: str) -> Any:
-    """Counts under two user endpoint configs, in turns."""
+    """Return counts under two user endpoint configs, in turns."""
     with Executor(endpoint) as first, Executor(endpoint) as second:
         first.user_endpoint_config = CONFIG
         second.user_endpoint_config = {**CONFIG, "task_timeout": 100}
@@ -59,7 +59,7 @@ def two_configs(endpoint: str) -> Any:
 
 
 def by_book(endpoint: str, path: str) -> Any:
-    """What a function of a book returns, with a client that can register none."""
+    """Return what a function of a book returns, with a client that can register none."""
     client: Any = Client()
     client.register_function = None
     with Executor(endpoint, client=client, user_endpoint_config=CONFIG) as executor:
@@ -68,10 +68,10 @@ def by_book(endpoint: str, path: str) -> Any:
 
 
 def submit_many(endpoint: str, number: str, record: str) -> Any:
-    """So many tasks, a hundred at a time, each of which notes in a file that it has run; what came back, and what went wrong.
+    """Submit so many tasks, a hundred at a time, and return what came back or went wrong.
 
-    A connection that is cut between a result and its acknowledgement makes the SDK give up; the
-    results are there, to be asked for again.
+    Each task notes in a file that it has run. A connection that is cut between a result and its
+    acknowledgement makes the SDK give up; the results are there, to be asked for again.
     """
     ends: dict[int, Any] = {}
     given_up: dict[str, int] = {}
@@ -83,20 +83,22 @@ def submit_many(endpoint: str, number: str, record: str) -> Any:
                 ends[each] = future.exception(280) or future.result()
                 if "SDK thread quit unexpectedly" in str(ends[each]):
                     given_up[future.task_id] = each
+
         for future in executor.reload_tasks() if given_up else ():
             if future.task_id in given_up:
                 ends[given_up[future.task_id]] = future.exception(280) or future.result()
+
     return [end if isinstance(end, int) else str(end)[-300:] for _, end in sorted(ends.items())]
 
 
 def wait_for(endpoint: str, gate: str, begun: str) -> Any:
-    """What becomes of a task that says that it has begun, and waits."""
+    """Return what becomes of a task that says that it has begun, and waits."""
     with Executor(endpoint, user_endpoint_config=CONFIG) as executor:
         return str(executor.submit(tasks.begin_and_wait, begun, gate).exception(280))
 
 
 def worker(endpoint: str) -> Any:
-    """Process id of a worker, and its count."""
+    """Return the process id of a worker, and its count."""
     with Executor(endpoint, user_endpoint_config=CONFIG) as executor:
         return executor.submit(tasks.pid_and_count).result(120)
 

@@ -27,7 +27,7 @@ Submit = Callable[..., Future[Any]]
 
 
 def counts_and_notes(submit: Submit, path: Path) -> list[list[int]]:
-    """What three calls of each of two warmable modules return."""
+    """Return what three calls of each of two warmable modules return."""
     calls = [(functions.count, ()), (logbook.note, (str(path),))]
     return [
         [submit(function, *arguments).result(120) for _ in range(3)]
@@ -37,21 +37,20 @@ def counts_and_notes(submit: Submit, path: Path) -> list[list[int]]:
 
 @pytest.fixture(scope="module")
 def tracker() -> None:
-    """Python keeps this helper of spawned pools until it ends, so it is not something that a test leaves behind."""
+    """Start Python's helper of spawned pools, which it keeps: no test leaves it behind then."""
     resource_tracker.ensure_running()
 
 
 @pytest.mark.usefixtures("tracker")
 def test_process_pool_executor(tmp_path: Path) -> None:
-    with ProcessPoolExecutor(
-        max_workers=1, mp_context=multiprocessing.get_context("spawn")
-    ) as pool:
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(max_workers=1, mp_context=context) as pool:
         assert counts_and_notes(pool.submit, tmp_path / "logbook") == [[1, 2, 3], [1, 2, 3]]
     assert (tmp_path / "logbook").read_text() == "loaded\ntorn down after 3\n"
 
 
 def in_parsl(executor: ParslExecutor, tmp_path: Path) -> list[list[int]]:
-    """The three calls as Parsl apps."""
+    """Return what the three calls return as Parsl apps."""
     config = Config(
         executors=[executor],
         run_dir=str(tmp_path / "runinfo"),
@@ -59,9 +58,12 @@ def in_parsl(executor: ParslExecutor, tmp_path: Path) -> list[list[int]]:
         initialize_logging=False,
     )
     with DataFlowKernel(config) as dfk:
-        return counts_and_notes(
-            lambda function, *arguments: python_app(function, dfk)(*arguments), tmp_path / "logbook"
-        )
+
+        def submit(function: Callable[..., Any], *arguments: Any) -> Future[Any]:
+            future: Future[Any] = python_app(function, dfk)(*arguments)
+            return future
+
+        return counts_and_notes(submit, tmp_path / "logbook")
 
 
 def test_parsl_on_a_mock_executor(tmp_path: Path) -> None:
@@ -75,20 +77,16 @@ def test_parsl_high_throughput_executor(monkeypatch: pytest.MonkeyPatch, tmp_pat
     monkeypatch.setenv("PATH", os.path.dirname(sys.executable), prepend=os.pathsep)
     # its manager leaves an empty folder where temporary files are
     environment = f"{EXPORT_MODULES} TMPDIR={tmp_path}"
+    # Pip's way to start Parsl's two scripts does not work where the environment's path has a blank.
+    interchange = os.path.join(os.path.dirname(sys.executable), "interchange.py")
+    pool = "python3 -m parsl.executors.high_throughput.process_worker_pool"
+
     executor = HighThroughputExecutor(
         address="127.0.0.1",
         max_workers_per_node=1,
         cores_per_worker=0.01,
         provider=LocalProvider(init_blocks=1, min_blocks=0, max_blocks=1, worker_init=environment),
-        # Pip's way to start Parsl's two scripts does not work where the environment's path has a
-        # blank.
-        interchange_launch_cmd=[
-            sys.executable,
-            os.path.join(os.path.dirname(sys.executable), "interchange.py"),
-        ],
-        launch_cmd=DEFAULT_LAUNCH_CMD.replace(
-            "process_worker_pool.py",
-            "python3 -m parsl.executors.high_throughput.process_worker_pool",
-        ),
+        interchange_launch_cmd=[sys.executable, interchange],
+        launch_cmd=DEFAULT_LAUNCH_CMD.replace("process_worker_pool.py", pool),
     )
     assert in_parsl(executor, tmp_path) == [[1, 2, 3], [1, 2, 3]]

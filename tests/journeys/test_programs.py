@@ -1,4 +1,7 @@
-"""Real programs as they are, kept alive between calls: a calculator, a database, a simulation code, and one in C made for it."""
+"""Real programs as they are, kept alive between calls.
+
+A calculator, a database, a simulation code, and a program in C made for it.
+"""
 
 from __future__ import annotations
 
@@ -37,19 +40,15 @@ def test_bc() -> None:
 
 def test_sqlite3(tmp_path: Path) -> None:
     installed("sqlite3")
-    with ExternalProcess(
-        ["sqlite3", "-batch", tmp_path / "runs.db"], Marker(".print {marker}")
-    ) as sqlite:
-        assert (
-            sqlite.call(
-                "create table runs (name, energy); insert into runs values ('LJ13', -44.3268), ('LJ38', -173.9284);"
-            )
-            == ""
+    command: list[str | Path] = ["sqlite3", "-batch", tmp_path / "runs.db"]
+    with ExternalProcess(command, Marker(".print {marker}")) as sqlite:
+        filled = sqlite.call(
+            "create table runs (name, energy); "
+            "insert into runs values ('LJ13', -44.3268), ('LJ38', -173.9284);"
         )
-        assert (
-            sqlite.call("select name, energy\n  from runs order by energy;")
-            == "LJ38|-173.9284\nLJ13|-44.3268"
-        )
+        assert filled == ""
+        rows = sqlite.call("select name, energy\n  from runs order by energy;")
+        assert rows == "LJ38|-173.9284\nLJ13|-44.3268"
         with pytest.raises(ProgramError, match="no such table: walks"):
             sqlite.call("select * from walks;")
         assert sqlite.call("select count(*) from runs;") == "2"
@@ -76,16 +75,14 @@ print "energy $(v_energy:%.10f)"
 @pytest.fixture
 def lammps() -> Iterator[ExternalProcess]:
     installed("lmp", "stdbuf")
-    with ExternalProcess(
-        ["stdbuf", "-oL", "lmp", "-log", "none"], Marker('print "{marker}"')
-    ) as lammps:
+    command = ["stdbuf", "-oL", "lmp", "-log", "none"]
+    with ExternalProcess(command, Marker('print "{marker}"')) as lammps:
         yield lammps
 
 
 def lammps_energy(lammps: ExternalProcess, positions: list[tuple[float, float, float]]) -> float:
-    atoms = "\n".join(
-        "create_atoms 1 single {:.12f} {:.12f} {:.12f}".format(*position) for position in positions
-    )
+    line = "create_atoms 1 single {:.12f} {:.12f} {:.12f}"
+    atoms = "\n".join(line.format(*position) for position in positions)
     printed = lammps.call(LAMMPS.format(atoms=atoms))
     return float(printed.rpartition("energy ")[2])
 
@@ -100,17 +97,17 @@ def test_lammps_agrees_with_the_potential_and_is_warm_from_the_second_call_on(
         loads.append(len(record["loads"]))
         assert found == pytest.approx(-44.326801, abs=1e-6)
         assert found == pytest.approx(energy(read_xyz(LJ13), LennardJones(error=1e-6)), abs=1e-4)
-    assert loads == [1, 0, 0, 0, 0], (
-        "how much quicker that is, tests/benchmarks/cold_and_warm.py says"
-    )
+    # how much quicker that is, tests/benchmarks/cold_and_warm.py says
+    assert loads == [1, 0, 0, 0, 0]
 
 
 def test_lammps_says_in_its_own_words_what_is_wrong(lammps: ExternalProcess) -> None:
     assert lammps.call('print "up"') == "up"
-    with pytest.raises(
-        ProcessDiedError,
-        match=r"ended with exit status 1 in the middle of a call[^$]*ERROR: Unknown command: pair_stile",
-    ):
+    words = (
+        "ended with exit status 1 in the middle of a call"
+        r"[^$]*ERROR: Unknown command: pair_stile"
+    )
+    with pytest.raises(ProcessDiedError, match=words):
         lammps.call("pair_stile lj/cut 2.5")
     assert lammps.call('print "up again"') == "up again"
 
@@ -131,9 +128,9 @@ def test_a_program_in_c_for_json_lines(pair_energy: Path) -> None:
     assert len(SOURCE.read_text().splitlines()) < 60
     with ExternalProcess([pair_energy]) as program:
         for distance in (0.9, 1.0, 2 ** (1 / 6), 2.5, 7.0):
-            assert program.call(distance) == pytest.approx(
-                4 * (distance**-12 - distance**-6), abs=1e-6
-            )
+            expected = 4 * (distance**-12 - distance**-6)
+            assert program.call(distance) == pytest.approx(expected, abs=1e-6)
+
         pid = program.pid
         assert program.call(1e12) == pytest.approx(0)
         assert program.call(float("inf")) == 0
@@ -144,7 +141,7 @@ def test_a_program_in_c_for_json_lines(pair_energy: Path) -> None:
 
 
 def test_a_program_that_is_stopped_is_ended_at_the_deadline(pair_energy: Path) -> None:
-    """Stopped, as by a debugger or a batch system that suspends a job, it obeys nothing but SIGKILL."""
+    """Stopped, as by a debugger or a batch system that suspends jobs, it obeys only SIGKILL."""
     with ExternalProcess([pair_energy]) as program:
         program.call(1)
         assert program.pid is not None

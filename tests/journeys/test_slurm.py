@@ -1,4 +1,7 @@
-"""The configs for Slurm, given only options, on a real Slurm: what starts, what stays warm, what ends, and what a failure says."""
+"""The configs for Slurm, given only options, on a real Slurm.
+
+These tests say what starts, what stays warm, what ends, and what a failure says.
+"""
 
 from __future__ import annotations
 
@@ -45,7 +48,7 @@ OPTIONS = {"address": "127.0.0.1", "partition": "debug", "python_path": [str(MOD
 NAMES = ["CUDA_VISIBLE_DEVICES", "PARSL_CORES", "PARSL_WORKER_POOL_ID", "PARSL_WORKER_RANK"]
 NAMES += ["SLURM_JOB_ID", "SLURM_NODEID", "SLURM_STEP_GPUS", "SLURMD_NODENAME"]
 STRICT = "KillOnBadExit=1\n"
-"""What a site may have set: without a word of the config against it, a node that is lost takes the others' workers along."""
+"""A site's setting by which a lost node takes the others' workers along, if no config objects."""
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +62,7 @@ def real_cores(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SlurmCluste
 
 @pytest.fixture(scope="module")
 def roomy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SlurmCluster]:
-    """Two nodes with two pretended GPUs and as many pretended cores as all of the jobs here take, on a site that is strict."""
+    """Two nodes of a strict site, with two pretended GPUs and cores for all jobs, pretended too."""
     if reason := SlurmCluster.missing():
         pytest.skip(reason)
     with pytest.MonkeyPatch.context() as patch:
@@ -102,12 +105,12 @@ engine:
     worker_init: |
       {EXPORT_MODULES}
 """
-"""A config as people write it, for what rules say of such."""
+"""A config as people write it, on which rules have something to say."""
 
 
 @dataclass(frozen=True)
 class Worker:
-    """What a task sees of its worker."""
+    """A worker as a task sees it."""
 
     pid: int
     count: int
@@ -124,62 +127,62 @@ class Worker:
 
 
 def meet(executor: MockExecutor, number: int, folder: Path) -> list[Worker]:
-    """All workers, in the order of nodes and ranks: tasks that wait for each other reach all of them."""
+    """Return all workers, in the order of nodes and ranks.
+
+    Tasks that wait for each other reach all of them.
+    """
     folder.mkdir()
-    futures = [
-        executor.submit(tasks.meet_and_tell, str(folder), number, NAMES) for _ in range(number)
-    ]
+    arguments = (str(folder), number, NAMES)
+    futures = [executor.submit(tasks.meet_and_tell, *arguments) for _ in range(number)]
     workers = [Worker(*future.result(120)) for future in futures]
-    return sorted(
-        workers, key=lambda worker: (worker.node, worker.environment["PARSL_WORKER_RANK"])
-    )
+    return sorted(workers, key=lambda each: (each.node, each.environment["PARSL_WORKER_RANK"]))
 
 
 def processes_of(cluster: SlurmCluster, job: str) -> set[int]:
-    """All processes of a job: its own, and Slurm's for it."""
+    """Return all processes of a job: its own, and Slurm's for it."""
     found = set()
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):
-            step = " ".join(process.cmdline()).startswith(
-                f"slurmstepd: [{job}."
-            ) and process.cwd() == str(cluster.folder)
-            environment = {} if step else process.environ()
-            own = (
-                environment.get("SLURM_JOB_ID") == job
-                and environment.get("SLURM_CONF") == cluster.environment["SLURM_CONF"]
-            )
-            if (step or own) and process.status() != psutil.STATUS_ZOMBIE:
+            belongs = is_step(process, cluster, job) or is_own(process, cluster, job)
+            if belongs and process.status() != psutil.STATUS_ZOMBIE:
                 found.add(process.pid)
     return found
 
 
+def is_step(process: psutil.Process, cluster: SlurmCluster, job: str) -> bool:
+    title = " ".join(process.cmdline())
+    return title.startswith(f"slurmstepd: [{job}.") and process.cwd() == str(cluster.folder)
+
+
+def is_own(process: psutil.Process, cluster: SlurmCluster, job: str) -> bool:
+    environment = process.environ()
+    is_on_cluster = environment.get("SLURM_CONF") == cluster.environment["SLURM_CONF"]
+    return is_on_cluster and environment.get("SLURM_JOB_ID") == job
+
+
 def all_have_ended(cluster: SlurmCluster, job: str, seconds: float = 120) -> None:
-    wait_until(
-        lambda: not processes_of(cluster, job), f"all processes of job {job} have ended", seconds
-    )
+    what = f"all processes of job {job} have ended"
+    wait_until(lambda: not processes_of(cluster, job), what, seconds)
 
 
 def jobs_of_the_engine_of(cluster: SlurmCluster, job: str) -> list[str]:
-    """This job and the others that its engine has submitted: their scripts lie side by side."""
-    lines = cluster.command(
-        "squeue", "--noheader", "--states=all", "--sort=i", "--format=%i %o"
-    ).splitlines()
-    folders = {
-        number: os.path.dirname(script)
-        for number, script in (line.strip().split(maxsplit=1) for line in lines)
-    }
+    """Return this job and its engine's others: their scripts lie side by side."""
+    options = ("--noheader", "--states=all", "--sort=i", "--format=%i %o")
+    folders = {}
+    for line in cluster.command("squeue", *options).splitlines():
+        number, script = line.strip().split(maxsplit=1)
+        folders[number] = os.path.dirname(script)
     return [number for number, folder in folders.items() if folder == folders[job]]
 
 
 def profile_of(config: str, **options: Any) -> meaning.WarmthProfile:
     folder = folders.find_folder(config)
-    return meaning.warmth_profile(
-        loading.load(rendering.render(folder, OPTIONS | options), folders.template_path(folder))
-    )
+    text = rendering.render(folder, OPTIONS | options)
+    return meaning.warmth_profile(loading.load(text, folders.template_path(folder)))
 
 
 def run_seconds(cluster: SlurmCluster, job: str) -> int:
-    """How long a job that has ended has run."""
+    """Return how long a job that has ended has run."""
     found = re.search(r"RunTime=(\d+):(\d+):(\d+)", cluster.command("scontrol", "show", "job", job))
     assert found
     return int(found[1]) * 3600 + int(found[2]) * 60 + int(found[3])
@@ -191,20 +194,22 @@ def test_each_node_has_its_workers_with_the_cores_asked_for_until_shutdown(
     real_cores: SlurmCluster, bind_cores: bool, tmp_path: Path
 ) -> None:
     options: dict[str, Any] = {"nodes": 2, "workers_per_node": 2, "bind_cores": bind_cores}
-    profile, path = profile_of("slurm", **options), tmp_path / "logbook"
+    profile = profile_of("slurm", **options)
+    path = tmp_path / "logbook"
     assert profile.copies == 4
     with on(real_cores, **options) as executor:
         workers = meet(executor, profile.copies, tmp_path / "all")
         (job,) = {worker.job for worker in workers}
         assert executor.submit(logbook.note, str(path)).result(120) == 1
         assert len(processes_of(real_cores, job)) > profile.copies
+
     assert [worker.node for worker in workers] == ["n1", "n1", "n2", "n2"]
     assert [worker.environment["SLURM_NODEID"] for worker in workers] == ["0", "0", "1", "1"]
     assert [worker.environment["PARSL_WORKER_RANK"] for worker in workers] == ["0", "1", "0", "1"]
-    assert len({worker.environment["PARSL_WORKER_POOL_ID"] for worker in workers}) == 2, (
-        "one manager on each node"
-    )
+    managers = {worker.environment["PARSL_WORKER_POOL_ID"] for worker in workers}
+    assert len(managers) == 2, "one on each node"
     assert {worker.environment["PARSL_CORES"] for worker in workers} == {"2"}
+
     if bind_cores:
         assert [len(worker.cores) for worker in workers] == [1] * 4
         assert workers[0].cores != workers[1].cores
@@ -212,17 +217,17 @@ def test_each_node_has_its_workers_with_the_cores_asked_for_until_shutdown(
     elif real_cores.binds_cores:
         assert [len(worker.cores) for worker in workers] == [2] * 4
         assert cores_of_a_step_that_does_not_ask(real_cores, tmp_path) == 1
+
     all_have_ended(real_cores, job)
     assert real_cores.wait_for_state(job, "CANCELLED").ended
     assert path.read_text() == "loaded\ntorn down after 1\n"
 
 
 def cores_of_a_step_that_does_not_ask(cluster: SlurmCluster, folder: Path) -> int:
-    """In a job of the same size on one node: what managers would have without -c."""
+    """Return the cores that managers would have without -c, in a job of this size on one node."""
     size = ("--nodes=1", "--ntasks-per-node=1", "--cpus-per-task=2")
-    cluster.command(
-        "sbatch", "--wait", f"--output={folder}/cores", *size, text="#!/bin/sh\nsrun nproc\n"
-    )
+    script = "#!/bin/sh\nsrun nproc\n"
+    cluster.command("sbatch", "--wait", f"--output={folder}/cores", *size, text=script)
     return int((folder / "cores").read_text())
 
 
@@ -249,14 +254,10 @@ def keeps_warm_and_ends(cluster: SlurmCluster, folder: Path) -> Kept:
         wait_until(lambda: cluster.job(first.job).ended, "the job has ended")
         seconds = time.monotonic() - begun
         all_have_ended(cluster, first.job)
-        return Kept(
-            counts,
-            first,
-            cluster.job(first.job).state,
-            seconds,
-            path.read_text(),
-            meet(executor, 1, folder / "second")[0],
-        )
+        state = cluster.job(first.job).state
+        notes = path.read_text()
+        second = meet(executor, 1, folder / "second")[0]
+        return Kept(counts, first, state, seconds, notes, second)
 
 
 @dataclass(frozen=True)
@@ -280,7 +281,10 @@ def drains(cluster: SlurmCluster, folder: Path) -> Drained:
 
 @dataclass(frozen=True)
 class Ended:
-    """A job that ends under a task, with the programs of its worker: how long it ran, how much later the task has failed, and its text."""
+    """A job that ends under a task, with the programs of its worker.
+
+    It says how long the job ran, how much later the task has failed, and with which text.
+    """
 
     job: str
     state: str
@@ -298,7 +302,8 @@ def is_ended(
     end: Callable[[str], None],
     patience: float,
 ) -> Ended:
-    path, begun = folder / "logbook", folder / "begun"
+    path = folder / "logbook"
+    begun = folder / "begun"
     with on(cluster, **options) as executor:
         executor.submit(logbook.note, str(path)).result(120)
         mark = secrets.token_hex(8)
@@ -306,19 +311,19 @@ def is_ended(
         future = executor.submit(tasks.for_ever, str(begun))
         wait_until(lambda: begun.exists() or future.done(), "the task has begun")
         job = psutil.Process(int(begun.read_text())).environ()["SLURM_JOB_ID"]
+
         end(job)
         programs_end_with(worker, mark, patience)
         all_have_ended(cluster, job, patience)
         gone = time.monotonic()
         text = remote_text(future, 300)
         seconds = time.monotonic() - gone
-        state, ran = (
-            cluster.wait_for_state(job, "CANCELLED", "TIMEOUT").state,
-            run_seconds(cluster, job),
-        )
-        return Ended(
-            job, state, ran, seconds, text, path.read_text(), meet(executor, 1, folder / "next")[0]
-        )
+
+        state = cluster.wait_for_state(job, "CANCELLED", "TIMEOUT").state
+        ran = run_seconds(cluster, job)
+        notes = path.read_text()
+        next_worker = meet(executor, 1, folder / "next")[0]
+        return Ended(job, state, ran, seconds, text, notes, next_worker)
 
 
 def is_cancelled(cluster: SlurmCluster, folder: Path) -> Ended:
@@ -331,7 +336,10 @@ def reaches_its_walltime(cluster: SlurmCluster, folder: Path) -> Ended:
 
 @dataclass(frozen=True)
 class Halved:
-    """A job of two nodes that loses all processes on the second, what tasks gave after that, and how long it took until all had ended."""
+    """A job of two nodes that loses all processes on the second.
+
+    It has what tasks gave after that, and how long it took until all had ended.
+    """
 
     survivor: Worker
     lost: Worker
@@ -347,6 +355,7 @@ def loses_a_node(cluster: SlurmCluster, folder: Path, **options: Any) -> Halved:
         wait_until(
             lambda: "Exited with exit code 137" in errors_of(cluster, lost.job), "srun knows"
         )
+
         begun = time.monotonic()
         # one each, as far as the engine knows
         futures: list[Future[Any]] = [executor.submit(tasks.work, 5.0) for _ in range(2)]
@@ -357,7 +366,7 @@ def loses_a_node(cluster: SlurmCluster, folder: Path, **options: Any) -> Halved:
 
 
 def kill_manager_of(worker: Worker) -> None:
-    """All of it, as a lack of memory would: while a child of it is left, srun is not told of its end."""
+    """Kill all of it, as a lack of memory would: srun is not told while a child of it is left."""
     manager = psutil.Process(worker.pid).parent()
     assert manager
     for process in [manager, *manager.children(recursive=True)]:
@@ -376,7 +385,7 @@ def loses_a_node_where_srun_does_not_wait(cluster: SlurmCluster, folder: Path) -
 
 @dataclass(frozen=True)
 class Lost:
-    """A job without a drain that has reached its walltime: its state, and what became of its last task."""
+    """A job without a drain at its walltime: its state, and what became of its last task."""
 
     state: str
     text: str
@@ -396,7 +405,10 @@ def loses_a_task(cluster: SlurmCluster, folder: Path) -> Lost:
 
 @dataclass(frozen=True)
 class Preloaded:
-    """What the first task of every worker found, and after one of them was killed the next: and the seconds until it was replaced."""
+    """What the first task of every worker found, and the next after one worker was killed.
+
+    It has the seconds until the worker was replaced, too.
+    """
 
     first: list[preloaded.State]
     second: list[preloaded.State]
@@ -422,17 +434,22 @@ def preloads(cluster: SlurmCluster, folder: Path) -> Preloaded:
     with on(cluster, "slurm-gpu", **options, python_path=[str(site), str(MODULES)]) as executor:
         first = [executor.submit(preloaded.use, str(folder / "meeting"), 4) for _ in range(4)]
         wait(first, 300)
+
         busy = executor.submit(tasks.for_ever, str(folder / "started"))
         wait_until((folder / "started").exists, "it is busy")
         killed = int((folder / "started").read_text())
         os.kill(killed, signal.SIGKILL)
+
         begun = time.monotonic()
         second = [executor.submit(preloaded.use, str(folder / "meeting"), 8) for _ in range(4)]
         wait(second, 300)
         seconds = time.monotonic() - begun
-        found = [[future.result(0) for future in futures] for futures in (first, second)]
         return Preloaded(
-            first=found[0], second=found[1], killed=killed, error=remote_text(busy), seconds=seconds
+            first=[future.result(0) for future in first],
+            second=[future.result(0) for future in second],
+            killed=killed,
+            error=remote_text(busy),
+            seconds=seconds,
         )
 
 
@@ -452,7 +469,7 @@ JOURNEYS = (
 def side_by_side(
     roomy: SlurmCluster, tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, Future[Any]]:
-    """All that takes minutes of waiting, at the same time."""
+    """Run all that takes minutes of waiting, at the same time."""
     folders = {journey.__name__: tmp_path_factory.mktemp(journey.__name__) for journey in JOURNEYS}
     with ThreadPoolExecutor(len(JOURNEYS)) as pool:
         first = pool.submit(drains, roomy, folders["drains"])
@@ -462,40 +479,37 @@ def side_by_side(
             lambda: (folders["drains"] / "logbook").exists() or first.done(),
             "the first of them runs",
         )
+        running: dict[str, Future[Any]] = {"drains": first}
         others: list[Callable[[SlurmCluster, Path], Any]] = list(JOURNEYS[1:])
-        return {"drains": first} | {
-            journey.__name__: pool.submit(journey, roomy, folders[journey.__name__])
-            for journey in others
-        }
+        for journey in others:
+            name = journey.__name__
+            running[name] = pool.submit(journey, roomy, folders[name])
+        return running
 
 
 def test_preload_has_every_worker_of_two_nodes_warm_before_its_first_task(
     side_by_side: dict[str, Future[Any]],
 ) -> None:
     found: Preloaded = side_by_side["preloads"].result()
-    assert (
-        len({state.pid for state in found.first})
-        == len({state.environment["PARSL_WORKER_POOL_ID"] for state in found.first}) * 2
-        == 4
-    )
-    assert {(state.loads, state.hits) for state in found.first} == {(1, 1)}, (
-        "loaded before the first task, and found by it"
-    )
-    assert all(
-        state.device == state.environment["CUDA_VISIBLE_DEVICES"] for state in found.first
-    ), "pinned when it was loaded"
+    pids = {state.pid for state in found.first}
+    assert len(pids) == 4
+    assert len({state.environment["PARSL_WORKER_POOL_ID"] for state in found.first}) == 2
+    for state in found.first:
+        assert (state.loads, state.hits) == (1, 1), "loaded before the first task, and found by it"
+        pinned_to = state.environment["CUDA_VISIBLE_DEVICES"]
+        assert state.device == pinned_to, "pinned when it was loaded"
     assert sorted(state.device or "" for state in found.first) == ["0", "0", "1", "1"]
+
     site = Path(found.first[0].environment["PYTHONPATH"].split(os.pathsep)[0])
-    assert {state.pid for state in found.first} <= {
-        int(path.name.removeprefix("site-")) for path in site.parent.glob("site-*")
-    }
+    paths = site.parent.glob("site-*")
+    assert pids <= {int(path.name.removeprefix("site-")) for path in paths}
+
     assert "WorkerLost" in found.error
-    (new,) = (state for state in found.second if state.pid not in {old.pid for old in found.first})
+    (new,) = (state for state in found.second if state.pid not in pids)
     assert (new.loads, new.hits) == (1, 1), "warm before its first task, too"
     assert found.killed not in {state.pid for state in found.second}
-    print(
-        f"replaced, and warm, {found.seconds:.1f} s after its death; the engine's heartbeat is 5 s"
-    )
+    seconds = f"{found.seconds:.1f} s"
+    print(f"replaced, and warm, {seconds} after its death; the engine's heartbeat is 5 s")
 
 
 def test_a_worker_stays_warm_for_a_hundred_tasks_until_there_are_none(
@@ -505,9 +519,8 @@ def test_a_worker_stays_warm_for_a_hundred_tasks_until_there_are_none(
     assert kept.counts == list(range(1, 101))
     assert (kept.state, kept.notes) == ("CANCELLED", "loaded\ntorn down after 1\n")
     assert kept.seconds >= 6, "a tenth of a minute without a task"
-    print(
-        f"its job had ended {kept.seconds:.1f} s after the last task, of which it stays warm for 6"
-    )
+    seconds = f"{kept.seconds:.1f} s"
+    print(f"its job had ended {seconds} after the last task, of which it stays warm for 6")
     assert kept.second.job != kept.first.job
     assert kept.second.count == 1
 
@@ -515,17 +528,16 @@ def test_a_worker_stays_warm_for_a_hundred_tasks_until_there_are_none(
 def test_a_job_that_drains_loses_no_task(side_by_side: dict[str, Future[Any]]) -> None:
     drained: Drained = side_by_side["drains"].result()
     first, second = drained.states
-    assert [job for job, _, _ in drained.runs] == sorted(
-        (job for job, _, _ in drained.runs), key=[first, second].index
-    )
-    assert drained.states == {first: "COMPLETED", second: "RUNNING"}, (
-        "the first ended by itself, and not for its walltime"
-    )
+    jobs = [job for job, _, _ in drained.runs]
+    assert jobs == sorted(jobs, key=[first, second].index)
+    # the first ended by itself, and not for its walltime
+    assert drained.states == {first: "COMPLETED", second: "RUNNING"}
     assert drained.notes == "loaded\ntorn down after 1\n"
     begins = [begun for job, begun, _ in drained.runs if job == second]
     ends = [ended for job, _, ended in drained.runs if job == first]
     print(
-        f"{begins[0] - ends[-1]:.0f} s between two jobs; the engine asks Slurm every 60 s what has become of one"
+        f"{begins[0] - ends[-1]:.0f} s between two jobs; "
+        "the engine asks Slurm every 60 s what has become of one"
     )
 
 
@@ -544,7 +556,8 @@ def test_a_cancelled_job_leaves_no_process_and_its_task_fails(
     assert ended.state == "CANCELLED"
     assert "errors.ManagerLost: Task failure due to loss of manager" in ended.text
     print(
-        f"its task failed {ended.seconds_until_failed:.0f} s after its job's end; the engine misses a manager after 60 s"
+        f"its task failed {ended.seconds_until_failed:.0f} s after its job's end; "
+        "the engine misses a manager after 60 s"
     )
     assert ended.notes == "loaded\ntorn down after 1\n"
     assert ended.next.job != ended.job
@@ -559,7 +572,8 @@ def test_a_job_at_its_walltime_leaves_no_process_and_its_task_fails(
     assert ended.run_seconds >= 60
     assert "errors.ManagerLost: Task failure due to loss of manager" in ended.text
     print(
-        f"its task failed {ended.seconds_until_failed:.0f} s after its job's end; the engine misses a manager after 60 s"
+        f"its task failed {ended.seconds_until_failed:.0f} s after its job's end; "
+        "the engine misses a manager after 60 s"
     )
     assert ended.notes == "loaded\ntorn down after 1\n"
     assert ended.next.job != ended.job
@@ -568,14 +582,14 @@ def test_a_job_at_its_walltime_leaves_no_process_and_its_task_fails(
 
 def check_that_the_other_node_stayed_warm(halved: Halved) -> None:
     assert (halved.survivor.node, halved.lost.node) == ("n1", "n2")
-    assert halved.answers == [
-        (halved.survivor.pid, count) for count in range(2, 2 + len(halved.answers))
-    ]
+    counts = range(2, 2 + len(halved.answers))
+    assert halved.answers == [(halved.survivor.pid, count) for count in counts]
     # the engine believes in the lost manager until it has missed it for long enough
     (failure,) = halved.failures
     assert "errors.ManagerLost: Task failure due to loss of manager" in failure
     print(
-        f"all tasks had ended {halved.seconds:.0f} s after the loss; the engine misses a manager after 60 s"
+        f"all tasks had ended {halved.seconds:.0f} s after the loss; "
+        "the engine misses a manager after 60 s"
     )
 
 
@@ -588,9 +602,8 @@ def test_the_loss_of_one_node_leaves_the_workers_of_the_other_warm(
 def test_the_loss_of_one_node_leaves_the_workers_of_the_other_warm_where_srun_does_not_wait(
     side_by_side: dict[str, Future[Any]],
 ) -> None:
-    check_that_the_other_node_stayed_warm(
-        side_by_side["loses_a_node_where_srun_does_not_wait"].result()
-    )
+    halved = side_by_side["loses_a_node_where_srun_does_not_wait"].result()
+    check_that_the_other_node_stayed_warm(halved)
 
 
 CANNOT_START: list[tuple[dict[str, Any], str]] = [
@@ -622,9 +635,8 @@ def test_a_job_that_never_starts_is_waited_for_until_shutdown(roomy: SlurmCluste
         future = executor.submit(tasks.rank)
         wait_until(lambda: len(roomy.jobs()) > len(before), "there is a job")
         job = roomy.jobs()[-1]
-        assert not wait([future], 5).done, (
-            "Slurm says that it is pending, as for one that will start in an hour"
-        )
+        # Slurm says that it is pending, as for one that will start in an hour
+        assert not wait([future], 5).done
         assert (job.state, job.nodes) == ("PENDING", ())
     assert "the engine was shut down" in remote_text(future)
     assert roomy.job(job.id).state == "CANCELLED"
@@ -671,14 +683,9 @@ def test_devices_are_counted_from_the_first_so_that_a_site_has_to_hide_those_of_
     roomy: SlurmCluster, tmp_path: Path
 ) -> None:
     sleeper = "#!/bin/sh\nexec sleep 300\n"
-    other = roomy.command(
-        "sbatch",
-        "--parsable",
-        "--nodes=2",
-        "--gpus-per-node=1",
-        f"--output={tmp_path}/out",
-        text=sleeper,
-    ).strip()
+    size = ("--nodes=2", "--gpus-per-node=1")
+    command = ["sbatch", "--parsable", *size, f"--output={tmp_path}/out"]
+    other = roomy.command(*command, text=sleeper).strip()
     roomy.wait_for_state(other, "RUNNING")
     try:
         with on(roomy, "slurm-gpu") as executor:
@@ -687,15 +694,14 @@ def test_devices_are_counted_from_the_first_so_that_a_site_has_to_hide_those_of_
         roomy.cancel(other)
         roomy.wait_for_state(other, "CANCELLED")
     assert worker.environment["SLURM_STEP_GPUS"] == "1"
-    assert worker.environment["CUDA_VISIBLE_DEVICES"] == "0", (
-        "on a site with ConstrainDevices, that is the one it was granted"
-    )
+    # on a site with ConstrainDevices, that is the one it was granted
+    assert worker.environment["CUDA_VISIBLE_DEVICES"] == "0"
 
 
 def test_a_program_in_a_job_step_of_its_own_has_to_share_the_workers_cores(
     real_cores: SlurmCluster,
 ) -> None:
-    """What an MPI program inside a warm worker needs."""
+    """An MPI program inside a warm worker needs that."""
     with on(real_cores) as executor:
         # as the README has it
         shared = "env -u SLURM_LABELIO srun --overlap --ntasks=1 --cpus-per-task=1 echo ran"
@@ -720,10 +726,8 @@ def test_workers_that_cannot_share_the_gpus_evenly_are_refused_before_anything_s
 
 
 def test_gcw010_all_managers_are_on_the_first_node(roomy: SlurmCluster, tmp_path: Path) -> None:
-    text = (
-        SLURM.replace("  provider:", "  drain_period: 300\n  provider:")
-        + "    nodes_per_block: 2\n"
-    )
+    text = SLURM.replace("  provider:", "  drain_period: 300\n  provider:")
+    text += "    nodes_per_block: 2\n"
     with on(roomy, breaks(text, "GCW010")) as executor:
         workers = meet(executor, 2, tmp_path / "meeting")
     assert len({worker.environment["PARSL_WORKER_POOL_ID"] for worker in workers}) == 2
@@ -733,11 +737,10 @@ def test_gcw010_all_managers_are_on_the_first_node(roomy: SlurmCluster, tmp_path
 def test_gcw022_a_program_in_the_background_is_on_the_first_node_only(
     roomy: SlurmCluster, tmp_path: Path
 ) -> None:
-    text = (
-        SLURM.replace("  provider:", "  drain_period: 300\n  provider:")
-        + f"      echo $SLURMD_NODENAME >> {tmp_path / 'started'} &\n"
-    )
-    text += "    nodes_per_block: 2\n    launcher:\n      type: SrunLauncher\n      overrides: --overlap\n"
+    text = SLURM.replace("  provider:", "  drain_period: 300\n  provider:")
+    text += f"      echo $SLURMD_NODENAME >> {tmp_path / 'started'} &\n"
+    text += "    nodes_per_block: 2\n"
+    text += "    launcher:\n      type: SrunLauncher\n      overrides: --overlap\n"
     with on(roomy, breaks(text, "GCW022")) as executor:
         workers = meet(executor, 2, tmp_path / "meeting")
     assert [worker.node for worker in workers] == ["n1", "n2"]
@@ -745,10 +748,9 @@ def test_gcw022_a_program_in_the_background_is_on_the_first_node_only(
 
 
 def findings(*words: str) -> tuple[int, list[dict[str, str]]]:
-    """Exit status of ``gc-warm check slurm --here``, and what it finds."""
-    result = cli_runner().invoke(
-        main, ["check", "slurm", "--here", "--json", *words], catch_exceptions=False
-    )
+    """Return the exit status of ``gc-warm check slurm --here``, and what it finds."""
+    arguments = ["check", "slurm", "--here", "--json", *words]
+    result = cli_runner().invoke(main, arguments, catch_exceptions=False)
     found: list[dict[str, str]] = json.loads(result.stdout)["targets"][0]["findings"]
     return result.exit_code, found
 
@@ -766,26 +768,22 @@ def test_check_looks_at_the_scheduler_and_finds_the_jobs_of_endpoints_that_are_g
     try:
         status, found = findings("-o", "partition=debug")
         there = {finding["about"]: finding["level"] for finding in found}
-        assert (status, [there[command] for command in ("sbatch", "squeue", "scancel")]) == (
-            0,
-            ["ok"] * 3,
-        )
+        assert status == 0
+        assert [there[command] for command in ("sbatch", "squeue", "scancel")] == ["ok"] * 3
         assert "partition debug" not in there, "only one that is not there is worth a word"
+
         left = [finding["text"] for finding in found if finding["about"] == "left behind"]
-        assert [text for text in left if text.startswith("job")] == [
-            text for text in left if f"job {job}, of the endpoint in" in text
-        ]
-        assert any(
-            f"of the endpoint in {tmp_path / 'endpoint'}, which does not run on this machine"
-            in text
-            for text in left
-        )
+        jobs_left = [text for text in left if text.startswith("job")]
+        assert jobs_left == [text for text in left if f"job {job}, of the endpoint in" in text]
+        endpoint = tmp_path / "endpoint"
+        gone = f"of the endpoint in {endpoint}, which does not run on this machine"
+        assert any(gone in text for text in left)
     finally:
         roomy.cancel(job)
         roomy.wait_for_state(job, "CANCELLED")
+
     status, found = findings("-o", "partition=nowhere")
+    about_partition = [each["text"] for each in found if each["about"] == "partition nowhere"]
     assert status == 1
-    assert [finding["text"] for finding in found if finding["about"] == "partition nowhere"] == [
-        "there are debug"
-    ]
+    assert about_partition == ["there are debug"]
     assert not [finding for finding in found if finding["text"].startswith("job")]

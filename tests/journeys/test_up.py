@@ -1,4 +1,7 @@
-"""The whole stack with nothing of ours between: `gc-warm up`, the unmodified daemon and SDK, and what happens when parts of it fail."""
+"""The whole stack with nothing of ours between, and what happens when parts of it fail.
+
+It is `gc-warm up`, and the unmodified daemon and SDK.
+"""
 
 from __future__ import annotations
 
@@ -32,9 +35,8 @@ class Up:
         command = [os.path.join(os.path.dirname(sys.executable), "gc-warm"), "up", config]
         # Without the tests' marker, since one serves several tests; `up` sees to it that all of it
         # has ended.
-        environment = {
-            name: value for name, value in os.environ.items() if name != "GC_WARM_TEST_RUN"
-        }
+        environment = dict(os.environ)
+        environment.pop("GC_WARM_TEST_RUN", None)
         with log.open("wb") as stderr:
             self.process = subprocess.Popen(
                 command,
@@ -44,29 +46,31 @@ class Up:
                 stdin=subprocess.DEVNULL,
                 text=True,
             )
+
         assert self.process.stdout is not None
         first = self.process.stdout.readline()
         found = re.fullmatch(r"# endpoint \S+: (\S+)\n", first)
         assert found, first + log.read_text()
         self.endpoint = found[1]
         self.folder = self.process.stdout.readline().partition("its logs: ")[2].partition("/*/")[0]
-        lines = [self.process.stdout.readline() for _ in range(5)]
-        self.environment = dict(
-            shlex.split(line.removeprefix("export "))[0].split("=", 1) for line in lines
-        )
+
+        self.environment: dict[str, str] = {}
+        for _ in range(5):
+            line = self.process.stdout.readline()
+            name, value = shlex.split(line.removeprefix("export "))[0].split("=", 1)
+            self.environment[name] = value
 
     def run(self, step: str, *arguments: str, **options: Any) -> Any:
-        """One step of the script, which knows nothing but the printed lines."""
+        """Run one step of the script, which knows nothing but the printed lines."""
         return self.start(step, *arguments, **options).answer()
 
     def start(self, step: str, *arguments: str, **options: Any) -> ScriptStep:
-        """The same, without waiting for it."""
-        return ScriptStep(
-            self.environment, self.endpoint, step, *arguments, **({"workers_per_node": 1} | options)
-        )
+        """Start one step of the script, without waiting for it."""
+        options = {"workers_per_node": 1} | options
+        return ScriptStep(self.environment, self.endpoint, step, *arguments, **options)
 
     def processes(self) -> set[psutil.Process]:
-        """Those of the endpoint, however far removed."""
+        """Return the processes of the endpoint, however far removed."""
         marks = set()
         for path in Path(self.folder).glob("*/user_environment.yaml"):
             marks.add(re.findall(rf"^{processes.MARK}: (\w+)$", path.read_text(), re.MULTILINE)[0])
@@ -85,7 +89,7 @@ class Up:
 
 @contextlib.contextmanager
 def up(config: str, log: Path) -> Iterator[Up]:
-    """Ended with Ctrl-C, after which nothing of it is there."""
+    """Run `gc-warm up`, and end it with Ctrl-C, after which nothing of it is there."""
     running = Up(config, log)
     try:
         yield running
@@ -114,9 +118,13 @@ def test_it_ends_all_of_it_however_it_ends(number: signal.Signals, tmp_path: Pat
 def test_the_same_on_slurm(
     number: signal.Signals, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The same day, on batch jobs; these are ended with the rest, also by what is left when `gc-warm up` is killed."""
+    """The same day, on batch jobs.
+
+    These are ended with the rest, also by what is left when `gc-warm up` is killed.
+    """
     if reason := SlurmCluster.missing():
         pytest.skip(reason)
+
     (tmp_path / "slurm").mkdir()
     with SlurmCluster(tmp_path / "slurm") as cluster:
         monkeypatch.setenv("SLURM_CONF", cluster.environment["SLURM_CONF"])
@@ -128,6 +136,7 @@ def test_the_same_on_slurm(
                 group = running.run("leave", **SLURM)
                 assert running.run("come_back", group) == [0, 1, 2, 3, 4]
                 assert running.run("two_configs", **SLURM) == [[6, 1], [7, 2], [8, 3]]
+
             jobs = [job.id for job in cluster.jobs() if not job.ended]
             assert len(jobs) == (2 if number == signal.SIGINT else 1)
             running.process.send_signal(number)
@@ -158,24 +167,18 @@ def test_a_users_day(local: Up) -> None:
 
 @pytest.mark.engine
 def test_functions_are_registered_once_and_used_by_the_book(local: Up, tmp_path: Path) -> None:
-    command = [
-        sys.executable,
-        "-m",
-        "gc_warm",
-        "register",
-        "gc_warm.functions",
-        "--book",
-        str(tmp_path / "functions.yaml"),
-    ]
-    said = [
-        subprocess.run(
-            command, env=os.environ | local.environment, capture_output=True, text=True, timeout=120
-        ).stdout
-        for _ in range(2)
-    ]
+    book = str(tmp_path / "functions.yaml")
+    arguments = ["register", "gc_warm.functions", "--book", book]
+    command = [sys.executable, "-m", "gc_warm", *arguments]
+    environment = os.environ | local.environment
+    said = []
+    for _ in range(2):
+        run = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+        said.append(run.stdout)
+
     assert [text.count("registered: new") for text in said] == [3, 0]
     assert said[1].count("unchanged") == 4
-    assert local.run("by_book", str(tmp_path / "functions.yaml"), task_timeout=55) == 1
+    assert local.run("by_book", book, task_timeout=55) == 1
 
 
 @pytest.mark.engine
@@ -186,6 +189,7 @@ def test_secrets_are_in_no_process_list_log_or_error(local: Up) -> None:
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):
             commands.append(" ".join(process.cmdline()))
+
     logs = [path.read_text(errors="replace") for path in Path(local.folder).rglob("*.log")]
     assert any("Core Endpoint begins" in text for text in logs)
     assert any("Starting EndpointInterchange" in text for text in logs)
@@ -197,14 +201,13 @@ def test_secrets_are_in_no_process_list_log_or_error(local: Up) -> None:
 @pytest.mark.engine
 def test_another_process_without_the_secrets_is_refused(local: Up) -> None:
     assert requests.get("http://localhost:5000/v2/version", timeout=120).status_code == 401
-    environment = {
-        **client_environment(),
-        **local.environment,
-        "GLOBUS_COMPUTE_CLIENT_SECRET": "guessed",
-    }
+
+    environment = client_environment() | local.environment
+    environment["GLOBUS_COMPUTE_CLIENT_SECRET"] = "guessed"
     environment["GLOBUS_COMPUTE_USER_DIR"] = local.folder + "/t"
     command = [sys.executable, ScriptStep.program, "leave", local.endpoint]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+
     assert done.returncode != 0
     assert "401" in done.stderr
     assert local.environment["GLOBUS_COMPUTE_CLIENT_SECRET"] not in done.stderr
@@ -212,17 +215,11 @@ def test_another_process_without_the_secrets_is_refused(local: Up) -> None:
 
 @pytest.mark.engine
 def test_a_second_one_refuses_to_start(local: Up) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "gc_warm", "up", "local"],
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+    command = [sys.executable, "-m", "gc_warm", "up", "local"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    refusal = "port 5000 on 127.0.0.1 cannot be had (Address already in use): end what uses it"
     assert done.returncode == 1
-    assert (
-        "port 5000 on 127.0.0.1 cannot be had (Address already in use): end what uses it"
-        in done.stderr
-    )
+    assert refusal in done.stderr
 
 
 @pytest.mark.engine
@@ -239,6 +236,7 @@ def test_a_daemon_that_ends_is_started_again_and_its_tasks_are_delivered(
         lambda: f'"task_timeout": {200 + number}' in local.log.read_text(),
         "the tasks have been submitted",
     )
+
     before.send_signal(number)
     before.resume()
     # by the next, or by one that is told to stop and runs them before it does

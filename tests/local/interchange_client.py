@@ -1,4 +1,7 @@
-"""A client whose interchange dies under a task: its own process, since a thread of the engine's then waits for ever."""
+"""A client whose interchange dies under a task.
+
+It is a process of its own, since a thread of the engine's then waits for ever.
+"""
 
 from __future__ import annotations
 
@@ -18,9 +21,9 @@ executor = MockExecutor(
 running = executor.submit(tasks.for_ever, sys.argv[1])
 while not Path(sys.argv[1]).exists():
     time.sleep(0.01)
-(interchange,) = [
-    child for child in psutil.Process().children() if "interchange" in " ".join(child.cmdline())
-]
+
+children = psutil.Process().children()
+(interchange,) = [child for child in children if "interchange" in " ".join(child.cmdline())]
 interchange.kill()
 assert "interchange has died" in str(running.exception(120))
 print("the task in flight has failed")

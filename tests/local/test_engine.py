@@ -15,7 +15,7 @@ import pytest
 import tasks
 
 from gc_warm import MockExecutor
-from tests.support import EXPORT_MODULES, MODULES, client_environment, remote_text, wait_until
+from tests.support import EXPORT_MODULES, client_environment, remote_text, wait_until
 
 pytestmark = pytest.mark.engine
 
@@ -49,18 +49,22 @@ def engine(environment: str = "", *, workers: int = 1, blocks: int = 1) -> MockE
 
 def test_second_block_that_fails_is_no_verdict_on_a_first_that_is_slow(tmp_path: Path) -> None:
     """Both run the same lines: the first to make the folder sleeps, the other one ends."""
-    lines = f"mkdir {tmp_path / 'first'} 2>/dev/null && sleep 8 || {{ [ -e {tmp_path / 'ready'} ] || exit 3; }}; touch {tmp_path / 'ready'}"
+    first = tmp_path / "first"
+    ready = tmp_path / "ready"
+    lines = (
+        f"mkdir {first} 2>/dev/null && sleep 8 || {{ [ -e {ready} ] || exit 3; }}; touch {ready}"
+    )
     with engine(lines, blocks=2) as executor:
         futures = [executor.submit(tasks.same, number) for number in range(2)]
         assert [future.result(120) for future in futures] == [0, 1]
 
 
 def test_environment_that_breaks_after_a_first_block_worked_is_named(tmp_path: Path) -> None:
-    with engine(
-        f"[ ! -e {tmp_path / 'broken'} ] || {{ echo it is broken now >&2; exit 3; }}"
-    ) as executor:
+    broken = tmp_path / "broken"
+    lines = f"[ ! -e {broken} ] || {{ echo it is broken now >&2; exit 3; }}"
+    with engine(lines) as executor:
         worker = psutil.Process(executor.submit(os.getpid).result(120))
-        (tmp_path / "broken").touch()
+        broken.touch()
         manager = worker.parent()
         assert manager is not None
         manager.kill()
@@ -87,18 +91,15 @@ def test_manager_that_is_lost_before_its_first_task_is_replaced() -> None:
 
 
 def log_of_the_interchange() -> str:
-    return "".join(
-        path.read_text() for path in Path(tempfile.gettempdir()).glob("gc_warm-*/*/interchange.log")
-    )
+    paths = Path(tempfile.gettempdir()).glob("gc_warm-*/*/interchange.log")
+    return "".join(path.read_text() for path in paths)
 
 
 def is_manager(process: psutil.Process) -> bool:
+    command = ["-m", "parsl.executors.high_throughput.process_worker_pool"]
     try:
         ours = process.environ().get("GC_WARM_TEST_RUN") == os.environ["GC_WARM_TEST_RUN"]
-        return ours and process.cmdline()[1:3] == [
-            "-m",
-            "parsl.executors.high_throughput.process_worker_pool",
-        ]
+        return ours and process.cmdline()[1:3] == command
     except psutil.Error:
         return False
 
@@ -107,13 +108,9 @@ def test_interchange_that_dies_ends_its_tasks_and_the_next_task_finds_another_en
     tmp_path: Path,
 ) -> None:
     script = Path(__file__).with_name("interchange_client.py")
-    environment = {
-        **os.environ,
-        "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[2]), str(MODULES)]),
-    }
     run = subprocess.run(
         [sys.executable, str(script), str(tmp_path / "started")],
-        env=environment,
+        env=client_environment(),
         capture_output=True,
         text=True,
         timeout=600,
@@ -127,7 +124,10 @@ def test_client_that_is_killed_while_its_engine_starts_leaves_nothing(
     after: float, tmp_path: Path
 ) -> None:
     """The suite's own checks look for processes and folders that are left."""
-    script = "from tests.local.test_engine import engine; print(flush=True); engine('sleep 300; while sleep 301; do :; done')"
+    script = (
+        "from tests.local.test_engine import engine; print(flush=True); "
+        "engine('sleep 300; while sleep 301; do :; done')"
+    )
     client = subprocess.Popen(
         [sys.executable, "-c", script],
         env=client_environment(),
@@ -143,10 +143,8 @@ def test_client_that_is_killed_while_its_engine_starts_leaves_nothing(
 
 def test_shutdown_in_a_callback_still_tells_the_other_futures() -> None:
     with engine() as executor:
-        first, second = (
-            executor.submit(tasks.same, 1),
-            executor.submit(tasks.wait_for_file, "/never"),
-        )
+        first = executor.submit(tasks.same, 1)
+        second = executor.submit(tasks.wait_for_file, "/never")
         first.add_done_callback(lambda _: executor.shutdown(wait=False))
         assert first.result(120) == 1
         assert second.exception(120) is not None

@@ -1,4 +1,4 @@
-"""Makes the picture of the README, from real calls: ``python tests/pictures/timeline.py [FILE]``.
+"""Make the picture of the README, from real calls: ``python tests/pictures/timeline.py [FILE]``.
 
 Two workers of the real engine; two sets of parameters, of which a worker keeps both; one worker is
 killed on the way.
@@ -22,9 +22,8 @@ def die() -> None:
 
 
 def main(file: str) -> None:
-    with WarmExecutor(
-        MockExecutor(config="local", user_endpoint_config={"workers_per_node": 2})
-    ) as executor:
+    engine = MockExecutor(config="local", user_endpoint_config={"workers_per_node": 2})
+    with WarmExecutor(engine) as executor:
         wait([executor.submit(cluster_energy) for _ in range(400)])
         wait([executor.submit(cluster_energy, None, 1e-6) for _ in range(400)])
         wait([executor.submit(die), *(executor.submit(cluster_energy) for _ in range(1200))])

@@ -1,4 +1,4 @@
-"""The backends that the conformance tests run on: spawned workers, and the endpoint's real engine."""
+"""The backends of the conformance tests: spawned workers, and the endpoint's real engine."""
 
 from __future__ import annotations
 
@@ -12,20 +12,21 @@ BACKENDS = ["spawned", pytest.param("engine", marks=pytest.mark.engine)]
 
 
 def workers(backend: str, number: int = 1) -> dict[str, Any]:
-    """What to give to `MockClient` for so many workers of that backend, with the tests' modules on their import path."""
-    return (
-        {"config": engine_config(number)}
-        if backend == "engine"
-        else {"workers": number, "pythonpath": [MODULES]}
-    )
+    """Return the arguments of `MockClient` for so many workers of a backend.
+
+    The tests' modules are on their import path.
+    """
+    if backend == "engine":
+        return {"config": engine_config(number)}
+    return {"workers": number, "pythonpath": [MODULES]}
 
 
 def engine_config(number: int, *lines: str) -> str:
-    """A user endpoint on this machine with so many workers, which may be more than there are cores.
+    """Return a config of a user endpoint on this machine, with more workers than cores if need be.
 
     Args:
-        number: How many.
-        *lines: What its ``worker_init`` does besides letting them import what the tests send.
+        number: Number of workers.
+        *lines: Further lines of its ``worker_init``, which lets them import what the tests send.
     """
     worker_init = "".join(f"\n      {line}" for line in (EXPORT_MODULES, *lines))
     return f"""

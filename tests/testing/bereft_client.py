@@ -1,4 +1,7 @@
-"""A client whose interchange dies: its own process, since a thread of the engine's then waits for ever."""
+"""A client whose interchange dies.
+
+It is a process of its own, since a thread of the engine's then waits for ever.
+"""
 
 from __future__ import annotations
 
@@ -10,9 +13,9 @@ from tests.testing.backends import workers
 
 executor = MockExecutor(**workers("engine"))
 assert executor.submit(tasks.same, 1).result() == 1
-(interchange,) = [
-    child for child in psutil.Process().children() if "interchange" in " ".join(child.cmdline())
-]
+
+children = psutil.Process().children()
+(interchange,) = [child for child in children if "interchange" in " ".join(child.cmdline())]
 interchange.kill()
 interchange.wait()
 waiting = executor.submit(tasks.same, 2)

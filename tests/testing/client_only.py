@@ -1,4 +1,7 @@
-"""Functions of a module that lies beside a client's script: no worker can import it under the name that the script uses."""
+"""Functions of a module that lies beside a client's script.
+
+No worker can import it under the name that the script uses.
+"""
 
 from __future__ import annotations
 

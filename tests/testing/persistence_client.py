@@ -1,8 +1,8 @@
-"""A client's script: submits callables of every shape three times with every strategy, and prints what came back, as JSON.
+"""A client's script that submits callables of every shape three times with every strategy.
 
-A script of its own, since only then ``__main__`` is what it is for a user. Usage: python
-persistence_client.py BACKEND [recorded], where "recorded" submits through a `WarmExecutor`, which
-has to change nothing.
+It prints what came back, as JSON. It is a script of its own, since only then ``__main__`` is what a
+user has. Usage: python persistence_client.py BACKEND [recorded], where "recorded" submits through a
+`WarmExecutor`, which has to change nothing.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def callables() -> dict[str, Callable[..., Any]]:
 
 
 def forget() -> None:
-    """On the worker: the next callable finds its modules as in a fresh process."""
+    """Have the next callable find its modules on the worker as in a fresh process."""
     import sys
 
     for name in [name for name in sys.modules if name.partition(".")[0] in ("shapes", "gc_warm")]:
@@ -86,10 +86,10 @@ def outcome(future: Future[Any]) -> Any:
     error = future.exception()
     if error is None:
         return future.result()
+
     assert isinstance(error, TaskExecutionFailed), error
-    return "worker: " + str(
-        re.findall(r"^(?:\w+\.)*(\w+Error)\b", error.remote_data, re.MULTILINE)[-1]
-    )
+    names = re.findall(r"^(?:\w+\.)*(\w+Error)\b", error.remote_data, re.MULTILINE)
+    return f"worker: {names[-1]}"
 
 
 def submitter(
@@ -97,9 +97,8 @@ def submitter(
 ) -> Callable[[], Future[Any]]:
     if recorded:
         return functools.partial(WarmExecutor(executor).submit, function)
-    return functools.partial(
-        executor.submit_to_registered_function, client.register_function(function)
-    )
+    function_id = client.register_function(function)
+    return functools.partial(executor.submit_to_registered_function, function_id)
 
 
 def three_calls(
@@ -110,8 +109,11 @@ def three_calls(
         futures = [submit() for _ in range(3)]
     except Exception as error:
         return f"client: {type(error).__name__}"
-    first, *others = outcomes = [outcome(future) for future in futures]
-    return first if isinstance(first, str) and others == [first, first] else outcomes
+
+    outcomes = [outcome(future) for future in futures]
+    first, *others = outcomes
+    same_error = isinstance(first, str) and others == [first, first]
+    return first if same_error else outcomes
 
 
 def main(backend: str, recorded: bool) -> None:

@@ -1,6 +1,7 @@
-"""When state is still there for the next task: the same table on every backend, the cold and the failing cells included.
+"""State that is still there for the next task: the same table on every backend.
 
-And the same through a `WarmExecutor`, whose results and errors are those of the executor inside.
+The cold and the failing cells are included. And the same through a `WarmExecutor`, whose results
+and errors are those of the executor inside.
 """
 
 from __future__ import annotations
@@ -70,7 +71,7 @@ TABLE: dict[str, tuple[Any, Any, Any, Any]] = {
     ],
 )
 def observed(request: pytest.FixtureRequest) -> dict[str, dict[str, Any]]:
-    """What a client's script saw, for each callable and each strategy."""
+    """Return what a client's script saw, for each callable and each strategy."""
     script = Path(__file__).with_name("persistence_client.py")
     path = os.pathsep.join([str(Path(__file__).parents[2]), str(MODULES)])
     run = subprocess.run(

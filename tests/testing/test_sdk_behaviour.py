@@ -1,4 +1,7 @@
-"""What the SDK does around a task, through the stand-ins: these are its own classes, and its habits are what a user meets."""
+"""The SDK's habits around a task, through the stand-ins.
+
+These are its own classes, and its habits are what a user meets.
+"""
 
 from __future__ import annotations
 
@@ -38,13 +41,16 @@ def remote_error(error: BaseException | None) -> TaskExecutionFailed:
 
 @pytest.fixture
 def gate(tmp_path: Path) -> Iterator[Path]:
-    """What `tasks.wait_for_file` waits for; opened at the end whatever happens, since the worker is there for others too."""
+    """A file for `tasks.wait_for_file`, made at the end whatever happens.
+
+    The worker is there for others, too.
+    """
     yield tmp_path / "gate"
     (tmp_path / "gate").touch()
 
 
 class RecordingSerializer(ComputeSerializer):
-    """Remembers what was serialized, and in which thread."""
+    """A serializer that remembers what was serialized, and in which thread."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -67,7 +73,7 @@ def test_function_is_serialized_once_and_arguments_on_the_submitter_thread(
 
 
 class SerializedLate:
-    """As an argument: holds its own serialization, and that of what comes after it, until told to go on."""
+    """An argument that holds its own serialization, and those after it, until told to go on."""
 
     def __init__(self) -> None:
         self.go_on = threading.Event()
@@ -79,7 +85,8 @@ class SerializedLate:
 
 @spawned_only
 def test_argument_that_changes_after_submit_may_be_sent_changed(executor: MockExecutor) -> None:
-    late, numbers = SerializedLate(), [1]
+    late = SerializedLate()
+    numbers = [1]
     executor.submit(tasks.same, late)
     future = executor.submit(tasks.same, numbers)
     numbers.append(2)
@@ -100,13 +107,19 @@ def test_unserializable_argument_kills_the_executor_and_its_future_says_why(
     wait_until(lambda: executor._stopped_in_error, "the submitter thread has failed")
     with pytest.raises(RuntimeError, match="is shutdown"):
         executor.submit(tasks.same, 1)
+
     gate.touch()
     assert running.result(120) == str(gate), "what was submitted before still ends"
+
     ending = threading.Thread(target=executor.shutdown, daemon=True)
     ending.start()
     ending.join(120)
     assert not ending.is_alive(), "shutdown hangs"
-    message = r"argument 1=<generator .*> of the task cannot be sent \(.*cannot pickle.*\): send plain data or the path of a file"
+
+    message = (
+        r"argument 1=<generator .*> of the task cannot be sent \(.*cannot pickle.*\): "
+        r"send plain data or the path of a file"
+    )
     with pytest.raises(SerializationError, match=message):
         lost.result(0)
 
@@ -123,7 +136,10 @@ def test_the_sdk_itself_would_leave_that_future_pending(client: MockClient) -> N
 
 @spawned_only
 def test_more_tasks_than_a_batch_at_the_end_of_the_block(client: MockClient) -> None:
-    """The SDK's own executor can wait for ever here: for its queue to empty, with a lock held that its submitter needs."""
+    """The SDK's own executor can wait for ever here.
+
+    It waits for its queue to empty, with a lock held that its submitter needs.
+    """
     for _ in range(3):
         with MockExecutor(client=client) as executor:
             futures = [executor.submit(tasks.same, number) for number in range(300)]
@@ -164,7 +180,8 @@ def test_shutdown_in_a_callback_is_refused_not_wedged(client: MockClient, gate: 
             refused.append(str(error))
 
     with MockExecutor(client=client) as executor:
-        executor.submit(tasks.wait_for_file, str(gate)).add_done_callback(shut_down)  # type: ignore[arg-type]
+        waiting = executor.submit(tasks.wait_for_file, str(gate))
+        waiting.add_done_callback(shut_down)  # type: ignore[arg-type]
         gate.touch()
         wait_until(lambda: bool(refused), "the callback has run")
     assert "call shutdown(wait=False) there" in refused[0]
@@ -181,9 +198,8 @@ def test_result_serializers_are_tried_in_order(client: MockClient) -> None:
     with MockExecutor(client=client, result_serializers=[JSONData()]) as executor:
         assert executor.submit(tasks.same, (1, 2)).result() == [1, 2]
         error = remote_error(executor.submit(tasks.same, {1}).exception())
-        assert (
-            "SerializationError: Serialization failed: All strategies failed." in error.remote_data
-        )
+        message = "SerializationError: Serialization failed: All strategies failed."
+        assert message in error.remote_data
         executor.result_serializers = [JSONData(), DillDataBase64()]
         assert executor.submit(tasks.same, {1}).result() == {1}
 
@@ -241,9 +257,8 @@ def test_many_calls_are_not_throttled(
     executor: MockExecutor, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.WARNING):
-        assert [executor.submit(tasks.same, number).result() for number in range(200)] == list(
-            range(200)
-        )
+        results = [executor.submit(tasks.same, number).result() for number in range(200)]
+    assert results == list(range(200))
     assert executor.api_burst_window_s == 0
     assert "rate-limit" not in caplog.text
 
@@ -253,11 +268,10 @@ def test_throttle_of_the_sdk_can_be_kept(
     client: MockClient, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sdk_executor, "time", Clock())  # however long they take, they are a burst
+    limits: dict[str, Any] = {"api_burst_limit": 8, "api_burst_window_s": 4}
     with (
         caplog.at_level(logging.WARNING, "globus_compute_sdk"),
-        MockExecutor(
-            client=client, rate_limit=True, api_burst_limit=8, api_burst_window_s=4
-        ) as executor,
+        MockExecutor(client=client, rate_limit=True, **limits) as executor,
     ):
         for number in range(8):
             executor.submit(tasks.same, number).result()
@@ -270,9 +284,8 @@ def test_throttle_of_the_sdk_can_be_kept(
 def test_source_code_can_be_registered(executor: MockExecutor) -> None:
     source = "import math\n\ndef area(radius):\n    return math.pi * radius**2\n"
     function_id = executor.register_source_code(source, "area")
-    assert executor.submit_to_registered_function(function_id, args=(1,)).result() == pytest.approx(
-        3.14159, abs=1e-5
-    )
+    area = executor.submit_to_registered_function(function_id, args=(1,)).result()
+    assert area == pytest.approx(3.14159, abs=1e-5)
     assert executor.submit_to_registered_function(function_id, kwargs={"radius": 0}).result() == 0
     with pytest.raises(ValueError, match=function_id):
         executor.register_source_code(source, "area")
@@ -284,9 +297,8 @@ def test_saved_function_id_is_used_in_place_of_a_registration(
 ) -> None:
     saved = client.register_function(sum)
     assert executor.register_function(len, function_id=saved) == saved
-    assert executor.submit(len, [20, 22]).result() == 42, (
-        "the function that is registered under that id ran"
-    )
+    result = executor.submit(len, [20, 22]).result()
+    assert result == 42, "the function that is registered under that id ran"
 
 
 def unknown(client: MockClient) -> str:
@@ -316,7 +328,7 @@ def test_function_that_is_not_registered(
 
 
 def submitted(client: MockClient, task_group_id: uuid.UUID, path: Path) -> list[str]:
-    """Two tasks of a client that is gone: the first waits for *path*, the second fails then."""
+    """Submit two tasks of a client that is gone: one waits for *path*, the next fails then."""
     function_ids = [
         client.register_function(tasks.wait_for_file),
         client.register_function(tasks.invert),
@@ -388,18 +400,17 @@ def test_reload_does_not_know_an_unknown_group(client: MockClient) -> None:
 @spawned_only
 def test_client_runs_and_asks_for_results(client: MockClient, gate: Path) -> None:
     endpoint = client.endpoint_id
-    task = client.run(
-        str(gate), endpoint_id=endpoint, function_id=client.register_function(tasks.wait_for_file)
-    )
+    waiting = client.register_function(tasks.wait_for_file)
+    task = client.run(str(gate), endpoint_id=endpoint, function_id=waiting)
     with pytest.raises(TaskPending):
         client.get_result(task)
     assert client.get_task(task)["pending"]
     gate.touch()
     wait_until(lambda: not client.get_task(task)["pending"], "the task has ended")
     assert client.get_result(task) == str(gate)
-    failing = client.run(
-        0, endpoint_id=endpoint, function_id=client.register_function(tasks.invert)
-    )
+
+    inverting = client.register_function(tasks.invert)
+    failing = client.run(0, endpoint_id=endpoint, function_id=inverting)
     wait_until(
         lambda: not states(client, [failing])[failing]["pending"], "the second task has ended"
     )
@@ -429,19 +440,17 @@ def test_executors_of_one_client_share_its_workers(client: MockClient) -> None:
 
 
 def test_each_user_endpoint_configuration_has_workers_of_its_own() -> None:
+    first = {"account": "a", "nodes": 1}
+    in_another_order = {"nodes": 1, "account": "a"}
     with MockClient(workers=1) as client:
-        with MockExecutor(
-            client=client, user_endpoint_config={"account": "a", "nodes": 1}
-        ) as executor:
+        with MockExecutor(client=client, user_endpoint_config=first) as executor:
             assert [executor.submit(functions.count).result() for _ in range(2)] == [1, 2]
             executor.user_endpoint_config = {"account": "b", "nodes": 1}
             assert executor.submit(functions.count).result() == 1
-        with MockExecutor(
-            client=client, user_endpoint_config={"nodes": 1, "account": "a"}
-        ) as executor:
-            assert executor.submit(functions.count).result() == 3, (
-                "the order of the names means nothing"
-            )
+
+        with MockExecutor(client=client, user_endpoint_config=in_another_order) as executor:
+            count = executor.submit(functions.count).result()
+            assert count == 3, "the order of the names means nothing"
 
 
 @spawned_only

@@ -1,4 +1,7 @@
-"""The workers behind the stand-ins: nothing of the client is in them, what is in them stays, and they come and go as a manager's do."""
+"""The workers behind the stand-ins.
+
+Nothing of the client is in them, what is in them stays, and they come and go as a manager's do.
+"""
 
 from __future__ import annotations
 
@@ -27,26 +30,30 @@ ROOT = Path(__file__).parents[2]
 
 
 def ask_each(executor: MockExecutor, number: int, folder: Path) -> dict[int, tuple[int, int]]:
-    """Process id and count of each worker, by rank: tasks that wait for each other reach all of them."""
+    """Return the process id and count of each worker, by rank.
+
+    Tasks that wait for each other reach all of them.
+    """
     folder.mkdir()
     futures = [executor.submit(tasks.meet, str(folder), number) for _ in range(number)]
     return {rank: (pid, count) for rank, pid, count in (future.result(120) for future in futures)}
 
 
 def started(future: Future[Any], path: Path) -> int:
-    """Wait until `tasks.for_ever` runs; its worker's process id."""
+    """Wait until `tasks.for_ever` runs, and return its worker's process id."""
     wait_until(lambda: path.exists() or future.done(), "the task has begun")
     return int(path.read_text())
 
 
 def lost_rank(future: Future[Any]) -> int:
-    """Which worker was lost.
+    """Return the rank of the worker that was lost.
 
     The text has to be the real engine's, but for the frames of its traceback.
     """
     first, *_, message, last = remote_text(future).splitlines()
     lost = re.fullmatch(
-        r"parsl\.executors\.high_throughput\.errors\.WorkerLost: Task failure due to loss of worker (\d+) on host (.+)",
+        r"parsl\.executors\.high_throughput\.errors\.WorkerLost: "
+        r"Task failure due to loss of worker (\d+) on host (.+)",
         message,
     )
     assert lost, message
@@ -97,13 +104,11 @@ def test_import_path_of_the_client_is_not_the_workers(
 
 def test_pythonpath_and_environment_arrive(tmp_path: Path) -> None:
     (tmp_path / "extra.py").write_text("VALUE = 42\n")
-    with MockExecutor(
-        workers=1, pythonpath=[str(MODULES), tmp_path], env={"GREETING": "hello"}
-    ) as executor:
+    path = [str(MODULES), tmp_path]
+    code = "def load():\n    import extra\n    return extra.VALUE\n"
+    with MockExecutor(workers=1, pythonpath=path, env={"GREETING": "hello"}) as executor:
         assert executor.submit(tasks.environment, "GREETING").result() == "hello"
-        source = executor.register_source_code(
-            "def load():\n    import extra\n    return extra.VALUE\n", "load"
-        )
+        source = executor.register_source_code(code, "load")
         assert executor.submit_to_registered_function(source).result() == 42
 
 
@@ -127,12 +132,10 @@ def test_worker_without_gc_warm_runs_ordinary_functions(tmp_path: Path) -> None:
 
 def test_one_process_a_task_is_always_cold() -> None:
     with MockExecutor(workers=1, pythonpath=[MODULES], fresh_process_per_task=True) as executor:
-        pids, counts = zip(
-            *[executor.submit(tasks.pid_and_count).result() for _ in range(2)], strict=True
-        )
+        first, second = (executor.submit(tasks.pid_and_count).result() for _ in range(2))
         assert executor.workers[0].pid is None, "no process between tasks"
-    assert counts == (1, 1)
-    assert pids[0] != pids[1]
+    assert [count for _, count in (first, second)] == [1, 1]
+    assert first[0] != second[0]
 
 
 BAD_ARGUMENTS: list[tuple[dict[str, Any], type[Exception], str]] = [
@@ -143,7 +146,8 @@ BAD_ARGUMENTS: list[tuple[dict[str, Any], type[Exception], str]] = [
     (
         {"env": {"PYTHONPATH": "/mine"}},
         ValueError,
-        "PYTHONPATH='/mine' would replace the workers' import path; give its folders as pythonpath=",
+        "PYTHONPATH='/mine' would replace the workers' import path; "
+        "give its folders as pythonpath=",
     ),
     (
         {"workers": 1, "batchsize": 3},
@@ -185,9 +189,8 @@ def test_arguments_that_cannot_be_right(
 
 def test_worker_that_cannot_start(tmp_path: Path) -> None:
     (tmp_path / "sitecustomize.py").write_text("import os\nos._exit(3)\n")
-    with pytest.raises(
-        WorkerStartError, match=f"exit status 3 before it could take a task.*{tmp_path}"
-    ):
+    message = f"exit status 3 before it could take a task.*{tmp_path}"
+    with pytest.raises(WorkerStartError, match=message):
         MockExecutor(workers=2, pythonpath=[tmp_path])
 
 
@@ -255,10 +258,8 @@ def test_idle_worker_that_is_killed_costs_no_task() -> None:
         (worker,) = executor.workers
         pids = set()
         for _ in range(2):
-            assert [executor.submit(tasks.pid_and_count).result() for _ in range(2)] == [
-                (worker.pid, 1),
-                (worker.pid, 2),
-            ]
+            found = [executor.submit(tasks.pid_and_count).result() for _ in range(2)]
+            assert found == [(worker.pid, 1), (worker.pid, 2)]
             pids.add(worker.pid)
             worker.kill()
             assert worker.pid is None
@@ -270,13 +271,10 @@ def test_a_kill_costs_one_task_at_most() -> None:
         futures = [executor.submit(tasks.same, number) for number in range(300)]
         for worker in executor.workers * 2:
             worker.kill()
-        lost = {
-            number for number, future in enumerate(futures) if future.exception(120) is not None
-        }
-        assert len(lost) <= 4
-        assert all(
-            future.result() == number for number, future in enumerate(futures) if number not in lost
-        )
+        errors = {number: future.exception(120) for number, future in enumerate(futures)}
+    lost = {number for number, error in errors.items() if error is not None}
+    assert len(lost) <= 4
+    assert all(futures[number].result() == number for number in errors.keys() - lost)
 
 
 def test_shutdown_without_waiting_ends_every_future_and_runs_teardowns(tmp_path: Path) -> None:
@@ -328,7 +326,8 @@ def test_keyboard_interrupt_in_the_with_block_does_not_wait(tmp_path: Path) -> N
 def test_client_that_is_ended_by_a_signal_takes_its_workers_along(
     backend: str, number: signal.Signals, tmp_path: Path
 ) -> None:
-    path, begun = tmp_path / "logbook", tmp_path / "started"
+    path = tmp_path / "logbook"
+    begun = tmp_path / "started"
     script = Path(__file__).with_name("busy_client.py")
     arguments = [sys.executable, str(script), backend, str(path), str(begun)]
     client = subprocess.Popen(arguments, env=client_environment(), stderr=subprocess.DEVNULL)
@@ -344,7 +343,10 @@ def test_client_that_is_ended_by_a_signal_takes_its_workers_along(
 
 
 def test_client_that_forgets_to_shut_down_ends() -> None:
-    script = "import gc_warm, gc_warm.functions as f; print(gc_warm.MockExecutor(workers=1).submit(f.count).result())"
+    script = (
+        "import gc_warm, gc_warm.functions as f; "
+        "print(gc_warm.MockExecutor(workers=1).submit(f.count).result())"
+    )
     run = subprocess.run(
         [sys.executable, "-c", script],
         env=client_environment(),
