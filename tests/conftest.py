@@ -85,7 +85,7 @@ settings.load_profile("busy machine")
 
 
 def pytest_configure() -> None:
-    """Stop ignoring Ctrl-C, as what a shell starts in the background does.
+    """Heed Ctrl-C, which a process that a shell starts in the background ignores.
 
     Else all that the tests start and interrupt would ignore it, too.
     """

@@ -320,7 +320,7 @@ class _Engine:
     def _shut_down_engine(self) -> None:
         """Call the engine's own shutdown, and leave it to itself if it does not end in time.
 
-        It waits for ever where the interchange has died.
+        That shutdown waits for ever where the interchange has died.
         """
         shutdown = threading.Thread(
             target=self._engine.shutdown, name="engine-shutdown", daemon=True

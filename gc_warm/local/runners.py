@@ -308,6 +308,7 @@ class SpawnedRunner:
         try:
             for worker in self.workers:
                 worker.start()
+
             for worker in self.workers:
                 worker.wait_ready()
         except BaseException:

@@ -12,7 +12,7 @@ documented. These points had to be guessed, here and in `gc_warm.local.cloud`:
 - that the user endpoint of a task is found by its ``user_endpoint_config`` and the client's Python
   and SDK versions;
 - that results are kept for good, deleted functions still run in tasks submitted before, and deleted
-  endpoints fail theirs;
+  endpoints fail their tasks;
 - that an endpoint is online while it listens for commands, and may register again under an id that
   is not known;
 - when a user endpoint is asked for: with a submission, and again while tasks wait for the user
