@@ -1,4 +1,8 @@
-"""What the endpoint's loader complains of: the settings, the reasons, and the line."""
+"""Errors of the endpoint's loader, as a message and a line of the file that people edit.
+
+The loader raises a `ClickException`, whose cause is an error of YAML, with a mark, or one of
+pydantic, with the path of names to each setting that it refuses. Any other cause has words only.
+"""
 
 from __future__ import annotations
 
@@ -6,79 +10,93 @@ import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from click import ClickException
 
-try:
-    from globus_compute_endpoint.endpoint.config import CoreEndpointConfig as CoreEndpointConfig
-
-    CORE_CONFIG = "--core-config"
-except ImportError:  # what it was called in the first endpoints that gc_warm takes
-    CORE_CONFIG = "--manager-config"
-
 
 def complaint_of(error: ClickException) -> str:
-    """Return what the loader says; of pydantic's words, the setting and the reason."""
-    places = _refused_settings(error)
-    return (
-        "\n".join(f"{'.'.join(place)}: {reason}" for place, reason in places)
-        if places
-        else error.message
-    )
+    """Return the message of the loader; from pydantic's, only each setting and the reason.
 
-
-def _refused_settings(error: ClickException) -> list[tuple[list[str], str]]:
-    """Return the path of names to each setting that pydantic refuses, and the reason; nothing where somebody else refuses."""
-    if not isinstance(error.__cause__, ValueError) or not hasattr(error.__cause__, "errors"):
-        return []
-    return [([str(name) for name in each["loc"]], each["msg"]) for each in error.__cause__.errors()]
+    Args:
+        error: The error that the loader raised.
+    """
+    refused = _refused_settings(error)
+    if not refused:
+        return error.message
+    return "\n".join(f"{'.'.join(path)}: {reason}" for path, reason in refused)
 
 
 def line_of(error: ClickException, text: str, source: str | os.PathLike[str]) -> int:
     """Return the line of the source that the loader's complaint is about.
 
-    That is the line of the setting whose name the complaint uses, the innermost if there are
-    several, or to which its path leads.
-    """
-    mark = getattr(error.__cause__, "problem_mark", None)
-    lines = (
-        Path(source).read_text(encoding="utf-8").splitlines()
-        if os.path.isfile(source)
-        else text.splitlines()
-    )
-    if mark is not None:
-        rendered = text.splitlines()
-        wanted = rendered[min(mark.line, len(rendered) - 1)].strip()
-        return next(
-            (number for number, line in enumerate(lines, 1) if line.strip() == wanted),
-            mark.line + 1,
-        )
+    Where YAML itself is wrong, that is the marked line. Else it is the line of a setting whose name
+    the complaint uses (of several, the one with the longest name, and then the innermost), or the
+    line to which the setting's path leads. A complaint that leads nowhere is about line 1.
 
-    places = _refused_settings(error)
-    words = " ".join(reason for _, reason in places) if places else error.message
-    # a word of many complaints, and of many sections
-    named = set(re.findall(r"\w+", words)) - {"type"}
-    keys = [
-        (key, number)
-        for number, line in enumerate(lines, 1)
-        if (key := re.match(r"(\s*)(?:- )?(\w+):", line)) and key[2] in named
-    ]
-    if keys:
-        return max(keys, key=lambda found: (len(found[0][2]), len(found[0][1]), -found[1]))[1]
-    return _line_of_setting(places[0][0], lines) if places else 1
+    Args:
+        error: The error that the loader raised.
+        text: The YAML that it refused.
+        source: The file that the YAML is from; if there is no such file, the text is taken for it.
+    """
+    if os.path.isfile(source):
+        lines = Path(source).read_text(encoding="utf-8").splitlines()
+    else:
+        lines = text.splitlines()
+
+    mark = getattr(error.__cause__, "problem_mark", None)
+    if mark is not None:
+        return _line_of_mark(mark, text.splitlines(), lines)
+
+    refused = _refused_settings(error)
+    reasons = " ".join(reason for _, reason in refused) if refused else error.message
+    named = _line_of_name(reasons, lines)
+    if named is not None:
+        return named
+    return _line_of_setting(refused[0][0], lines) if refused else 1
+
+
+def _refused_settings(error: ClickException) -> list[tuple[list[str], str]]:
+    """Return the path of names to each setting that pydantic refuses, and the reason.
+
+    The list is empty where somebody else refuses.
+    """
+    cause = error.__cause__
+    if not isinstance(cause, ValueError) or not hasattr(cause, "errors"):
+        return []
+    return [([str(name) for name in each["loc"]], each["msg"]) for each in cause.errors()]
+
+
+def _line_of_mark(mark: Any, rendered: Sequence[str], lines: Sequence[str]) -> int:
+    """Return the first line of the source that reads as the marked line of the YAML does."""
+    marked = rendered[min(mark.line, len(rendered) - 1)].strip()
+    for number, line in enumerate(lines, 1):
+        if line.strip() == marked:
+            return number
+    return int(mark.line) + 1
+
+
+def _line_of_name(reasons: str, lines: Sequence[str]) -> int | None:
+    """Return the line of a setting whose name the complaint uses; None if there is none."""
+    # "type" is a word of many complaints, and the name of a setting in many sections
+    words = set(re.findall(r"\w+", reasons)) - {"type"}
+
+    ranked = []
+    for number, line in enumerate(lines, 1):
+        setting = re.match(r"(\s*)(?:- )?(\w+):", line)
+        if setting and setting[2] in words:
+            ranked.append((len(setting[2]), len(setting[1]), -number))
+    return -max(ranked)[2] if ranked else None
 
 
 def _line_of_setting(path: Sequence[str], lines: Sequence[str]) -> int:
     """Return the line of a setting, by the names of the sections that it is in and its own."""
     at = 0
     for name in path:
-        if name != "type":  # which says of the section around it what that is
-            at = next(
-                (
-                    number
-                    for number in range(at, len(lines))
-                    if re.match(rf"\s*(- )?{re.escape(name)}:", lines[number])
-                ),
-                at,
-            )
+        if name == "type":  # which says of the section around it what that is
+            continue
+
+        setting = re.compile(rf"\s*(- )?{re.escape(name)}:")
+        below = (number for number in range(at, len(lines)) if setting.match(lines[number]))
+        at = next(below, at)
     return at + 1

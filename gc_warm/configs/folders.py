@@ -1,4 +1,9 @@
-"""The folders of endpoint configs: where they are, and which files they hold."""
+"""The folders of endpoint configs: where they are, and which files they hold.
+
+A folder that is given by its path comes first, then a config that gc_warm brings, by its name, and
+then an endpoint of this user. The endpoint's own `config.yaml` may name another template or schema
+than the usual ones; so both paths are asked of the endpoint's code.
+"""
 
 from __future__ import annotations
 
@@ -7,9 +12,7 @@ import shlex
 from pathlib import Path
 
 from click import ClickException
-from globus_compute_endpoint.endpoint.config.utils import (
-    get_config,
-)
+from globus_compute_endpoint.endpoint.config.utils import get_config
 from globus_compute_endpoint.endpoint.endpoint import Endpoint
 
 from gc_warm.configs.complaints import complaint_of
@@ -29,40 +32,42 @@ TEMPLATE = "user_config_template.yaml.j2"
 
 
 def shipped() -> dict[str, Path]:
-    """The configs that come with gc_warm, by name."""
-    here = Path(__file__).parents[1]
-    # wheel, checkout
-    home = next(
-        home
-        for home in (here / "endpoint_configs", here.parent / "endpoint_configs")
-        if home.is_dir()
-    )
+    """Return the folders of the configs that come with gc_warm, by name."""
+    package = Path(__file__).parents[1]
+    in_wheel = package / "endpoint_configs"
+    in_checkout = package.parent / "endpoint_configs"
+
+    home = in_wheel if in_wheel.is_dir() else in_checkout
     return {folder.name: folder for folder in sorted(home.iterdir()) if folder.is_dir()}
 
 
 def user_folder() -> Path:
-    """Where the endpoints of this user are."""
+    """Return the folder that holds the endpoints of this user."""
     return Path(os.environ.get("GLOBUS_COMPUTE_USER_DIR", "~/.globus_compute")).expanduser()
 
 
 def find_folder(config: str | os.PathLike[str]) -> Path:
-    """The folder of a config.
+    """Return the folder of a config.
 
     Args:
         config: Its path, or the name of one that comes with gc_warm, or of an endpoint of this
             user.
 
     Raises:
-        FileNotFoundError: It is none of these.
+        FileNotFoundError: The config is none of these.
     """
-    given, name, configs = Path(config), os.fspath(config), shipped()
-    for folder in (
-        given.absolute(),
-        *([configs[name]] if name in configs else []),
-        user_folder() / name,
-    ):
+    given = Path(config)
+    name = os.fspath(config)
+    configs = shipped()
+
+    candidates = [given.absolute()]
+    if name in configs:
+        candidates.append(configs[name])
+    candidates.append(user_folder() / name)
+    for folder in candidates:
         if folder.is_dir() and _has_template(folder):
             return folder
+
     if given.is_file():
         raise FileNotFoundError(
             f"config: {name} is a file; give the folder that holds its {TEMPLATE}"
@@ -70,29 +75,40 @@ def find_folder(config: str | os.PathLike[str]) -> Path:
     if given.is_dir():
         raise FileNotFoundError(f"{name} is not the folder of a config: it has no {TEMPLATE}")
     raise FileNotFoundError(
-        f"config: there is no folder {name!r}, no endpoint of that name, and gc_warm has only {', '.join(configs)}"
+        f"config: there is no folder {name!r}, no endpoint of that name, and gc_warm has only "
+        f"{', '.join(configs)}"
     )
 
 
-def _has_template(folder: Path) -> bool:
-    if (folder / TEMPLATE).is_file():
-        return True
-    core = folder / "config.yaml"  # which may say where the template is
-    return core.is_file() and not has_engine(core) and template_path(folder).is_file()
-
-
 def has_engine(path: Path) -> bool:
-    """Whether a YAML file is the configuration of a user endpoint."""
-    return parse_config(read_text(path))[1] is not None
+    """Return whether a YAML file is the configuration of a user endpoint.
+
+    Args:
+        path: The file.
+
+    Raises:
+        ConfigError: The file is not UTF-8 text.
+        OSError: The file cannot be read.
+    """
+    _, engine = parse_config(read_text(path))
+    return engine is not None
 
 
 def deploy_command(folder: Path) -> str:
-    """The command that makes an endpoint of a config, for a user of a login node."""
+    """Return the command that makes an endpoint of a config, for a user of a login node.
+
+    Args:
+        folder: The config's folder.
+
+    Raises:
+        ConfigError: The folder's own configuration is refused, as by `files_of`.
+    """
     files = {
         CORE_CONFIG: folder / "config.yaml",
         "--template-config": template_path(folder),
         "--schema-config": schema_path(folder),
     }
+
     given = [
         f"{option} {shlex.quote(str(path))}" for option, path in files.items() if path.exists()
     ]
@@ -100,39 +116,79 @@ def deploy_command(folder: Path) -> str:
 
 
 def template_path(folder: Path) -> Path:
-    """Where the template of a config is; it may have no ``.j2`` at its end."""
-    return files_of(folder)[1]
+    """Return the path of a config's template; it may have no ``.j2`` at its end.
+
+    Args:
+        folder: The config's folder.
+
+    Raises:
+        ConfigError: The folder's own configuration is refused, as by `files_of`.
+    """
+    _, template, _ = files_of(folder)
+    return template
 
 
 def schema_path(folder: Path) -> Path:
-    """Where the schema of a config is, or would be."""
-    return files_of(folder)[2]
+    """Return the path where the schema of a config is, or would be.
+
+    Args:
+        folder: The config's folder.
+
+    Raises:
+        ConfigError: The folder's own configuration is refused, as by `files_of`.
+    """
+    _, _, schema = files_of(folder)
+    return schema
 
 
 def files_of(folder: Path) -> tuple[CoreEndpointConfig, Path, Path]:
-    """The configuration of the endpoint itself, its template, and its schema."""
+    """Return the configuration of the endpoint itself, and the paths of its template and schema.
+
+    Args:
+        folder: The config's folder.
+
+    Raises:
+        ConfigError: The folder's own configuration is in Python, is not text, has an engine, or is
+            refused by the endpoint's loader.
+    """
     parent = _parent_config(folder)
-    template, schema = (
-        Path(Endpoint.user_config_template_path(folder, parent)),
-        Path(Endpoint.user_config_schema_path(folder, parent)),
-    )
+    template = Path(Endpoint.user_config_template_path(folder, parent))
+    schema = Path(Endpoint.user_config_schema_path(folder, parent))
+
     bare = template.with_suffix("") if template.suffix == ".j2" else template
-    return parent, bare if bare.is_file() and not template.exists() else template, schema
+    if bare.is_file() and not template.exists():
+        template = bare
+    return parent, template, schema
+
+
+def _has_template(folder: Path) -> bool:
+    if (folder / TEMPLATE).is_file():
+        return True
+
+    core = folder / "config.yaml"  # which may say where the template is
+    return core.is_file() and not has_engine(core) and template_path(folder).is_file()
 
 
 def _parent_config(folder: Path) -> CoreEndpointConfig:
-    if (folder / "config.py").exists():
+    """Return the configuration of the endpoint itself; without a file, that is the default one."""
+    in_python = folder / "config.py"
+    if in_python.exists():
         raise ConfigError(
-            f"{folder / 'config.py'}: a configuration in Python is only known by running it; write it as config.yaml"
+            f"{in_python}: a configuration in Python is only known by running it; write it as "
+            "config.yaml"
         )
-    if (folder / "config.yaml").exists():
-        read_text(folder / "config.yaml")  # the loader lets the error of what is not text through
+
+    in_yaml = folder / "config.yaml"
+    if in_yaml.exists():
+        read_text(in_yaml)  # the loader lets the error of what is not text through
     try:
         parent = get_config(folder)
     except ClickException as error:
-        raise ConfigError(f"{folder / 'config.yaml'}: {complaint_of(error)}") from error
+        raise ConfigError(f"{in_yaml}: {complaint_of(error)}") from error
+
     if isinstance(parent, CoreEndpointConfig):
         return parent
     raise ConfigError(
-        f"{folder / 'config.yaml'} has an 'engine:' section; in a config with a template, that belongs in the template"
+        f"{in_yaml} has an 'engine:' section; in a config with a template, that belongs in the "
+        "template"
     )

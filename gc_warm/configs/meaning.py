@@ -1,4 +1,9 @@
-"""What a loaded config amounts to for warm state and for the bill."""
+"""The meaning of a loaded config for warm state and for the bill.
+
+All is read off the config's engine, provider and executor, as the endpoint's loader has made them,
+so that it holds for any config. Where they decide by a rule of their own, such as how many workers
+a manager starts, the same rule is followed here.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +18,7 @@ from globus_compute_endpoint.endpoint.config import UserEndpointConfig
 
 from gc_warm.exceptions import ConfigError
 
-# others only take it
+# Providers that ask the scheduler for their walltime; others only take it.
 _ASK_FOR_WALLTIME = (
     "SlurmProvider",
     "PBSProProvider",
@@ -22,12 +27,15 @@ _ASK_FOR_WALLTIME = (
     "GridEngineProvider",
 )
 NEED_HOURS = ("SlurmProvider", "LSFProvider")
-"""Whose walltime Parsl takes apart, as HH:MM:SS; others hand it on, and their schedulers also take seconds."""
+"""Providers whose walltime Parsl takes apart, as HH:MM:SS.
+
+Others hand it on, and their schedulers also take seconds.
+"""
 
 
 @dataclass(frozen=True)
 class WarmthProfile:
-    """What a config means for warm state and for the bill.
+    """The meaning of a config for warm state and for the bill.
 
     Attributes:
         copies_per_node: Workers on a node, each with its own copy of the state; None if that
@@ -48,7 +56,7 @@ class WarmthProfile:
             billed.
         idle_cost: Node-hours from the last task until state is gone, at most.
         worst_case: Node-hours of all jobs that run to their walltime; None where nothing is billed.
-        devices: What each worker of a node is pinned to.
+        devices: The device that each worker of a node is pinned to.
     """
 
     copies_per_node: int | None
@@ -69,100 +77,227 @@ class WarmthProfile:
 
 
 def warmth_profile(config: UserEndpointConfig) -> WarmthProfile:
-    """What a loaded config means.
+    """Return the meaning of a loaded config.
+
+    Args:
+        config: The config, as `gc_warm.configs.loading.load` returns it.
 
     Raises:
-        ConfigError: Its engine has no workers that could be warm.
+        ConfigError: The config's engine has no workers that could be warm.
     """
     engine: Any = config.engine
-    provider = getattr(getattr(engine, "executor", None), "provider", None)
+    executor: Any = getattr(engine, "executor", None)
+    provider = getattr(executor, "provider", None)
     if provider is None:
         raise ConfigError(
-            f"{type(engine).__name__} starts no workers in jobs of their own; use GlobusComputeEngine"
+            f"{type(engine).__name__} starts no workers in jobs of their own; use "
+            "GlobusComputeEngine"
         )
-    soft = config.idle_heartbeats_soft * config.heartbeat_period or math.inf
-    scaling = engine._job_status_kwargs
-    idle = (
-        math.inf
-        if provider.min_blocks or scaling["strategy"] in ("none", None)
-        else scaling["max_idletime"]
-    )
+
+    nodes = provider.nodes_per_block
+    jobs = provider.max_blocks
+    per_node = _workers(executor)
+    # an MPI engine has workers on the first node only
+    nodes_with_workers = 1 if type(engine).__name__ == "GlobusMPIEngine" else nodes
+
+    endpoint_idle = config.idle_heartbeats_soft * config.heartbeat_period or math.inf
+    job_idle = _job_idle(engine, provider)
+    until_cold = _until_cold(config, job_idle, endpoint_idle)
+
     walltime = _seconds(provider)
-    keep_warm = min(idle, soft)
-    nodes, jobs = provider.nodes_per_block, provider.max_blocks
-    # with workers on the first node only
-    per_node, is_mpi = _workers(engine.executor), type(engine).__name__ == "GlobusMPIEngine"
-    until_cold = keep_warm + (
-        config.heartbeat_period if soft <= idle else scaling["strategy_period"]
-    )
+    idle_hour = idle_cost = worst_case = None
+    if walltime is not None:
+        idle_hour = float(nodes * jobs)
+        idle_cost = nodes * jobs * min(until_cold, walltime) / 3600
+        worst_case = nodes * jobs * walltime / 3600
+
     return WarmthProfile(
         copies_per_node=per_node,
         nodes_per_job=nodes,
         max_jobs=jobs,
-        copies=None if per_node is None else per_node * jobs * (1 if is_mpi else nodes),
-        keep_warm=keep_warm,
-        job_idle=idle,
-        endpoint_idle=soft,
+        copies=None if per_node is None else per_node * jobs * nodes_with_workers,
+        keep_warm=min(job_idle, endpoint_idle),
+        job_idle=job_idle,
+        endpoint_idle=endpoint_idle,
         walltime=walltime,
-        drain=engine.executor.drain_period,
+        drain=executor.drain_period,
         task_timeout=exported(provider, "GC_TASK_TIMEOUT"),
-        restart=engine.executor.heartbeat_period,
-        idle_hour=None if walltime is None else float(nodes * jobs),
-        idle_cost=None if walltime is None else nodes * jobs * min(until_cold, walltime) / 3600,
-        worst_case=None if walltime is None else nodes * jobs * walltime / 3600,
-        devices=_devices(engine.executor),
+        restart=executor.heartbeat_period,
+        idle_hour=idle_hour,
+        idle_cost=idle_cost,
+        worst_case=worst_case,
+        devices=_devices(executor),
     )
 
 
 def in_words(profile: WarmthProfile) -> list[tuple[str, str]]:
-    """What a config means, as pairs of a heading and a sentence."""
+    """Return the meaning of a config as pairs of a heading and a sentence.
+
+    Args:
+        profile: The meaning, as `warmth_profile` returns it.
+    """
+    lines = [("copies of the state", _copies_in_words(profile))]
+    if profile.devices:
+        lines.append(("devices of a node's workers", ", ".join(profile.devices)))
+    lines.append(("stays warm", _keep_warm_in_words(profile)))
+
+    if profile.walltime is not None:
+        if profile.drain is None:
+            drain = "tasks that still run then are lost"
+        else:
+            drain = f"it takes no new tasks after {_time(profile.drain)}"
+        lines.append(("a job ends", f"after {_time(profile.walltime)} at the latest; {drain}"))
+
+    restart = f"is replaced, cold, within {_time(profile.restart)}; its task fails"
+    lines.append(("a worker that dies", restart))
+    duration = _time(profile.task_timeout) if profile.task_timeout else "any time"
+    lines.append(("a task", f"may take {duration}"))
+    return lines + _costs(profile)
+
+
+def exports(provider: Any) -> dict[str, str]:
+    """Return the variables that a provider's ``worker_init`` exports, in lines of their own.
+
+    Args:
+        provider: The provider of a loaded config.
+    """
+    variables = {}
+    for line in re.findall(r"^\s*export\s+(.+)$", provider.worker_init, re.MULTILINE):
+        try:
+            words = shlex.split(line, comments=True)
+        except ValueError:  # a quote that goes on in the next line
+            continue
+
+        for word in words:
+            name, equals, value = word.partition("=")
+            if equals:
+                variables[name] = value.rstrip(";")
+    return variables
+
+
+def exported(provider: Any, name: str) -> float | None:
+    """Return the number that a provider's ``worker_init`` exports; None if there is none.
+
+    Args:
+        provider: The provider of a loaded config.
+        name: The name of the variable.
+    """
+    value = exports(provider).get(name, "")
+    return float(value) if re.fullmatch(r"\d{1,9}(\.\d{1,9})?", value) else None
+
+
+def _job_idle(engine: Any, provider: Any) -> float:
+    """Return the seconds without tasks after which jobs end; infinite if their lack ends none."""
+    scaling = engine._job_status_kwargs
+    if provider.min_blocks or scaling["strategy"] in ("none", None):
+        return math.inf
+
+    idle: float = scaling["max_idletime"]
+    return idle
+
+
+def _until_cold(config: UserEndpointConfig, job_idle: float, endpoint_idle: float) -> float:
+    """Return the seconds from the last task until state is gone, at most.
+
+    The lack of tasks is noticed once in a period: of heartbeats by the endpoint, which stops, or of
+    the scaling strategy, which ends jobs.
+    """
+    if endpoint_idle <= job_idle:
+        return float(endpoint_idle + config.heartbeat_period)
+
+    engine: Any = config.engine
+    period: float = engine._job_status_kwargs["strategy_period"]
+    return job_idle + period
+
+
+def _workers(executor: Any) -> int | None:
+    """Return the number of workers on a node, by the rule of the manager that starts them.
+
+    None means that it depends on the node's cores.
+    """
+    provider = executor.provider
+    cores = getattr(provider, "cores_per_node", None) or exported(provider, "PARSL_CORES")
+    if cores is None and not hasattr(provider, "walltime"):
+        cores = os.cpu_count()
+
+    limits = [executor.max_workers_per_node]
+    if cores is not None and executor.cores_per_worker > 0:
+        limits.append(math.floor(cores / executor.cores_per_worker))
+    memory = getattr(provider, "mem_per_node", None)
+    if memory and executor.mem_per_worker:
+        limits.append(math.floor(memory / executor.mem_per_worker))
+    if executor.available_accelerators:
+        limits.append(len(executor.available_accelerators))
+
+    workers = min(limits)
+    return None if math.isinf(workers) else int(workers)
+
+
+def _devices(executor: Any) -> tuple[str, ...]:
+    """Return the device of each worker; with fewer GPUs than workers, the GPUs are shared."""
+    names = tuple(executor.available_accelerators)
+    gpus = getattr(executor.provider, "gpus_per_node", None)
+
+    are_numbers = names == tuple(str(number) for number in range(len(names)))
+    if gpus and len(names) > gpus and are_numbers:
+        # as Parsl does where there is nvidia-smi
+        return tuple(str(number * gpus // len(names)) for number in range(len(names)))
+    return names
+
+
+def _seconds(provider: Any) -> int | None:
+    """Return the walltime of a job; None where there is no limit.
+
+    None is returned also for a walltime that cannot be read, of which a rule tells.
+    """
+    name = type(provider).__name__
+    if name not in _ASK_FOR_WALLTIME:
+        return None
+
+    parts = str(getattr(provider, "walltime", "")).split(":")
+    lengths = (3,) if name in NEED_HOURS else (1, 2, 3)
+    if len(parts) not in lengths or not all(re.fullmatch(r" *\d{1,9} *", part) for part in parts):
+        return None
+
+    hours, minutes, seconds = [0, 0, *map(int, parts)][-3:]
+    return 3600 * hours + 60 * minutes + seconds
+
+
+def _copies_in_words(profile: WarmthProfile) -> str:
     workers = "one for each core of a node"
     if profile.copies_per_node is not None:
         workers = f"{profile.copies_per_node} on each node, {profile.copies} in all"
-    jobs = (
-        f"{_count(profile.nodes_per_job, 'node')} a job, {_count(profile.max_jobs, 'job')} at most"
-    )
-    stays = "however long there is no task"
-    if math.isfinite(profile.keep_warm):
-        stays = f"for {_time(profile.keep_warm)} without any task"
+
+    nodes = _count(profile.nodes_per_job, "node")
+    jobs = _count(profile.max_jobs, "job")
+    return f"{workers} ({nodes} a job, {jobs} at most)"
+
+
+def _keep_warm_in_words(profile: WarmthProfile) -> str:
     if profile.walltime is not None and profile.walltime <= profile.keep_warm:
-        stays = (
-            f"until its job ends after {_time(profile.walltime)}, which is sooner than keep_warm"
-        )
-    if math.isfinite(profile.endpoint_idle):
-        stays += f"; the endpoint stops after {_time(profile.endpoint_idle)}, and starts again for the next task"
-    said = [("copies of the state", f"{workers} ({jobs})"), ("stays warm", stays)]
-    if profile.devices:
-        said.insert(1, ("devices of a node's workers", ", ".join(profile.devices)))
-    if profile.walltime is not None:
-        drain = (
-            "tasks that still run then are lost"
-            if profile.drain is None
-            else f"it takes no new tasks after {_time(profile.drain)}"
-        )
-        said.append(("a job ends", f"after {_time(profile.walltime)} at the latest; {drain}"))
-    said.append(
-        (
-            "a worker that dies",
-            f"is replaced, cold, within {_time(profile.restart)}; its task fails",
-        )
-    )
-    said.append(
-        (
-            "a task",
-            f"may take {_time(profile.task_timeout)}"
-            if profile.task_timeout
-            else "may take any time",
-        )
-    )
-    return said + _costs(profile)
+        ends = _time(profile.walltime)
+        stays = f"until its job ends after {ends}, which is sooner than keep_warm"
+    elif math.isfinite(profile.keep_warm):
+        stays = f"for {_time(profile.keep_warm)} without any task"
+    else:
+        stays = "however long there is no task"
+
+    if not math.isfinite(profile.endpoint_idle):
+        return stays
+    idle = _time(profile.endpoint_idle)
+    return f"{stays}; the endpoint stops after {idle}, and starts again for the next task"
 
 
 def _costs(profile: WarmthProfile) -> list[tuple[str, str]]:
+    """Return the lines about the bill; none where nothing is billed."""
     if profile.worst_case is None or profile.idle_hour is None or profile.idle_cost is None:
         return []
-    worst = f"{_count(profile.worst_case, 'node-hour')}, if every job runs to its walltime; jobs that follow cost as much again"
-    idle = f"{_count(profile.idle_hour, 'node-hour')} an hour; from the last task until cold, {_count(profile.idle_cost, 'node-hour')} at most"
+
+    an_hour = _count(profile.idle_hour, "node-hour")
+    until_cold = _count(profile.idle_cost, "node-hour")
+    worst = _count(profile.worst_case, "node-hour")
+    idle = f"{an_hour} an hour; from the last task until cold, {until_cold} at most"
+    worst = f"{worst}, if every job runs to its walltime; jobs that follow cost as much again"
     return [("being idle costs", idle), ("the worst case costs", worst)]
 
 
@@ -171,76 +306,18 @@ def _count(number: float, what: str) -> str:
 
 
 def _time(seconds: float) -> str:
-    """Seconds as people say them: 90 s, 10 min, 1 h 30 min."""
+    """Return seconds as people say them: 90 s, 10 min, 1 h 30 min."""
     if seconds < 120:
         return f"{seconds:g} s"
-    hours, minutes, rest = int(seconds // 3600), int(seconds % 3600 // 60), seconds % 60
-    return " ".join(
-        [f"{hours} h"] * bool(hours)
-        + [f"{minutes} min"] * bool(minutes)
-        + [f"{rest:g} s"] * bool(rest)
-    )
 
-
-def _workers(executor: Any) -> int | None:
-    """As many as a manager starts on a node, by the same rule."""
-    cores = getattr(executor.provider, "cores_per_node", None) or exported(
-        executor.provider, "PARSL_CORES"
-    )
-    if cores is None and not hasattr(executor.provider, "walltime"):
-        cores = os.cpu_count()
-    limits = [executor.max_workers_per_node]
-    if cores is not None and executor.cores_per_worker > 0:
-        limits.append(math.floor(cores / executor.cores_per_worker))
-    memory = getattr(executor.provider, "mem_per_node", None)
-    if memory and executor.mem_per_worker:
-        limits.append(math.floor(memory / executor.mem_per_worker))
-    if executor.available_accelerators:
-        limits.append(len(executor.available_accelerators))
-    return None if math.isinf(min(limits)) else int(min(limits))
-
-
-def _devices(executor: Any) -> tuple[str, ...]:
-    names = tuple(executor.available_accelerators)
-    gpus = getattr(executor.provider, "gpus_per_node", None)
-    if gpus and len(names) > gpus and names == tuple(str(number) for number in range(len(names))):
-        # as Parsl does where there is nvidia-smi
-        return tuple(str(number * gpus // len(names)) for number in range(len(names)))
-    return names
-
-
-def exports(provider: Any) -> dict[str, str]:
-    """What a provider's ``worker_init`` exports, as far as that stands in lines of its own."""
-    found = {}
-    for line in re.findall(r"^\s*export\s+(.+)$", provider.worker_init, re.MULTILINE):
-        try:
-            words = shlex.split(line, comments=True)
-        except ValueError:  # a quote that goes on in the next line
-            continue
-        found.update(
-            {
-                name: value.rstrip(";")
-                for name, equals, value in (word.partition("=") for word in words)
-                if equals
-            }
-        )
-    return found
-
-
-def exported(provider: Any, name: str) -> float | None:
-    """The number that a provider's ``worker_init`` exports under a name; None if there is none."""
-    value = exports(provider).get(name, "")
-    return float(value) if re.fullmatch(r"\d{1,9}(\.\d{1,9})?", value) else None
-
-
-def _seconds(provider: Any) -> int | None:
-    """The walltime of a job; None where there is no limit, or what is written is none, of which a rule tells."""
-    name = type(provider).__name__
-    parts = str(getattr(provider, "walltime", "")).split(":")
-    is_time = all(re.fullmatch(r" *\d{1,9} *", part) for part in parts) and len(parts) in (
-        (3,) if name in NEED_HOURS else (1, 2, 3)
-    )
-    if not is_time or name not in _ASK_FOR_WALLTIME:
-        return None
-    hours, minutes, seconds = [0, 0, *map(int, parts)][-3:]
-    return 3600 * hours + 60 * minutes + seconds
+    hours = int(seconds // 3600)
+    minutes = int(seconds % 3600 // 60)
+    rest = seconds % 60
+    parts = []
+    if hours:
+        parts.append(f"{hours} h")
+    if minutes:
+        parts.append(f"{minutes} min")
+    if rest:
+        parts.append(f"{rest:g} s")
+    return " ".join(parts)

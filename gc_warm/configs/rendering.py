@@ -1,4 +1,9 @@
-"""Render the template of an endpoint config with the endpoint's own function."""
+"""Render the template of an endpoint config with the endpoint's own function.
+
+The result is the YAML that the endpoint would make for a task with these options. Before that, all
+options are held against the schema, and so are the defaults at the top of the template, which the
+endpoint never checks.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +13,7 @@ import pwd
 import re
 import traceback
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,27 +25,28 @@ from globus_compute_endpoint.endpoint.config.utils import (
 )
 from globus_compute_endpoint.endpoint.identity_mapper import MappedPosixIdentity
 
-from gc_warm.configs.folders import TEMPLATE, files_of
+from gc_warm.configs.folders import TEMPLATE, CoreEndpointConfig, files_of
 from gc_warm.configs.options import Options, misfits, schema_of
 from gc_warm.exceptions import ConfigError
 
-try:
-    from globus_compute_endpoint.endpoint.config import CoreEndpointConfig as CoreEndpointConfig
+_MARK = "\ue000"  # of private use, so that nobody else means anything by it
+_NUMBERED_MARK = re.compile(f"{_MARK}(\\d+){_MARK}")
 
-    CORE_CONFIG = "--core-config"
-except ImportError:  # what it was called in the first endpoints that gc_warm takes
-    from globus_compute_endpoint.endpoint.config import ManagerEndpointConfig as CoreEndpointConfig
-
-    CORE_CONFIG = "--manager-config"
+_TAG = re.compile(r"\{\{.*?\}\}|\{%.*?%\}|\{#.*?#\}", re.DOTALL)
+_STATEMENT = re.compile(r"\{%.*?%\}")
+_SETTING = re.compile(r"\s*(- )?[\w.\"'{}| -]+:(\s|$)")
+_EATS_LINE_END = re.compile(r"-[%}#]\}\s*$")
+_SET_DEFAULT = re.compile(r"\{%-? set (\w+) = \1 \| default\((.*)\)(?: \| int)? -?%\}")
 
 
 def render(folder: Path, options: Options, origin: Mapping[str, str] | None = None) -> str:
-    """The YAML that the endpoint makes of a config and options.
+    """Return the YAML that the endpoint makes of a config and options.
 
     Args:
         folder: The config's folder.
-        options: What a task's ``user_endpoint_config`` holds.
-        origin: Where each option comes from, for messages: ``{"walltime": "options.yaml:3"}``.
+        options: The ``user_endpoint_config`` of a task.
+        origin: The place that each option comes from, for messages:
+            ``{"walltime": "options.yaml:3"}``.
 
     Raises:
         ConfigError: The options do not fit the schema, or the template refuses them. All that do
@@ -54,17 +60,18 @@ def render(folder: Path, options: Options, origin: Mapping[str, str] | None = No
         raise FileNotFoundError(
             f"{folder} is not the folder of a config: it has no {template.name}"
         )
+
     schema = schema_of(rules)
+    places = origin or {}
     wrong = [
-        f"{(origin or {}).get(name, 'options')}: {what}"
-        for name, what in misfits(options, schema, rules)
+        f"{places.get(name, 'options')}: {why}" for name, why in misfits(options, schema, rules)
     ]
     try:
         text = load_user_config_template(template)
-        places, defaults = _defaults(text, schema)
+        lines, defaults = _defaults(text, schema)
         wrong += [
-            f"{template}:{places[name]}: default of {what}"
-            for name, what in misfits(defaults, schema, rules)
+            f"{template}:{lines[name]}: default of {why}"
+            for name, why in misfits(defaults, schema, rules)
         ]
         if wrong:
             raise ConfigError("\n".join(wrong))
@@ -75,6 +82,35 @@ def render(folder: Path, options: Options, origin: Mapping[str, str] | None = No
         raise ConfigError(f"{template}:{_template_line(error)}: {_refusal(error)}") from error
 
 
+def template_lines(folder: Path, options: Options, rendered: str) -> list[int]:
+    """Return the line of the template that each line of a rendered YAML comes from.
+
+    The template is rendered once more, with marks where a setting ends its line. What has no mark
+    of its own, since it was included say, belongs to the last one before it. A template that uses
+    its own output cannot be marked: then every line comes from line 1.
+
+    Args:
+        folder: The config's folder.
+        options: The options that it was rendered with.
+        rendered: The YAML that `render` has made of both.
+
+    Raises:
+        ConfigError: The schema, or the endpoint's own configuration, cannot be read.
+    """
+    without = rendered.splitlines()
+    parent, path, rules = files_of(folder)
+    text = load_user_config_template(path)
+    schema = schema_of(rules)
+    try:
+        with_marks = _filled_in(parent, path, _marked(text), schema, options).splitlines()
+    except Exception:  # the template reckons with its output, so that marks are in its way
+        return [1] * len(without)
+
+    if [_NUMBERED_MARK.sub("", line) for line in with_marks] != without:
+        return [1] * len(without)
+    return _marked_lines(with_marks)
+
+
 def _filled_in(
     parent: CoreEndpointConfig,
     path: Path,
@@ -82,113 +118,107 @@ def _filled_in(
     schema: Mapping[str, Any],
     options: Options,
 ) -> str:
+    """Return a template's text filled in with options, for the user of this process."""
     user = MappedPosixIdentity(_user(), [], uuid.UUID(int=0))
     return str(
         render_config_user_template(parent, template, path, user, dict(schema), dict(options), {})
     )
 
 
-def template_lines(folder: Path, options: Options, rendered: str) -> list[int]:
-    """For each line of what `render` has given, the line of the template that it comes from; 1 where that cannot be told.
-
-    The template is rendered once more, with marks where a setting ends its line. What has no mark
-    of its own, since it was included say, belongs to the last one before it.
-    """
-    without = rendered.splitlines()
-    parent, path, rules = files_of(folder)
-    text, schema = load_user_config_template(path), schema_of(rules)
+def _user() -> pwd.struct_passwd:
+    """Return this user's entry, or a made one where there is none."""
+    uid = os.getuid()
     try:
-        with_marks = _filled_in(parent, path, _marked(text), schema, options).splitlines()
-    except Exception:  # it reckons with what it has rendered, so that marks are in its way
-        return [1] * len(without)
-    lines: list[int] = []
-    for line in with_marks:
-        found = re.search(f"{_MARK}(\\d+){_MARK}", line)
-        lines.append(int(found[1]) if found else lines[-1] if lines else 1)
-    is_same = [re.sub(f"{_MARK}\\d+{_MARK}", "", line) for line in with_marks] == without
-    return lines if is_same else [1] * len(without)
-
-
-_MARK = "\ue000"  # of private use, so that nobody else means anything by it
+        return pwd.getpwuid(uid)
+    except KeyError:  # in a container, say, that is run with some number
+        home = os.path.expanduser("~")
+        return pwd.struct_passwd((str(uid), "x", uid, os.getgid(), "", home, "/bin/sh"))
 
 
 def _marked(template: str) -> str:
-    """A template with the number of each line at its end, where a setting ends there: not in a tag, nor in the blanks that it eats."""
-    tags = [
-        found.span()
-        for found in re.finditer(r"\{\{.*?\}\}|\{%.*?%\}|\{#.*?#\}", template, re.DOTALL)
-    ]
-    lines, end = [], -1
+    """Return a template with the number of each line at its end, where a setting ends there.
+
+    No mark is put in a tag, nor in the blanks that a tag eats.
+    """
+    tags = [tag.span() for tag in _TAG.finditer(template)]
+
+    lines = []
+    end = -1
     for number, line in enumerate(template.split("\n"), 1):
         end += len(line) + 1
-        words = re.sub(r"\{%.*?%\}", "", line)
-        is_setting = re.match(r"\s*(- )?[\w.\"'{}| -]+:(\s|$)", words) and not re.search(
-            r"-[%}#]\}\s*$", line
-        )
+        is_setting = _SETTING.match(_STATEMENT.sub("", line)) and not _EATS_LINE_END.search(line)
         is_in_tag = any(first < end < last for first, last in tags)
-        lines.append(f"{line}{_MARK}{number}{_MARK}" if is_setting and not is_in_tag else line)
+        if is_setting and not is_in_tag:
+            lines.append(f"{line}{_MARK}{number}{_MARK}")
+        else:
+            lines.append(line)
     return "\n".join(lines)
 
 
+def _marked_lines(rendered: Sequence[str]) -> list[int]:
+    """Return the number in the mark of each line; without a mark, that of the line before."""
+    numbers = []
+    last = 1
+    for line in rendered:
+        mark = _NUMBERED_MARK.search(line)
+        if mark:
+            last = int(mark[1])
+        numbers.append(last)
+    return numbers
+
+
 def _defaults(text: str, schema: Mapping[str, Any]) -> tuple[dict[str, int], dict[str, Any]]:
-    """Lines and values of the defaults at the top of a template, where people edit them and no schema looks."""
+    """Return the lines and the values of the defaults at the top of a template, by option.
+
+    There people edit them, and no schema looks at them. A default that stands for "not given", such
+    as none, is left out.
+    """
     lines: dict[str, int] = {}
     values: dict[str, Any] = {}
+    known = schema.get("properties", {})
     for number, line in enumerate(text.splitlines(), 1):
-        found = re.fullmatch(
-            r"\{%-? set (\w+) = \1 \| default\((.*)\)(?: \| int)? -?%\}", line.strip()
-        )
-        if found is None or found[1] not in schema.get("properties", {}):
+        assignment = _SET_DEFAULT.fullmatch(line.strip())
+        if assignment is None or assignment[1] not in known:
             continue
+
+        name, expression = assignment.groups()
         try:
-            value = _default(found[2])
+            value = _default(expression)
         except jinja2.TemplateSyntaxError as error:
             raise jinja2.TemplateSyntaxError(
-                f"default of {found[1]}: {error.message}; text goes in quotes", number
+                f"default of {name}: {error.message}; text goes in quotes", number
             ) from None
+
         # else it means: not given
-        if value or (value is not None and "default" in schema["properties"][found[1]]):
-            lines[found[1]], values[found[1]] = number, value
+        if value or (value is not None and "default" in known[name]):
+            lines[name] = number
+            values[name] = value
     return lines, values
 
 
 @functools.cache
 def _default(expression: str) -> Any:
-    """The value of a default, which has no variables; there are many, and Jinja compiles each."""
+    """Return the value of a default, which has no variables.
+
+    There are many, and Jinja compiles each; so the values are kept.
+    """
     return jinja2.sandbox.SandboxedEnvironment().compile_expression(expression)()
 
 
-def _user() -> pwd.struct_passwd:
-    try:
-        return pwd.getpwuid(os.getuid())
-    except KeyError:  # in a container, say, that is run with some number
-        return pwd.struct_passwd(
-            (
-                str(os.getuid()),
-                "x",
-                os.getuid(),
-                os.getgid(),
-                "",
-                os.path.expanduser("~"),
-                "/bin/sh",
-            )
-        )
-
-
 def _template_line(error: Exception) -> int:
+    """Return the line of the template that an error is from; 1 if that cannot be told."""
     if isinstance(error, jinja2.TemplateSyntaxError):
         return error.lineno
-    return next(
-        (
-            frame.lineno or 1
-            for frame in traceback.extract_tb(error.__traceback__)
-            if frame.filename == "<template>"
-        ),
-        1,
-    )
+
+    for frame in traceback.extract_tb(error.__traceback__):
+        if frame.filename == "<template>":
+            return frame.lineno or 1
+    return 1
 
 
 def _refusal(error: Exception) -> str:
-    """The words of a template that refuses: it can only ask for a key that is missing."""
-    said = re.fullmatch(r"'dict object' has no attribute '(.+ .+)'", str(error))
-    return said[1] if said else str(error) or type(error).__name__
+    """Return the message of a template that refuses, which it puts into a key that is missing."""
+    missing = re.fullmatch(r"'dict object' has no attribute '(.+ .+)'", str(error))
+    if missing:
+        return missing[1]
+    return str(error) or type(error).__name__

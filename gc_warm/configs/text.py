@@ -10,20 +10,16 @@ import yaml
 
 from gc_warm.exceptions import ConfigError
 
-try:
-    from globus_compute_endpoint.endpoint.config import CoreEndpointConfig as CoreEndpointConfig
-
-    CORE_CONFIG = "--core-config"
-except ImportError:  # what it was called in the first endpoints that gc_warm takes
-    CORE_CONFIG = "--manager-config"
-
 
 def read_text(path: str | os.PathLike[str]) -> str:
-    """What is in a file.
+    """Return the text of a file.
+
+    Args:
+        path: The file.
 
     Raises:
-        ConfigError: It is not text.
-        OSError: It cannot be read.
+        ConfigError: The file is not UTF-8 text.
+        OSError: The file cannot be read.
     """
     try:
         return Path(path).read_text(encoding="utf-8")
@@ -32,10 +28,21 @@ def read_text(path: str | os.PathLike[str]) -> str:
 
 
 def parse_config(text: str) -> tuple[dict[str, Any], dict[str, Any] | None]:
-    """A document and its engine, None where there is none: the endpoint's loader is to say so."""
+    """Return the document that YAML holds, and the engine in it.
+
+    Text that is no YAML gives no engine and no error: the endpoint's loader is to say what is wrong
+    with it.
+
+    Args:
+        text: The YAML of an endpoint.
+
+    Returns:
+        The document, and its `engine` section; None in its place where there is none.
+    """
     try:
         document = yaml.safe_load(text)
     except (yaml.YAMLError, ValueError, RecursionError):
         return {}, None
+
     engine = document.get("engine") if isinstance(document, dict) else None
     return document, engine if isinstance(engine, dict) else None
