@@ -1,8 +1,9 @@
-"""Rules for functions that are to be registered: what in their source can never be warm, or fails on a worker.
+"""Rules for functions that are to be registered, by their source.
 
-Only the source is read: nothing is imported and nothing runs. What is said of each shape of
-function is measured, for each of the SDK's serialization strategies, by the tests' persistence
-table. Where the source does not say what is submitted, or to whom, nothing is said.
+A rule finds what in the source can never be warm, or fails on a worker. Nothing is imported and
+nothing runs. The claim about each shape of function is measured, for each of the SDK's
+serialization strategies, by the tests' persistence table. Where the source does not say what is
+submitted, or to whom, no rule says anything.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from types import FunctionType
+from typing import TypeGuard
 
 from gc_warm.check import source
 from gc_warm.check.rules import Finding, RuleSet, is_silenced
@@ -21,9 +23,9 @@ from gc_warm.check.source import Function, Module, SourceError, Submission
 from gc_warm.check.task_facts import DEFAULT_STRATEGY
 
 _DILL = "DillCode"
-# the source, and DillCode where that cannot be read
-_COMBINED = ("CombinedCode", "AllCodeStrategies")
+_COMBINED = ("CombinedCode", "AllCodeStrategies")  # the source; DillCode where it cannot be read
 _TEXT = ("DillCodeTextInspect", "PureSourceTextInspect")  # the source with its indentation
+
 _CACHES = {
     "functools.lru_cache",
     "functools.cache",
@@ -48,6 +50,22 @@ _CHANGES = {
     "discard",
     "appendleft",
 }
+"""Methods that change a container in place."""
+
+_MUTABLE = {
+    "list",
+    "dict",
+    "set",
+    "bytearray",
+    "collections.defaultdict",
+    "collections.OrderedDict",
+    "collections.deque",
+}
+"""Makers of containers that can be changed in place."""
+
+_REWRITE = (
+    "keep it in a module that workers can import, and import that in the body of the function"
+)
 
 
 @dataclass(frozen=True)
@@ -55,10 +73,10 @@ class _Sent:
     """Something that is sent to workers.
 
     Attributes:
-        module: Where it is written.
-        node: What is written: a function, a lambda, or what stands in its place in a call.
-        strategy: How it travels, by the name of the SDK's strategy.
-        call: Where it is submitted, if that is written there.
+        module: The file that it is written in.
+        node: A function, a lambda, or the expression that stands in its place in a call.
+        strategy: The name of the SDK's strategy by which it travels.
+        call: The call that submits it, if that is written there.
     """
 
     module: Module
@@ -68,7 +86,7 @@ class _Sent:
 
     @property
     def function(self) -> Function | None:
-        """It, if it is defined with ``def``."""
+        """The function that is sent, if it is defined with ``def``."""
         return self.node if isinstance(self.node, Function) else None
 
     @property
@@ -81,39 +99,41 @@ class _Sent:
         """Whether it has no name in its module."""
         if self.function is None:
             return True
-        return not any(
-            self.function is node for node in self.module.top.get(self.function.name, ())
-        )
+        bound = self.module.top.get(self.function.name, ())
+        return not any(self.function is node for node in bound)
 
     @functools.cached_property
     def left_behind(self) -> list[str]:
         """Names of its module that it uses, and that are not there on the worker."""
         if self.is_by_reference:
             return []
+
+        # with such names above it, its source cannot be read, so that it is combined with DillCode
         above = self._names_above()
-        # whose source cannot be read without them
         if self.strategy == _DILL or (self.strategy in _COMBINED and above):
             return sorted(self._names_inside()) if self.module.is_script else []
-        return sorted(
-            (self._names_inside() | above) - {self.function.name if self.function else ""}
-        )
+
+        own = {self.function.name} if self.function else set()
+        return sorted((self._names_inside() | above) - own)
 
     def _names_inside(self) -> set[str]:
+        """Return the names of its module that the code takes from there when it runs."""
         code = self._code()
-        return (
-            set(source.free_names(code) & self.module.names) - source.made_first(code)
-            if code is not None
-            else set()
-        )
+        if code is None:
+            return set()
+        return set(source.free_names(code) & self.module.names) - source.made_first(code)
 
     def _code(self) -> Function | ast.Lambda | None:
-        """What runs: the function itself, or of an object of a class here, its method."""
-        return self.node if isinstance(self.node, (Function, ast.Lambda)) else self.method[1]
+        """Return the code that runs: the function itself or, of an object, its method."""
+        if isinstance(self.node, (Function, ast.Lambda)):
+            return self.node
+        return self.method[1]
 
     def _names_above(self) -> set[str]:
-        """Those in its decorators and defaults, which are run where its source is."""
+        """Return the names in its decorators and defaults, which are run where its source is."""
         if self.function is None:
             return set()
+
         above = [
             *self.function.decorator_list,
             *self.function.args.defaults,
@@ -123,41 +143,60 @@ class _Sent:
         return used & self.module.names
 
     def closes_over(self) -> list[str]:
-        """Names of the functions around it that it uses."""
-        around = [
-            scope
-            for scope in ast.walk(self.module.tree)
-            if isinstance(scope, Function) and scope is not self.node
-        ]
-        around = [scope for scope in around if any(node is self.node for node in ast.walk(scope))]
+        """Return the names that it takes from the functions around it."""
         code = self._code()
+        if code is None:
+            return []
+
+        known: set[str] = set()
+        for scope in ast.walk(self.module.tree):
+            if isinstance(scope, Function) and scope is not self.node and self._is_in(scope):
+                known.update(source.bindings(scope))
+
         own = {self.function.name} if self.function else set()
-        known = {name for scope in around for name in source.bindings(scope)} - own
-        return sorted(source.free_names(code) & known) if code is not None else []
+        return sorted(source.free_names(code) & (known - own))
+
+    def _is_in(self, scope: Function) -> bool:
+        return any(node is self.node for node in ast.walk(scope))
 
     @functools.cached_property
     def method(self) -> tuple[str, Function | None, dict[str, Function]]:
-        """For a method, or an object that can be called: its class, its function, and all methods of that class, where they are here."""
-        made = self.node.value if isinstance(self.node, ast.Attribute) else self.node
-        name = self.node.attr if isinstance(self.node, ast.Attribute) else "__call__"
-        kind = self._class_of(made) if isinstance(made, (ast.Name, ast.Call)) else ""
+        """The class, the function, and all methods of the class, where these are in its module.
+
+        They are those of a method, or of an object that can be called.
+        """
+        if isinstance(self.node, ast.Attribute):
+            owner: ast.expr | Function = self.node.value
+            name = self.node.attr
+        else:
+            owner = self.node
+            name = "__call__"
+
+        kind = self._class_of(owner) if isinstance(owner, (ast.Name, ast.Call)) else ""
         methods = source.methods(self.module, kind, ())
         return kind, methods.get(name), methods
 
-    def _class_of(self, made: ast.Name | ast.Call) -> str:
-        if isinstance(made, ast.Call):
-            return self.module.origin(made)
+    def _class_of(self, owner: ast.Name | ast.Call) -> str:
+        """Return the name of an object's class; empty if that is not written."""
+        if isinstance(owner, ast.Call):
+            return self.module.origin(owner)
+
         scopes = self.call.scopes if self.call else (self.module.tree,)
-        bound = source.resolved(made.id, scopes, made.lineno)
-        if isinstance(bound, ast.arg):  # self, in a method
-            inside = [scope for scope in scopes if isinstance(scope, ast.ClassDef)]
-            is_own = isinstance(scopes[-1], Function) and source.arguments(scopes[-1])[:1] == [
-                bound
-            ]
-            return inside[-1].name if inside and is_own else ""
+        bound = source.resolved(owner.id, scopes, owner.lineno)
+        if isinstance(bound, ast.arg):
+            return _class_of_self(bound, scopes)
         if isinstance(bound, ast.ClassDef):
             return bound.name if isinstance(self.node, ast.Attribute) else ""
         return self.module.origin(bound) if isinstance(bound, ast.Call) else ""
+
+
+def _class_of_self(argument: ast.arg, scopes: Sequence[source.Scope]) -> str:
+    """Return the name of the class around a method, if this is the method's ``self``."""
+    classes = [scope for scope in scopes if isinstance(scope, ast.ClassDef)]
+    innermost = scopes[-1]
+    if not classes or not isinstance(innermost, Function):
+        return ""
+    return classes[-1].name if source.arguments(innermost)[:1] == [argument] else ""
 
 
 _RULES: RuleSet[_Sent] = RuleSet()
@@ -171,7 +210,7 @@ def examine(target: str, strategy: str = DEFAULT_STRATEGY) -> list[Finding]:
     Args:
         target: A dotted name as workers import it, or the path of a Python file. A file that
             submits functions of its own is a script.
-        strategy: How the functions travel.
+        strategy: The serialization strategy by which the functions travel.
 
     Raises:
         SourceError: There is no such module, or it is not Python.
@@ -181,11 +220,11 @@ def examine(target: str, strategy: str = DEFAULT_STRATEGY) -> list[Finding]:
     path = target if is_path else source.file_of(target)
     try:
         module = source.read(path, may_be_script=is_path)
-        submitted = [_Sent(module, _meant(call), strategy, call) for call in module.calls]
-        public = (
-            [] if module.is_script else [_Sent(module, node, strategy) for node in _public(module)]
-        )
-        return _findings([*public, *submitted])
+        sent: list[_Sent] = []
+        if not module.is_script:
+            sent += [_Sent(module, node, strategy) for node in _public(module)]
+        sent += [_Sent(module, _meant(call), strategy, call) for call in module.calls]
+        return _findings(sent)
     except RecursionError:
         raise SourceError(f"{path} is nested too deeply to be read") from None
 
@@ -196,84 +235,99 @@ def examine_functions(
     """Hold functions against all rules, where their source can be had.
 
     Args:
-        functions: As they are about to be registered.
-        strategy: How they travel.
+        functions: The functions, as they are about to be registered.
+        strategy: The serialization strategy by which they travel.
+
+    Raises:
+        SourceError: A file that holds one of them is not Python.
+        OSError: Such a file cannot be read.
     """
     read: dict[str, tuple[Module, dict[int, list[Function | ast.Lambda]]]] = {}
-    sent = []
+    sent: list[_Sent] = []
     for function in map(inspect.unwrap, functions):
         path = inspect.getsourcefile(function) if isinstance(function, FunctionType) else None
         if path is None or not os.path.isfile(path):
             # written at a prompt, or no function below its decorators: there is nothing to read
             continue
+
         if path not in read:
             module = source.read(path, may_be_script=function.__module__ == "__main__")
-            by_line: dict[int, list[Function | ast.Lambda]] = {}
-            for node in ast.walk(module.tree):
-                if isinstance(node, (Function, ast.Lambda)):
-                    by_line.setdefault(source.first_line(node), []).append(node)
-            read[path] = module, by_line
-        sent += [
-            _Sent(read[path][0], node, strategy)
-            for node in read[path][1].get(function.__code__.co_firstlineno, ())
-        ]
+            read[path] = (module, _by_first_line(module))
+        module, by_line = read[path]
+        nodes = by_line.get(function.__code__.co_firstlineno, ())
+        sent += [_Sent(module, node, strategy) for node in nodes]
     return _findings(sent)
 
 
+def _by_first_line(module: Module) -> dict[int, list[Function | ast.Lambda]]:
+    by_line: dict[int, list[Function | ast.Lambda]] = {}
+    for node in ast.walk(module.tree):
+        if isinstance(node, (Function, ast.Lambda)):
+            by_line.setdefault(source.first_line(node), []).append(node)
+    return by_line
+
+
 def _findings(sent: Sequence[_Sent]) -> list[Finding]:
-    found: dict[tuple[object, ...], Finding] = {}
+    """Return each finding that no comment silences, the worst first."""
+    by_place: dict[tuple[str, str, int], Finding] = {}
     for each in sent:
+        path = each.module.path
         lines = each.module.lines
         for rule, level, place, text in _RULES.broken(each):
-            if not any(is_silenced(rule, lines[line - 1]) for line in {place, *_lines_of(each)}):
-                found.setdefault(
-                    (rule, each.module.path, place),
-                    Finding(rule, level, each.module.path, place, text),
-                )
-    return sorted(found.values(), key=lambda finding: (finding.level, finding.file, finding.line))
+            if any(is_silenced(rule, lines[line - 1]) for line in {place, *_lines_of(each)}):
+                continue
+            by_place.setdefault((rule, path, place), Finding(rule, level, path, place, text))
+
+    findings = by_place.values()
+    return sorted(findings, key=lambda finding: (finding.level, finding.file, finding.line))
 
 
 def _lines_of(sent: _Sent) -> Iterator[int]:
-    """Where a comment silences what is said of all of it: the head of its definition, and the call that submits it."""
+    """Yield the lines where a comment silences whatever is found in something that is sent.
+
+    They are the head of its definition, and the call that submits it.
+    """
     if sent.function is not None:
-        begin, end = source.first_line(sent.function), sent.function.body[0].lineno
-        yield from range(begin, max(end, sent.function.lineno + 1))
+        begin = source.first_line(sent.function)
+        end = max(sent.function.body[0].lineno, sent.function.lineno + 1)
+        yield from range(begin, end)
+
     if sent.call is not None:
-        yield from range(
-            sent.call.call.lineno, (sent.call.call.end_lineno or sent.call.call.lineno) + 1
-        )
+        call = sent.call.call
+        yield from range(call.lineno, (call.end_lineno or call.lineno) + 1)
 
 
 def _public(module: Module) -> Iterator[Function]:
-    """What `gc-warm register` takes when no name is given: plain functions, by ``__all__`` or without a leading underscore."""
+    """Yield the functions that `gc-warm register` takes when no name is given.
+
+    These are plain functions, by ``__all__`` or without a leading underscore.
+    """
     lists = [
         node.value
         for node in module.tree.body
         if isinstance(node, ast.Assign) and source.assigns(node, "__all__")
     ]
     listed = source.strings(lists[0]) if lists else None
+
     submitting = [scope for call in module.calls for scope in call.scopes]
     for name, node in module.functions.items():
-        is_loader = module.is_decorated(node, _CACHES | _WARM)  # which others call
-        # or it runs where tasks are submitted
+        # tasks call a loader, and a function that submits them runs where they are submitted
+        is_loader = module.is_decorated(node, _CACHES | _WARM)
         if is_loader or any(node is scope for scope in submitting):
             continue
-        if name in listed if listed is not None else not name.startswith("_"):
+
+        is_public = not name.startswith("_") if listed is None else name in listed
+        if is_public:
             yield node
 
 
 def _meant(call: Submission) -> ast.expr | Function:
-    """What is submitted: the function or lambda that a name stands for there, else what is written."""
+    """Return the function or lambda that is submitted; if it is none, the expression itself."""
     if isinstance(call.sent, ast.Name):
-        found = source.resolved(call.sent.id, call.scopes, call.sent.lineno)
-        if isinstance(found, (Function, ast.Lambda)):
-            return found
+        bound = source.resolved(call.sent.id, call.scopes, call.sent.lineno)
+        if isinstance(bound, (Function, ast.Lambda)):
+            return bound
     return call.sent
-
-
-_REWRITE = (
-    "keep it in a module that workers can import, and import that in the body of the function"
-)
 
 
 @_RULES.rule("GCW101", "error")
@@ -290,34 +344,31 @@ def nested_cache(sent: _Sent) -> Iterator[tuple[object, ...]]:
 
     A helper that calls itself, to remember within one call, is left alone.
     """
+    # a function that returns such a helper makes it for others
     returned = {
         node.value.id
         for node in ast.walk(sent.node)
         if isinstance(node, ast.Return) and isinstance(node.value, ast.Name)
     }
+
     for node in ast.walk(sent.node):
-        if (
-            isinstance(node, Function)
-            and node is not sent.node
-            and any(_is_cache(sent.module, each) for each in node.decorator_list)
-        ):
-            calls_itself = any(
-                isinstance(each, ast.Call) and sent.module.origin(each) == node.name
-                for each in ast.walk(node)
-            )
-            if not calls_itself and node.name not in returned:  # which makes helpers for others
+        if isinstance(node, Function) and node is not sent.node:
+            is_cached = any(_is_cache(sent.module, each) for each in node.decorator_list)
+            is_meant = node.name in returned or _calls_itself(sent.module, node)
+            if is_cached and not is_meant:
                 yield _emptied(node.name, node.lineno, bool(source.arguments(node)))
-        elif (
-            isinstance(node, ast.Call)
-            and _is_cache(sent.module, node)
-            and node.args
-            and isinstance(node.args[0], (ast.Lambda, ast.Name))
-        ):
-            yield _emptied(
-                "this function",
-                node.lineno,
-                isinstance(node.args[0], ast.Lambda) and bool(source.arguments(node.args[0])),
-            )
+
+        elif isinstance(node, ast.Call) and node.args and _is_cache(sent.module, node):
+            cached = node.args[0]
+            if isinstance(cached, ast.Lambda):
+                yield _emptied("this function", node.lineno, bool(source.arguments(cached)))
+            elif isinstance(cached, ast.Name):
+                yield _emptied("this function", node.lineno, takes_any=False)
+
+
+def _calls_itself(module: Module, function: Function) -> bool:
+    calls = [node for node in ast.walk(function) if isinstance(node, ast.Call)]
+    return any(module.origin(call) == function.name for call in calls)
 
 
 def _is_cache(module: Module, node: ast.expr) -> bool:
@@ -346,7 +397,8 @@ def cache_itself(sent: _Sent) -> Iterator[tuple[object, ...]]:
         name = sent.function.name
         yield (
             sent.function.lineno,
-            f"{name} is sent with an empty cache for every task: send a function that imports {name} and calls it",
+            f"{name} is sent with an empty cache for every task: send a function that imports "
+            f"{name} and calls it",
         )
 
 
@@ -366,67 +418,89 @@ def function_attribute(sent: _Sent) -> Iterator[tuple[object, ...]]:
     """
     if sent.function is None:
         return
+
     name = sent.function.name
-    is_own = name not in source.bindings(sent.function)
-    nodes = [node for node in ast.walk(sent.function) if isinstance(node, ast.expr)]
-    line = next(
-        (node.lineno for node in nodes if is_own and _changes_attribute(sent.module, node, name)),
-        None,
-    )
+    line = _line_of_own_attribute(sent.module, sent.function)
     if line is not None:
         yield _kept(sent, sent.is_by_reference, line, f"{name} keeps state on itself")
     elif not sent.is_by_reference and (line := _changes_globals(sent.function)) is not None:
         yield _kept(sent, sent.strategy == _DILL, line, f"{name} keeps state in globals()")
 
 
+def _line_of_own_attribute(module: Module, function: Function) -> int | None:
+    """Return the line where a function keeps something on itself; None if it does not."""
+    name = function.name
+    if name in source.bindings(function):  # then the name is that of something else
+        return None
+
+    for node in ast.walk(function):
+        if isinstance(node, ast.expr) and _changes_attribute(module, node, name):
+            return node.lineno
+    return None
+
+
 def _changes_attribute(module: Module, node: ast.AST, name: str) -> bool:
-    """Whether something is stored in an attribute of the object of that name, or in what such an attribute holds."""
+    """Return whether a node changes an attribute of the object of that name.
+
+    It does if it stores something in the attribute, or in what the attribute holds.
+    """
     if isinstance(node, ast.Call) and module.origin(node) == "setattr" and node.args:
         return source.is_name(node.args[0], name)
+
     is_stored = isinstance(node, ast.Attribute) and isinstance(node.ctx, (ast.Store, ast.Del))
     changed = node if is_stored else _changed_by(node)
     return changed is not None and _is_attribute(changed, name)
 
 
 def _changed_by(node: ast.AST) -> ast.expr | None:
-    """The container that is changed in place: an item of it, or by a method of its own."""
+    """Return the container that a node changes: an item of it, or by a method of its own."""
     if isinstance(node, ast.Subscript) and isinstance(node.ctx, (ast.Store, ast.Del)):
         return node.value
+
     called = node.func if isinstance(node, ast.Call) else None
-    return called.value if isinstance(called, ast.Attribute) and called.attr in _CHANGES else None
+    if isinstance(called, ast.Attribute) and called.attr in _CHANGES:
+        return called.value
+    return None
 
 
-def _is_attribute(node: ast.AST, name: str) -> bool:
+def _is_attribute(node: ast.AST, name: str) -> TypeGuard[ast.Attribute]:
+    """Return whether a node is an attribute of the object of that name."""
     return isinstance(node, ast.Attribute) and source.is_name(node.value, name)
 
 
 def _changes_globals(function: Function) -> int | None:
-    """Where a function keeps something in its globals, and looks whether it is there; None if it does not."""
+    """Return the line where a function keeps something in its globals; None if it does not.
+
+    A function that only stores globals, and never looks whether they are there, keeps nothing.
+    """
     spaces = {
         name
         for name, nodes in source.bindings(function).items()
-        for node in nodes
-        if source.is_globals(node)
+        if any(source.is_globals(node) for node in nodes)
     }
     for node in ast.walk(function):
-        space = node.value if isinstance(node, (ast.Subscript, ast.Attribute)) else None
-        if space is None or not (
-            source.is_globals(space) or (isinstance(space, ast.Name) and space.id in spaces)
-        ):
-            continue
-        if isinstance(node, ast.Attribute) and node.attr in _CHANGES:
+        if _stores_in(node, spaces):
             return node.lineno
-        if isinstance(node, ast.Subscript) and isinstance(node.ctx, ast.Store):
-            return node.lineno
+
+    if not any(source.looks_for_globals(node) for node in ast.walk(function)):
+        return None
     declared = source.declared_global(function)
-    if any(source.looks_for_globals(node) for node in ast.walk(function)):
-        stored = [
-            node
-            for node in ast.walk(function)
-            if isinstance(node, ast.Name) and source.is_store(node) and node.id in declared
-        ]
-        return stored[0].lineno if stored else None
+    for node in ast.walk(function):
+        if isinstance(node, ast.Name) and source.is_store(node) and node.id in declared:
+            return node.lineno
     return None
+
+
+def _stores_in(node: ast.AST, spaces: set[str]) -> TypeGuard[ast.Subscript | ast.Attribute]:
+    """Return whether a node stores in globals(), or in one of the names for it."""
+    if not isinstance(node, (ast.Subscript, ast.Attribute)):
+        return False
+
+    space = node.value
+    is_space = source.is_globals(space) or (isinstance(space, ast.Name) and space.id in spaces)
+    if isinstance(node, ast.Attribute):
+        return is_space and node.attr in _CHANGES
+    return is_space and isinstance(node.ctx, ast.Store)
 
 
 @_RULES.rule("GCW104", "error")
@@ -439,61 +513,48 @@ def mutable_default(sent: _Sent) -> Iterator[tuple[object, ...]]:
     """
     if sent.function is None:
         return
+
     arguments = sent.function.args
     with_default = [*arguments.posonlyargs, *arguments.args][::-1]
     pairs = [
         *zip(with_default, arguments.defaults[::-1], strict=False),
         *zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True),
     ]
+
     for argument, default in pairs:
-        if default is None or _is_rebound(sent.function, argument.arg):
+        name = argument.arg
+        if default is None or _is_rebound(sent.function, name):
             continue
-        if _is_mutable(sent.module, default) and _is_changed(sent.function, argument.arg):
-            yield _kept(
-                sent,
-                sent.is_by_reference,
-                default.lineno,
-                f"{argument.arg} keeps state in its default value",
-            )
+        if _is_mutable(sent.module, default) and _is_changed(sent.function, name):
+            what = f"{name} keeps state in its default value"
+            yield _kept(sent, sent.is_by_reference, default.lineno, what)
 
 
 def _kept(sent: _Sent, is_warm: bool, line: int, what: str) -> tuple[int, str, str]:
-    if is_warm:
-        return (
-            line,
-            f"{what}, which is warm only as long as it travels by {sent.strategy}: {_REWRITE}",
-            "warning",
-        )
-    return line, f"{what}, and is made anew for every task: {_REWRITE}", "error"
+    if not is_warm:
+        return line, f"{what}, and is made anew for every task: {_REWRITE}", "error"
+
+    text = f"{what}, which is warm only as long as it travels by {sent.strategy}: {_REWRITE}"
+    return line, text, "warning"
 
 
 def _is_rebound(function: Function, name: str) -> bool:
-    """Whether the name is given to another object; x += 1 may change the one it has."""
+    """Return whether a name is given to another object; x += 1 may change the one it has."""
     grown = [node.target for node in ast.walk(function) if isinstance(node, ast.AugAssign)]
     stores = [
-        node
-        for node in ast.walk(function)
-        if isinstance(node, ast.Name) and node.id == name and source.is_store(node)
+        node for node in ast.walk(function) if source.is_name(node, name) and source.is_store(node)
     ]
     return any(node not in grown for node in stores)
 
 
 def _is_mutable(module: Module, node: ast.expr) -> bool:
-    makers = {
-        "list",
-        "dict",
-        "set",
-        "bytearray",
-        "collections.defaultdict",
-        "collections.OrderedDict",
-        "collections.deque",
-    }
-    return isinstance(node, (ast.List, ast.Dict, ast.Set)) or (
-        isinstance(node, ast.Call) and module.origin(node) in makers
-    )
+    if isinstance(node, ast.Call):
+        return module.origin(node) in _MUTABLE
+    return isinstance(node, (ast.List, ast.Dict, ast.Set))
 
 
 def _is_changed(function: Function, name: str) -> bool:
+    """Return whether a function changes the container of that name in place."""
     for node in ast.walk(function):
         changed = node.target if isinstance(node, ast.AugAssign) else _changed_by(node)
         if changed is not None and source.is_name(changed, name):
@@ -516,10 +577,11 @@ def main_global(sent: _Sent) -> Iterator[tuple[object, ...]]:
     """
     used = sent.left_behind if sent.module.is_script else []
     if used:
-        what = ", ".join(used)
+        names = ", ".join(used)
         yield (
             sent.node.lineno,
-            f"{_called(sent)} uses {what} of this script, which workers do not have: NameError; import it in the body",
+            f"{_called(sent)} uses {names} of this script, which workers do not have: NameError; "
+            "import it in the body",
         )
 
 
@@ -537,62 +599,60 @@ def instance_state(sent: _Sent) -> Iterator[tuple[object, ...]]:
             return Model()                                     return model().predict(x)
     """
     kind, method, methods = sent.method
-    if method is not None and _keeps_state(sent.module, methods, method.name, set()):
-        text = f"{kind}.{method.name} keeps state on its object, which is sent anew with every task: {_REWRITE}"
-        yield (
-            sent.node.lineno,
-            text,
-            "warning" if _is_for_one_call(sent.module, method) else "error",
-        )
+    if method is None or not _keeps_state(sent.module, methods, method.name, set()):
+        return
 
-
-def _is_for_one_call(module: Module, method: Function) -> bool:
-    """Whether all that a method stores on its object is stored before it is used: it may be meant for this one call."""
-    own = next((argument.arg for argument in source.arguments(method)), "")
-    uses = [
-        node
-        for node in source.in_order(method)
-        if isinstance(node, ast.Attribute) and source.is_name(node.value, own)
-    ]
-    first = {node.attr: node for node in uses[::-1]}
-    changes = [node for node in ast.walk(method) if _changes_attribute(module, node, own)]
-    is_plain = all(
-        isinstance(node, ast.Attribute) and isinstance(first[node.attr].ctx, ast.Store)
-        for node in changes
+    text = (
+        f"{kind}.{method.name} keeps state on its object, which is sent anew with every task: "
+        f"{_REWRITE}"
     )
-    return (
-        bool(changes)
-        and is_plain
-        and not any(
-            source.is_name(node, "hasattr")
-            for node in ast.walk(method)
-            if isinstance(node, ast.Name)
-        )
-    )
+    level = "warning" if _is_for_one_call(sent.module, method) else "error"
+    yield sent.node.lineno, text, level
 
 
 def _keeps_state(module: Module, methods: dict[str, Function], name: str, seen: set[str]) -> bool:
-    """Whether a method, or one that it calls on itself, stores something on its object."""
+    """Return whether a method, or one that it calls on itself, stores something on its object."""
     seen.add(name)
-    own = next((argument.arg for argument in source.arguments(methods[name])), "")
-    if any(_is_cache(module, decorator) for decorator in methods[name].decorator_list):
+    method = methods[name]
+    if any(_is_cache(module, decorator) for decorator in method.decorator_list):
         return True
-    for node in ast.walk(methods[name]):
+
+    own = _name_of_self(method)
+    for node in ast.walk(method):
         if _changes_attribute(module, node, own):
             return True
-        is_other = (
-            isinstance(node, ast.Attribute)
-            and source.is_name(node.value, own)
-            and node.attr in methods
-            and node.attr not in seen
-        )
-        if (
-            isinstance(node, ast.Attribute)
-            and is_other
-            and _keeps_state(module, methods, node.attr, seen)
-        ):
+
+        if not _is_attribute(node, own) or node.attr not in methods or node.attr in seen:
+            continue
+        if _keeps_state(module, methods, node.attr, seen):
             return True
     return False
+
+
+def _is_for_one_call(module: Module, method: Function) -> bool:
+    """Return whether a method stores all that it keeps on its object before it uses it.
+
+    Then it may be meant for this one call.
+    """
+    own = _name_of_self(method)
+    changes = [node for node in ast.walk(method) if _changes_attribute(module, node, own)]
+    looks = any(source.is_name(node, "hasattr") for node in ast.walk(method))
+    if looks or not changes:
+        return False
+
+    first: dict[str, ast.Attribute] = {}
+    for node in source.in_order(method):
+        if _is_attribute(node, own):
+            first.setdefault(node.attr, node)
+    return all(
+        isinstance(node, ast.Attribute) and isinstance(first[node.attr].ctx, ast.Store)
+        for node in changes
+    )
+
+
+def _name_of_self(method: Function) -> str:
+    """Return the name of a method's first parameter; empty if it has none."""
+    return next((argument.arg for argument in source.arguments(method)), "")
 
 
 @_RULES.rule("GCW107", "error")
@@ -605,24 +665,23 @@ def nameless(sent: _Sent) -> Iterator[tuple[object, ...]]:
     function around it, and some strategies send it indented, which is no Python. Write a function
     with `def` at the top level.
     """
-    is_lambda, remedy = isinstance(sent.node, ast.Lambda), "write it with def at the top level"
-    if not (is_lambda or (sent.function is not None and sent.is_nested)):
+    is_lambda = isinstance(sent.node, ast.Lambda)
+    is_nested = sent.function is not None and sent.is_nested
+    if not is_lambda and not is_nested:
         return
+
+    name = _called(sent)
+    remedy = "write it with def at the top level"
     is_whole = sent.strategy == _DILL or (is_lambda and sent.strategy in _COMBINED)
     closed = [] if is_whole else sent.closes_over()
     if closed:
-        yield (
-            sent.node.lineno,
-            f"{_called(sent)} is sent as source by {sent.strategy}, without {', '.join(closed)}: {remedy}",
-        )
+        text = f"{name} is sent as source by {sent.strategy}, without {', '.join(closed)}: {remedy}"
+        yield sent.node.lineno, text
     elif not is_whole and (is_lambda or sent.strategy in _TEXT):
-        yield sent.node.lineno, f"{_called(sent)} cannot be sent with {sent.strategy}: {remedy}"
+        yield sent.node.lineno, f"{name} cannot be sent with {sent.strategy}: {remedy}"
     elif is_whole and not sent.module.is_script:
-        yield (
-            sent.node.lineno,
-            f"{_called(sent)} fails where workers lack this module, though it is sent whole: {remedy}",
-            "warning",
-        )
+        text = f"{name} fails where workers lack this module, though it is sent whole: {remedy}"
+        yield sent.node.lineno, text, "warning"
 
 
 @_RULES.rule("GCW108", "error")
@@ -634,22 +693,27 @@ def source_global(sent: _Sent) -> Iterator[tuple[object, ...]]:
     or default is such a name comes by reference after all. Imports belong into the body:
 
         def predict(x):
-            from my_model import model    # a module that workers can import; its @warm function keeps the state
+            # a module that workers can import; its @warm function keeps the state
+            from my_model import model
             return model()(x)
     """
-    used = [] if sent.module.is_script or sent.method[1] is not None else sent.left_behind
-    if used:
-        what = f"{_called(sent)} is sent as source by {sent.strategy}, and {', '.join(used)} of its module stay behind"
-        yield sent.node.lineno, f"{what}: import them in the body"
+    if sent.module.is_script or sent.method[1] is not None or not sent.left_behind:
+        return
+
+    names = ", ".join(sent.left_behind)
+    yield (
+        sent.node.lineno,
+        f"{_called(sent)} is sent as source by {sent.strategy}, and {names} of its module stay "
+        "behind: import them in the body",
+    )
 
 
 def _called(sent: _Sent) -> str:
+    """Return what a message calls something that is sent."""
     if sent.function is not None:
         return sent.function.name
-    return (
-        "this lambda"
-        if isinstance(sent.node, ast.Lambda)
-        else f"{sent.method[0]}.{sent.method[1].name}"
-        if sent.method[1]
-        else "this"
-    )
+    if isinstance(sent.node, ast.Lambda):
+        return "this lambda"
+
+    kind, method, _ = sent.method
+    return f"{kind}.{method.name}" if method else "this"

@@ -1,4 +1,7 @@
-"""What `gc-warm check` looks at: a config, a rendered YAML, an endpoint, or functions; and all that can be said of it beforehand."""
+"""The targets of `gc-warm check`, and all that the rules find in them.
+
+A target is a config, a rendered YAML, an endpoint of this user, a Python file, or a Python module.
+"""
 
 from __future__ import annotations
 
@@ -19,14 +22,14 @@ from gc_warm.exceptions import ConfigError
 
 @dataclass(frozen=True)
 class Target:
-    """Something that was looked at.
+    """A target that was inspected.
 
     Attributes:
-        name: What it is: a folder, or a file.
+        name: The folder, the file, or the module.
         findings: The rules that it breaks, the worst first.
         text: The YAML of a user endpoint; None for functions.
-        config: What the endpoint makes of that; None for functions, and where it makes nothing that
-            can be relied on.
+        config: The config that the endpoint makes of the YAML; None for functions, and where it
+            makes nothing that can be relied on.
         is_folder: Whether it is the folder of a config, from which an endpoint can be made.
     """
 
@@ -38,59 +41,75 @@ class Target:
 
 
 def numbers(assignments: Sequence[str]) -> Numbers:
-    """From a command line: ``load_seconds=60``.
+    """Return the numbers that a command line says of tasks.
+
+    Args:
+        assignments: The numbers, each as ``load_seconds=60``.
 
     Raises:
-        ConfigError: There is no such number, or it is none.
+        ConfigError: There is no number of that name, or its value is no number from 0 on.
     """
-    found = {}
+    known = {}
     for assignment in assignments:
         name, _, value = assignment.partition("=")
         if name not in NUMBERS:
             raise ConfigError(
                 f"--with {assignment}: there is no {name!r}; there are {', '.join(NUMBERS)}"
             )
+
         try:
-            found[name] = float(value)
+            known[name] = float(value)
         except ValueError:
-            found[name] = -1.0
-        if not 0 <= found[name] < float("inf"):
+            known[name] = -1.0
+        if not 0 <= known[name] < float("inf"):
             raise ConfigError(f"--with {assignment}: write {name}=NUMBER, not below 0")
-    return Numbers(**found)
+    return Numbers(**known)
 
 
 def inspect_target(
     name: str, assignments: Sequence[str], options_file: str | None, known: Numbers, strategy: str
 ) -> Target:
-    """Look at one target.
+    """Hold one target against all rules that are for it.
 
     Args:
-        name: As it is given on the command line.
+        name: The target, as it is given on the command line.
         assignments: Options of a config's folder, ``name=value``.
         options_file: A file of such options.
-        known: What is known of the tasks.
-        strategy: How functions travel.
+        known: The numbers that are known of tasks.
+        strategy: The serialization strategy by which functions travel.
 
     Raises:
         ConfigError: The options do not fit, or the template refuses them.
-        SourceError: It is not Python.
-        OSError: There is no such thing.
+        SourceError: The target is named as Python, and is not.
+        OSError: There is no such target.
     """
     if name.endswith(".py"):
         return Target(name, function_rules.examine(name, strategy))
     if file := _yaml_of(name):
         if assignments or options_file:
             raise ConfigError(f"{file} is no template, so that options would mean nothing")
-        text = read_text(file)
-        examined = config_rules.examine(text, file, known)
-        return Target(str(file), examined.findings, text, examined.config)
+        return _inspect_yaml(file, known)
+
     try:
         folder = folders.find_folder(name)
     except FileNotFoundError as error:
         if os.sep in name or not source.exists(name):
             raise FileNotFoundError(f"{error}; nor is there a Python module of that name") from None
         return Target(name, function_rules.examine(name, strategy))
+
     given, origin = _options(folder, assignments, options_file)
+    return _inspect_folder(folder, given, origin, known)
+
+
+def _inspect_yaml(file: Path, known: Numbers) -> Target:
+    text = read_text(file)
+    examined = config_rules.examine(text, file, known)
+    return Target(str(file), examined.findings, text, examined.config)
+
+
+def _inspect_folder(
+    folder: Path, given: dict[str, object], origin: dict[str, str], known: Numbers
+) -> Target:
     text = rendering.render(folder, given, origin)
     examined = config_rules.examine(
         text,
@@ -102,17 +121,18 @@ def inspect_target(
 
 
 def _yaml_of(name: str) -> Path | None:
-    """The YAML of a user endpoint: the file itself, or that in the folder of an endpoint which has no template."""
+    """Return the YAML of a user endpoint; None if the target has none as it stands.
+
+    It is the file itself, or the one in the folder of an endpoint which has no template.
+    """
     path = Path(name)
     if path.is_file() and path.suffix.lower() in (".yaml", ".yml"):
         return path
+
     for folder in (path, folders.user_folder() / name):
         inside = folder / "config.yaml"
-        if (
-            inside.is_file()
-            and not (folder / folders.TEMPLATE).is_file()
-            and folders.has_engine(inside)
-        ):
+        has_template = (folder / folders.TEMPLATE).is_file()
+        if inside.is_file() and not has_template and folders.has_engine(inside):
             return inside
     return None
 
@@ -120,9 +140,11 @@ def _yaml_of(name: str) -> Path | None:
 def _options(
     folder: Path, assignments: Sequence[str], file: str | None
 ) -> tuple[dict[str, object], dict[str, str]]:
-    """All options, and where each comes from; the command line has the last word."""
+    """Return all options, and the place of each; the command line has the last word."""
     given, origin = options.read(file) if file else ({}, {})
     schema = options.schema_of(folders.schema_path(folder))
-    for name, value in (options.parse(assignment, schema) for assignment in assignments):
-        given[name], origin[name] = value, f"-o {name}"
+    for assignment in assignments:
+        name, value = options.parse(assignment, schema)
+        given[name] = value
+        origin[name] = f"-o {name}"
     return given, origin

@@ -1,4 +1,4 @@
-"""What a user may say of tasks to the rules: how their functions travel, and a few numbers.
+"""Facts that a user may tell the rules of tasks: how functions travel, and a few numbers.
 
 Standard library only, so that the command line can offer these names without importing the SDK. A
 test holds them against the SDK's own.
@@ -26,7 +26,7 @@ DEFAULT_STRATEGY = "DillCode"
 
 @dataclass(frozen=True)
 class Numbers:
-    """What you know of your tasks; where a number is missing, the rules that need it say nothing.
+    """The numbers that a user knows of tasks; rules that need a missing one say nothing.
 
     Attributes:
         load_seconds: Building the state.
