@@ -40,7 +40,7 @@ def test_option_of_a_command_line_is_what_the_schema_wants(assignment: str, expe
         ("workers_per_node", "-o workers_per_node: write -o name=value"),
         (
             "python_path=[/a",
-            r"-o python_path=[/a: the value cannot be read; a list is written [a, b]",
+            "-o python_path=[/a: the value cannot be read; a list is written [a, b]",
         ),
     ],
 )
