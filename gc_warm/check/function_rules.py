@@ -218,6 +218,7 @@ def examine(target: str, strategy: str = DEFAULT_STRATEGY) -> list[Finding]:
     """
     is_path = target.endswith(".py") or os.sep in target
     path = target if is_path else source.file_of(target)
+
     try:
         module = source.read(path, may_be_script=is_path)
         sent: list[_Sent] = []
@@ -575,14 +576,15 @@ def main_global(sent: _Sent) -> Iterator[tuple[object, ...]]:
         def model():                                           from my_model import model
             return load()                                      return model()(x)
     """
-    used = sent.left_behind if sent.module.is_script else []
-    if used:
-        names = ", ".join(used)
-        yield (
-            sent.node.lineno,
-            f"{_called(sent)} uses {names} of this script, which workers do not have: NameError; "
-            "import it in the body",
-        )
+    if not sent.module.is_script or not sent.left_behind:
+        return
+
+    names = ", ".join(sent.left_behind)
+    yield (
+        sent.node.lineno,
+        f"{_called(sent)} uses {names} of this script, which workers do not have: NameError; "
+        "import it in the body",
+    )
 
 
 @_RULES.rule("GCW106", "error")

@@ -111,6 +111,7 @@ def _inspect_folder(
     folder: Path, given: dict[str, object], origin: dict[str, str], known: Numbers
 ) -> Target:
     text = rendering.render(folder, given, origin)
+
     examined = config_rules.examine(
         text,
         folders.template_path(folder),
