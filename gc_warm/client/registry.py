@@ -1,14 +1,14 @@
-"""Function books: register functions once, keep their ids in a YAML file, and send again only what has changed.
+"""Function books: ids of registered functions, kept in a YAML file.
 
-Globus Compute gives every registration a new id, and has no way to ask for one by name. A book
-remembers the ids, and with each a *fingerprint* of what was sent. By default a function of a module
-is sent by its name, so that its body may be edited at will: the fingerprint stays, and so does the
-id.
+A function is registered once, and sent again only if it has changed. Globus Compute gives every
+registration a new id, and has no way to ask for one by name. A book remembers the ids, and with
+each a *fingerprint* of what was sent. By default a function of a module is sent by its name, so
+that its body may be edited at will: the fingerprint stays, and so does the id.
 
-How nothing is lost. The book is replaced after every function that the service has accepted,
+Registering loses nothing. The book is replaced after every function that the service has accepted,
 atomically and under a lock that is held from the comparison to the last replacement. Room for the
-new book is taken before a function is sent, so that a full disk is noticed in time. What can be
-lost is the one id that is on its way when the process is killed or interrupted, or its connection
+new book is taken before a function is sent, so that a full disk is noticed in time. The only id
+that can be lost is the one on its way when the process is killed or interrupted, or its connection
 breaks: that function is sent again the next time, and the other id is known to nobody.
 """
 
@@ -52,13 +52,15 @@ STRATEGIES = {strategy.__name__: strategy for strategy in SELECTABLE_CODE_STRATE
 
 @dataclass(frozen=True)
 class Terms:
-    """What, besides itself, makes one registration of a function differ from another.
+    """The conditions of a registration: serializer, service and audience.
+
+    A function that is registered under other terms gets another id.
 
     Attributes:
-        serializer: The client's.
+        serializer: The client's serializer.
         service: URL of the web service.
-        public: Anybody may call the functions.
-        group: Id of the Globus group whose members may.
+        public: Whether anybody may call the functions.
+        group: Id of the Globus group whose members may call them; None for no group.
 
     Raises:
         BookError: *public* and *group* contradict each other, or *group* is no id.
@@ -74,23 +76,41 @@ class Terms:
             raise BookError(
                 "public lets anybody call the functions, and group only its members: choose one"
             )
+        if not self.group:
+            return
+
         try:
-            canonical_uuid(self.group or str(uuid.uuid4()))
+            canonical_uuid(self.group)
         except ValueError:
             raise BookError(f"group: {self.group!r} is not the id of a Globus group") from None
 
     def entry(self, function: FunctionType) -> Entry:
-        """What a book will hold of *function*, under an id that is not the service's yet."""
+        """Return the entry of a book for *function*.
+
+        Its id is a placeholder until the service has given one.
+
+        Args:
+            function: A function at the top level of a module.
+
+        Raises:
+            BookError: The function cannot be sent with the serializer's strategy.
+        """
         strategy = type(self.serializer.code_serializer).__name__
         try:
             fingerprint = _fingerprint(self.serializer.serialize(function))
         except SerializationError as error:
+            reason = error.__cause__ or error
             raise BookError(
-                f"{function.__name__} cannot be sent with the strategy {strategy}: {error.__cause__ or error}"
+                f"{function.__name__} cannot be sent with the strategy {strategy}: {reason}"
             ) from error
         if "Source" in strategy or "Text" in strategy:
             _refuse_foreign_source(function, strategy)
+
         description = inspect.getdoc(function)
+        if description is not None:
+            # half a surrogate pair is no text
+            description = description.encode(errors="replace").decode()
+
         return Entry(
             function_id=str(uuid.uuid4()),
             module=function.__module__,
@@ -102,9 +122,8 @@ class Terms:
             service=self.service,
             sdk_version=SDK_VERSION,
             python_version=platform.python_version(),
-            registered=datetime.now(timezone.utc).isoformat(timespec="seconds"),
-            # half a surrogate pair is no text
-            description=description and description.encode(errors="replace").decode(),
+            registered=_now(),
+            description=description,
         )
 
 
@@ -113,11 +132,11 @@ class Step:
     """One function on its way into a book.
 
     Attributes:
-        name: Its name.
-        why: Why it has to be sent; empty if it need not be.
-        function_id: Its id in the book; None while it has none that holds.
-        function: Itself.
-        entry: What the book will hold of it when it has been sent.
+        name: The function's name.
+        why: Why the function has to be sent; empty if it need not be.
+        function_id: Its id in the book; None while the book has no valid one.
+        function: The function itself.
+        entry: The book's entry of the function once it has been sent.
     """
 
     name: str
@@ -130,21 +149,27 @@ class Step:
 class FunctionBook(Mapping[str, str]):
     """Ids of registered functions, by name: ``book["energy"]`` is one.
 
-    As it was when it was read; a book in use may be replaced.
+    It holds what was in the file when it was read; the file of a book in use may be replaced.
 
     Attributes:
-        path: Where it was read from.
-        entries: All that it knows, by name.
+        path: The file that the book was read from.
+        entries: All entries of the book, by name.
 
     Example:
         >>> import tempfile
         >>> from gc_warm import FunctionBook, MockExecutor, MockClient
         >>> from gc_warm.functions import count
-        >>> with tempfile.TemporaryDirectory() as folder, MockClient(workers=1) as client, MockExecutor(client=client) as executor:
-        ...     _ = FunctionBook.register(f"{folder}/functions.yaml", client, [count])   # or, once: gc-warm register gc_warm.functions
-        ...     book = FunctionBook.load(f"{folder}/functions.yaml")
+        >>> with (
+        ...     tempfile.TemporaryDirectory() as folder,
+        ...     MockClient(workers=1) as client,
+        ...     MockExecutor(client=client) as executor,
+        ... ):
+        ...     path = f"{folder}/functions.yaml"
+        ...     # or, once: gc-warm register gc_warm.functions
+        ...     _ = FunctionBook.register(path, client, [count])
+        ...     book = FunctionBook.load(path)
         ...     book.prime(executor)
-        ...     executor.submit(count).result()   # under the id in the book
+        ...     executor.submit(count).result()  # under the id in the book
         1
     """
 
@@ -154,11 +179,14 @@ class FunctionBook(Mapping[str, str]):
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> FunctionBook:
-        """The book in a file.
+        """Return the book in a file.
+
+        Args:
+            path: The file.
 
         Raises:
-            FileNotFoundError: There is none; `register` makes it.
-            BookError: It is not a function book. The text names the file and the entry.
+            FileNotFoundError: There is no such file; `register` makes it.
+            BookError: The file is not a function book. The text names the file and the entry.
         """
         if not os.path.exists(path):
             raise FileNotFoundError(
@@ -177,30 +205,31 @@ class FunctionBook(Mapping[str, str]):
         group: str | None = None,
         report: Callable[[Step], None] | None = None,
     ) -> FunctionBook:
-        """Send those of *functions* that are new or have changed, and write their ids into the book.
+        """Register the *functions* that are new or have changed, and write their ids into the book.
 
         May be called again and again, also by several processes at once: the second waits, and
-        finds all done. When it is interrupted, what has been sent is in the book, but for the one
-        that was on its way.
+        finds all done. After an interrupt, all functions that have been sent are in the book, but
+        for the one that was on its way.
 
         Args:
-            path: The book; made if there is none.
-            client: Its strategy for code is how the functions are sent.
-            functions: Defined with ``def``, at the top level of a module.
+            path: File of the book; made if there is none.
+            client: Sends the functions, with its serialization strategy for code.
+            functions: Functions that are defined with ``def``, at the top level of a module.
             public: Let anybody call them.
             group: Id of the Globus group whose members may call them.
-            report: Called with each function when it is in the book.
+            report: Called with the step of each function, as soon as the function is in the book.
 
         Returns:
             The book as it is now.
 
         Raises:
             BookError: Nothing is sent, since the book cannot be read or written, or a function
-                cannot be registered. Or one has been sent and could not be written down after all;
-                the text has its id.
+                cannot be registered. Or a function has been sent, and its id could not be written
+                into the book after all; the text has the id.
             globus_sdk.GlobusError: The service cannot be reached, or refuses.
         """
         terms = Terms(client.fx_serializer, client.web_service_address, public, group)
+
         with LockedFile(path) as file:
             entries = read(file.path)
             for step in plan(entries, functions, terms):
@@ -210,23 +239,25 @@ class FunctionBook(Mapping[str, str]):
                     step = _send(file, entries, step, client)
                 if report is not None:
                     report(step)
+
         return cls(path, entries)
 
     def prime(self, executor: Executor | WarmExecutor) -> None:
         """Make ``executor.submit(function)`` use the ids of this book.
 
-        That goes for all functions in it that there still are. Nothing is registered again.
+        This holds for all functions in the book that still exist. Nothing is registered again.
         Priming twice does no harm.
 
         Args:
-            executor: One that submits to the service with which the functions are registered.
+            executor: The executor that will submit the functions.
 
         Raises:
-            BookError: Some of the functions are not what has been registered any more, or not with
-                this executor's service, or the executor has already registered them itself. The
-                text names them all; the executor is left as it was.
+            BookError: Some of the functions are no longer what has been registered, or were
+                registered with another service than this executor's, or the executor has already
+                registered them itself. The text names them all; the executor is left as it was.
         """
         inner: Executor = executor.executor if isinstance(executor, WarmExecutor) else executor
+
         functions = {}
         wrong = []
         for name, entry in self.entries.items():
@@ -239,24 +270,30 @@ class FunctionBook(Mapping[str, str]):
                 wrong.append(f"{name}: {error}")
         if wrong:
             raise BookError(f"{self.path} does not fit, {'; '.join(wrong)}")
+
         for name, function in functions.items():
             if not _id_in(inner, function):  # else the SDK warns
                 inner.register_function(function, function_id=self[name])
 
     def _function(self, name: str, executor: Executor) -> FunctionType:
+        """Return the function of an entry, which must be what has been registered.
+
+        Raises:
+            BookError: It is not, or the executor has registered it itself.
+        """
         entry = self.entries[name]
         if entry.strategy not in STRATEGIES:
             raise BookError(
-                f"the SDK {SDK_VERSION} has no strategy {entry.strategy}: run gc-warm register again, with another"
+                f"the SDK {SDK_VERSION} has no strategy {entry.strategy}: "
+                "run gc-warm register again, with another"
             )
+
         function = _function_of(_import(entry.module), name)
-        serializer, service = (
-            ComputeSerializer(strategy_code=STRATEGIES[entry.strategy]),
-            executor.client.web_service_address,
-        )
-        why = _difference(
-            entry, Terms(serializer, service, entry.public, entry.group).entry(function)
-        )
+        serializer = ComputeSerializer(strategy_code=STRATEGIES[entry.strategy])
+        service = executor.client.web_service_address
+        terms = Terms(serializer, service, entry.public, entry.group)
+
+        why = _difference(entry, terms.entry(function))
         if why:
             raise BookError(f"{why}: run gc-warm register again")
         if _id_in(executor, function) not in (None, entry.function_id):
@@ -281,29 +318,40 @@ class FunctionBook(Mapping[str, str]):
 
 
 def functions_of(module: str, names: Sequence[str] = ()) -> list[FunctionType]:
-    """The public functions of a module: those in its ``__all__``, else those defined in it whose name has no leading underscore.
+    """Return the public functions of a module, or those of the given names.
+
+    Public are the functions in its ``__all__``; without an ``__all__``, those that are defined in
+    the module and whose name has no leading underscore.
 
     Args:
-        module: Dotted name.
-        names: Only these; public or not.
+        module: Dotted name of the module.
+        names: Names of the functions to return, public or not; all public ones if there is none.
 
     Raises:
         BookError: The module cannot be imported, has no such function, or something else under that
             name.
     """
-    found = _import(module)
-    chosen = names or _public(found)
+    imported = _import(module)
+    chosen = names or _public(imported)
     if not chosen:
         raise BookError(
-            f"{module} has no public functions: name those to register, or define them with def and no leading underscore"
+            f"{module} has no public functions: name those to register, "
+            "or define them with def and no leading underscore"
         )
-    return list(dict.fromkeys(_function_of(found, name) for name in chosen))
+
+    functions = [_function_of(imported, name) for name in chosen]
+    return list(dict.fromkeys(functions))
 
 
 def plan(
     entries: Mapping[str, Entry], functions: Iterable[Callable[..., Any]], terms: Terms
 ) -> list[Step]:
-    """What has to be done so that *entries* fit *functions*; asks nobody.
+    """Return the steps that make *entries* fit *functions*, without asking the service.
+
+    Args:
+        entries: Entries of the book, by name.
+        functions: Functions that are to be in the book.
+        terms: The terms on which they are to be registered.
 
     Raises:
         BookError: A function cannot be registered, or its name belongs to one of another module.
@@ -311,38 +359,47 @@ def plan(
     steps: dict[str, Step] = {}
     for function in functions:
         checked = _check(function, getattr(function, "__name__", str(function)))
-        name, entry, old = (
-            checked.__qualname__,
-            terms.entry(checked),
-            entries.get(checked.__qualname__),
-        )
+        name = checked.__qualname__
+        entry = terms.entry(checked)
+        old = entries.get(name)
+
         namesake = steps[name].entry if name in steps else old
         if namesake is not None and namesake.module != entry.module:
             raise BookError(
-                f"{name} of {entry.module}: this book has a function of that name from {namesake.module}. Use another book, or, if it has "
-                "moved, remove that entry"
+                f"{name} of {entry.module}: this book has a function of that name from "
+                f"{namesake.module}. Use another book, or, if it has moved, remove that entry"
             )
         if old is not None and is_local(entry.service) and not is_local(old.service):
             raise BookError(
-                f"this book has ids of {old.service}, which those of a service on this machine would replace: use another book for that"
+                f"this book has ids of {old.service}, which those of a service on this machine "
+                "would replace: use another book for that"
             )
-        steps[name] = Step(
-            name, _difference(old, entry), old.function_id if old else None, checked, entry
-        )
+
+        function_id = old.function_id if old else None
+        steps[name] = Step(name, _difference(old, entry), function_id, checked, entry)
     return list(steps.values())
 
 
 def gone(entries: Mapping[str, Entry], module: str) -> list[str]:
-    """Names in a book that an imported module no longer has."""
-    return [
-        name
-        for name, entry in entries.items()
-        if entry.module == module and not hasattr(sys.modules[module], name)
-    ]
+    """Return the names in a book that an imported module no longer has.
+
+    Args:
+        entries: Entries of the book, by name.
+        module: Dotted name of the module; entries of other modules are left out.
+    """
+    imported = sys.modules[module]
+    own = [name for name, entry in entries.items() if entry.module == module]
+    return [name for name in own if not hasattr(imported, name)]
 
 
 def is_local(service: str) -> bool:
-    """Whether a service is a stand-in on this machine, which forgets its functions when it ends."""
+    """Return whether a service is a stand-in on this machine.
+
+    A stand-in forgets its functions when it ends.
+
+    Args:
+        service: URL of the service.
+    """
     host = urlsplit(service).hostname or ""
     with suppress(ValueError):
         return ipaddress.ip_address(host).is_loopback
@@ -351,10 +408,13 @@ def is_local(service: str) -> bool:
 
 def _import(module: str) -> Any:
     if module.endswith(".py") or os.sep in module:
-        dotted = ".".join(part for part in Path(module).with_suffix("").parts if part.strip("./"))
+        parts = Path(module).with_suffix("").parts
+        dotted = ".".join(part for part in parts if part.strip("./"))
         raise BookError(
-            f"{module} is a path: give the module's dotted name, as workers import it, such as {dotted}"
+            f"{module} is a path: give the module's dotted name, as workers import it, "
+            f"such as {dotted}"
         )
+
     try:
         return importlib.import_module(module)
     except (Exception, SystemExit) as error:  # a module can end in any
@@ -362,14 +422,13 @@ def _import(module: str) -> Any:
 
 
 def _public(module: Any) -> list[str]:
-    names = {name: thing for name, thing in vars(module).items() if inspect.isfunction(thing)}
+    """Return the names of a module's public functions; see `functions_of`."""
+    functions = {name: thing for name, thing in vars(module).items() if inspect.isfunction(thing)}
     if hasattr(module, "__all__"):
-        return [name for name in module.__all__ if name in names]
-    return [
-        name
-        for name, thing in names.items()
-        if not name.startswith("_") and thing.__module__ == module.__name__
-    ]
+        return [name for name in module.__all__ if name in functions]
+
+    own = [name for name, thing in functions.items() if thing.__module__ == module.__name__]
+    return [name for name in own if not name.startswith("_")]
 
 
 def _function_of(module: Any, name: str) -> FunctionType:
@@ -379,45 +438,61 @@ def _function_of(module: Any, name: str) -> FunctionType:
 
 
 def _near(name: str, names: Iterable[str]) -> str:
+    """Return the end of a message on an unknown *name*: the nearest of *names*, or all of them."""
     near = difflib.get_close_matches(name, names, 1)
     return f"; did you mean {near[0]!r}?" if near else f"; there are {', '.join(names) or 'none'}"
 
 
 def _check(thing: Any, name: str) -> FunctionType:
+    """Return *thing* if it is a function that workers can find.
+
+    Raises:
+        BookError: It is something else, or belongs to a script, or is not found under its name.
+    """
     if not inspect.isfunction(thing):
-        kind = (
-            "a @warm function"
-            if isinstance(thing, Warm)
-            else "a class"
-            if inspect.isclass(thing)
-            else f"a {type(thing).__name__}"
-        )
         raise BookError(
-            f"{name} is {kind}, and only plain functions are registered: write one that imports {name} in its body and calls it"
+            f"{name} is {_kind_of(thing)}, and only plain functions are registered: "
+            f"write one that imports {name} in its body and calls it"
         )
     if thing.__module__ == "__main__":
         raise BookError(
-            f"{name} belongs to a script, whose name workers do not know: move it to a module, and import it from there"
+            f"{name} belongs to a script, whose name workers do not know: "
+            "move it to a module, and import it from there"
         )
+
     found: object = getattr(sys.modules.get(thing.__module__), thing.__qualname__, None)
     if found is not thing:
         raise BookError(
-            f"{name} cannot be found as {thing.__module__}.{thing.__qualname__}: define it with def at the top level of a module, "
-            "under any decorator functools.wraps; or name the functions to register"
+            f"{name} cannot be found as {thing.__module__}.{thing.__qualname__}: "
+            "define it with def at the top level of a module, under any decorator functools.wraps; "
+            "or name the functions to register"
         )
     return thing
 
 
+def _kind_of(thing: Any) -> str:
+    if isinstance(thing, Warm):
+        return "a @warm function"
+    if inspect.isclass(thing):
+        return "a class"
+    return f"a {type(thing).__name__}"
+
+
 def _signature(function: FunctionType) -> str:
-    """The same in every process: without addresses, and sets in order."""
+    """Return a function's signature as text that is the same in every process.
+
+    Addresses are left out, and sets are in order.
+    """
     signature = inspect.signature(function)
-    shown = [
-        each
-        if each.default is each.empty
-        else each.replace(default=_Shown(_SORTED.repr(each.default)))
-        for each in signature.parameters.values()
-    ]
-    return re.sub(r" at 0x[0-9a-fA-F]+", "", str(signature.replace(parameters=shown)))
+    shown = []
+    for parameter in signature.parameters.values():
+        if parameter.default is not parameter.empty:
+            default = _Shown(_SORTED.repr(parameter.default))
+            parameter = parameter.replace(default=default)
+        shown.append(parameter)
+
+    text = str(signature.replace(parameters=shown))
+    return re.sub(r" at 0x[0-9a-fA-F]+", "", text)
 
 
 class _Shown(str):
@@ -436,7 +511,9 @@ def _fingerprint(sent: str) -> str:
 
 
 def _refuse_foreign_source(function: FunctionType, strategy: str) -> None:
-    """Refuse a function that came of `exec`: what Python takes for its source is that of something else in its file, or nothing.
+    """Refuse a function that was made by `exec`.
+
+    Python takes for its source that of something else in its file, or finds none.
 
     Raises:
         BookError: Its source does not define it.
@@ -446,45 +523,52 @@ def _refuse_foreign_source(function: FunctionType, strategy: str) -> None:
         source = inspect.getsource(function)
     except OSError:
         source = ""
+
     if not re.search(rf"\bdef\s+{re.escape(name)}\b", source):
         raise BookError(
-            f"{name} cannot be sent with the strategy {strategy}: its source cannot be found; write it with def in a file"
+            f"{name} cannot be sent with the strategy {strategy}: "
+            "its source cannot be found; write it with def in a file"
         )
 
 
 def _difference(old: Entry | None, new: Entry) -> str:
+    """Return why a function has to be sent, given its old and its new entry; empty if it need not.
+
+    A change of what is sent is named only where its cause is not: a strategy or a signature.
+    """
     if old is None:
         return "new"
     if old.service != new.service:
         return f"its id is one of {old.service}, and this is {new.service}"
-    reasons = [
-        f"{what} {before} -> {after}"
-        for what, before, after in (
-            ("strategy", old.strategy, new.strategy),
-            ("signature", old.signature, new.signature),
-        )
-        if before != after
-    ]
+
+    reasons = []
+    if old.strategy != new.strategy:
+        reasons.append(f"strategy {old.strategy} -> {new.strategy}")
+    if old.signature != new.signature:
+        reasons.append(f"signature {old.signature} -> {new.signature}")
     if not reasons and old.fingerprint != new.fingerprint:
         reasons.append(f"what is sent has changed{_versions(old, new)}")
+
     if _audience(old) != _audience(new):
         reasons.append(f"for {_audience(old)} -> for {_audience(new)}")
     return ", ".join(reasons)
 
 
 def _versions(old: Entry, new: Entry) -> str:
-    pairs = (
-        ("Python", old.python_version, new.python_version),
-        ("the SDK", old.sdk_version, new.sdk_version),
-    )
-    changes = [
-        f"{what} {before} is now {after}" for what, before, after in pairs if before != after
-    ]
+    """Return the versions that differ between two entries, as the probable cause of a change."""
+    changes = []
+    if old.python_version != new.python_version:
+        changes.append(f"Python {old.python_version} is now {new.python_version}")
+    if old.sdk_version != new.sdk_version:
+        changes.append(f"the SDK {old.sdk_version} is now {new.sdk_version}")
+
     return f", probably since {' and '.join(changes)}" if changes else ""
 
 
 def _audience(entry: Entry) -> str:
-    return "everybody" if entry.public else f"group {entry.group}" if entry.group else "you"
+    if entry.public:
+        return "everybody"
+    return f"group {entry.group}" if entry.group else "you"
 
 
 def _is_forgotten(client: Client, step: Step) -> bool:
@@ -503,11 +587,10 @@ def _id_in(executor: Executor, function: FunctionType) -> str | None:
 
 
 def _send(file: LockedFile, entries: dict[str, Entry], step: Step, client: Client) -> Step:
-    """Register one function and write it down, in *entries* and in the file."""
-    entry = step.entry.model_copy(
-        update={"registered": datetime.now(timezone.utc).isoformat(timespec="seconds")}
-    )
+    """Register one function and write its entry into *entries* and into the file."""
+    entry = step.entry.model_copy(update={"registered": _now()})
     text = text_of({**entries, step.name: entry})
+
     with file.room_for(text) as put:
         function_id = canonical_uuid(
             client.register_function(step.function, public=entry.public, group=entry.group)
@@ -516,8 +599,13 @@ def _send(file: LockedFile, entries: dict[str, Entry], step: Step, client: Clien
             put(text.replace(entry.function_id, function_id))  # of the same length
         except OSError as error:
             raise BookError(
-                f"{step.name} is registered as {function_id}, but that cannot be written into {file.path} ({error.strerror}): keep this "
-                "id, or register again to get another"
+                f"{step.name} is registered as {function_id}, but that cannot be written into "
+                f"{file.path} ({error.strerror}): keep this id, or register again to get another"
             ) from error
+
     entries[step.name] = entry.model_copy(update={"function_id": function_id})
     return replace(step, function_id=function_id, entry=entries[step.name])
+
+
+def _now() -> str:
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")
