@@ -1,8 +1,8 @@
 """WarmExecutor: an executor that knows which of its calls were warm.
 
-What it submits in place of a function is a few lines of source, registered once for each function,
-that carry the function as the serialization strategy of the executor wrote it. On the worker they
-deserialize it as the endpoint would have, and run it in the hands of
+In place of a function it submits a *carrier*: a few lines of source, registered once for each
+function, that hold the function as the executor's serialization strategy wrote it. On the worker
+the carrier deserializes the function as the endpoint would have, and runs it under
 `gc_warm.worker.calls.Recording`. So nothing depends on the strategy, the arguments travel as they
 always do, and where the worker's environment has no gc_warm, the function runs without a record.
 """
@@ -65,7 +65,7 @@ def {name}(token, seconds, until, args):
 
 
 class WarmFuture(ComputeFuture):
-    """The future of a call; like any other of the SDK's, and it knows whether the call was warm."""
+    """The future of a call: one of the SDK's that also knows whether the call was warm."""
 
     def __init__(self, inner: ComputeFuture) -> None:
         concurrent.futures.Future.__init__(self)
@@ -75,7 +75,7 @@ class WarmFuture(ComputeFuture):
 
     @property
     def warmth(self) -> Warmth:
-        """Whether the call was warm, with the evidence; "unknown" until it has ended."""
+        """Whether the call was warm, with the evidence; "unknown" until the call has ended."""
         return self._warmth
 
     @property
@@ -88,11 +88,11 @@ class WarmFuture(ComputeFuture):
         self._inner.task_id = task_id
 
     def cancel(self) -> bool:
-        """As that of the SDK's future: only what has not been sent can be cancelled."""
+        """Cancel the call, as the SDK's future does: only one that has not been sent."""
         return self._inner.cancel()
 
     def running(self) -> bool:
-        """Whether it is too late to cancel it."""
+        """Return whether it is too late to cancel the call."""
         return self._inner.running()
 
     def _end(self, warmth: Warmth, result: Any, error: BaseException | None) -> None:
@@ -122,28 +122,29 @@ class _Forwarded:
 class WarmExecutor(concurrent.futures.Executor):
     """An executor around another, whose futures also have ``.warmth``.
 
-    Results and errors are those of the executor inside. So are the attributes and methods that
-    the SDK documents (``endpoint_id``, ``user_endpoint_config``, ``reload_tasks()``, ...), to be
-    read, set and called here as there; any other attribute that is set here stays here. Only what
-    is submitted as a function is recorded; what is submitted by its id, and functions that were
-    registered explicitly, are sent as they are.
+    Results and errors are those of the executor inside. So are the attributes and methods that the
+    SDK documents (``endpoint_id``, ``user_endpoint_config``, ``reload_tasks()``, ...), to be read,
+    set and called here as there; any other attribute that is set here stays here.
 
-    Lives as long as the executor inside; usable with ``with``, which ends both.
+    Only calls that are submitted as a function are recorded. Functions that are submitted by their
+    id, or that were registered explicitly, are sent as they are.
+
+    It lives as long as the executor inside. A ``with`` block ends both.
 
     Args:
         executor: A `globus_compute_sdk.Executor`, or a stand-in such as `gc_warm.MockExecutor`.
         stale: What to do when a worker holds another version of a module than this machine has, or
             than the file that the worker imported has by now: "warn" logs it, once for each worker,
             and ``.warmth.stale`` names the modules; "error" ends the future with a
-            `StaleModuleError`. Looked at are the modules of the ``@warm`` loaders that a call used,
-            and of the function itself where it is sent by name.
-        records: Append a line for each call to this file, for ``gc-warm report``.
+            `StaleModuleError`. The modules compared are those of the ``@warm`` loaders that a call
+            used, and that of the function itself where it is sent by name.
+        records: File to which a line is appended for each call, for ``gc-warm report``.
 
     Attributes:
         executor: The executor inside.
 
     Raises:
-        ValueError: *stale* is neither.
+        ValueError: *stale* is neither "warn" nor "error".
         OSError: The file cannot be opened; the executor inside is then ended.
 
     Example:
@@ -198,12 +199,12 @@ class WarmExecutor(concurrent.futures.Executor):
             raise
 
     def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> WarmFuture:
-        """As the SDK's.
+        """Submit a function, as the SDK's executor does.
 
         Args:
             fn: The function to run on the endpoint.
             *args: Its arguments.
-            **kwargs: Likewise.
+            **kwargs: Its keyword arguments.
 
         Returns:
             A future that also has ``.warmth``.
@@ -211,10 +212,10 @@ class WarmExecutor(concurrent.futures.Executor):
         name = getattr(fn, "__name__", type(fn).__name__)
         if fn in getattr(self.executor, "_function_registry", {}):
             return self._watch(self.executor.submit(fn, *args, **kwargs), name, _BY_ID)
+
         function_id = self._id_of(_CARRIER, fn)
-        return self._watch(
-            self.executor.submit_to_registered_function(function_id, args, kwargs), name
-        )
+        future = self.executor.submit_to_registered_function(function_id, args, kwargs)
+        return self._watch(future, name)
 
     def submit_to_registered_function(
         self,
@@ -222,22 +223,35 @@ class WarmExecutor(concurrent.futures.Executor):
         args: tuple[Any, ...] | None = None,
         kwargs: dict[str, Any] | None = None,
     ) -> WarmFuture:
-        """As the SDK's. Of such a call nothing is known but that it ended."""
-        return self._watch(
-            self.executor.submit_to_registered_function(function_id, args, kwargs),
-            str(function_id),
-            _BY_ID,
-        )
+        """Submit a function by its id, as the SDK's executor does.
+
+        Nothing is known of such a call but that it ended.
+
+        Args:
+            function_id: Id of the function.
+            args: Its arguments.
+            kwargs: Its keyword arguments.
+
+        Returns:
+            A future whose ``.warmth`` stays unknown.
+        """
+        future = self.executor.submit_to_registered_function(function_id, args, kwargs)
+        return self._watch(future, str(function_id), _BY_ID)
 
     def reload_tasks(self, *args: Any, **kwargs: Any) -> list[WarmFuture]:
-        """As the SDK's; tasks of an earlier `WarmExecutor` have their records."""
-        return [
-            self._watch(future, "reloaded")
-            for future in self.executor.reload_tasks(*args, **kwargs)
-        ]
+        """Return futures of an earlier executor's tasks, as the SDK's executor does.
+
+        Tasks of an earlier `WarmExecutor` have their records.
+
+        Args:
+            *args: Arguments of the SDK's method.
+            **kwargs: Its keyword arguments.
+        """
+        reloaded = self.executor.reload_tasks(*args, **kwargs)
+        return [self._watch(future, "reloaded") for future in reloaded]
 
     def map(self, fn: Callable[..., T], *iterables: Any, **options: Any) -> Any:
-        """As the SDK's, which raises `NotImplementedError`."""
+        """Raise `NotImplementedError`, as the SDK's executor does."""
         return self.executor.map(fn, *iterables, **options)
 
     def warm_up(
@@ -245,26 +259,27 @@ class WarmExecutor(concurrent.futures.Executor):
     ) -> WarmUp:
         """Run a function on every worker, once on each.
 
-        Tasks do not choose their workers. So as many tasks as there are workers keep theirs busy
-        for a moment, all at the same time, and again and for longer if one of them was occupied
-        otherwise. A terminal shows how far it is.
+        Tasks do not choose their workers. So as many tasks as there are workers are sent, and each
+        keeps its worker busy for a moment, all at the same time. If a worker was occupied by
+        another task, they are sent again and take longer. A terminal shows the progress.
 
         Args:
-            function: What to run; it may load, or call what loads.
+            function: The function to run, such as one that loads, or calls a loader.
             *args: Its arguments.
-            workers: How many there are in all: workers of a node, times nodes of a job, times jobs.
-            timeout: Seconds after which it returns with what there is.
+            workers: Number of workers in all: workers of a node, times nodes of a job, times jobs.
+            timeout: Seconds after which it returns with the workers reached so far.
 
         Returns:
             Which workers were reached, what they loaded, and which are missing.
 
         Raises:
             ValueError: *workers* is below 1.
-            StaleModuleError: With ``stale="error"``: a worker holds another version of a module.
+            StaleModuleError: A worker holds another version of a module, and *stale* is "error".
             TaskExecutionFailed: The workers have no gc_warm.
         """
         if workers < 1:
             raise ValueError(f"workers={workers}: there has to be at least one to warm up")
+
         function_id = self._id_of(_VISITOR, function)
         until = time.time() + timeout
 
@@ -274,24 +289,31 @@ class WarmExecutor(concurrent.futures.Executor):
             )
             return future
 
-        made = WarmUpRun(
-            send,
-            self._parse_record,
-            lambda: getattr(self.executor, "_stopped", False),
-            workers,
-            timeout,
-        ).run()
-        for visit in made.reached:
-            if (error := self._complaint(visit.warmth)) is not None:
+        def has_ended() -> bool:
+            return getattr(self.executor, "_stopped", False)
+
+        result = WarmUpRun(send, self._parse_record, has_ended, workers, timeout).run()
+
+        for visit in result.reached:
+            error = self._complaint(visit.warmth)
+            if error is not None:
                 raise error
-        return made
+        return result
 
     def report(self) -> Report:
-        """What was warm so far, where, and what cold calls cost; of the latest 100,000 calls that have ended."""
+        """Return the report on the latest 100,000 calls that have ended.
+
+        It says how many calls were warm so far, where, and the time that cold calls cost.
+        """
         return Report.of(self._calls.copy())
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
-        """As that of the executor inside, which it ends. Idempotent."""
+        """End the executor inside, as its own method does. Idempotent.
+
+        Args:
+            wait: Wait until all futures have ended.
+            cancel_futures: Cancel the calls that have not been sent.
+        """
         self.executor.shutdown(wait=wait, cancel_futures=cancel_futures)
         self._finish(wait)
 
@@ -314,21 +336,28 @@ class WarmExecutor(concurrent.futures.Executor):
         return f"WarmExecutor({self.executor!r})"
 
     def _id_of(self, template: str, function: Callable[..., Any]) -> str:
-        """The id of what carries a function, which is registered when it is first needed."""
+        """Return the id of a function's carrier, which is registered when it is first needed."""
         if (template, function) not in self._ids:
-            name = (
-                function.__name__
-                if function.__name__.isidentifier() and not keyword.iskeyword(function.__name__)
-                else "function"
-            )
-            source = template.format(
-                name=name, function=self.executor.serializer.serialize(function)
-            )
+            name = function.__name__
+            if not name.isidentifier() or keyword.iskeyword(name):
+                name = "function"
+
+            serialized = self.executor.serializer.serialize(function)
+            source = template.format(name=name, function=serialized)
             self._ids[template, function] = self.executor.client.register_source_code(source, name)
+
         return self._ids[template, function]
 
     def _watch(self, inner: ComputeFuture, name: str, why_unknown: str | None = None) -> WarmFuture:
-        outer, submitted = WarmFuture(inner), time.time()
+        """Return a future of the call, which ends when *inner* does.
+
+        Args:
+            inner: The future of the executor inside.
+            name: Name of the function, for the report.
+            why_unknown: Why nothing can be known of the call, if that is so.
+        """
+        outer = WarmFuture(inner)
+        submitted = time.time()
         with self._lock:
             self._open.add(outer)
 
@@ -336,6 +365,7 @@ class WarmExecutor(concurrent.futures.Executor):
             warmth, result, error = self._read(inner, why_unknown)
             self._keep(Call(name, inner.task_id, submitted, time.time(), warmth))
             outer._end(warmth, result, error)
+
             with self._lock:
                 self._open.discard(outer)
             self._close_file()
@@ -346,19 +376,19 @@ class WarmExecutor(concurrent.futures.Executor):
     def _read(
         self, inner: ComputeFuture, why_unknown: str | None
     ) -> tuple[Warmth, Any, BaseException | None]:
-        """What came back: warmth, result, error."""
+        """Return the warmth of a call that has ended, its result, and its error."""
         if inner.cancelled():
             return unknown("cancelled"), None, None
         error = inner.exception()
         if error is not None:
             return unknown("lost" if was_lost(error) else "failed"), None, error
+
         result = inner.result()
-        if (
-            why_unknown == _BY_ID
-            or not isinstance(result, dict)
-            or result.keys() != {RECORD, RESULT}
-        ):
+        if why_unknown == _BY_ID:
+            return unknown(why_unknown), result, None
+        if not isinstance(result, dict) or result.keys() != {RECORD, RESULT}:
             return unknown(why_unknown or "came without a record"), result, None
+
         try:
             warmth = self._parse_record(result[RECORD])
         except Exception:  # whatever it is, there is a result, and somebody who waits for it
@@ -370,31 +400,40 @@ class WarmExecutor(concurrent.futures.Executor):
         return warmth, result[RESULT], self._complaint(warmth)
 
     def _parse_record(self, record: dict[str, Any]) -> Warmth:
-        """What a record says, in the light of those that came before."""
+        """Return the warmth that a record shows, in the light of earlier records of its worker."""
         worker = record["worker"]
         loads = {(load["name"], load["key"]) for load in record["loads"]}
         if worker["rank"] is None:
             return parse_record(record)
+
+        place = (worker["host"], worker["pool"], worker["rank"])
         with self._lock:
-            life = self._lives.setdefault((worker["host"], worker["pool"], worker["rank"]), _Life())
+            life = self._lives.setdefault(place, _Life())
             return parse_record(record, life.died_with_others(worker["pid"], loads))
 
     def _complaint(self, warmth: Warmth) -> Exception | None:
+        """Return the error of a call on a stale worker, or log it if *stale* is "warn"."""
         if not warmth.stale:
             return None
+
         text = (
-            f"worker {warmth.worker} holds another version of {', '.join(warmth.stale)} than there is now: restart the endpoint, "
-            "or change any option of user_endpoint_config, for workers that import it anew"
+            f"worker {warmth.worker} holds another version of {', '.join(warmth.stale)} "
+            "than there is now: restart the endpoint, or change any option of "
+            "user_endpoint_config, for workers that import it anew"
         )
         if self._stale == "error":
             return StaleModuleError(text)
-        if (which := (warmth.worker, warmth.stale)) not in self._warned:
-            self._warned.add(which)
+
+        stale_worker = (warmth.worker, warmth.stale)
+        if stale_worker not in self._warned:
+            self._warned.add(stale_worker)
             log.warning(text)
         return None
 
     def _keep(self, call: Call) -> None:
+        """Keep a call for the report, and write it to the file of records."""
         self._calls.append(call)
+
         with self._lock:
             if self._file is None:
                 return
@@ -406,49 +445,66 @@ class WarmExecutor(concurrent.futures.Executor):
                 self._file = None
 
     def _finish(self, wait: bool) -> None:
-        """What is left to do when the executor inside has ended: its futures end before what hangs on them has run."""
+        """Close the file of records when the executor inside has ended.
+
+        The futures of the executor inside end before their callbacks have run; with *wait*, these
+        are waited for.
+        """
         with self._lock:
             # the SDK leaves some of those that it cannot send
             left = [outer for outer in self._open if outer._inner.done()]
         if wait:
             concurrent.futures.wait(left)
+
         self._ended = True
         self._close_file()
 
     def _close_file(self) -> None:
-        """Close it after the last call."""
+        """Close the file of records if the executor has ended and no call is to be written."""
         with self._lock:
-            if (
-                self._ended
-                and self._file is not None
-                and not any(outer._inner.done() for outer in self._open)
-            ):
-                self._file.close()
-                self._file = None
+            if not self._ended or self._file is None:
+                return
+            if any(outer._inner.done() for outer in self._open):
+                return
+
+            self._file.close()
+            self._file = None
 
 
 class _Life:
-    """What was loaded in a worker's place: by the process that is there now, and by those before it."""
+    """The loads in a worker's place: by the process that is there now, and by those before it."""
 
     def __init__(self) -> None:
-        self._pid, self._left = 0, deque[int](maxlen=_PIDS_KEPT)
+        self._pid = 0
+        self._left: deque[int] = deque(maxlen=_PIDS_KEPT)
         self._own: set[tuple[str, str]] = set()
         self._died: set[tuple[str, str]] = set()
 
     def died_with_others(self, pid: int, loads: set[tuple[str, str]]) -> set[tuple[str, str]]:
-        """Those of *loads*, which a process makes now, that other processes had made."""
+        """Return those of *loads* that earlier processes in this place had made, too.
+
+        Args:
+            pid: The process that makes the loads.
+            loads: Names and keys of its loads.
+        """
         if pid in self._left:  # a record of an earlier process that was long on its way
             return set()
+
         if pid != self._pid:
             self._left.append(self._pid)
-            self._died = self._own if len(self._died) > _REMEMBERED else self._died | self._own
-            self._pid, self._own = pid, set()
+            if len(self._died) > _REMEMBERED:
+                self._died = self._own
+            else:
+                self._died = self._died | self._own
+            self._pid = pid
+            self._own = set()
+
         self._own |= loads
         return self._died & loads
 
 
 def _append_to(records: str | os.PathLike[str]) -> io.FileIO:
-    """The file, to be appended to; a line that another client could not complete is ended."""
+    """Open a file of records for appending, and end a line that another client left incomplete."""
     file = io.FileIO(os.fspath(records), "a+")
     if file.seekable() and file.seek(0, os.SEEK_END):
         file.seek(-1, os.SEEK_END)

@@ -331,7 +331,9 @@ def _bars(bars: Sequence[tuple[int, float, float]], height: float, color: str, l
 
 
 # the former name of `gc-warm report`, which will be gone in the next release
-if __name__ == "__main__":  # the former name of `gc-warm report`, which will be gone in the next release
+if (
+    __name__ == "__main__"
+):  # the former name of `gc-warm report`, which will be gone in the next release
     command = [sys.executable, "-m", "gc_warm", "report", *sys.argv[1:]]
     print("gc-warm: write `gc-warm report` for `python -m gc_warm.client.report`", file=sys.stderr)
     os.execv(command[0], command)
