@@ -1,11 +1,13 @@
-"""Reaching every worker: what `gc_warm.client.executor.WarmExecutor.warm_up` does, and what it tells.
+"""Warm-up: rounds of tasks that reach every worker, and their result.
 
-Nobody can send a task to a worker of choice. But a worker has one task at a time: of as many tasks
+A task cannot be sent to a worker of choice. But a worker runs one task at a time: of as many tasks
 as there are workers, all running at the same instant, each is on a worker of its own. So every task
-of a round takes some time, counted from its own beginning, since the clocks of nodes differ. Where
-a task waited for a worker that was occupied by others', another has taken two; then there is
-another round, a longer one. On a worker that has been reached, a task does nothing but take its
-time.
+of a round takes some time, counted from its own beginning, since the clocks of nodes differ. If a
+worker was occupied by other people's tasks, another worker has run two tasks of the round; then
+another round follows, with longer tasks. On a worker that has been reached before, a task does
+nothing but take its time.
+
+`gc_warm.client.executor.WarmExecutor.warm_up` is the entry for users.
 """
 
 from __future__ import annotations
@@ -24,9 +26,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from gc_warm.client.warmth import Warmth, was_lost
 from gc_warm.worker.lifecycle import Worker
 
-_SHORTEST, _LONGEST = 0.1, 8.0  # seconds that a task of a round takes at least
-# rounds in which workers died and nobody new was reached, after which there are no more
-_DEADLY = 3
+_SHORTEST_TASK = 0.1  # seconds that a task of the first round takes at least
+_LONGEST_TASK = 8.0  # seconds that a task of any round takes at least
+# rounds in which workers died and no other worker was reached, after which there are no more
+_DEADLY_ROUNDS = 3
 _WATCH_INTERVAL = 1.0  # seconds between looks at whether the executor is still there
 
 
@@ -35,9 +38,9 @@ class Visit:
     """A worker that was reached.
 
     Attributes:
-        worker: Which it is.
-        warmth: What the function found there: cold if it had to load, and what.
-        error: What the function raised there, as text; None if it returned.
+        worker: The worker.
+        warmth: Warmth of the function's call there: cold if it had to load, with its loads.
+        error: The error that the function raised there, as text; None if it returned.
     """
 
     worker: Worker
@@ -47,15 +50,15 @@ class Visit:
 
 @dataclass(frozen=True)
 class WarmUp:
-    """What a warm-up has come to.
+    """The result of a warm-up.
 
     Attributes:
-        workers: How many were asked for.
-        reached: Those that the function ran on, in the order in which they answered.
-        rounds: How often as many tasks as there are workers were sent.
-        seconds: How long it took.
-        lost: How many tasks ended with their workers; where the function itself is what kills them,
-            it ends early.
+        workers: Number of workers that were asked for.
+        reached: The workers that the function ran on, in the order in which they answered.
+        rounds: Number of rounds; in each, as many tasks as there are workers were sent.
+        seconds: Duration of the warm-up.
+        lost: Number of tasks that ended with their workers. If the function itself kills the
+            workers, the warm-up ends early.
     """
 
     workers: int
@@ -66,7 +69,7 @@ class WarmUp:
 
     @property
     def complete(self) -> bool:
-        """Whether as many workers as were asked for were reached, and the function failed on none of them."""
+        """Whether all workers asked for were reached, and the function failed on none of them."""
         return len(self.reached) >= self.workers and not self.failed
 
     @property
@@ -81,51 +84,69 @@ class WarmUp:
 
     @property
     def missing(self) -> tuple[str, ...]:
-        """Who was not reached: by host and rank as far as its manager is known, and how many more."""
+        """The workers that were not reached, as text.
+
+        A worker whose manager is known is named by its rank, its manager and its host. A last item
+        says how many others are missing.
+        """
+        number = self.workers - len(self.reached)
+        if number <= 0:
+            return ()
+
+        names = self._missing_of_known_managers()
+        if number > len(names):
+            names.append(f"{number - len(names)} of which nothing is known")
+        return tuple(names)
+
+    def _missing_of_known_managers(self) -> list[str]:
         ranks: dict[tuple[str, str], set[int]] = {}
         counts: dict[tuple[str, str], int] = {}
-        for worker in (visit.worker for visit in self.reached):
+        for visit in self.reached:
+            worker = visit.worker
             if worker.pool is not None and worker.rank is not None and worker.count is not None:
                 ranks.setdefault((worker.host, worker.pool), set()).add(worker.rank)
                 counts[worker.host, worker.pool] = worker.count
-        named = [
-            f"worker {rank} of manager {pool} on {host}"
-            for (host, pool), count in counts.items()
-            for rank in sorted(set(range(count)) - ranks[host, pool])
-        ]
-        left = max(0, self.workers - len(self.reached))
-        if left > len(named):
-            named.append(f"{left - len(named)} of which nothing is known")
-        return tuple(named) if left else ()
+
+        names = []
+        for (host, pool), count in counts.items():
+            missing = set(range(count)) - ranks[host, pool]
+            names += [f"worker {rank} of manager {pool} on {host}" for rank in sorted(missing)]
+        return names
 
     def __str__(self) -> str:
-        text = f"{len(self.reached)} of {self.workers} workers reached in {self.seconds:.1f} s"
-        text += "".join(f"\n  missing: {who}" for who in self.missing)
-        text += f"\n  {self.lost} tasks were lost with their workers" if self.lost else ""
-        text += "".join(
-            f"\n  stale on {visit.worker.host}, pid {visit.worker.pid}: {', '.join(visit.warmth.stale)}"
-            for visit in self.stale
-        )
-        return text + "".join(
-            f"\n  failed on {visit.worker.host}, pid {visit.worker.pid}: {visit.error}"
-            for visit in self.failed
-        )
+        reached = len(self.reached)
+        lines = [f"{reached} of {self.workers} workers reached in {self.seconds:.1f} s"]
+        lines += [f"missing: {name}" for name in self.missing]
+        if self.lost:
+            lines.append(f"{self.lost} tasks were lost with their workers")
+
+        for visit in self.stale:
+            modules = ", ".join(visit.warmth.stale)
+            lines.append(f"stale on {_place(visit.worker)}: {modules}")
+        lines += [f"failed on {_place(visit.worker)}: {visit.error}" for visit in self.failed]
+        return "\n  ".join(lines)
+
+
+def _place(worker: Worker) -> str:
+    return f"{worker.host}, pid {worker.pid}"
 
 
 @dataclass
 class WarmUpRun:
-    """A warm-up under way: tasks are sent until they have been on as many workers as there are, or time is over.
+    """A warm-up under way.
+
+    Tasks are sent until they have run on as many workers as there are, or time is over.
 
     Attributes:
-        send: Submits a task, given the warm-up's token and the seconds it is to take at least.
-        tell: What a worker's record says.
-        has_ended: Whether the executor sends nothing any more.
-        workers: How many workers there are.
-        timeout: Seconds.
+        send: Submits a task, given the warm-up's token and the seconds that it takes at least.
+        parse_record: Returns the warmth that a worker's record shows.
+        has_ended: Returns whether the executor has ended, and sends nothing any more.
+        workers: Number of workers.
+        timeout: Seconds after which the warm-up ends.
     """
 
     send: Callable[[str, float], concurrent.futures.Future[Any]]
-    tell: Callable[[dict[str, Any]], Warmth]
+    parse_record: Callable[[dict[str, Any]], Warmth]
     has_ended: Callable[[], bool]
     workers: int
     timeout: float
@@ -138,69 +159,92 @@ class WarmUpRun:
 
     def run(self) -> WarmUp:
         """Send the tasks, in rounds, and show on a terminal how many workers have been reached."""
-        rounds, deadly, seconds = 0, 0, _SHORTEST
+        rounds = 0
         console = Console(stderr=True)
-        columns = (
-            TextColumn("workers warmed up"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-        )
-        progress = Progress(
-            *columns, console=console, transient=True, disable=not console.is_terminal
-        )
+        progress = _progress(console)
+
         # older versions of rich end also a hidden one by an empty line
         with progress if console.is_terminal else contextlib.nullcontext():
             bar = progress.add_task("", total=self.workers)
-            while len(self._reached) < self.workers and self._left > 0 and deadly < _DEADLY:
-                reached, lost = len(self._reached), self._lost
-                self._round(
-                    seconds if self.workers > 1 else 0.0,
-                    lambda done: progress.update(bar, completed=done),
-                )
-                deadly = deadly + 1 if self._lost > lost and len(self._reached) == reached else 0
-                rounds, seconds = rounds + 1, min(2 * seconds, _LONGEST)
-        return WarmUp(
-            self.workers,
-            tuple(self._reached.values()),
-            rounds,
-            time.monotonic() - self._start,
-            self._lost,
-        )
+
+            def show(reached: int) -> None:
+                progress.update(bar, completed=reached)
+
+            deadly = 0  # rounds in a row in which workers died and no other was reached
+            seconds = _SHORTEST_TASK if self.workers > 1 else 0.0
+            while self._is_wanted() and deadly < _DEADLY_ROUNDS:
+                reached = len(self._reached)
+                lost = self._lost
+                self._round(seconds, show)
+
+                is_deadly = self._lost > lost and len(self._reached) == reached
+                deadly = deadly + 1 if is_deadly else 0
+                rounds += 1
+                seconds = min(2 * seconds, _LONGEST_TASK)
+
+        duration = time.monotonic() - self._start
+        return WarmUp(self.workers, tuple(self._reached.values()), rounds, duration, self._lost)
+
+    def _is_wanted(self) -> bool:
+        """Return whether another round is wanted: workers are missing, and there is time."""
+        return len(self._reached) < self.workers and self._time_left > 0
 
     @property
-    def _left(self) -> float:
+    def _time_left(self) -> float:
         return max(0.0, self._start + self.timeout - time.monotonic())
 
-    def _round(self, seconds: float, progress: Callable[[int], None]) -> None:
-        """Send a task for each worker, and take in what comes back in time.
+    def _round(self, seconds: float, show: Callable[[int], None]) -> None:
+        """Send a task for each worker, and collect the results that come back in time.
 
-        What comes to its worker later knows to be short.
+        A task that reaches its worker later knows that it has to be short.
+
+        Args:
+            seconds: Seconds that each task takes at least.
+            show: Called with the number of workers that have been reached.
         """
         waiting = {self.send(self._token, seconds) for _ in range(self.workers)}
-        while waiting and (left := self._left) > 0:
+
+        while waiting and (left := self._time_left) > 0:
             done, waiting = concurrent.futures.wait(
                 waiting, min(_WATCH_INTERVAL, left), concurrent.futures.FIRST_COMPLETED
             )
             for future in done:
                 self._take_in(future)
-            progress(len(self._reached))
+            show(len(self._reached))
+
             if not done and self.has_ended():
                 raise RuntimeError(
-                    "the executor has ended; a task that it could not send, such as one with odd arguments, ends it"
+                    "the executor has ended; a task that it could not send, "
+                    "such as one with odd arguments, ends it"
                 )
 
     def _take_in(self, future: concurrent.futures.Future[Any]) -> None:
+        """Count the worker that a task has reached, or that was lost with it."""
         error = future.exception()
         if was_lost(error):
             self._lost += 1  # the round after this one will tell
             return
         if error is not None:
             raise error
+
         record = future.result()
-        warmth = self.tell(record)
+        warmth = self.parse_record(record)
         worker = warmth.worker
         assert worker is not None
-        # one that was restarted meanwhile counts once
+
+        # a worker that was restarted meanwhile counts once
         place = worker.pid if worker.rank is None else worker.rank
         self._reached[worker.host, worker.pool, place] = Visit(worker, warmth, record["error"])
+
+
+def _progress(console: Console) -> Progress:
+    """Return a progress bar, which is hidden unless the console is a terminal."""
+    return Progress(
+        TextColumn("workers warmed up"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+    )
