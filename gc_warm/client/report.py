@@ -1,4 +1,7 @@
-"""What was warm, where, and what cold calls cost: ``gc-warm report FILE`` for the records of a `WarmExecutor`."""
+"""Reports on calls: how many were warm, where they ran, and the time that cold calls cost.
+
+``gc-warm report FILE`` prints the report on the records of a `WarmExecutor`.
+"""
 
 from __future__ import annotations
 
@@ -23,15 +26,18 @@ from gc_warm.worker.lifecycle import Worker
 
 log = logging.getLogger("gc_warm")
 
-_SLOWEST = 5  # loads that are named
-_LANE = 0.34  # inches of a picture for each worker
+_SLOWEST_SHOWN = 5  # loads
+_LANE_HEIGHT = 0.34  # inches of a picture for each worker
 _BARS = {
     "warm call": ("#2a9d8f", 0.8),
     "cold call": ("#e76f51", 0.8),
     "unknown call": ("#b0b0b0", 0.8),
     "load": ("#7f1d1d", 0.3),
 }
-"""What a picture shows: color, and height as a part of the lane."""
+"""The bars of a picture, by kind: color, and height as a part of the lane."""
+
+_Bar = tuple[int, float, float]
+"""A bar: number of its lane, beginning, and duration in seconds."""
 
 
 @dataclass(frozen=True)
@@ -39,12 +45,12 @@ class Lane:
     """One worker's calls.
 
     Attributes:
-        worker: Which it is.
-        calls: How many it ran.
-        warm: How many of them were warm.
-        cold: How many had to load.
-        load_seconds: How long its loads took.
-        seconds: How long its calls took, loads included.
+        worker: The worker.
+        calls: Number of calls that ran on it.
+        warm: Number of those that were warm.
+        cold: Number of those that had to load.
+        load_seconds: Duration of its loads.
+        seconds: Duration of its calls, loads included.
     """
 
     worker: Worker
@@ -65,16 +71,17 @@ class SlowLoad:
 
 @dataclass(frozen=True)
 class Report:
-    """What became of some calls.
+    """The report on some calls.
 
     Attributes:
-        calls: How many there were.
-        warm: How many were warm.
-        cold: How many had to load.
-        unknown: Of how many nothing can be said.
-        hit_rate: Warm calls, as a part of those that are known; None where nothing is known.
+        calls: Number of calls.
+        warm: Number of warm calls.
+        cold: Number of calls that had to load.
+        unknown: Number of calls of which nothing can be said.
+        hit_rate: Warm calls, as a part of the warm and cold ones; None if there are neither.
         seconds_lost: Seconds that cold calls spent in loads.
-        reasons: Why calls were cold or unknown, with how many; the most frequent first.
+        reasons: The reasons why calls were cold or unknown, with the number of calls; the most
+            frequent first.
         stale: Modules of which workers held another version than the client, with the number of
             calls.
         workers: One entry for each worker process.
@@ -96,13 +103,25 @@ class Report:
 
     @classmethod
     def of(cls, calls: Iterable[Call]) -> Report:
-        """The report on these calls; one that was reloaded is the same call."""
+        """Return the report on some calls.
+
+        Args:
+            calls: The calls; one that was reloaded is counted once.
+        """
         by_task: dict[str | int, Call] = {}
         for number, call in enumerate(calls):
             by_task.setdefault(call.task_id or number, call)
         records = tuple(by_task.values())
+
         states = Counter(call.warmth.state for call in records)
         known = states["warm"] + states["cold"]
+        reasons: Counter[str] = Counter()
+        stale: Counter[str] = Counter()
+        for call in records:
+            if call.warmth.why:
+                reasons[f"{call.warmth.state}: {call.warmth.why}"] += 1
+            stale.update(call.warmth.stale)
+
         return cls(
             calls=len(records),
             warm=states["warm"],
@@ -110,14 +129,8 @@ class Report:
             unknown=states["unknown"],
             hit_rate=states["warm"] / known if known else None,
             seconds_lost=sum(call.warmth.load_seconds for call in records),
-            reasons=dict(
-                Counter(
-                    f"{call.warmth.state}: {call.warmth.why}" for call in records if call.warmth.why
-                ).most_common()
-            ),
-            stale=dict(
-                Counter(name for call in records for name in call.warmth.stale).most_common()
-            ),
+            reasons=dict(reasons.most_common()),
+            stale=dict(stale.most_common()),
             workers=_lanes(records),
             slowest=_slowest(records),
             records=records,
@@ -125,18 +138,24 @@ class Report:
 
     @classmethod
     def read(cls, path: str | os.PathLike[str]) -> Report:
-        """The report on the calls in a file of records.
+        """Return the report on the calls in a file of records.
+
+        Lines that are cut off, such as those of a client that was killed, are passed over.
+
+        Args:
+            path: The file.
 
         Raises:
-            OSError: It cannot be read.
-            ValueError: A line is something else than a record. Lines that are cut off, as of a
-                client that was killed, are passed over.
+            OSError: The file cannot be read.
+            ValueError: A line is something else than a record.
         """
-        calls, broken = [], 0
         try:
             text = Path(path).read_text(encoding="utf-8-sig")
         except UnicodeDecodeError as error:
             raise ValueError(f"{path} has no record of a call: {error}") from None
+
+        calls = []
+        broken = 0
         for number, line in enumerate(text.split("\n"), 1):
             try:
                 if line.strip():
@@ -145,6 +164,7 @@ class Report:
                 broken += 1
             except ValueError as error:
                 raise ValueError(f"{path}:{number} is no record of a call: {error}") from None
+
         if broken and not calls:
             raise ValueError(f"{path} has no record of a call")
         if broken:
@@ -152,19 +172,14 @@ class Report:
         return cls.of(calls)
 
     def json(self) -> str:
-        """All but the calls themselves, as a JSON object."""
+        """Return all but the calls themselves, as a JSON object."""
         plain = asdict(self)
         del plain["records"]
         return json.dumps(plain, indent=2)
 
     def __rich__(self) -> RenderableType:
-        return Group(
-            *(
-                part
-                for part in (self._summary(), self._by_worker(), self._by_load())
-                if part is not None
-            )
-        )
+        tables = (self._summary(), self._by_worker(), self._by_load())
+        return Group(*(table for table in tables if table is not None))
 
     def __str__(self) -> str:
         console = Console(width=100)
@@ -173,36 +188,40 @@ class Report:
         return capture.get()
 
     def picture(self, path: str | os.PathLike[str]) -> None:
-        """Draw the calls over time, a lane for each worker: PNG, SVG or PDF, by the name's ending.
+        """Draw the calls over time, a lane for each worker.
+
+        Args:
+            path: File of the picture; its name's ending says the format, PNG, SVG or PDF.
 
         Raises:
-            ModuleNotFoundError: Matplotlib is not there.
-            ValueError: No call is known to have run anywhere, or nothing can be drawn in that
-                format.
+            ModuleNotFoundError: Matplotlib is not installed.
+            ValueError: Of no call is it known where it ran, or the format is none that can be
+                drawn.
         """
         timed = [call for call in self.records if call.warmth.worker and call.warmth.at is not None]
         if not timed:
             raise ValueError("there is nothing to draw: of no call is it known where it ran")
+
         try:
             from matplotlib.figure import Figure
         except ModuleNotFoundError as error:
             raise ModuleNotFoundError(
                 "a picture needs Matplotlib: pip install 'matplotlib>=3.8'"
             ) from error
-        figure = Figure(figsize=(9, 1.2 + _LANE * len(self.workers)), layout="constrained")
+
+        height = 1.2 + _LANE_HEIGHT * len(self.workers)
+        figure = Figure(figsize=(9, height), layout="constrained")
         _draw(figure.subplots(), timed, [lane.worker for lane in self.workers])
         figure.savefig(path, dpi=150)
 
     def _summary(self) -> Table:
         table = Table(box=box.ASCII, show_header=False)
+        numbers = f"{self.warm} warm, {self.cold} cold, {self.unknown} unknown"
         rate = "unknown" if self.hit_rate is None else f"{self.hit_rate:.1%}"
-        _add(
-            table,
-            "calls",
-            f"{self.calls}: {self.warm} warm, {self.cold} cold, {self.unknown} unknown",
-        )
+        _add(table, "calls", f"{self.calls}: {numbers}")
         _add(table, "hit rate", rate)
         _add(table, "lost to loads", f"{self.seconds_lost:.3g} s")
+
         for reason, number in self.reasons.items():
             _add(table, reason, str(number))
         for module, number in self.stale.items():
@@ -210,28 +229,30 @@ class Report:
         return table
 
     def _by_worker(self) -> Table | None:
+        if not self.workers:
+            return None
+
         table = Table("worker", "calls", "warm", "cold", "in loads", "in all", box=box.ASCII)
         for lane in self.workers:
-            numbers = (
-                str(lane.calls),
-                str(lane.warm),
-                str(lane.cold),
-                f"{lane.load_seconds:.3g} s",
-                f"{lane.seconds:.3g} s",
-            )
-            _add(table, _name(lane.worker), *numbers)
-        return table if self.workers else None
+            numbers = (str(lane.calls), str(lane.warm), str(lane.cold))
+            durations = (f"{lane.load_seconds:.3g} s", f"{lane.seconds:.3g} s")
+            _add(table, _name(lane.worker), *numbers, *durations)
+        return table
 
     def _by_load(self) -> Table | None:
+        if not self.slowest:
+            return None
+
         table = Table("slowest loads", "took", "why", "worker", box=box.ASCII)
         for slow in self.slowest:
-            what = ledger.shortened(f"{slow.load.name} {slow.load.key}", 60)
-            _add(table, what, f"{slow.load.seconds:.3g} s", slow.load.why, _name(slow.worker))
-        return table if self.slowest else None
+            load = slow.load
+            name = ledger.shortened(f"{load.name} {load.key}", 60)
+            _add(table, name, f"{load.seconds:.3g} s", load.why, _name(slow.worker))
+        return table
 
 
 def _add(table: Table, *cells: str) -> None:
-    """A row, whose cells may hold what would otherwise be markup."""
+    """Add a row, whose cells may hold text that rich would take for markup."""
     table.add_row(*(Text(cell) for cell in cells))
 
 
@@ -240,94 +261,100 @@ def _lanes(calls: Sequence[Call]) -> tuple[Lane, ...]:
     for call in calls:
         if call.warmth.worker is not None:
             by_worker.setdefault(call.warmth.worker, []).append(call)
-    lanes = []
-    for worker, own in sorted(by_worker.items(), key=lambda item: _order(item[0])):
-        states = Counter(call.warmth.state for call in own)
-        load_seconds = sum(call.warmth.load_seconds for call in own)
-        lanes.append(
-            Lane(
-                worker,
-                len(own),
-                states["warm"],
-                states["cold"],
-                load_seconds,
-                sum(call.warmth.seconds or 0.0 for call in own),
-            )
-        )
-    return tuple(lanes)
+
+    return tuple(_lane(worker, by_worker[worker]) for worker in sorted(by_worker, key=_order))
+
+
+def _lane(worker: Worker, calls: Sequence[Call]) -> Lane:
+    states = Counter(call.warmth.state for call in calls)
+    return Lane(
+        worker=worker,
+        calls=len(calls),
+        warm=states["warm"],
+        cold=states["cold"],
+        load_seconds=sum(call.warmth.load_seconds for call in calls),
+        seconds=sum(call.warmth.seconds or 0.0 for call in calls),
+    )
 
 
 def _slowest(calls: Sequence[Call]) -> tuple[SlowLoad, ...]:
-    loads = [
-        SlowLoad(load, call.warmth.worker)
-        for call in calls
-        if call.warmth.worker
-        for load in call.warmth.loads
-    ]
-    return tuple(sorted(loads, key=lambda slow: slow.load.seconds, reverse=True)[:_SLOWEST])
+    loads: list[SlowLoad] = []
+    for call in calls:
+        worker = call.warmth.worker
+        if worker:
+            loads += [SlowLoad(load, worker) for load in call.warmth.loads]
+
+    loads.sort(key=lambda slow: slow.load.seconds, reverse=True)
+    return tuple(loads[:_SLOWEST_SHOWN])
 
 
 def _order(worker: Worker) -> tuple[Any, ...]:
-    return (
-        worker.host,
-        worker.block or "",
-        worker.pool or "",
-        -1 if worker.rank is None else worker.rank,
-        worker.pid,
-    )
+    """Return the key that sorts workers by where they are; those without a rank come first."""
+    rank = -1 if worker.rank is None else worker.rank
+    return (worker.host, worker.block or "", worker.pool or "", rank, worker.pid)
 
 
 def _name(worker: Worker) -> str:
-    place = worker.host if worker.block is None else f"{worker.host}, block {worker.block}"
-    return (
-        f"{place}, pid {worker.pid}"
-        if worker.rank is None
-        else f"{place}, worker {worker.rank}, pid {worker.pid}"
-    )
+    parts = [worker.host]
+    if worker.block is not None:
+        parts.append(f"block {worker.block}")
+    if worker.rank is not None:
+        parts.append(f"worker {worker.rank}")
+    parts.append(f"pid {worker.pid}")
+    return ", ".join(parts)
 
 
 def _draw(axes: Any, calls: Sequence[Call], workers: Sequence[Worker]) -> None:
-    """A lane for each worker, its calls as bars in the color of their state, and loads as narrower bars in them."""
-    lanes = {worker: number for number, worker in enumerate(workers)}
-    start = min(call.warmth.at for call in calls if call.warmth.at is not None)
-    bars: dict[str, list[tuple[int, float, float]]] = {}
-    for call in calls:
-        warmth = call.warmth
-        assert warmth.worker is not None
-        lane = lanes[warmth.worker]
-        bars.setdefault(f"{warmth.state} call", []).append(
-            (lane, (warmth.at or start) - start, warmth.seconds or 0.0)
-        )
-        bars.setdefault("load", []).extend(
-            (lane, load.at - load.seconds - start, load.seconds) for load in warmth.loads
-        )
+    """Draw a lane for each worker.
+
+    A lane shows calls as bars in the color of their state, and loads as narrower bars in them.
+    """
+    bars = _bars_by_kind(calls, workers)
     for kind, (color, height) in _BARS.items():
         if bars.get(kind):
-            axes.add_collection(_bars(bars[kind], height, color, kind))
+            axes.add_collection(_collection(bars[kind], height, color, kind))
+
     axes.set_ylim(len(workers) - 0.4, -0.6)
     axes.autoscale(axis="x")
     axes.set_yticks(range(len(workers)), [_name(worker) for worker in workers], fontsize=8)
     axes.set_xlabel("seconds since the first call began")
     axes.spines[["top", "right"]].set_visible(False)
+
     axes.legend(
         loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=len(_BARS), frameon=False, fontsize=8
     )
 
 
-def _bars(bars: Sequence[tuple[int, float, float]], height: float, color: str, label: str) -> Any:
-    """All bars of a kind at once, since there may be a hundred thousand."""
+def _bars_by_kind(calls: Sequence[Call], workers: Sequence[Worker]) -> dict[str, list[_Bar]]:
+    lanes = {worker: number for number, worker in enumerate(workers)}
+    start = min(call.warmth.at for call in calls if call.warmth.at is not None)
+
+    bars: dict[str, list[_Bar]] = {}
+    for call in calls:
+        warmth = call.warmth
+        assert warmth.worker is not None
+        lane = lanes[warmth.worker]
+
+        began = (warmth.at or start) - start
+        bar = (lane, began, warmth.seconds or 0.0)
+        bars.setdefault(f"{warmth.state} call", []).append(bar)
+
+        loads = [(lane, load.at - load.seconds - start, load.seconds) for load in warmth.loads]
+        bars.setdefault("load", []).extend(loads)
+    return bars
+
+
+def _collection(bars: Sequence[_Bar], height: float, color: str, label: str) -> Any:
+    """Return all bars of a kind as one artist, since there may be a hundred thousand."""
     from matplotlib.collections import PolyCollection
 
-    corners = [
-        [
-            (begin, lane - height / 2),
-            (begin + width, lane - height / 2),
-            (begin + width, lane + height / 2),
-            (begin, lane + height / 2),
-        ]
-        for lane, begin, width in bars
-    ]
-    return PolyCollection(corners, facecolors=color, edgecolors=color, linewidths=0.6, label=label)
+    shapes = []
+    for lane, begin, width in bars:
+        end = begin + width
+        top = lane - height / 2
+        bottom = lane + height / 2
+        shapes.append([(begin, top), (end, top), (end, bottom), (begin, bottom)])
+    return PolyCollection(shapes, facecolors=color, edgecolors=color, linewidths=0.6, label=label)
 
 
 # the former name of `gc-warm report`, which will be gone in the next release

@@ -1,4 +1,4 @@
-"""What is known of one call: whether it was warm, why not, where it ran, and what it cost."""
+"""Warmth of a call: whether it was warm, why not, where it ran, and what it cost."""
 
 from __future__ import annotations
 
@@ -16,21 +16,23 @@ from gc_warm.worker.lifecycle import Worker
 RESTARTED = "worker restarted"
 _LOST = ("WorkerLost", "ManagerLost")
 
+State = Literal["warm", "cold", "unknown"]
+
 
 @dataclass(frozen=True)
 class Load:
     """State that a call had to load, or a program that it had to start.
 
     Attributes:
-        name: The loader, as ``module.function``; the beginning of a program's command line.
-        key: The arguments it was called with, as short text.
-        seconds: How long it took.
-        at: When it was over, in seconds since the epoch by the worker's clock.
-        why: "first on this worker", "worker restarted", "evicted", "failed before", "module
-            changed", "cleared" (torn down on request; of a program: it had ended), or "loaded
-            again" (its loader is made anew in every call). "first" and "restarted" are as far as
-            the latest thousand events of the worker, and the records that this client has seen, can
-            tell.
+        name: The loader, as ``module.function``; of a program, the beginning of its command line.
+        key: The arguments that the loader was called with, as short text.
+        seconds: Duration of the load.
+        at: End of the load, in seconds since the epoch by the worker's clock.
+        why: The reason: "first on this worker", "worker restarted", "evicted", "failed before",
+            "module changed", "cleared" (torn down on request; of a program: it had ended), or
+            "loaded again" (its loader is made anew in every call). "first" and "restarted" hold as
+            far as the latest thousand events of the worker, and the records that this client has
+            seen, can tell.
     """
 
     name: str
@@ -45,20 +47,21 @@ class Warmth:
     """Whether a call was warm, with the evidence.
 
     Attributes:
-        state: "cold": it had to load. "warm": it loaded nothing, and used what was there.
+        state: "cold": the call had to load. "warm": it loaded nothing, and used what was there.
             "unknown": nothing can be said.
-        why: Why it was not warm: for a cold call the reason of its longest load.
-        loads: What it had to load, in this order.
+        why: Why the call was not warm; of a cold one, the reason of its longest load. None of a
+            warm one.
+        loads: Its loads, in the order in which they were made.
         uses: How often it found what it asked ``@warm`` or an `ExternalProcess` for.
-        failures: How many loads failed in it.
-        worker: Where it ran; None if that is not known.
-        at: When it began there, in seconds since the epoch by the worker's clock.
-        seconds: How long it ran there, loads included.
-        stale: Modules of which the worker holds another version than is on this machine, or where
-            the worker has it from, now.
+        failures: Number of loads that failed in it.
+        worker: The worker that it ran on; None if that is not known.
+        at: Its beginning there, in seconds since the epoch by the worker's clock.
+        seconds: Its duration there, loads included.
+        stale: Modules of which the worker holds another version than is now on this machine, or in
+            the file that the worker imported.
     """
 
-    state: Literal["warm", "cold", "unknown"] = "unknown"
+    state: State = "unknown"
     why: str | None = None
     loads: tuple[Load, ...] = ()
     uses: int = 0
@@ -70,8 +73,9 @@ class Warmth:
 
     @property
     def load_seconds(self) -> float:
-        """Seconds spent in loads, those that ran within or beside another counted once."""
-        total, end = 0.0, float("-inf")
+        """Seconds spent in loads; time in which several ran at once is counted once."""
+        total = 0.0
+        end = float("-inf")
         for load in sorted(self.loads, key=lambda load: load.at - load.seconds):
             total += max(0.0, min(load.seconds, load.at - end))
             end = max(end, load.at)
@@ -86,12 +90,12 @@ class Call:
     """One call as its client saw it.
 
     Attributes:
-        function: Name of the function; its id if it was submitted by that; "reloaded" where all
-            that is known is the id of the task.
+        function: Name of the function; its id if it was submitted by that; "reloaded" if all that
+            is known is the id of the task.
         task_id: Id of the task; None if it never had one.
-        submitted: When it was submitted, in seconds since the epoch.
-        ended: When its result was there.
-        warmth: What is known of it.
+        submitted: Time when the call was submitted, in seconds since the epoch.
+        ended: Time when its result was there, in seconds since the epoch.
+        warmth: The warmth of the call.
     """
 
     function: str
@@ -101,77 +105,100 @@ class Call:
     warmth: Warmth
 
     def plain(self) -> dict[str, Any]:
-        """As JSON would have it."""
+        """Return the call as a dictionary that can be written as JSON."""
         return asdict(self)
 
     @classmethod
     def of(cls, plain: Mapping[str, Any]) -> Call:
-        """From what `plain` gives; what another version of gc_warm has added is passed over.
+        """Return the call that `plain` has made a dictionary of.
+
+        Items that another version of gc_warm has added are passed over.
+
+        Args:
+            plain: The dictionary.
 
         Raises:
-            ValueError: It is something else.
+            ValueError: It is not that of a call.
         """
         return _CALL.validate_python(plain)
 
 
-_CALL, _WARMTH = TypeAdapter(Call), TypeAdapter(Warmth)
+_CALL = TypeAdapter(Call)
+_WARMTH = TypeAdapter(Warmth)
 
 
 def unknown(why: str) -> Warmth:
-    """Nothing can be said, and why."""
+    """Return the warmth of a call of which nothing can be said.
+
+    Args:
+        why: The reason.
+    """
     return Warmth("unknown", why)
 
 
 def was_lost(error: BaseException | None) -> bool:
-    """Whether a task ended with this error because its worker, or the manager of that, had ended."""
-    # here, since who only reads records needs no SDK
+    """Return whether a task ended because its worker, or that worker's manager, had ended.
+
+    Args:
+        error: The error that the task ended with; None if it has a result.
+    """
+    # here, since a process that only reads records needs no SDK
     from globus_compute_sdk.errors import TaskExecutionFailed
 
-    return isinstance(error, TaskExecutionFailed) and any(
-        f".{name}:" in error.remote_data for name in _LOST
-    )
+    if not isinstance(error, TaskExecutionFailed):
+        return False
+    return any(f".{name}:" in error.remote_data for name in _LOST)
 
 
 def parse_record(record: Mapping[str, Any], died: Collection[tuple[str, str]] = ()) -> Warmth:
-    """What a worker's record says.
+    """Return the warmth that a worker's record shows.
 
     Args:
-        record: What `gc_warm.worker.calls.Recording.record` gives.
-        died: Loaders and keys that were loaded in this worker's place before, by a process that has
-            ended.
+        record: The record, as `gc_warm.worker.calls.Recording.record` gives it.
+        died: Names and keys of the loads that were made in this worker's place before, by a process
+            that has ended.
 
     Raises:
-        ValueError, LookupError: It is something else.
+        ValueError: The record is something else.
+        LookupError: The record has no versions of modules.
     """
     warmth = _WARMTH.validate_python(record)
-    loads = tuple(
-        replace(load, why=RESTARTED)
-        if load.why == FIRST and (load.name, load.key) in died
-        else load
-        for load in warmth.loads
-    )
-    changed = record.get("changed", ())  # a record of an earlier version has no such thing
-    stale = tuple(
-        name
-        for name, version in record["modules"].items()
-        if name in changed or _here(name) not in (None, version)
-    )
+    loads = tuple(_with_restart(load, died) for load in warmth.loads)
+    state, why = _state(warmth, loads)
+    return replace(warmth, state=state, why=why, loads=loads, stale=_stale(record))
+
+
+def _state(warmth: Warmth, loads: Collection[Load]) -> tuple[State, str | None]:
+    """Return a call's state, and why it was not warm."""
     if loads:
-        state, why = "cold", max(loads, key=lambda load: load.seconds).why
-    elif warmth.failures:
-        state, why = "unknown", "a load failed"
-    elif warmth.uses:
-        state, why = "warm", None
-    else:
-        state, why = "unknown", "used nothing of @warm or ExternalProcess"
-    return replace(warmth, state=state, why=why, loads=loads, stale=stale)  # type: ignore[arg-type]
+        return "cold", max(loads, key=lambda load: load.seconds).why
+    if warmth.failures:
+        return "unknown", "a load failed"
+    if warmth.uses:
+        return "warm", None
+    return "unknown", "used nothing of @warm or ExternalProcess"
 
 
-def _here(module: str) -> str | None:
-    """The version of a module's file on this machine; None if there is none."""
+def _with_restart(load: Load, died: Collection[tuple[str, str]]) -> Load:
+    """Return a load with the reason "worker restarted" if a process that has ended had made it."""
+    if load.why == FIRST and (load.name, load.key) in died:
+        return replace(load, why=RESTARTED)
+    return load
+
+
+def _stale(record: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the modules of which the worker holds another version than there is now."""
+    stale = []
+    changed = record.get("changed", ())  # a record of an earlier version has no such thing
+    for name, version in record["modules"].items():
+        if name in changed or _version_here(name) not in (None, version):
+            stale.append(name)
+    return tuple(stale)
+
+
+def _version_here(module: str) -> str | None:
+    """Return the version of a module's file on this machine; None if there is none."""
     spec = module_versions.spec_of(module)
-    return (
-        module_versions.version(spec.origin)
-        if spec and spec.origin and Path(spec.origin).suffix == ".py"
-        else None
-    )
+    if not spec or not spec.origin or Path(spec.origin).suffix != ".py":
+        return None
+    return module_versions.version(spec.origin)
