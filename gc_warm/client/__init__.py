@@ -1,1 +1,1 @@
-"""What runs where tasks are submitted."""
+"""The client's side: executors, warm-up, reports and function books, where tasks are submitted."""

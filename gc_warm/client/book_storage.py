@@ -23,21 +23,29 @@ from gc_warm.exceptions import BookError
 
 log = logging.getLogger("gc_warm")
 
-_HEADER = "# Written by gc-warm register; ids of functions registered with Globus Compute.\nversion: 1\nfunctions:\n"
+_HEADER = """\
+# Written by gc-warm register; ids of functions registered with Globus Compute.
+version: 1
+functions:
+"""
 _SAY_WAITING = 1.0  # seconds of waiting for another process, after which it is said
+_RETRY_INTERVAL = 0.02  # seconds between two attempts to get the lock
 
 
 def canonical_uuid(text: str) -> str:
-    """The usual spelling of an id.
+    """Return the usual spelling of an id.
+
+    Args:
+        text: The id, in any spelling.
 
     Raises:
-        ValueError: It is none.
+        ValueError: The text is no id.
     """
     return str(uuid.UUID(text))
 
 
 class Entry(BaseModel):
-    """What a book knows of one function: one registration, as it was made."""
+    """A book's entry of one function: its registration, as it was made."""
 
     model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
 
@@ -63,10 +71,15 @@ class _Contents(BaseModel):
 
 
 def read(path: str | os.PathLike[str]) -> dict[str, Entry]:
-    """The entries of the book in a file; none if there is no file, or an empty one, which a killed process may have left.
+    """Return the entries of the book in a file, by name.
+
+    There are none if there is no file, or an empty one, which a killed process may have left.
+
+    Args:
+        path: The file.
 
     Raises:
-        BookError: It is not a function book.
+        BookError: The file is not a function book.
     """
     try:
         text = Path(path).read_text(encoding="utf-8")
@@ -75,12 +88,9 @@ def read(path: str | os.PathLike[str]) -> dict[str, Entry]:
     except FileNotFoundError:
         return {}
     except ValidationError as error:
-        wrong = [
-            f"{'.'.join(map(str, each['loc'])) or 'the file'}: {each['msg']}"
-            for each in error.errors()[:3]
-        ]
         raise BookError(
-            f"{path} is not a function book that this version of gc_warm can read: {'; '.join(wrong)}"
+            f"{path} is not a function book that this version of gc_warm can read: "
+            f"{_first_errors(error)}"
         ) from None
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
@@ -90,8 +100,16 @@ def read(path: str | os.PathLike[str]) -> dict[str, Entry]:
         raise BookError(f"{path} cannot be read: {error}") from None
 
 
+def _first_errors(error: ValidationError) -> str:
+    texts = []
+    for each in error.errors()[:3]:
+        place = ".".join(map(str, each["loc"])) or "the file"
+        texts.append(f"{place}: {each['msg']}")
+    return "; ".join(texts)
+
+
 class _Loader(yaml.SafeLoader):
-    """Refuses what a careless merge leaves: the same name twice."""
+    """A loader of YAML that refuses the same name twice, which a careless merge leaves."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         names: list[Any] = []
@@ -101,54 +119,70 @@ class _Loader(yaml.SafeLoader):
                     None, None, f"{key.value} is there twice", key.start_mark
                 )
             names.append(key.value)
+
         return super().construct_mapping(node, deep)
 
 
 class _Dumper(yaml.SafeDumper):
-    """Writes text of several lines as it stands, where YAML can."""
+    """A dumper of YAML that writes text of several lines as it stands, where YAML can."""
 
 
 def _represent(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
     # YAML takes these for plain line ends
-    plain = text == text.strip() and not re.search("[\x85\u2028\u2029]", text)
-    return dumper.represent_scalar(
-        "tag:yaml.org,2002:str", text, None if plain and "\n" not in text else "|" if plain else '"'
-    )
+    has_odd_ends = re.search("[\x85\u2028\u2029]", text) is not None
+    is_plain = text == text.strip() and not has_odd_ends
+
+    style: str | None = None
+    if not is_plain:
+        style = '"'
+    elif "\n" in text:
+        style = "|"
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style)
 
 
 _Dumper.add_representer(str, _represent)
 
 
 def text_of(entries: Mapping[str, Entry]) -> str:
-    """What the file of a book with these entries holds."""
-    return "".join([_HEADER, *(_block(name, entry) for name, entry in entries.items())])
+    """Return the text of the file of a book.
+
+    Args:
+        entries: Entries of the book, by name.
+    """
+    return _HEADER + "".join(_block(name, entry) for name, entry in entries.items())
 
 
 @functools.cache  # of a long book, one entry differs from the last time
 def _block(name: str, entry: Entry) -> str:
-    return textwrap.indent(
-        yaml.dump(
-            {name: entry.model_dump()},
-            Dumper=_Dumper,
-            sort_keys=False,
-            allow_unicode=True,
-            width=10_000,
-        ),
-        "  ",
+    block = yaml.dump(
+        {name: entry.model_dump()},
+        Dumper=_Dumper,
+        sort_keys=False,
+        allow_unicode=True,
+        width=10_000,
     )
+    return textwrap.indent(block, "  ")
 
 
 class LockedFile:
     """The file of a book, made if it is missing, and locked for the length of a ``with`` block.
 
-    The lock is an flock on the file itself, so that none lies beside it. Whoever replaces the file
-    locks its successor first, and whoever gets a lock looks whether the file is still the one at
-    that place. It is open for writing since over NFS, where flock is emulated, an exclusive lock
-    needs that.
+    The lock is an flock on the file itself, so that no file of a lock lies beside it. A process
+    that replaces the file locks its successor first, and one that gets a lock looks whether the
+    file is still the one at that place. The file is open for writing since over NFS, where flock is
+    emulated, an exclusive lock needs that.
+
+    Args:
+        path: The file. Of a symbolic link, the file that it leads to is replaced, not the link.
+
+    Attributes:
+        path: Path of the file, with all symbolic links resolved.
+
+    Raises:
+        BookError: On entering the block: the file cannot be written, or is not a regular file.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        # of a symbolic link, the file is replaced and not the link
         self.path = Path(os.path.realpath(path))
 
     def __enter__(self) -> LockedFile:
@@ -157,6 +191,7 @@ class LockedFile:
             while not self._is_current():
                 os.close(self._descriptor)
                 self._descriptor = self._open()
+
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -166,7 +201,15 @@ class LockedFile:
 
     @contextmanager
     def room_for(self, text: str) -> Iterator[Callable[[str], None]]:
-        """Take the room on disk; yields what puts a text of the same length in the book's place."""
+        """Take the room on disk, and yield a function that replaces the text of the book.
+
+        Args:
+            text: A text of the length for which room is taken. The function that is yielded gets
+                the text that is written, of the same length.
+
+        Raises:
+            BookError: There is no room, or the folder cannot be written to.
+        """
         # its name is free: only who has the lock makes it
         successor = self.path.with_name(f".{self.path.name}.tmp")
         with self._explained():
@@ -177,6 +220,7 @@ class LockedFile:
             nonlocal descriptor
             _write(descriptor, text)
             os.replace(successor, self.path)
+            # the file replaced is closed at the end of this block
             self._descriptor, descriptor = descriptor, self._descriptor
 
         try:
@@ -198,23 +242,26 @@ class LockedFile:
         except BaseException:
             os.close(descriptor)
             raise
+
         return descriptor
 
     def _lock(self, descriptor: int) -> None:
-        begun, said = time.monotonic(), False
+        begun = time.monotonic()
+        has_said = False
+
         while True:
             try:
                 return fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                if not said and time.monotonic() > begun + _SAY_WAITING:
+                if not has_said and time.monotonic() > begun + _SAY_WAITING:
                     log.warning(
                         "waiting for another process that registers functions in %s", self.path
                     )
-                    said = True
-                time.sleep(0.02)
+                    has_said = True
+                time.sleep(_RETRY_INTERVAL)
 
     def _is_current(self) -> bool:
-        """Whether the open file is still the one at its place."""
+        """Return whether the open file is still the one at its place."""
         try:
             return os.path.samestat(os.stat(self.path), os.fstat(self._descriptor))
         except FileNotFoundError:
