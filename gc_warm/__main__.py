@@ -1,8 +1,8 @@
 """The command ``gc-warm``, also ``python -m gc_warm``.
 
-Nothing is imported at the top but what an interrupt of the first moment needs. One that comes
-before `main` runs, while the interpreter starts and imports this module, cannot be dealt with here:
-the interpreter dies of it, or shows a traceback.
+Only the modules that dealing with an early interrupt needs are imported at the top. An interrupt
+that comes before `main` runs, while the interpreter starts and imports this module, cannot be dealt
+with here: the interpreter dies of it, or shows a traceback.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""How every command ends that is interrupted or lacks a package, and how it is listed."""
+"""Base classes of the commands: their end by an interrupt or a missing package, and their list."""
 
 from __future__ import annotations
 
@@ -15,7 +15,14 @@ class Command(click.Command):
     """A command that tells in one line that it was interrupted, or which package it misses."""
 
     def invoke(self, context: click.Context) -> Any:
-        """Run the command; see `click.Command.invoke`."""
+        """Run the command, as `click.Command.invoke` does.
+
+        Args:
+            context: The context of the command.
+
+        Raises:
+            click.ClickException: A package is missing, or has a version that cannot be used.
+        """
         try:
             return super().invoke(context)
         except KeyboardInterrupt:
@@ -30,12 +37,18 @@ class Command(click.Command):
             raise click.ClickException(explanation) from error
 
     def get_short_help_str(self, limit: int = 45) -> str:
-        """Return the whole first paragraph of the help, where click would cut it at the width of the terminal."""
+        """Return the whole first paragraph of the help.
+
+        Click would cut it at the width of the terminal.
+
+        Args:
+            limit: Ignored.
+        """
         summary = inspect.cleandoc(self.help or "").partition("\n\n")[0]
         return " ".join(summary.split())
 
 
 class Group(click.Group):
-    """A group of such commands."""
+    """A group of commands, each of which is a `Command`."""
 
     command_class = Command

@@ -30,7 +30,16 @@ def run(
     modules: tuple[str, ...],
     **given: Any,
 ) -> None:
-    """Examine all targets and print what was found; exit with status 1 if that is an error."""
+    """Examine all targets and print the findings; exit with status 1 if one is an error.
+
+    Args:
+        names: The targets.
+        as_yaml: Print the YAML of the only target's config, and nothing else.
+        as_json: Print JSON.
+        here: Also look whether this machine has what the configs need.
+        modules: Warmable modules that workers have to import.
+        **given: Options of the configs, numbers and strategy of the tasks; see `_examine`.
+    """
     with interrupts.in_order():
         examined = [_examine(name, **given) for name in names]
         if as_yaml:
@@ -39,6 +48,7 @@ def run(
 
         answers = [_look_around(target, modules) if here else [] for target in examined]
         pairs = list(zip(examined, answers, strict=True))
+
         if as_json:
             click.echo(json.dumps({"targets": [_as_json(*pair) for pair in pairs]}, indent=2))
         else:
@@ -70,10 +80,12 @@ def _examine(
 
 
 def _as_json(target: targets.Target, answers: list[environment.Answer]) -> dict[str, Any]:
-    profile = (
-        {} if target.config is None else dataclasses.asdict(meaning.warmth_profile(target.config))
-    )
+    profile: dict[str, Any] = {}
+    if target.config is not None:
+        profile = dataclasses.asdict(meaning.warmth_profile(target.config))
+    # JSON has no infinity
     figures = {name: None if value == math.inf else value for name, value in profile.items()}
+
     return {
         "target": target.name,
         **figures,
@@ -96,9 +108,9 @@ def _look_around(target: targets.Target, modules: tuple[str, ...]) -> list[envir
 
 def _show(target: targets.Target, answers: list[environment.Answer]) -> None:
     console = Console(highlight=False)
-    sentences = (
-        [] if target.config is None else meaning.in_words(meaning.warmth_profile(target.config))
-    )
+    sentences: list[tuple[str, str]] = []
+    if target.config is not None:
+        sentences = meaning.in_words(meaning.warmth_profile(target.config))
     _show_rows(console, target, sentences)
 
     if target.findings and sentences:
@@ -117,7 +129,7 @@ def _show(target: targets.Target, answers: list[environment.Answer]) -> None:
 
 
 def _show_rows(console: Console, target: targets.Target, sentences: list[tuple[str, str]]) -> None:
-    """Print what was examined and what it amounts to, as two columns."""
+    """Print a target's name and what it amounts to, as two columns."""
     rows = [("functions" if target.text is None else "config", target.name), *sentences]
     if not target.findings:
         rows.append(("rules broken", "none"))
@@ -128,7 +140,7 @@ def _show_rows(console: Console, target: targets.Target, sentences: list[tuple[s
 
 
 def _show_what_follows(console: Console, target: targets.Target, was_looked_at: bool) -> None:
-    """Print where the endpoint's logs are, and how to make an endpoint of a config that is none yet."""
+    """Print where an endpoint's logs are, and how to make one of a config that is none yet."""
     folder = Path(target.name)
     is_installed = not target.is_folder or (folder / "user_environment.yaml").exists()
 

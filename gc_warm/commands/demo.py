@@ -21,7 +21,13 @@ from gc_warm.exceptions import WorkerStartError
 
 
 def run(workers: int, engine: bool, as_json: bool) -> None:
-    """Run the demonstration; exit with status 1 unless all of it was as it should be."""
+    """Run the demonstration; exit with status 1 unless all of it was as it should be.
+
+    Args:
+        workers: Number of worker processes.
+        engine: Use the endpoint's real engine in place of spawned workers.
+        as_json: Print JSON.
+    """
     with interrupts.in_order():
         parts = _run_parts(workers, engine, as_json)
         is_right = all(row.right for part in parts for row in part.rows)
@@ -47,13 +53,11 @@ def _run_parts(workers: int, engine: bool, as_json: bool) -> list[demo.Part]:
     # A terminal shows both, so that one console has to know of both; tables in a file leave the
     # progress to stderr.
     progress = console if console.is_terminal else _console(stderr=True)
-    beginning = (
-        "starting the engine" if engine else f"starting {workers} worker{'s' * (workers > 1)}"
-    )
+    started = "the engine" if engine else f"{workers} worker{'s' * (workers > 1)}"
 
     parts: list[demo.Part] = []
     try:
-        with progress.status(beginning) as status:
+        with progress.status(f"starting {started}") as status:
             running = demo.run(workers, engine, lambda part: _show_progress(status, part))
             # which ends the workers before anything else is cleared up
             with contextlib.closing(running):

@@ -1,4 +1,4 @@
-"""The life of a command's process: what surrounds click, from the first import to the last flush.
+"""The life of a command's process around click, from the first import to the last flush.
 
 Standard library only, and little of it: what is imported here delays every command.
 """
@@ -24,7 +24,7 @@ def run(load: Callable[[], click.Command], name: str) -> int:
 
     Args:
         load: Imports and returns the command.
-        name: How it is called in its messages.
+        name: The name of the command in its messages.
     """
     interrupts.end_at_once()
     try:
@@ -52,7 +52,10 @@ def _fail(message: str) -> int:
 
 
 def _flush() -> None:
-    """Write what is left to be written; where that cannot be, keep the interpreter from trying again and complaining."""
+    """Write the output that is still buffered.
+
+    Where that fails, the interpreter is kept from trying again and complaining.
+    """
     for stream in (sys.stdout, sys.stderr):
         try:
             if stream is not None:

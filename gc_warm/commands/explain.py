@@ -10,6 +10,9 @@ from gc_warm.check import function_rules
 def run(rule: str) -> None:
     """Print the explanation of a rule.
 
+    Args:
+        rule: Name of the rule.
+
     Raises:
         click.BadParameter: There is no such rule.
     """

@@ -1,9 +1,9 @@
-"""What Ctrl-C does to a command, from its first line to its last.
+"""Handling of Ctrl-C in a command, from its first line to its last.
 
-While modules are imported, nothing has been started that would have to be ended: the process ends
-at once. An exception would be no way out there, since it can come in a callback that cannot raise,
-or in a module that takes it for a failed import. While a command works, Ctrl-C is a
-``KeyboardInterrupt``, so that what was started is ended. From then on it does nothing.
+While modules are imported, nothing has been started that would have to be ended: Ctrl-C ends the
+process at once. An exception would be no way out there, since it can come in a callback that cannot
+raise, or in a module that takes it for a failed import. While a command works, Ctrl-C is a
+``KeyboardInterrupt``, so that all that was started is ended. Afterwards Ctrl-C does nothing.
 """
 
 from __future__ import annotations
@@ -21,13 +21,16 @@ if TYPE_CHECKING:
     from sys import UnraisableHookArgs
 
 STATUS = 128 + signal.SIGINT
-"""Exit status of a command that was interrupted: what a shell says of one that died of the signal."""
+"""Exit status of a command that was interrupted: that which a shell gives to a death by SIGINT."""
 
 _RETRY_SECONDS = 0.01  # a callback that cannot raise is over by then
 
 
 def end_at_once() -> None:
-    """Let Ctrl-C end this process without further ado, unless it is ignored: a shell's background job keeps ignoring it."""
+    """Let Ctrl-C end this process without further ado.
+
+    Where it is ignored, as in a background job of a shell, it stays so.
+    """
     if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
         signal.signal(signal.SIGINT, _end_at_once)
 
@@ -39,16 +42,15 @@ def ignore() -> None:
 
 @contextlib.contextmanager
 def in_order() -> Iterator[None]:
-    """Let Ctrl-C, SIGTERM and SIGHUP raise an exception in this block, so that what it has started is ended, too.
+    """Let Ctrl-C, SIGTERM and SIGHUP raise an exception in this block.
 
-    While the first of them is being dealt with, others do nothing: they would cut the clearing-up
-    short.
+    So all that the block has started is ended, too. While the first of these signals is being dealt
+    with, others do nothing: they would cut the clearing-up short.
     """
-    before = {
-        number: signal.getsignal(number)
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    }
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = {number: signal.getsignal(number) for number in numbers}
     hook = sys.unraisablehook
+
     sys.unraisablehook = _raise_later
     signal.signal(signal.SIGTERM, _exit)
     signal.signal(signal.SIGHUP, _exit)
@@ -66,13 +68,17 @@ def in_order() -> Iterator[None]:
 
 
 def tell(message: str = "Interrupted") -> None:
-    """Say on stderr that the command was interrupted, and how far it had come."""
+    """Say on stderr that the command was interrupted.
+
+    Args:
+        message: The text, which may also say how far the command had come.
+    """
     with contextlib.suppress(OSError):
         print(_new_line(sys.stderr.isatty()) + message, file=sys.stderr, flush=True)
 
 
 def _new_line(is_terminal: bool) -> str:
-    """Return what gets a message out of the line in which a terminal shows ``^C``."""
+    """Return the prefix that gets a message out of the line in which a terminal shows ``^C``."""
     return "\n" if is_terminal else ""
 
 
@@ -93,7 +99,7 @@ def _exit(number: int, _frame: FrameType | None) -> None:
 
 
 def _is_ending() -> bool:
-    """Return whether the code that a signal has come upon is already dealing with the end of the command."""
+    """Return whether the interrupted code is already dealing with the end of the command."""
     error = sys.exc_info()[1]
     while error is not None:
         if isinstance(error, (KeyboardInterrupt, SystemExit)):
@@ -103,7 +109,10 @@ def _is_ending() -> bool:
 
 
 def _raise_later(unraisable: UnraisableHookArgs) -> None:
-    """Repeat a Ctrl-C that has come in a callback which cannot raise, such as that of a weak reference."""
+    """Repeat a Ctrl-C that has come in a callback which cannot raise.
+
+    Such a callback is that of a weak reference.
+    """
     if unraisable.exc_type is KeyboardInterrupt:
         threading.Timer(_RETRY_SECONDS, os.kill, (os.getpid(), signal.SIGINT)).start()
     else:

@@ -1,7 +1,7 @@
 """Say in one line which package a command misses, or has in a version that it cannot use.
 
-An environment lacks what gc_warm asks for where it was installed with ``pip install --no-deps``,
-say, beside an older endpoint. What is asked for is read from the metadata of gc_warm, so that the
+An environment lacks what gc_warm requires where it was installed with ``pip install --no-deps``,
+say, beside an older endpoint. The requirements are read from the metadata of gc_warm, so that the
 bounds in pyproject.toml are the only ones.
 """
 
@@ -13,25 +13,28 @@ from importlib import metadata
 from types import ModuleType
 
 _OTHER_NAMES = {"yaml": "pyyaml"}
-"""Distributions that are not called like their module, for where they are not installed."""
+"""Distributions that have another name than their module, by that of the module.
+
+Needed where they are not installed.
+"""
 
 
 def explain(error: ImportError | AttributeError, command: str) -> str | None:
-    """Return what is missing and what is needed, or None where the fault is not in what is installed.
+    """Return a line on the package that is missing or cannot be used, and on what is needed.
 
     Args:
-        error: What an import raised, or a look-up of a name in a module.
-        command: The command that it ends.
+        error: The error of an import, or of a look-up of a name in a module.
+        command: The command that the error ends.
+
+    Returns:
+        The line, or None if the fault is not in what is installed.
     """
     package = _module_of(error).partition(".")[0]
     if package in ("", "gc_warm", "__main__"):
         return None
 
     distribution = _distribution_of(package)
-    requirements = _requirements()
-    needed = [
-        text for text in requirements if _normal(_name_of(text)) == _normal(distribution)
-    ] or requirements
+    needed = _requirements_on(distribution)
     here = f"beside {sys.executable}"
 
     if isinstance(error, ModuleNotFoundError) and error.name == package:
@@ -40,9 +43,8 @@ def explain(error: ImportError | AttributeError, command: str) -> str | None:
 
     reason = str(error).partition(" (/")[0]  # without the file, for which the version says more
     bounds = f"; gc_warm needs {', '.join(needed)}" if needed else ""
-    return (
-        f"{command} cannot use {distribution} {_version_of(distribution)} {here}: {reason}{bounds}"
-    )
+    version = _version_of(distribution)
+    return f"{command} cannot use {distribution} {version} {here}: {reason}{bounds}"
 
 
 def _module_of(error: ImportError | AttributeError) -> str:
@@ -66,13 +68,23 @@ def _version_of(distribution: str) -> str:
         return "(of unknown version)"
 
 
+def _requirements_on(distribution: str) -> list[str]:
+    """Return the requirements of gc_warm on a distribution; if there is none, all requirements."""
+    requirements = _requirements()
+    name = _normal(distribution)
+    return [text for text in requirements if _normal(_name_of(text)) == name] or requirements
+
+
 def _requirements() -> list[str]:
-    """Return what gc_warm needs to run, as it is written for pip; empty where it is used without having been installed."""
+    """Return the requirements of gc_warm, without those of its extras, as they are written for pip.
+
+    There are none where it is used without having been installed.
+    """
     try:
-        found = metadata.requires("gc-warm") or []
+        requirements = metadata.requires("gc-warm") or []
     except metadata.PackageNotFoundError:
         return []
-    return [text.partition(";")[0].strip() for text in found if "extra ==" not in text]
+    return [text.partition(";")[0].strip() for text in requirements if "extra ==" not in text]
 
 
 def _name_of(requirement: str) -> str:

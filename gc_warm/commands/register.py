@@ -39,19 +39,21 @@ def run(
 
     Args:
         module: The module's dotted name.
-        names: Which of its functions; all public ones if there is none.
+        names: Names of its functions; all public ones if there is none.
         book: File of the function book.
         strategy: Name of a serialization strategy.
         mode: "dry-run" to send nothing, "check" to exit with status 1 besides if something would be
             sent.
-        force: Register also what can never be warm.
-        **audience: Who may call them; see `registry.Terms`.
+        force: Register also functions that can never be warm.
+        **audience: The people who may call them; see `registry.Terms`.
     """
     if strategy not in registry.STRATEGIES:
+        known = ", ".join(registry.STRATEGIES)
         raise click.BadParameter(
-            f"this version of globus-compute-sdk has no {strategy}; it has {', '.join(registry.STRATEGIES)}",
+            f"this version of globus-compute-sdk has no {strategy}; it has {known}",
             param_hint="'--strategy'",
         )
+
     sys.path.insert(0, os.getcwd())  # so that modules are found which lie here
 
     sent: list[registry.Step] = []
@@ -85,9 +87,11 @@ def run(
 def _refuse_cold(findings: list[rules.Finding], is_forced: bool) -> None:
     for finding in findings:
         click.echo(str(finding), err=True)
+
     if any(finding.level == "error" for finding in findings) and not is_forced:
         raise click.ClickException(
-            "nothing is registered: mend what can never be warm, silence a rule in its line, or add --force"
+            "nothing is registered: mend what can never be warm, "
+            "silence a rule in its line, or add --force"
         )
 
 
@@ -114,7 +118,10 @@ def _register(
     terms: registry.Terms,
     sent: list[registry.Step],
 ) -> None:
-    """Register the functions, and show each when the book has it; *sent* becomes those that had to be sent."""
+    """Register the functions, and show each when the book has it.
+
+    Those that had to be sent are appended to *sent*.
+    """
     width = max(len(step.name) for step in steps)
     console = Console(highlight=False)
     shown = console if console.is_terminal else Console(stderr=True, highlight=False)
@@ -158,26 +165,25 @@ def _show_use(steps: list[registry.Step], number: int, module: str, book: str) -
     name = steps[0].name
     click.echo(f"\n{book}: {number} registered, {len(steps) - number} unchanged. In Python:\n")
     click.echo(f"    from gc_warm import FunctionBook\n    from {module} import {name}\n")
-    click.echo(
-        f"    FunctionBook.load({book!r}).prime(executor)    # then executor.submit({name}) uses its id"
-    )
+    use = f"FunctionBook.load({book!r}).prime(executor)"
+    click.echo(f"    {use}    # then executor.submit({name}) uses its id")
 
 
 @contextlib.contextmanager
 def _explained(book: str, sent: list[registry.Step]) -> Iterator[None]:
-    """Turn what can go wrong into a line, with what was registered before it."""
+    """Turn expected errors into one line, which also names the functions registered before."""
     try:
         yield
-    except globus_sdk.GlobusAPIError as error:
-        answer = f"the service answered {error.http_status} {error.code}: {error.message}"
-        raise click.ClickException(f"{answer}{_so_far(sent, book)}") from error
-    except globus_sdk.NetworkError as error:
-        reason = error.underlying_exception or error
-        raise click.ClickException(
-            f"the service cannot be reached: {reason}{_so_far(sent, book)}"
-        ) from error
     except (BookError, globus_sdk.GlobusError, ComputeError, OSError) as error:
-        raise click.ClickException(f"{error}{_so_far(sent, book)}") from error
+        raise click.ClickException(f"{_in_words(error)}{_so_far(sent, book)}") from error
+
+
+def _in_words(error: Exception) -> str:
+    if isinstance(error, globus_sdk.GlobusAPIError):
+        return f"the service answered {error.http_status} {error.code}: {error.message}"
+    if isinstance(error, globus_sdk.NetworkError):
+        return f"the service cannot be reached: {error.underlying_exception or error}"
+    return str(error)
 
 
 def _so_far(sent: list[registry.Step], book: str) -> str:

@@ -10,7 +10,13 @@ from gc_warm.commands import interrupts
 
 
 def run(file: str, as_json: bool, picture: str | None) -> None:
-    """Print the report, and draw the picture if one is asked for."""
+    """Print the report, and draw the picture if one is asked for.
+
+    Args:
+        file: File of records.
+        as_json: Print JSON.
+        picture: File of the picture; None for no picture.
+    """
     with interrupts.in_order():
         try:
             report = Report.read(file)

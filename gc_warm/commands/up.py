@@ -20,7 +20,11 @@ log = logging.getLogger("gc_warm")
 
 
 def run(folder: str) -> None:
-    """Run a service, and on it an endpoint with the config in *folder*, until this process is told to end."""
+    """Run a service, and on it an endpoint, until this process is told to end.
+
+    Args:
+        folder: Folder of the endpoint's config.
+    """
     console = Console(stderr=True, highlight=False)
     logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     log.setLevel(logging.INFO)
@@ -45,9 +49,8 @@ def run(folder: str) -> None:
 
 
 def _say_how_to_use(cloud: LocalCloud, endpoint: EndpointDaemon) -> None:
-    click.echo(
-        f"# endpoint {endpoint.name}: {endpoint.endpoint_id}\n# its logs: {cloud.folder}/*/endpoint.log"
-    )
+    click.echo(f"# endpoint {endpoint.name}: {endpoint.endpoint_id}")
+    click.echo(f"# its logs: {cloud.folder}/*/endpoint.log")
     for name, value in cloud.environment.items():
         click.echo(f"export {name}={shlex.quote(value)}")
 
