@@ -133,12 +133,15 @@ def test_check_says_what_a_config_means() -> None:
         "rules broken": "none",
         "copies of the state": "4 on each node, 8 in all (2 nodes a job, 1 job at most)",
         "devices of a node's workers": "0, 0, 1, 1",
-        "stays warm": "for 10 min without any task; the endpoint stops after 10 min, and starts again for the next task",
+        "stays warm": "for 10 min without any task; "
+        "the endpoint stops after 10 min, and starts again for the next task",
         "a job ends": "after 10 h at the latest; it takes no new tasks after 9 h 44 min",
         "a worker that dies": "is replaced, cold, within 5 s; its task fails",
         "a task": "may take any time",
-        "being idle costs": "2 node-hours an hour; from the last task until cold, 0.35 node-hours at most",
-        "the worst case costs": "20 node-hours, if every job runs to its walltime; jobs that follow cost as much again",
+        "being idle costs": "2 node-hours an hour; "
+        "from the last task until cold, 0.35 node-hours at most",
+        "the worst case costs": "20 node-hours, if every job runs to its walltime; "
+        "jobs that follow cost as much again",
     }
 
 
@@ -176,7 +179,8 @@ def test_check_takes_options_from_a_file_and_the_command_line_has_the_last_word(
     [
         (
             ["nowhere"],
-            "there is no folder 'nowhere', no endpoint of that name, and gc_warm has only local, pbs, slurm, slurm-gpu",
+            "there is no folder 'nowhere', no endpoint of that name, "
+            "and gc_warm has only local, pbs, slurm, slurm-gpu",
         ),
         (["local", "-o", "nodes=2"], "-o nodes: there is no option 'nodes'"),
         (
@@ -212,8 +216,10 @@ def test_check_tells_which_rules_are_broken_where_and_what_to_do(tmp_path: Path)
     where = tmp_path / "endpoint.yaml"
     said, _, last = result.stdout.rstrip("\n").partition("\n\n")[2].partition("\n\n")
     assert said.splitlines() == [
-        f"{where}:4: GCW005 error: max_workers_per_node 0 means one for each core; write a number above 0",
-        f"{where}:5: GCW017 warning: prefetch_capacity 3: tasks wait on one of 2 nodes though others are free; set it to 0",
+        f"{where}:4: GCW005 error: max_workers_per_node 0 means one for each core; "
+        "write a number above 0",
+        f"{where}:5: GCW017 warning: prefetch_capacity 3: "
+        "tasks wait on one of 2 nodes though others are free; set it to 0",
     ]
     assert (
         last

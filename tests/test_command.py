@@ -77,7 +77,7 @@ HIDE = "raise ModuleNotFoundError(f'No module named {name!r}', name=name)"
 
 
 def run_with(deed: str, module: str, *arguments: str) -> tuple[int, str]:
-    """Return exit status and stderr of a command, in which that happens when that module is about to be imported."""
+    """Return exit status and stderr of a command; *deed* precedes its import of *module*."""
     script = AT_IMPORT.format(deed=deed)
     command = [sys.executable, "-c", script, module, *arguments]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
@@ -275,7 +275,10 @@ def test_output_that_cannot_be_written(stdout: str) -> None:
 @pytest.mark.parametrize(("module", "command"), [("click", "gc-warm"), ("rich", "gc-warm up")])
 def test_missing_package_is_named(module: str, command: str) -> None:
     status, said = run_with(HIDE, module, "up", "local")
-    beginning = f"Error: {command} needs the package {module}, which is not installed beside {sys.executable}: pip install '{module}>="
+    beginning = (
+        f"Error: {command} needs the package {module}, "
+        f"which is not installed beside {sys.executable}: pip install '{module}>="
+    )
     assert (status, said[: len(beginning)], said.count("\n")) == (1, beginning, 1)
 
 

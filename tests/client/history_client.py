@@ -1,7 +1,7 @@
-"""A client's script: histories of calls through a `WarmExecutor`, of which it prints what each future says of its warmth, as JSON.
+"""A client's script: histories of calls through a `WarmExecutor`.
 
-A script of its own, since only then ``__main__`` is what it is for a user. Usage: python
-history_client.py BACKEND STRATEGY FOLDER
+It prints the warmth of each call's future, as JSON. A script of its own, since only then
+``__main__`` is what it is for a user. Usage: python history_client.py BACKEND STRATEGY FOLDER
 """
 
 from __future__ import annotations

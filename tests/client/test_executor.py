@@ -1,4 +1,4 @@
-"""WarmExecutor: what each future says of its call, on every backend, and that nothing else is changed."""
+"""WarmExecutor: each future says on every backend how warm its call was; nothing else changes."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ STRATEGIES = ("DillCode", "AllCodeStrategies")
 
 
 def expected() -> list[list[Any]]:
-    """What every row of the history says: what, state, why, loads, stale modules, whether it returned."""
+    """Return the rows of the history: what, state, why, loads, stale modules, has it returned."""
     return [
         ["first", "cold", FIRST, TABLE, [], True],
         ["second", "warm", None, [], [], True],
@@ -239,10 +239,10 @@ def test_workers_without_gc_warm_run_the_function_without_a_record(tmp_path: Pat
             executor.warm_up(len, "four", workers=1)
 
 
-def test_what_has_changed_where_the_worker_has_it_from_is_stale_also_where_the_client_has_no_such_module(
+def test_changed_module_is_stale_also_where_the_client_has_none(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The form that the documentation recommends: the function's body imports the module, on the worker."""
+    """In the form that the documentation recommends: the function's body imports the module."""
     module = tmp_path / "only_there.py"
     module.write_text("from gc_warm import warm\n@warm\ndef state(): return [1]\n")
 
@@ -270,7 +270,10 @@ def test_methods_that_are_sent_by_name_have_a_module_that_can_be_stale(
 ) -> None:
     module = tmp_path / "methods.py"
     module.write_text(
-        "class Model:\n    @staticmethod\n    def use(): return 1\n    def predict(self): return 1\n"
+        "class Model:\n"
+        "    @staticmethod\n"
+        "    def use(): return 1\n"
+        "    def predict(self): return 1\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
     model = importlib.import_module("methods").Model
@@ -394,7 +397,11 @@ def test_tasks_of_an_earlier_executor_have_their_records(client: MockClient) -> 
 
 
 def test_importing_gc_warm_on_a_worker_brings_nothing_of_the_client() -> None:
-    code = "import sys, gc_warm.worker.calls; print([name for name in sys.modules if name.startswith(('globus', 'rich', 'gc_warm.client'))])"
+    code = (
+        "import sys, gc_warm.worker.calls\n"
+        "client = ('globus', 'rich', 'gc_warm.client')\n"
+        "print([name for name in sys.modules if name.startswith(client)])"
+    )
     run = subprocess.run(
         [sys.executable, "-c", code], env=os.environ, stdout=subprocess.PIPE, check=True
     )
@@ -428,18 +435,35 @@ def test_a_warm_up_tells_that_its_executor_has_ended(client: MockClient) -> None
     Executor._default_task_group_id = group
 
 
+NESTED = """\
+from gc_warm import warm
+@warm
+def state(): return [1]
+def fresh():
+    @warm
+    def own(): return [1]
+    return own()
+"""
+DECORATED = """\
+from gc_warm import warm
+from helper import logged
+@warm
+@logged
+def state(): return [1]
+fresh = state
+"""
+
+
 def test_versions_of_modules_that_are_decorated_nested_or_of_a_namespace(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """None of them is stale before it is edited, and all of them are afterwards."""
     monkeypatch.syspath_prepend(tmp_path)
     (tmp_path / "outer" / "inner").mkdir(parents=True)
-    nested = "from gc_warm import warm\n@warm\ndef state(): return [1]\ndef fresh():\n    @warm\n    def own(): return [1]\n    return own()\n"
-    decorated = "from gc_warm import warm\nfrom helper import logged\n@warm\n@logged\ndef state(): return [1]\nfresh = state\n"
     (tmp_path / "helper.py").write_text(
         "import functools\ndef logged(f):\n    return functools.wraps(f)(lambda *args: f(*args))\n"
     )
-    names = {"nested_state": nested, "decorated_state": decorated, "outer.inner.deep_state": nested}
+    names = {"nested_state": NESTED, "decorated_state": DECORATED, "outer.inner.deep_state": NESTED}
     files = [tmp_path / (name.replace(".", "/") + ".py") for name in names]
     for file, text in zip(files, names.values(), strict=True):
         file.write_text(text)
@@ -470,7 +494,7 @@ def test_versions_of_modules_that_are_decorated_nested_or_of_a_namespace(
 def test_a_file_that_was_copied_with_its_times_is_not_taken_for_older_than_the_process(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As ``rsync -t``, ``cp -p`` and ``tar`` do; what was imported before may have been another file."""
+    """As ``rsync -t``, ``cp -p`` and ``tar`` do: the file imported may have been another one."""
     module = tmp_path / "replaced.py"
     module.write_text("")
     os.utime(module, (1e9, 1e9))

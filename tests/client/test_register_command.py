@@ -100,10 +100,8 @@ def test_what_is_new_or_changed_is_sent_and_it_says_why(clients: Clients) -> Non
         f"forces  {book['forces']}  registered: new",
     ]
     assert "functions.yaml: 2 registered, 0 unchanged. In Python:" in lines
-    assert (
-        "    FunctionBook.load('functions.yaml').prime(executor)    # then executor.submit(energy) uses its id"
-        in lines
-    )
+    use = "    FunctionBook.load('functions.yaml').prime(executor)"
+    assert f"{use}    # then executor.submit(energy) uses its id" in lines
     assert first.stderr == ""
     write(SCIENCE.replace("forces(x)", "forces(x, unit)").replace("x * x", "x ** 2"))
     second = register("science")
@@ -138,14 +136,13 @@ def test_what_can_never_be_warm_is_refused_before_anything_is_sent(
     write(COLD)
     refused = register("science", *mode)
     assert refused.exit_code == 1
-    assert (
-        f"{folder / 'science.py'}:14: GCW101 error: load is cached, and made anew with an empty cache in every call"
-        in refused.stderr
+    finding = (
+        f"{folder / 'science.py'}:14: GCW101 error: load is cached, "
+        "and made anew with an empty cache in every call"
     )
-    assert (
-        "nothing is registered: mend what can never be warm, silence a rule in its line, or add --force"
-        in refused.stderr
-    )
+    assert finding in refused.stderr
+    advice = "mend what can never be warm, silence a rule in its line, or add --force"
+    assert f"nothing is registered: {advice}" in refused.stderr
     assert (clients.made, os.listdir(folder), refused.stdout) == ([], ["science.py"], "")
     assert register("science", "energy", *mode).exit_code == (mode == ["--check"]), (
         "the others can be registered"
@@ -167,20 +164,33 @@ def test_what_is_warm_only_with_this_strategy_is_told_and_registered(clients: Cl
     write("def energy(x, seen={}):\n    seen[x] = 1\n")
     told = register("science")
     assert (told.exit_code, clients.sent) == (0, ["energy"])
-    assert (
-        "GCW104 warning: seen keeps state in its default value, which is warm only as long as it travels by DillCode"
-        in told.stderr
+    finding = (
+        "GCW104 warning: seen keeps state in its default value, "
+        "which is warm only as long as it travels by DillCode"
     )
+    assert finding in told.stderr
     assert register("science", "--strategy", "AllCodeStrategies").exit_code == 1
+
+
+TIMED = """\
+import functools
+from gc_warm import warm
+def timed(f):
+    @functools.wraps(f)
+    def inner():
+        return f()
+    return inner
+@timed
+@warm
+def energy():
+    return 1
+"""
 
 
 def test_function_that_has_only_an_object_below_its_decorators_is_passed_over(
     clients: Clients,
 ) -> None:
-    timed = "def timed(f):\n    @functools.wraps(f)\n    def inner():\n        return f()\n    return inner\n"
-    write(
-        f"import functools\nfrom gc_warm import warm\n{timed}@timed\n@warm\ndef energy():\n    return 1\n"
-    )
+    write(TIMED)
     assert register("science", "energy", "--dry-run").exit_code == 0
 
 
@@ -253,7 +263,8 @@ def test_options_reach_the_service(clients: Clients) -> None:
         (["science", "--strategy", "Telepathy"], "'Telepathy' is not one of"),
         (
             ["science.py"],
-            "science.py is a path: give the module's dotted name, as workers import it, such as science",
+            "science.py is a path: give the module's dotted name, as workers import it, "
+            "such as science",
         ),
         (["scince"], "scince cannot be imported: ModuleNotFoundError: No module named 'scince'"),
         (["science", "enrgy"], "science has no function 'enrgy'; did you mean 'energy'?"),
@@ -274,10 +285,8 @@ def test_what_has_disappeared_is_kept_and_mentioned(clients: Clients) -> None:
     register("science")
     write(SCIENCE.split("def forces")[0])
     done = register("science")
-    assert (
-        "forces is no longer in science; its entry is kept: remove it from functions.yaml if nobody uses it"
-        in done.stdout
-    )
+    kept = "its entry is kept: remove it from functions.yaml if nobody uses it"
+    assert f"forces is no longer in science; {kept}" in done.stdout
     assert list(FunctionBook.load("functions.yaml")) == ["energy", "forces"]
     assert register("science", "--check").exit_code == 0
 
@@ -301,10 +310,8 @@ def test_what_breaks_in_the_middle_loses_nothing(
     broken = register("science")
     assert broken.exit_code == code
     assert message in broken.stderr
-    assert (
-        "Registered before that, and in functions.yaml: energy. Run the command again for the others."
-        in broken.stderr
-    )
+    registered = "Registered before that, and in functions.yaml: energy."
+    assert f"{registered} Run the command again for the others." in broken.stderr
     assert (list(FunctionBook.load("functions.yaml")), sorted(os.listdir())) == (
         ["energy"],
         ["functions.yaml", "science.py"],

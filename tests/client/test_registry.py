@@ -78,7 +78,7 @@ def client() -> Iterator[Counting]:
 
 @pytest.fixture
 def science(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Write:
-    """Writes the module `science` anew, and gives its functions as a new process would find them."""
+    """Write the module `science` anew, and return its functions as a new process finds them."""
     folder = tmp_path_factory.mktemp("modules")
     monkeypatch.setattr(sys, "dont_write_bytecode", True)
     monkeypatch.syspath_prepend(folder)
@@ -110,7 +110,8 @@ def many(number: int) -> str:
 def test_a_book_holds_what_was_sent(book: Path, client: Counting, science: Write) -> None:
     made = FunctionBook.register(book, client, science(SCIENCE))
     assert book.read_text().startswith(
-        "# Written by gc-warm register; ids of functions registered with Globus Compute.\nversion: 1\n"
+        "# Written by gc-warm register; ids of functions registered with Globus Compute.\n"
+        "version: 1\n"
     )
     loaded = FunctionBook.load(book)
     assert dict(loaded) == dict(made)
@@ -264,7 +265,8 @@ def test_same_name_from_another_module(book: Path, client: Counting, science: Wr
     others = science("def energy(x):\n    return 0\n\n\ndef new():\n    return 1", "chemistry")
     with pytest.raises(
         BookError,
-        match=r"energy of chemistry: this book has a function of that name from science\. Use another book",
+        match=r"energy of chemistry: this book has a function of that name from science\. "
+        "Use another book",
     ):
         FunctionBook.register(book, client, others)
     with pytest.raises(BookError, match="of that name from chemistry"):
@@ -278,9 +280,10 @@ def test_same_name_from_another_module(book: Path, client: Counting, science: Wr
 
 def test_public_functions(science: Write) -> None:
     imported = (
-        "from os.path import join\nfrom gc_warm.functions import count\nclass A: pass\nagain = None\n"
-        + SCIENCE
-        + "\nalias = energy\n"
+        "from os.path import join\n"
+        "from gc_warm.functions import count\n"
+        "class A: pass\n"
+        "again = None\n" + SCIENCE + "\nalias = energy\n"
     )
     assert [each.__name__ for each in science(imported)] == ["energy", "forces"]
     listed = science(imported + "__all__ = ['count', 'A', '_helper']")
@@ -310,7 +313,8 @@ method = Machine.method
         ("tabel", r"has no function 'tabel'; did you mean 'table_of'\?"),
         (
             "table",
-            "table is a @warm function, and only plain .* write one that imports table in its body and calls it",
+            "table is a @warm function, and only plain .* "
+            "write one that imports table in its body and calls it",
         ),
         ("Machine", "Machine is a class"),
         ("number", "number is a int"),
@@ -332,7 +336,8 @@ def test_what_cannot_be_registered(science: Write, name: str, message: str) -> N
     [
         (
             "lib/science.py",
-            r"lib/science.py is a path: give the module's dotted name, as workers import it, such as lib.science$",
+            "lib/science.py is a path: give the module's dotted name, as workers import it, "
+            "such as lib.science$",
         ),
         ("./science", "such as science$"),
         (
@@ -382,7 +387,9 @@ from gc_warm.client.registry import STRATEGIES, Terms, functions_of
 from globus_compute_sdk.serialize import ComputeSerializer
 class Spot: pass
 def member(x: int, among={"a", "b", "c", "d"}, spot=Spot()):
-    return x in {"e", "f", "g", ("h", None), 1.5} or [each for each in "x" if each in {"i", "j", "k"}]
+    return x in {"e", "f", "g", ("h", None), 1.5} or [
+        each for each in "x" if each in {"i", "j", "k"}
+    ]
 def twice(function):
     @functools.wraps(function)
     def inner(*args): return function(*args) or args in {"l", "m", "n"}
@@ -442,9 +449,9 @@ class Client(SdkClient):
 def test_a_function_of_a_script_is_refused(tmp_path: Path) -> None:
     (tmp_path / "script.py").write_text(SCRIPT)
     said = run(["script.py"], cwd=tmp_path, env=client_environment())
-    assert (
-        said
-        == "energy belongs to a script, whose name workers do not know: move it to a module, and import it from there\n"
+    assert said == (
+        "energy belongs to a script, whose name workers do not know: "
+        "move it to a module, and import it from there\n"
     )
 
 
@@ -490,7 +497,8 @@ def test_priming_with_what_has_changed_names_all_of_it(
     with pytest.raises(BookError) as raised:
         made.prime(executor)
     assert raised.match(
-        r"energy: signature \(x\) -> \(x, y\): run gc-warm register again; forces: signature \(x, unit='eV'\) -> "
+        r"energy: signature \(x\) -> \(x, y\): run gc-warm register again; "
+        r"forces: signature \(x, unit='eV'\) -> "
     )
     assert executor._function_registry == {}
     text = (
@@ -544,7 +552,8 @@ def test_priming_for_another_service_or_too_late(
     made = FunctionBook.register(book, client, [functions.count])
     with pytest.raises(
         BookError,
-        match="count: this executor has registered it itself: prime an executor before its first submit",
+        match="count: this executor has registered it itself: "
+        "prime an executor before its first submit",
     ):
         made.prime(executor)
 
@@ -738,7 +747,8 @@ def test_an_id_that_cannot_be_written_down_is_told(
     monkeypatch.setattr(client, "register_function", register_function)
     with pytest.raises(
         BookError,
-        match=f"count is registered as {function_id}, but that cannot be written .*File too large.*keep this id",
+        match=f"count is registered as {function_id}, but that cannot be written "
+        ".*File too large.*keep this id",
     ):
         FunctionBook.register(book, client, [functions.count])
     assert os.listdir(book.parent) == []

@@ -77,15 +77,16 @@ def two() -> Iterator[WarmExecutor]:
 
 
 def let_time_be_over_after(answers: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have a warm-up's time stand still until so many of its tasks have been answered, and be over then."""
-    clock, taken = Clock(), [0]
+    """Let a warm-up's time stand still until so many tasks have been answered, and end then."""
+    clock = Clock()
+    taken = [0]
     take_in = WarmUpRun._take_in
 
-    def noted(visits: WarmUpRun, future: Future[Any]) -> None:
-        take_in(visits, future)
+    def noted(warm_up_run: WarmUpRun, future: Future[Any]) -> None:
+        take_in(warm_up_run, future)
         taken[0] += 1
         if taken[0] == answers:
-            clock.advance(visits.timeout)
+            clock.advance(warm_up_run.timeout)
 
     monkeypatch.setattr(WarmUpRun, "_take_in", noted)
     monkeypatch.setattr(warm_up, "time", clock)
