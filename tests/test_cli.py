@@ -24,7 +24,7 @@ GC_WARM = [sys.executable, "-m", "gc_warm"]
 
 
 def shown(arguments: list[str], tmp_path: Path) -> dict[str, Any]:
-    """What the demo prints with --json, run in an empty directory that stays empty."""
+    """Return what the demo prints with --json, run in an empty directory that stays empty."""
     done = subprocess.run(
         [*GC_WARM, "demo", "--json", *arguments],
         cwd=tmp_path,
@@ -42,14 +42,12 @@ def check(report: dict[str, Any], workers: int) -> None:
     counted, tabulated, simulated, killed, fresh = report["parts"]
     assert report["right"]
     assert all(row["right"] for part in report["parts"] for row in part["rows"])
-    assert (
-        len({row["worker"] for row in tabulated["rows"] if not row["warm"]})
-        == sum(not row["warm"] for row in tabulated["rows"])
-        <= workers
-    )
-    assert all(part["ratio"] is not None for part in (tabulated, simulated)), (
-        "there were cold and warm calls to compare"
-    )
+
+    cold = [row["worker"] for row in tabulated["rows"] if not row["warm"]]
+    assert len(set(cold)) == len(cold) <= workers
+    ratios = [tabulated["ratio"], simulated["ratio"]]
+    assert None not in ratios, "there were cold and warm calls to compare"
+
     assert [row["warm"] for row in simulated["rows"]].count(False) <= workers
     assert [row["warm"] for row in counted["rows"]].count(False) <= workers
     assert [row["warm"] for row in killed["rows"]].count(False) == 1
@@ -148,15 +146,11 @@ def test_check_says_what_a_config_means() -> None:
 def test_check_prints_what_the_endpoint_makes_of_it_and_figures() -> None:
     rendered = checked("slurm", "--yaml", "-o", "nodes=3")
     assert yaml.safe_load(rendered.stdout)["engine"]["provider"]["nodes_per_block"] == 3
-    (figures,) = json.loads(checked("slurm", "--json", "-o", "nodes=3", "-o", "max_jobs=2").stdout)[
-        "targets"
-    ]
-    assert (
-        figures["copies"],
-        figures["idle_hour"],
-        figures["worst_case"],
-        figures["findings"],
-    ) == (6, 6, 6, [])
+
+    printed = checked("slurm", "--json", "-o", "nodes=3", "-o", "max_jobs=2").stdout
+    (figures,) = json.loads(printed)["targets"]
+    assert (figures["copies"], figures["idle_hour"], figures["worst_case"]) == (6, 6, 6)
+    assert figures["findings"] == []
 
 
 def test_check_takes_options_from_a_file_and_the_command_line_has_the_last_word(
@@ -167,9 +161,9 @@ def test_check_takes_options_from_a_file_and_the_command_line_has_the_last_word(
     result = checked("slurm", "--options", str(path), "-o", "workers_per_node=0")
     assert result.exit_code == 1
     assert f"{path}:3: walltime: 60 is not text: write it in quotes." in result.stderr
-    assert (
-        "-o workers_per_node: workers_per_node: 0 is less than the minimum of 1." in result.stderr
-    )
+    complaint = "-o workers_per_node: workers_per_node: 0 is less than the minimum of 1."
+    assert complaint in result.stderr
+
     fine = checked("slurm", "--options", str(path), "-o", "walltime=01:00:00", "--json")
     assert json.loads(fine.stdout)["targets"][0]["copies"] == 4
 
@@ -221,27 +215,23 @@ def test_check_tells_which_rules_are_broken_where_and_what_to_do(tmp_path: Path)
         f"{where}:5: GCW017 warning: prefetch_capacity 3: "
         "tasks wait on one of 2 nodes though others are free; set it to 0",
     ]
-    assert (
-        last
-        == "1 error, 1 warning. `gc-warm check --explain GCW005` says why, and how it is known."
-    )
+    advice = "`gc-warm check --explain GCW005` says why, and how it is known."
+    assert last == f"1 error, 1 warning. {advice}"
+
     (tmp_path / "endpoint.yaml").write_text(BAD.replace(": 0", ": 2"))
     assert checked(str(tmp_path / "endpoint.yaml")).exit_code == 0, "a warning is no error"
 
 
 def test_environment_of_a_config_that_cannot_be_relied_on_is_not_looked_at(tmp_path: Path) -> None:
     (tmp_path / "endpoint.yaml").write_text(BAD.replace("prefetch_capacity", "prefetch"))
-    assert (
-        "environment: not looked at, since the config cannot be relied on"
-        in checked(str(tmp_path / "endpoint.yaml"), "--here").stdout
-    )
+    said = checked(str(tmp_path / "endpoint.yaml"), "--here").stdout
+    assert "environment: not looked at, since the config cannot be relied on" in said
 
 
 def test_check_takes_configs_and_functions_at_once(tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text("def f(x, seen=[]):\n    seen.append(x)\n")
-    said = json.loads(
-        checked("slurm", str(tmp_path / "mine.py"), "gc_warm.functions", "--json").stdout
-    )["targets"]
+    printed = checked("slurm", str(tmp_path / "mine.py"), "gc_warm.functions", "--json").stdout
+    said = json.loads(printed)["targets"]
     assert [len(target["problems"]) for target in said] == [0, 1, 0]
     assert said[0]["copies"] == 1
     assert said[1]["problems"][0] == {
@@ -251,35 +241,29 @@ def test_check_takes_configs_and_functions_at_once(tmp_path: Path) -> None:
         "line": 1,
         "text": said[1]["problems"][0]["text"],
     }
+
     cold = checked("slurm", str(tmp_path / "mine.py"), "--strategy", "PureSourceDill")
     assert (cold.exit_code, "GCW104 error" in cold.stdout) == (1, True)
 
 
 def test_check_reasons_with_numbers() -> None:
     slow = checked("slurm", "--with", "load_seconds=600", "--with", "queue_seconds=60")
-    assert (
-        "GCW011 warning: workers end after 600 s without tasks, and it takes 660 s to be warm again"
-        in slow.stdout
-    )
-    assert (
-        checked("slurm", "--with", "load_seconds=4000", "--with", "task_seconds=1").exit_code == 1
-    ), "no walltime is enough"
-    assert (
-        "there is no 'load'; there are load_seconds" in checked("slurm", "--with", "load=3").stderr
-    )
+    finding = "workers end after 600 s without tasks, and it takes 660 s to be warm again"
+    assert f"GCW011 warning: {finding}" in slow.stdout
+    slower = checked("slurm", "--with", "load_seconds=4000", "--with", "task_seconds=1")
+    assert slower.exit_code == 1, "no walltime is enough"
+
+    unknown = checked("slurm", "--with", "load=3")
+    assert "there is no 'load'; there are load_seconds" in unknown.stderr
     for value in ("", "x", "-1", "nan", "inf"):
-        assert (
-            "write load_seconds=NUMBER, not below 0"
-            in checked("slurm", "--with", f"load_seconds={value}").stderr
-        )
+        refused = checked("slurm", "--with", f"load_seconds={value}")
+        assert "write load_seconds=NUMBER, not below 0" in refused.stderr
 
 
 def test_check_explains_a_rule() -> None:
     said = checked("--explain", "GCW016")
-    assert (said.exit_code, said.stdout.splitlines()[0]) == (
-        0,
-        "GCW016 (warning): Tasks that still run at the walltime are lost",
-    )
+    title = "GCW016 (warning): Tasks that still run at the walltime are lost"
+    assert (said.exit_code, said.stdout.splitlines()[0]) == (0, title)
     assert "there is no rule GCW999; there are GCW000, " in checked("--explain", "GCW999").stderr
 
 
@@ -291,10 +275,8 @@ def test_check_of_an_endpoint_of_the_old_kind(
     (tmp_path / "old" / "config.yaml").write_text(BAD)
     for name in ("old", str(tmp_path / "old")):
         assert f"{tmp_path / 'old' / 'config.yaml'}:4: GCW005 error" in checked(name).stdout
-    assert (
-        "is no template, so that options would mean nothing"
-        in checked("old", "-o", "nodes=2").stderr
-    )
+    refused = checked("old", "-o", "nodes=2")
+    assert "is no template, so that options would mean nothing" in refused.stderr
 
 
 def test_check_runs_no_python(tmp_path: Path) -> None:
@@ -306,14 +288,11 @@ def test_check_runs_no_python(tmp_path: Path) -> None:
 
 
 def test_check_finds_a_template_that_lies_elsewhere(tmp_path: Path) -> None:
-    (tmp_path / "template.yaml.j2").write_text(BAD)
+    template = tmp_path / "template.yaml.j2"
+    template.write_text(BAD)
     (tmp_path / "mine").mkdir()
-    (tmp_path / "mine" / "config.yaml").write_text(
-        f"user_config_template_path: {tmp_path / 'template.yaml.j2'}\n"
-    )
-    assert (
-        f"{tmp_path / 'template.yaml.j2'}:4: GCW005 error" in checked(str(tmp_path / "mine")).stdout
-    )
+    (tmp_path / "mine" / "config.yaml").write_text(f"user_config_template_path: {template}\n")
+    assert f"{template}:4: GCW005 error" in checked(str(tmp_path / "mine")).stdout
 
 
 @pytest.mark.parametrize("name", ["a.yaml", "mine/config.yaml", "mine/user_config_schema.json"])
@@ -327,9 +306,8 @@ def test_check_of_what_is_not_text(name: str, tmp_path: Path) -> None:
 
 def test_check_says_so_when_state_cannot_live_as_long_as_asked_for() -> None:
     said = checked("slurm", "-o", "keep_warm=90", "-o", "walltime=00:30:00").stdout
-    assert re.search(
-        "stays warm +until its job ends after 30 min, which is sooner than keep_warm;", said
-    )
+    sentence = "stays warm +until its job ends after 30 min, which is sooner than keep_warm;"
+    assert re.search(sentence, said)
 
 
 def test_check_of_an_endpoint_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -344,10 +322,8 @@ def test_check_of_an_endpoint_by_its_name(tmp_path: Path, monkeypatch: pytest.Mo
 def test_sigterm_ends_what_check_has_started(tmp_path: Path) -> None:
     write = f"pathlib.Path({str(tmp_path / 'pid')!r}).write_text(str(os.getpid()))"
     (tmp_path / "sleeps.py").write_text(f"import os, pathlib, time\n{write}\ntime.sleep(1000)\n")
-    environment = {
-        **os.environ,
-        "PATH": os.path.dirname(sys.executable) + os.pathsep + os.environ["PATH"],
-    }
+    path = os.path.dirname(sys.executable) + os.pathsep + os.environ["PATH"]
+    environment = {**os.environ, "PATH": path}
     arguments = ["check", "local", "--module", "sleeps", "-o", f"python_path=[{tmp_path}]"]
     process = subprocess.Popen([*GC_WARM, *arguments], env=environment, stderr=subprocess.DEVNULL)
     wait_until(

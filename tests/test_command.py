@@ -111,9 +111,9 @@ def test_answers_without_heavy_imports() -> None:
         check=True,
     )
     answered = json.loads(done.stdout)
-    for (_, arguments, status, beginning), (returned, output) in zip(
-        calls, answered["done"], strict=True
-    ):
+
+    for call, (returned, output) in zip(calls, answered["done"], strict=True):
+        _, arguments, status, beginning = call
         assert (returned, output[: len(beginning)]) == (status, beginning), arguments
     assert [name for name in answered["modules"] if name.partition(".")[0] in HEAVY] == []
 
@@ -129,10 +129,8 @@ def test_strategy_of_another_sdk_is_refused(monkeypatch: pytest.MonkeyPatch) -> 
         cli.main, ["register", "gc_warm.functions", "--strategy", "AllCodeStrategies"]
     )
     assert refused.exit_code == 2
-    assert (
-        "this version of globus-compute-sdk has no AllCodeStrategies; it has DillCodeSource, "
-        in refused.stderr
-    )
+    message = "this version of globus-compute-sdk has no AllCodeStrategies; it has DillCodeSource, "
+    assert message in refused.stderr
 
 
 @pytest.mark.parametrize("module", ["gc_warm", "gc_warm.cli"])
@@ -179,6 +177,7 @@ def test_interrupt_at_some_moment(tmp_path: Path) -> None:
             except subprocess.TimeoutExpired:
                 process.send_signal(signal.SIGINT)
             _, said = process.communicate(timeout=120)
+
         if process.returncode == interrupts.STATUS:
             assert said == "Interrupted\n"
         else:  # the interpreter had not come to our first line
@@ -266,10 +265,8 @@ def test_output_that_cannot_be_written(stdout: str) -> None:
         done = subprocess.run(
             [*COMMAND, "--help"], stdout=target, stderr=subprocess.PIPE, text=True, timeout=120
         )
-    said = (
-        "Error: the output cannot be written: No space left on device\n" if stdout == "full" else ""
-    )
-    assert (done.returncode, done.stderr) == (1, said)
+    complaint = "Error: the output cannot be written: No space left on device\n"
+    assert (done.returncode, done.stderr) == (1, complaint if stdout == "full" else "")
 
 
 @pytest.mark.parametrize(("module", "command"), [("click", "gc-warm"), ("rich", "gc-warm up")])
@@ -296,9 +293,8 @@ def test_package_without_a_name_is_told_with_its_version(monkeypatch: pytest.Mon
     )
     said = missing.explain(error, "gc-warm demo")
     assert said is not None
-    assert said.startswith(
-        f"gc-warm demo cannot use globus-compute-sdk 3.16.1 beside {sys.executable}: "
-    )
+    beginning = f"gc-warm demo cannot use globus-compute-sdk 3.16.1 beside {sys.executable}: "
+    assert said.startswith(beginning)
     assert "; gc_warm needs globus-compute-sdk" in said
 
 
@@ -310,7 +306,7 @@ def test_part_of_a_package_that_is_missing() -> None:
 
 
 def failure_of(action: Callable[[], object]) -> ImportError | AttributeError:
-    """Return what the action raises."""
+    """Return the error that an action raises."""
     try:
         action()
     except (ImportError, AttributeError) as error:

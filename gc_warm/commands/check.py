@@ -57,7 +57,7 @@ def run(
             _sum_up([finding for target in examined for finding in target.findings])
 
     levels: set[str] = {finding.level for target in examined for finding in target.findings}
-    levels |= {answer.level for found in answers for answer in found}
+    levels |= {answer.level for own in answers for answer in own}
     sys.exit(1 if "error" in levels else 0)
 
 

@@ -52,17 +52,17 @@ def _self_contained_closure() -> Callable[[str, str], str]:
 
 
 def callable_of(kind: str, strategy: str) -> Callable[[str, str], str]:
-    """A closure that uses what is around it cannot be sent as source, by any executor."""
+    """Return a function of a kind that can be sent with a strategy.
+
+    A closure that uses what is around it cannot be sent as source, by any executor.
+    """
     if kind == "module":
         function: Callable[[str, str], str] = importlib.import_module("history").use
         return function
-    return (
-        use
-        if kind == "__main__"
-        else _closure()
-        if strategy == "DillCode"
-        else _self_contained_closure()
-    )
+
+    if kind == "__main__":
+        return use
+    return _closure() if strategy == "DillCode" else _self_contained_closure()
 
 
 def die() -> None:
@@ -89,24 +89,17 @@ def history(backend: str, kind: str, strategy: str, folder: Path) -> list[list[A
         options["config"] = options["config"].replace(str(MODULES), f"{folder}:{MODULES}")
     else:
         options["pythonpath"] = [folder, MODULES]
-    with WarmExecutor(
-        MockExecutor(**options, serializer=ComputeSerializer(strategy_code=STRATEGIES[strategy]()))
-    ) as executor:
+
+    serializer = ComputeSerializer(strategy_code=STRATEGIES[strategy]())
+    with WarmExecutor(MockExecutor(**options, serializer=serializer)) as executor:
         function = callable_of(kind, strategy)
 
         def tell(what: str, future: WarmFuture) -> None:
             error = future.exception(120)
             warmth = future.warmth
-            said.append(
-                [
-                    what,
-                    warmth.state,
-                    warmth.why,
-                    [load.name for load in warmth.loads],
-                    list(warmth.stale),
-                    error is None,
-                ]
-            )
+            loads = [load.name for load in warmth.loads]
+            stale = list(warmth.stale)
+            said.append([what, warmth.state, warmth.why, loads, stale, error is None])
 
         def call(what: str, name: str) -> None:
             tell(what, executor.submit(function, name, str(flag)))
@@ -119,21 +112,20 @@ def history(backend: str, kind: str, strategy: str, folder: Path) -> list[list[A
         call("a load that fails", "c")
         flag.unlink()
         call("after the failure", "c")
-        tell(
-            "by id",
-            executor.submit_to_registered_function(
-                executor.client.register_function(function), ("c", str(flag))
-            ),
-        )
+
+        function_id = executor.client.register_function(function)
+        tell("by id", executor.submit_to_registered_function(function_id, ("c", str(flag))))
         tell("a worker that dies", executor.submit(die))
         call("after a restart", "a")
         call("again", "a")
+
         with (folder / "history.py").open("a") as file:
             file.write("\n# edited\n")
         call("after an edit", "a")
         executor.submit(reload).result(120)
         call("after a reload", "a")
         call("and again", "a")
+
         wait_until(lambda: executor.report().calls == len(said) + 1, "all of it is in the report")
         report = executor.report()
         said.append(

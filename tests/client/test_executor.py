@@ -60,13 +60,8 @@ def expected() -> list[list[Any]]:
 
 def histories_with(backend: str, strategy: str, folder: Path) -> dict[str, list[list[Any]]]:
     folder.mkdir()
-    command = [
-        sys.executable,
-        str(Path(__file__).with_name("history_client.py")),
-        backend,
-        strategy,
-        str(folder),
-    ]
+    script = str(Path(__file__).with_name("history_client.py"))
+    command = [sys.executable, script, backend, strategy, str(folder)]
     run = subprocess.run(
         command, env=client_environment(), stdout=subprocess.PIPE, check=True, timeout=600
     )
@@ -118,11 +113,8 @@ def test_the_record_of_a_call(executor: WarmExecutor) -> None:
     future.result(120)
     warmth = future.warmth
     (load,) = warmth.loads
-    assert (warmth.state, warmth.why, load.name) == (
-        "cold",
-        FIRST,
-        "gc_warm.warmables.potential.table",
-    )
+    assert (warmth.state, warmth.why) == ("cold", FIRST)
+    assert load.name == "gc_warm.warmables.potential.table"
     assert warmth.worker is not None
     assert warmth.worker.rank in (0, 1)
     assert warmth.worker.count == 2
@@ -194,11 +186,8 @@ def test_results_and_arguments_in_json(client: MockClient) -> None:
         with WarmExecutor(plain) as executor:
             argument = {"a": (1, 2), "b": None}
             future = executor.submit(tasks.same, argument)
-            assert (
-                future.result(120)
-                == {"a": [1, 2], "b": None}
-                == plain.submit(tasks.same, argument).result(120)
-            )
+            assert future.result(120) == {"a": [1, 2], "b": None}
+            assert plain.submit(tasks.same, argument).result(120) == future.result()
             assert future.warmth.worker is not None
     finally:
         client.fx_serializer = ComputeSerializer()
@@ -217,7 +206,8 @@ def test_a_future_that_was_cancelled_before_it_was_sent(client: MockClient) -> N
     with WarmExecutor(inner) as executor:
         executor.submit(functions.count).result(120)
         with inner._mock_client._request_lock:  # nothing leaves as long as this is held
-            sent, held = executor.submit(functions.count), executor.submit(functions.count)
+            sent = executor.submit(functions.count)
+            held = executor.submit(functions.count)
             cancelled = held.cancel()
         assert cancelled == held.cancelled()
         sent.result(120)
@@ -252,9 +242,8 @@ def test_changed_module_is_stale_also_where_the_client_has_none(
         return int(importlib.import_module("only_there").state()[0])
 
     serializer = ComputeSerializer(strategy_code=PureSourceDill())
-    with WarmExecutor(
-        MockExecutor(workers=1, pythonpath=[tmp_path], serializer=serializer)
-    ) as executor:
+    inner = MockExecutor(workers=1, pythonpath=[tmp_path], serializer=serializer)
+    with WarmExecutor(inner) as executor:
         assert executor.submit(use).result(120) == 1
         module.write_text(module.read_text().replace("1", "2"))
         futures = [executor.submit(use) for _ in range(3)]
@@ -292,9 +281,9 @@ def test_a_record_that_cannot_be_read_costs_no_result(
     assert future.result(120) == {"gc_warm_record": 1, "result": 2}
     function = executor.client.register_function(tasks.same)
     odd = {"gc_warm_record": {"worker": {"rank": None}, "loads": [], "modules": 7}, "result": 3}
-    assert executor.submit_to_registered_function(function, (odd,)).result(120) == odd, (
-        "submitted by id: as it is"
-    )
+    by_id = executor.submit_to_registered_function(function, (odd,))
+    assert by_id.result(120) == odd, "submitted by id: as it is"
+
     executor.executor.submit_to_registered_function(function, (odd,)).result(120)
     reloaded = [future for future in executor.reload_tasks() if future.result(120) == 3]
     assert {str(future.warmth) for future in reloaded} == {
@@ -474,9 +463,8 @@ def test_versions_of_modules_that_are_decorated_nested_or_of_a_namespace(
         return int(getattr(importlib.import_module(name), what)()[0])
 
     serializer = ComputeSerializer(strategy_code=PureSourceDill())
-    with WarmExecutor(
-        MockExecutor(workers=1, pythonpath=[tmp_path], serializer=serializer)
-    ) as executor:
+    inner = MockExecutor(workers=1, pythonpath=[tmp_path], serializer=serializer)
+    with WarmExecutor(inner) as executor:
         for name, file in zip(names, files, strict=True):
             said = []
             for what in ("state", "fresh", "state"):

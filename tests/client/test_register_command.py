@@ -103,6 +103,7 @@ def test_what_is_new_or_changed_is_sent_and_it_says_why(clients: Clients) -> Non
     use = "    FunctionBook.load('functions.yaml').prime(executor)"
     assert f"{use}    # then executor.submit(energy) uses its id" in lines
     assert first.stderr == ""
+
     write(SCIENCE.replace("forces(x)", "forces(x, unit)").replace("x * x", "x ** 2"))
     second = register("science")
     again = FunctionBook.load("functions.yaml")
@@ -144,9 +145,9 @@ def test_what_can_never_be_warm_is_refused_before_anything_is_sent(
     advice = "mend what can never be warm, silence a rule in its line, or add --force"
     assert f"nothing is registered: {advice}" in refused.stderr
     assert (clients.made, os.listdir(folder), refused.stdout) == ([], ["science.py"], "")
-    assert register("science", "energy", *mode).exit_code == (mode == ["--check"]), (
-        "the others can be registered"
-    )
+
+    others = register("science", "energy", *mode)
+    assert others.exit_code == (mode == ["--check"]), "the others can be registered"
 
 
 def test_force_registers_it_all_the_same_and_so_does_a_comment(clients: Clients) -> None:
@@ -213,23 +214,20 @@ def test_dry_run_and_check_send_nothing_and_write_nothing(clients: Clients, fold
     assert new.stdout.splitlines()[0].split() == ["energy", "would", "be", "registered:", "new"]
     assert register("science", "--check").exit_code == 1
     assert (clients.made, os.listdir(folder)) == ([], ["science.py"])
+
     register("science")
     written = Path("functions.yaml").read_bytes()
     current = register("science", "--check")
-    assert (current.exit_code, current.stdout.splitlines()[-1]) == (
-        0,
-        "functions.yaml is up to date",
-    )
+    assert current.exit_code == 0
+    assert current.stdout.splitlines()[-1] == "functions.yaml is up to date"
+
     stale = register("science", "--check", "--strategy", "AllCodeStrategies")
     assert stale.exit_code == 1
     assert "would be registered: strategy DillCode -> AllCodeStrategies" in stale.stdout
     assert stale.stdout.splitlines()[-1] == "functions.yaml is out of date: 2 of 2 would be sent"
-    assert (
-        register("science", "--dry-run", "--public").stdout.count(
-            "would be registered: for you -> for everybody"
-        )
-        == 2
-    )
+
+    public = register("science", "--dry-run", "--public")
+    assert public.stdout.count("would be registered: for you -> for everybody") == 2
     assert (len(clients.made), Path("functions.yaml").read_bytes()) == (1, written)
 
 
@@ -312,10 +310,9 @@ def test_what_breaks_in_the_middle_loses_nothing(
     assert message in broken.stderr
     registered = "Registered before that, and in functions.yaml: energy."
     assert f"{registered} Run the command again for the others." in broken.stderr
-    assert (list(FunctionBook.load("functions.yaml")), sorted(os.listdir())) == (
-        ["energy"],
-        ["functions.yaml", "science.py"],
-    )
+    assert list(FunctionBook.load("functions.yaml")) == ["energy"]
+    assert sorted(os.listdir()) == ["functions.yaml", "science.py"]
+
     clients.error_at = {}
     assert register("science").exit_code == 0
     assert clients.sent == ["energy", "forces"]
@@ -332,24 +329,19 @@ def test_a_refusal_of_the_service_is_quoted(
 
     monkeypatch.setattr(client.service, "handle", refuse)
     refused = register("science")
-    assert (refused.exit_code, refused.stderr) == (
-        1,
-        "Error: the service answered 403 FUNCTION_NOT_PERMITTED: not you\n",
-    )
+    message = "Error: the service answered 403 FUNCTION_NOT_PERMITTED: not you\n"
+    assert (refused.exit_code, refused.stderr) == (1, message)
     assert os.listdir() == ["science.py"]
 
 
 def test_half_a_client_identity_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:
+    reason = "Both GLOBUS_COMPUTE_CLIENT_ID and GLOBUS_COMPUTE_CLIENT_SECRET must be set"
+
     def refuse(**_: Any) -> None:  # as the SDK's client does, which then leaves a database open
-        raise ValueError(
-            "Both GLOBUS_COMPUTE_CLIENT_ID and GLOBUS_COMPUTE_CLIENT_SECRET must be set"
-        )
+        raise ValueError(reason)
 
     monkeypatch.setattr(register_command, "Client", refuse)
-    assert (
-        register("science").stderr
-        == "Error: Both GLOBUS_COMPUTE_CLIENT_ID and GLOBUS_COMPUTE_CLIENT_SECRET must be set\n"
-    )
+    assert register("science").stderr == f"Error: {reason}\n"
 
 
 def test_a_missing_login_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -370,6 +362,7 @@ def test_many_on_a_terminal_have_a_progress_bar(
     assert shown.exit_code == 0
     assert "registering" in shown.output
     assert shown.stdout.count("registered: new") == 50
+
     monkeypatch.delenv("FORCE_COLOR")
     again = register("many")
     assert (again.stdout.count("  unchanged\n"), again.stderr) == (50, "")
@@ -379,17 +372,9 @@ def test_many_on_a_terminal_have_a_progress_bar(
 
 def test_modules_of_the_current_directory_are_found_and_no_login_is_asked_for() -> None:
     environment = {**client_environment(), "PYTHONDONTWRITEBYTECODE": "1"}
-    command = [
-        sys.executable,
-        "-P",
-        "-c",
-        "from gc_warm.cli import main; main()",
-        "register",
-        "science",
-        "--check",
-    ]
-    if sys.version_info < (3, 11):
-        command.remove("-P")
+    safe_path = ["-P"] if sys.version_info >= (3, 11) else []
+    code = "from gc_warm.cli import main; main()"
+    command = [sys.executable, *safe_path, "-c", code, "register", "science", "--check"]
     done = subprocess.run(
         command,
         env=environment,
