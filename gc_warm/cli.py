@@ -122,8 +122,7 @@ def check_command(
     modules: tuple[str, ...],
     **given: Any,
 ) -> None:
-    """Say what can never be warm, or work, in each TARGET, and what a config means for warm state,
-    and costs.
+    """Say what can never be warm, or work, in each TARGET, and what a config means and costs.
 
     A TARGET is the folder of a config, or of an endpoint (~/.globus_compute/NAME), or the name of
     such an endpoint or of a config that comes with gc_warm (local, slurm, slurm-gpu, pbs); the YAML
@@ -214,9 +213,7 @@ def up_command(folder: str) -> None:
     help="Draw the calls over time into this file (PNG, SVG or PDF).",
 )
 def report_command(file: str, as_json: bool, picture: str | None) -> None:
-    """Show what was warm, where, and what cold calls cost, from the FILE that a WarmExecutor wrote
-    its records to.
-    """
+    """Show what was warm, where, and what cold calls cost, by a WarmExecutor's FILE of records."""
     from gc_warm.commands import report
 
     report.run(file, as_json, picture)

@@ -1,4 +1,4 @@
-"""Measure how the text of a package reads: width, density, size of functions, and how docstrings open.
+"""Measure how the text of a package reads: width, density, size, and how docstrings open.
 
 Usage: python tests/style.py [FOLDER]
 """
@@ -98,7 +98,7 @@ def _measure_file(path: Path, style: Style) -> None:
 
 
 def _filled_lines(text: str) -> set[int]:
-    """Return the numbers of all lines that hold a part of a token: those of a long text included."""
+    """Return the numbers of all lines that hold a part of a token, a long text's included."""
     filled: set[int] = set()
     empty = (tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT)
     for token in tokenize.generate_tokens(io.StringIO(text).readline):

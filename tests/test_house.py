@@ -1,4 +1,4 @@
-"""The walls of the house: which room may import which, and what its rooms may import from outside."""
+"""The walls of the house: which room may import which, and which packages from outside."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """The manual does what it says: every example runs, every link leads somewhere.
 
-Its pages are the READMEs of the rooms. A block of ```python is a session, run as a script's would be; or a
-file, if the sentence before it names one in backticks; or source of this project, quoted. Blocks of other
-languages, ```py among them, are not run.
+Its pages are the READMEs of the rooms. A block of ```python is a session, run as a script's would
+be; or a file, if the sentence before it names one in backticks; or source of this project, quoted.
+Blocks of other languages, ```py among them, are not run.
 """
 
 from __future__ import annotations

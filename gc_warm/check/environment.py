@@ -171,15 +171,15 @@ def _probe(
     shutil.copy(probe.__file__, script)
 
     mark = uuid.uuid4().hex
-    shell = _start_probe(provider, [str(answer), *modules], folder, output, mark)
     try:
+        shell = _start_probe(provider, [str(answer), *modules], folder, output, mark)
         while shell.poll() is None and output.stat().st_size < _MOST_OUTPUT:
             time.sleep(_WATCH_INTERVAL)
     finally:
         # also what the environment left running, and when this is interrupted
         processes.end_all(mark)
-        shell.wait()
 
+    shell.wait()
     found = json.loads(answer.read_text()) if answer.exists() else None
     return shell.returncode, found, _end_of(output)
 

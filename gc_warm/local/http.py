@@ -133,7 +133,8 @@ class _Handler(BaseHTTPRequestHandler):
             document = self._document(path, query, body)
             status = 200
         except ServiceError as error:
-            self.close_connection = error.status in (401, 413)  # there may be more of it
+            if error.status in (401, 413):  # there may be more of the request
+                self.close_connection = True
             status = error.status
             document = error.body()
         except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
