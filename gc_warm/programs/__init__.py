@@ -1,1 +1,1 @@
-"""External programs that are kept alive between calls, supervised, and never outlive their worker."""
+"""External programs that are kept alive between calls and never outlive their worker."""

@@ -1,8 +1,8 @@
 """ExternalProcess: a program that is started once per worker and answers many calls.
 
-The second way to be warm: a simulation code with a large start-up cost stays alive between tasks,
-in a process of its own, and the worker talks to it through its standard streams. It is written once
-at the top level of a module that workers import:
+This is the second way to be warm: a simulation code with a large start-up cost stays alive between
+tasks, in a process of its own, and the worker talks to it through its standard streams. An
+`ExternalProcess` is written once, at the top level of a module that workers import:
 
     lammps = ExternalProcess(["stdbuf", "-oL", "lmp", "-log", "none"], Marker('print "{marker}"'))
 
@@ -10,11 +10,13 @@ at the top level of a module that workers import:
         lammps.call(f"variable rho equal {density}")
         ...
 
-How it is kept dependable. Every call has a deadline. A call that does not end with an answer leaves
-the program's streams out of step, so that program is ended, and the next call starts another. It is
-marked as out of step *before* its streams are touched: an exception that strikes at any point, such
-as a task's time-out, leaves at worst a program that the next call ends. Nothing of a program
-outlives the worker, see `gc_warm.programs.supervisor`. It ends with the worker, or with ``close``.
+Every call has a deadline. A call that does not end with an answer leaves the program's streams out
+of step, so that program is ended, and the next call starts another. The program is marked as out of
+step *before* its streams are touched: an exception that strikes at any point, such as a task's
+time-out, leaves at worst a program that the next call ends.
+
+A program ends with the worker, or with ``close``. Nothing of it outlives the worker, see
+`gc_warm.programs.supervisor`.
 """
 
 from __future__ import annotations
@@ -50,10 +52,13 @@ _answers: Counter[str] = Counter()  # of each program, by its short name
 ledger.count_uses(lambda: _answers)
 
 _SUPERVISOR = str(Path(supervisor.__file__))
-_NAME_LENGTH = 60  # characters of a command line in a message
-# seconds between looks whether the supervisor has ended, which it has as soon as its socket is
-# closed
+
+# characters of a command line in a message
+_NAME_LENGTH = 60
+
+# seconds between looks whether the supervisor has ended: it ends as soon as its socket is closed
 _WATCH_INTERVAL = 0.002
+
 # seconds; the supervisor takes one, and more only for a process that the kernel does not let go
 _END_TIMEOUT = 5.0
 
@@ -61,38 +66,37 @@ _processes: WeakSet[ExternalProcess] = WeakSet()
 
 
 class ExternalProcess:
-    """A program that is started at the first call and kept alive for the calls that follow.
+    r"""A program that is started at the first call and kept alive for the calls that follow.
 
     One call runs at a time; other threads wait for their turn. A program that has ended is started
-    again by the next call; no request is ever repeated. A forked child starts its own. The program
-    ends with the worker process, whichever way that ends, with everything that it has started on
-    this node; ranks that an MPI launcher has started on other nodes are ended by the launcher, or
-    not at all.
+    again by the next call; no request is ever repeated. A forked child starts a program of its own.
 
-    To end, a program has half a second after the end of its input, then a quarter after SIGINT and
-    again after SIGTERM.
+    The program ends with the worker process, whichever way that ends, and with it everything that
+    the program has started on this node. Ranks that an MPI launcher has started on other nodes are
+    ended by the launcher, or not at all. To end, a program has half a second after the end of its
+    input, then a quarter after SIGINT and again after SIGTERM.
 
     Args:
         command: The program and its arguments; no shell is involved.
         protocol: How a request and its reply cross the pipe, see `gc_warm.programs.protocols`.
         start_timeout: Seconds that a call which has to start the program has on top. With `Marker`,
-            and `serve` on the other side, they are over once it is up.
+            and with `serve` on the other side, they are over once the program is up.
         call_timeout: Seconds for a call that does not say otherwise.
         cwd: Directory to run in. The default is a new temporary one for each start, which is also
-            its ``TMPDIR``, and is removed when the program has ended.
-        env: Environment variables to set for it, besides those of the worker.
+            the program's ``TMPDIR``, and is removed when the program has ended.
+        env: Environment variables to set for the program, besides those of the worker.
 
     Raises:
         TypeError: The command is not a sequence of strings and paths, `env` has something else than
             text, or the protocol cannot be called.
-        ValueError: The command is empty, a relative path, or cannot be one; a variable cannot have
-            such a name; a timeout is not positive.
+        ValueError: The command is empty, a relative path, or cannot be a command; a variable cannot
+            have such a name; a timeout is not positive.
 
     Example:
         >>> import shutil
         >>> from gc_warm import ExternalProcess, Marker
         >>> if shutil.which("bc"):
-        ...     with ExternalProcess(["bc", "-q"], Marker('print "{marker}\\\\n"')) as bc:
+        ...     with ExternalProcess(["bc", "-q"], Marker('print "{marker}\\n"')) as bc:
         ...         print(bc.call("2^100"))
         ... else:
         ...     print(2**100)
@@ -109,49 +113,58 @@ class ExternalProcess:
         cwd: str | os.PathLike[str] | None = None,
         env: Mapping[str, str] | None = None,
     ) -> None:
-        self._command = _checked(command)
+        self._command = _checked_command(command)
         if not callable(protocol):
             raise TypeError(f"a protocol is a function (pipe, request) -> reply, not {protocol!r}")
+
         self._protocol = protocol
-        self._start_timeout = _seconds("start_timeout", start_timeout)
-        self._call_timeout = _seconds("call_timeout", call_timeout)
+        self._start_timeout = _checked_seconds("start_timeout", start_timeout)
+        self._call_timeout = _checked_seconds("call_timeout", call_timeout)
         self._cwd = cwd
         self._env = _checked_environment(env or {})
         self._order = ledger.mark()
+
         self._renew()
         _processes.add(self)
 
     def _renew(self) -> None:
-        """There is no program, and nobody calls: also in a forked child, where only the thread that forked is left."""
+        """Begin without a program and without a caller.
+
+        A forked child begins like this, too: only the thread that forked is left in it.
+        """
         self._program: Program | None = None
         self._lock = threading.RLock()
         self._calling = threading.Lock()  # held in a call, so that one thread never has two
 
     def call(self, request: Any, timeout: float | None = None) -> Any:
-        """Send a request to the program, which is started if it is not running, and return its reply.
+        """Send a request to the program, and return its reply.
+
+        A program that is not running is started first.
 
         Args:
-            request: What the protocol takes: what JSON can express for `json_lines`, text in the
-                program's language for `Marker`.
+            request: A request that the protocol takes: for `json_lines` what JSON can express, for
+                `Marker` text in the program's language.
             timeout: Seconds for this call; None for ``call_timeout``. The call that starts the
                 program has ``start_timeout`` on top.
 
         Returns:
-            What the protocol makes of the reply.
+            The reply, as the protocol returns it.
 
         Raises:
             ProgramError: The program answered with an error; it stays warm.
-            ProcessStartError: It could not be started, or ended before its first answer.
-            ProcessDiedError: It ended in the middle of the call.
-            ProcessTimeoutError: No answer within the time allowed; it was ended.
+            ProcessStartError: The program could not be started, or ended before its first answer.
+            ProcessDiedError: The program ended in the middle of the call.
+            ProcessTimeoutError: No answer came within the time allowed; the program was ended.
             RuntimeError: The call comes from the protocol of a call to the same program.
         """
-        seconds = self._call_timeout if timeout is None else _seconds("timeout", timeout)
+        seconds = self._call_timeout if timeout is None else _checked_seconds("timeout", timeout)
+
         with self._lock:
             if self._calling.locked():  # and by this thread, since it has the other lock
                 raise RuntimeError(
                     f"{self!r} is called by its own protocol, which is given a pipe to write to"
                 )
+
             with self._calling:
                 program = self._program
                 if program is None or not program.begin(seconds, self._start_timeout):
@@ -161,19 +174,20 @@ class ExternalProcess:
     def _start(self, seconds: float) -> Program:
         if self._program is not None:
             self._program.clear_up()
+
         program = Program(
             self._command, self._cwd, self._env, self._order, self._lock, self._calling
         )
         self._program = program
+
         program.wait_for_start(seconds, self._start_timeout)
         return program
 
     def close(self) -> None:
         """End the program and everything it has started, which takes a second at most.
 
-        The next call starts it again.
-
-        A call that is running, in another thread or around the handler of a signal, fails.
+        A call that is running, in another thread or around the handler of a signal, fails. The next
+        call starts the program again.
         """
         if self._program is not None:
             self._program.end()
@@ -182,7 +196,7 @@ class ExternalProcess:
     def pid(self) -> int | None:
         """Process id of the program; None if there is none.
 
-        That it has ended by itself is noticed by the next call.
+        If the program has ended by itself, only the next call notices.
         """
         return self._program.pid if self._program is not None else None
 
@@ -193,12 +207,14 @@ class ExternalProcess:
         self.close()
 
     def __repr__(self) -> str:
-        return f"<ExternalProcess {ledger.describe(self._command)}: {'not running' if self.pid is None else f'pid {self.pid}'}>"
+        pid = self.pid
+        state = "not running" if pid is None else f"pid {pid}"
+        return f"<ExternalProcess {ledger.describe(self._command)}: {state}>"
 
     def __reduce__(self) -> str:
         raise pickle.PicklingError(
-            f"{self!r} belongs to this process and cannot be sent: make it at the top level of a module that workers import, "
-            "and call it from there"
+            f"{self!r} belongs to this process and cannot be sent: "
+            "make it at the top level of a module that workers import, and call it from there"
         )
 
     def __del__(self) -> None:
@@ -210,18 +226,22 @@ class ExternalProcess:
 
 
 class Program:
-    """One life of the program of an `ExternalProcess`: its supervisor, its streams, and whether they are in step.
+    """One life of the program of an `ExternalProcess`, from its start to its end.
 
-    A supervisor whose socket nobody refers to any more ends everything: so an exception in the
-    middle of the constructor leaves nothing behind once it is forgotten itself.
+    A `Program` has the program's supervisor and its streams, and knows whether the streams are in
+    step. A supervisor ends everything once nobody refers to its socket any more: so an exception in
+    the middle of the constructor leaves nothing behind once the exception itself is forgotten.
 
     Args:
-        command: As for `ExternalProcess`, and so are `cwd` and `env`.
-        order: Where it stands in the ledger: where its `ExternalProcess` was made, which is before
-            the `warm` state that uses it was complete, so that the teardown of that state finds the
-            program alive.
-        lock: Held by the thread that calls; all but `ask`, `end` and `close` are for that thread.
-        calling: Held by it, too, while it calls.
+        command: The program and its arguments, as for `ExternalProcess`.
+        cwd: Directory to run in, as for `ExternalProcess`.
+        env: Environment variables to set, as for `ExternalProcess`.
+        order: Position in the ledger: that at which the `ExternalProcess` was made. It comes before
+            the `warm` state that uses the program was complete, so that the teardown of that state
+            finds the program alive.
+        lock: Held by the thread that calls; all methods but `ask`, `end` and `close` are for that
+            thread.
+        calling: Held by that thread, too, while it calls.
 
     Attributes:
         pid: Process id of the program; None before its start and after its end.
@@ -248,28 +268,33 @@ class Program:
         self._clearing = threading.Lock()  # held while it is cleared up
         self._in_step = False
         self._begun = time.monotonic()
-        self._at = self._seconds = 0.0  # since when it has been answering, and how long that took
+        self._loaded_at = 0.0  # seconds since the epoch; 0 until its first answer
+        self._load_seconds = 0.0
+
         try:
             self._supervisor, self._control = _start_supervisor(command, cwd, env)
         except OSError as error:
             ledger.record("failed", self._name, command, error=error)
             raise ProcessStartError(f"{self._name} cannot be started: {error}") from error
-        self._streams = [
-            stream
-            for stream in (self._supervisor.stdin, self._supervisor.stdout, self._supervisor.stderr)
-            if stream
-        ]
+
+        streams = (self._supervisor.stdin, self._supervisor.stdout, self._supervisor.stderr)
+        self._streams = [stream for stream in streams if stream]
         self._pipe = Pipe(self._name, [stream.fileno() for stream in self._streams], self._control)
 
     def wait_for_start(self, seconds: float, start_seconds: float) -> None:
-        """Wait until it runs; the first call may take *seconds*, and this and the program's start *start_seconds* on top.
+        """Wait until the program runs, and begin the first call.
+
+        Args:
+            seconds: The time that the first call may take.
+            start_seconds: The time that this method and the program's start may take on top.
 
         Raises:
-            ProcessStartError: It cannot be started.
-            ProcessTimeoutError: Not even its supervisor has begun in this time.
+            ProcessStartError: The program cannot be started.
+            ProcessTimeoutError: Not even the supervisor has begun in this time.
         """
         lifecycle.arm()
         ledger.hold(self)
+
         try:
             self._pipe.begin(self._begun, seconds, start_seconds)
             self.pid = self._pipe.wait_for_start()
@@ -279,67 +304,79 @@ class Program:
             raise
 
     def begin(self, seconds: float, start_seconds: float) -> bool:
-        """Begin a call that may take *seconds*, and its start, if it has not answered yet, *start_seconds*.
+        """Begin a call to a program that has been started before.
+
+        Args:
+            seconds: The time that the call may take.
+            start_seconds: The time that the program may take on top, if it has not answered yet.
 
         Returns:
             Whether the program is there and in step. If not, it is to be cleared up.
         """
         if self._pipe.asked or not self._in_step:
             return False
+
         now = time.monotonic()
-        if not self._at:
+        if not self._loaded_at:
             self._begun = now
         self._pipe.begin(now, seconds, 0.0 if self._pipe.answered else start_seconds)
-        # what is left of earlier calls; in the first one, what there is may be the program's only
-        # words
+
+        # what is left of earlier calls; not so in `wait_for_start`, where what there is may be the
+        # program's only words
         self._pipe.forget()
         if self._pipe.over:
-            log.warning(
-                "%s %s while it was idle; it is started again",
-                self._name,
-                self._pipe.how_it_ended(),
-            )
+            text = "%s %s while it was idle; it is started again"
+            log.warning(text, self._name, self._pipe.how_it_ended())
         return not self._pipe.over
 
     def call(self, protocol: Protocol, request: Any) -> Any:
-        """A call that `wait_for_start` or `begin` has begun."""
+        """Make the call that `wait_for_start` or `begin` has begun, and return the reply."""
         self._in_step = False
+
         try:
             reply = protocol(self._pipe, request)
-            self._answered()
+            self._record_answer()
             return reply
         except ProgramError:
-            self._answered()
+            self._record_answer()
             raise
         except BaseException as error:
             if not self._pipe.touched:
                 self._in_step = True
                 raise
+
             self._give_up(error)
             # its last words, such as a traceback from SIGINT, tell where it was
             if isinstance(error, ProcessTimeoutError):
                 raise self._pipe.with_last_words(error) from None
             raise
 
-    def _answered(self) -> None:
+    def _record_answer(self) -> None:
         self._pipe.answered = True
         _answers[self._name] += 1
-        if not self._at:
-            self._seconds, self._at = time.monotonic() - self._begun, time.time()
-            ledger.record("loaded", self._name, self._command, seconds=self._seconds)
+        if not self._loaded_at:
+            self._load_seconds = time.monotonic() - self._begun
+            self._loaded_at = time.time()
+            ledger.record("loaded", self._name, self._command, seconds=self._load_seconds)
+
         self._in_step = True
         if self._pipe.asked:
             self.clear_up()
 
     def _give_up(self, error: BaseException) -> None:
         self._in_step = False
-        if not self._at:
+        if not self._loaded_at:
             ledger.record("failed", self._name, self._command, error=error)
+
         self.ask(interrupt=True)
         self.clear_up()
 
     def ask(self, *, interrupt: bool = False) -> None:
-        """Ask the supervisor to end it, and return at once; *interrupt* if it does not read its input now."""
+        """Ask the supervisor to end the program, and return at once.
+
+        Args:
+            interrupt: The program is in the middle of a call, and does not read its input now.
+        """
         self._pipe.asked = True
         with contextlib.suppress(OSError):  # asked before, or the supervisor has ended
             if interrupt:
@@ -347,20 +384,22 @@ class Program:
             self._control.shutdown(socket.SHUT_WR)
 
     def end(self) -> None:
-        """End it and everything it has started.
+        """End the program and everything it has started.
 
         A call that is running fails, and its thread clears up.
         """
         self.ask(interrupt=self._calling.locked())
+
         # this thread is in a call, or ends it already, and this is the handler of a signal
         if self._lock._is_owned():
             if not self._calling.locked():
                 self.clear_up()
             return
+
         deadline = time.monotonic() + _END_TIMEOUT
         while self._control.fileno() >= 0 and time.monotonic() < deadline:
-            # by the thread that clears up, or by one that calls the next program: not to be waited
-            # for
+            # by the thread that clears up, or by one that calls the next program: there is no
+            # waiting for that one
             if self._calling.locked():
                 time.sleep(_WATCH_INTERVAL)
             else:
@@ -368,13 +407,14 @@ class Program:
                     self.clear_up()
 
     def close(self) -> None:
-        """As the worker ends: ask it to end, and at the next call wait for that.
+        """Ask the program to end, as the worker ends; at the second call, wait for its end.
 
         So all programs of a worker end at the same time.
         """
         if self._pipe.asked:
             self.end()
             return
+
         self._in_step = False
         busy = self._calling.locked()
         self.ask(interrupt=busy)
@@ -382,19 +422,21 @@ class Program:
             self._close_input()
 
     def clear_up(self) -> None:
-        """End it, and give back all that it takes."""
-        # by this thread, since it has the other lock: see `end`
+        """End the program, and give back all that it takes."""
+        # it is done already, or this very thread is at it, since it has the other lock: see `end`
         if self._control.fileno() < 0 or self._clearing.locked():
             return
+
         with self._clearing:
             self._in_step = False
             self._close_input()
             self.ask()
             self._pipe.finish(_END_TIMEOUT, self._supervisor_has_ended)
             self._wait_for_supervisor()
+
             self.pid = None
             ledger.release(self)
-            if self._at:
+            if self._loaded_at:
                 ledger.record("cleared", self._name, self._command)
             self._close_descriptors()
 
@@ -403,22 +445,32 @@ class Program:
         self._streams[0].close()
 
     def _wait_for_supervisor(self) -> None:
-        """Not by ``Popen.wait``, which an exception at the wrong moment leaves with a lock that is never released."""
+        """Wait until the supervisor has ended, for some seconds at most.
+
+        ``Popen.wait`` would not do: an exception at the wrong moment leaves it with a lock that is
+        never released.
+        """
         deadline = time.monotonic() + _END_TIMEOUT
         while not self._supervisor_has_ended():
             if time.monotonic() > deadline:
-                text = "%s has been killed, but the system does not let go of it or of something it started: see the children of process %d"
+                text = (
+                    "%s has been killed, but the system does not let go of it or of something it "
+                    "started: see the children of process %d"
+                )
                 log.warning(text, self._name, self._supervisor.pid)
                 return
+
             time.sleep(_WATCH_INTERVAL)
 
     def _supervisor_has_ended(self) -> bool:
         if self._supervisor.returncode is not None:
             return True
+
         try:
             ended, _ = os.waitpid(self._supervisor.pid, os.WNOHANG)
         except ChildProcessError:  # somebody else has waited for it
             ended = self._supervisor.pid
+
         if ended:
             self._supervisor.returncode = 0  # so that Popen does not wait for it, either
         return bool(ended)
@@ -430,15 +482,15 @@ class Program:
         self._control.close()
 
     def loaded(self) -> ledger.Loaded | None:
-        """The record of it, once it has answered."""
-        return (
-            ledger.Loaded(self._name, ledger.describe(self._command), self._at, self._seconds)
-            if self._at
-            else None
-        )
+        """Return the record of the program, or None while it has not answered yet."""
+        if not self._loaded_at:
+            return None
+
+        command = ledger.describe(self._command)
+        return ledger.Loaded(self._name, command, self._loaded_at, self._load_seconds)
 
     def disown(self) -> None:
-        """In a forked child: give up this process's copies of the streams; the parent's program goes on."""
+        """Give up a forked child's copies of the streams; the parent's program goes on."""
         self._supervisor.returncode = 0  # not a child of this process
         self._close_descriptors()
         ledger.release(self)
@@ -447,9 +499,10 @@ class Program:
 def _start_supervisor(
     command: list[str], cwd: str | os.PathLike[str] | None, env: Mapping[str, str]
 ) -> tuple[subprocess.Popen[bytes], socket.socket]:
-    """The supervisor of a program that it is about to start, and the socket to it."""
+    """Start the supervisor, which then starts the program; return it and the socket to it."""
     _expect_descriptors()
     control, theirs = _socket_pair()
+
     try:
         with theirs:
             return _popen(command, theirs.fileno(), cwd, env), control
@@ -459,10 +512,14 @@ def _start_supervisor(
 
 
 def _socket_pair() -> tuple[socket.socket, socket.socket]:
-    """Return two sockets; none has the number of a standard stream, not even in a worker that has closed its own."""
+    """Return two sockets, neither of which has the number of a standard stream.
+
+    A worker that has closed its own standard streams would get such numbers.
+    """
     pair = socket.socketpair()
     if pair[1].fileno() > 2:
         return pair
+
     try:
         return _socket_pair()
     finally:
@@ -471,7 +528,10 @@ def _socket_pair() -> tuple[socket.socket, socket.socket]:
 
 
 def _expect_descriptors() -> None:
-    """Raise an OSError if there are not as many descriptors as Popen needs: older Pythons leave some open where it runs out of them."""
+    """Raise an OSError if there are fewer descriptors left than Popen needs.
+
+    Older Pythons leave some open where Popen runs out of them.
+    """
     with contextlib.ExitStack() as pairs:
         for _ in range(4):  # three pipes, and one by which it learns of an error
             for end in socket.socketpair():
@@ -481,45 +541,52 @@ def _expect_descriptors() -> None:
 def _popen(
     command: list[str], control: int, cwd: str | os.PathLike[str] | None, env: Mapping[str, str]
 ) -> subprocess.Popen[bytes]:
-    folder = (
-        os.path.join(tempfile.gettempdir(), f"gc_warm-{secrets.token_hex(8)}")
-        if cwd is None
-        else ""
-    )
+    if cwd is None:
+        folder = os.path.join(tempfile.gettempdir(), f"gc_warm-{secrets.token_hex(8)}")
+        temporary = {"TMPDIR": folder}
+    else:
+        folder = ""
+        temporary = {}
+
+    arguments = [str(control), str(os.getpid()), folder, *command]
     return subprocess.Popen(
-        [sys.executable, "-I", "-S", _SUPERVISOR, str(control), str(os.getpid()), folder, *command],
+        [sys.executable, "-I", "-S", _SUPERVISOR, *arguments],
         bufsize=0,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         pass_fds=[control],
         cwd=cwd,
-        env={**os.environ, **({"TMPDIR": folder} if folder else {}), **env},
+        env={**os.environ, **temporary, **env},
         start_new_session=True,
     )
 
 
 def _short_name(command: list[str]) -> str:
-    """Return what messages call the program: its command line, of which a long one keeps its ends."""
+    """Return the name of a program in messages: its command line, or the two ends of a long one."""
     line = shlex.join([os.path.basename(command[0]) or command[0], *command[1:]])
     return ledger.shortened(line, _NAME_LENGTH)
 
 
-def _checked(command: Sequence[str | os.PathLike[str]]) -> list[str]:
+def _checked_command(command: Sequence[str | os.PathLike[str]]) -> list[str]:
     if isinstance(command, (str, bytes)):
         raise TypeError(
-            f'a command is a list such as ["bc", "-q"], not {command!r}; a line for the shell is ["sh", "-c", line]'
+            f'a command is a list such as ["bc", "-q"], not {command!r}; '
+            'a line for the shell is ["sh", "-c", line]'
         )
+
     parts = [os.fspath(part) for part in command]
     if not parts or not all(isinstance(part, str) for part in parts):
-        raise (TypeError if parts else ValueError)(
-            f"a command is the program and its arguments, all of them text, not {command!r}"
-        )
+        kind = TypeError if parts else ValueError
+        raise kind(f"a command is the program and its arguments, all of them text, not {command!r}")
     if "\0" in "".join(parts):
         raise ValueError(f"a command cannot contain the character NUL, as {parts!r} does")
-    if os.sep in parts[0] and not os.path.isabs(parts[0]):
+
+    is_relative = os.sep in parts[0] and not os.path.isabs(parts[0])
+    if is_relative:
         raise ValueError(
-            f"the program has to be an absolute path or be found on the PATH, not {parts[0]!r}: it runs in a directory of its own"
+            f"the program has to be an absolute path or be found on the PATH, not {parts[0]!r}: "
+            "it runs in a directory of its own"
         )
     return parts
 
@@ -534,10 +601,11 @@ def _checked_environment(env: Mapping[str, str]) -> dict[str, str]:
             raise ValueError(
                 f"env={{{name!r}: {value!r}}}: there can be no such environment variable"
             )
+
     return dict(env)
 
 
-def _seconds(name: str, value: float) -> float:
+def _checked_seconds(name: str, value: float) -> float:
     if not value > 0:  # nan included
         raise ValueError(f"{name} must be a positive number of seconds, not {value!r}")
     return float(value)

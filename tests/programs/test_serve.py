@@ -301,7 +301,7 @@ def test_all_ranks_of_an_mpi_program_take_part(program: Program, clock: Clock) -
 def said(program: ExternalProcess) -> bytes:
     """What it has written to its standard error in the call that is under way."""
     assert program._program is not None
-    return program._program._pipe._err
+    return program._program._pipe._stderr_tail
 
 
 @pytest.mark.programs
