@@ -1,1 +1,1 @@
-"""Warmable modules: they keep state in module globals. Small, real, and meant to be copied."""
+"""Warmable modules, which keep state in module globals: small, real, and meant to be copied."""

@@ -1,8 +1,8 @@
 """A simulation program that is started once per worker and answers many calls.
 
 The program, `gc_warm.warmables.dynamics`, tabulates its potential when it starts and is fast from
-then on. Requests and replies are small; what is large, structures and trajectories, goes through
-files that both sides can see, and only the paths are sent.
+then on. Requests and replies are small. Large data, structures and trajectories, go through files
+that both sides can see, and only the paths are sent.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ from pathlib import Path
 from gc_warm.programs.process import ExternalProcess
 
 dynamics = ExternalProcess([sys.executable, "-m", "gc_warm.warmables.dynamics"])
-"""One program per worker; lives from the first call to the end of the worker."""
+"""The program of this worker, which lives from the first call to the end of the worker."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """What came of a simulation, in reduced units.
+    """The result of a simulation, in reduced units.
 
     Attributes:
-        energy: Total energy at its beginning.
-        drift: The largest deviation of the total energy from that; small against `energy`, and
-            falling with the square of the timestep.
+        energy: Total energy at the beginning.
+        drift: The largest deviation of the total energy from `energy`; it is small against that,
+            and falls with the square of the timestep.
         temperature: Mean kinetic temperature.
     """
 
@@ -44,16 +44,21 @@ def simulate(
     seed: int = 0,
     trajectory: str | Path | None = None,
 ) -> Run:
-    """Let a Lennard-Jones cluster move freely, from random velocities; all quantities are in reduced units.
+    """Let a Lennard-Jones cluster move freely, from random velocities.
+
+    All quantities are in reduced units.
 
     Args:
         structure: An .xyz file with the positions.
-        steps: How many steps to take, 0 or more.
+        steps: Number of steps to take, 0 or more.
         timestep: Length of a step.
-        temperature: That from which the velocities are drawn; half of it soon becomes potential
-            energy.
+        temperature: Temperature at which the velocities are drawn; half of it soon becomes
+            potential energy.
         seed: The velocities are the same for the same seed.
-        trajectory: Where to write at most 101 frames in .xyz format; None for nowhere.
+        trajectory: File for at most 101 frames in .xyz format; None for no file.
+
+    Returns:
+        The energy and the temperature of the run.
 
     Raises:
         TypeError: steps is not a whole number.
@@ -62,22 +67,22 @@ def simulate(
         ProcessError: The program failed.
     """
     steps = operator.index(steps)
-    if (
-        steps < 0
-        or not (timestep > 0 and math.isfinite(timestep))
-        or not (temperature >= 0 and math.isfinite(temperature))
-    ):
+    has_timestep = timestep > 0 and math.isfinite(timestep)
+    has_temperature = temperature >= 0 and math.isfinite(temperature)
+    if steps < 0 or not has_timestep or not has_temperature:
         raise ValueError(
-            f"steps={steps} and temperature={temperature} must not be negative, timestep={timestep} must be positive, all of them finite"
+            f"steps={steps} and temperature={temperature} must not be negative, "
+            f"timestep={timestep} must be positive, all of them finite"
         )
-    reply = dynamics.call(
-        {
-            "structure": os.path.abspath(structure),  # the program runs in a directory of its own
-            "steps": steps,
-            "timestep": timestep,
-            "temperature": temperature,
-            "seed": seed,
-            "trajectory": None if trajectory is None else os.path.abspath(trajectory),
-        }
-    )
+
+    request = {
+        # absolute paths: the program runs in a directory of its own
+        "structure": os.path.abspath(structure),
+        "trajectory": None if trajectory is None else os.path.abspath(trajectory),
+        "steps": steps,
+        "timestep": timestep,
+        "temperature": temperature,
+        "seed": seed,
+    }
+    reply = dynamics.call(request)
     return Run(**reply)
