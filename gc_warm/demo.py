@@ -1,4 +1,7 @@
-"""What ``gc-warm demo`` runs: real computations that go from cold to warm, and the two limits of it."""
+"""The demonstration of ``gc-warm demo``.
+
+Real computations go from cold to warm, and two limits of that are shown.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ import os
 import signal
 import statistics
 import time
+from collections import Counter
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -19,13 +23,14 @@ from gc_warm.testing.mock import MockExecutor
 
 LJ13_ENERGY = -44.326801  # Cambridge Cluster Database; see gc_warm.warmables.potential
 _ERROR = 1e-8  # allowed for one pair
-_RESTART_TIMEOUT = 60.0  # seconds to wait for a killed worker's successor
-# of the total energy, in 200 steps of 0.005 from LJ13 at rest and a temperature of 0.1
-_DRIFT = 3e-3
 _TOLERANCE = 78 * _ERROR + 5e-7  # 78 pairs, and the digits that are published
 
+# of the total energy, in 200 steps of 0.005 from LJ13 at rest and a temperature of 0.1
+_DRIFT = 3e-3
 
-_Answer = tuple[Any, Warmth]  # what a call returned, and what is known of it
+_RESTART_TIMEOUT = 60.0  # seconds to wait for a killed worker's successor
+
+_Answer = tuple[Any, Warmth]  # the result of a call, and what is known of it
 
 
 @dataclass(frozen=True)
@@ -34,11 +39,11 @@ class Row:
 
     Attributes:
         number: 1 for the first call.
-        warm: Whether it found its state.
-        worker: Which worker ran it: rank and process id.
-        seconds: How long it took there.
-        result: What it returned.
-        right: Whether that is the right result, and it was warm or cold as it should be.
+        warm: Whether the call found its state.
+        worker: Rank and process id of the worker that ran the call.
+        seconds: Seconds that the call took there.
+        result: The result of the call.
+        right: Whether the result is right, and the call was warm or cold as it should be.
     """
 
     number: int
@@ -54,12 +59,12 @@ class Part:
     """One approach, or one limit, with its calls.
 
     Attributes:
-        title: What is shown.
+        title: The approach or limit, in words.
         expected: How many calls will follow.
         rows: The calls so far.
         ratio: Median seconds of a cold call over median seconds of a warm one, where both happened
             and a load was paid.
-        note: What happened besides the calls.
+        note: Events besides the calls.
     """
 
     title: str
@@ -82,53 +87,55 @@ def run(
     Yields:
         Each part when it is complete.
     """
-    options = {"workers_per_node": workers}
-    plain = (
-        MockExecutor(config="local", user_endpoint_config=options)
-        if engine
-        else MockExecutor(workers=workers)
-    )
+    if engine:
+        options = {"workers_per_node": workers}
+        plain = MockExecutor(config="local", user_endpoint_config=options)
+    else:
+        plain = MockExecutor(workers=workers)
+
     with WarmExecutor(plain) as executor:
         yield _counted(executor, workers, progress)
         yield _tabulated(executor, workers, progress)
         yield _simulated(executor, workers, progress)
         yield _killed(executor, progress)
+
     with WarmExecutor(MockExecutor(workers=1, fresh_process_per_task=True)) as executor:
         yield _fresh_processes(executor, progress)
 
 
 def _counted(executor: WarmExecutor, workers: int, progress: Callable[[Part], None]) -> Part:
     part = Part("a module global: gc_warm.warmables.counter", 3 * workers)
-    seen: dict[int, int] = {}
+    counts: Counter[int] = Counter()  # of calls, by process id
     for result, warmth in _calls(executor, part, progress, functions.count):
-        seen[_pid(warmth)] = seen.get(_pid(warmth), 0) + 1
-        _add(part, (result, warmth), warm=result > 1, right=result == seen[_pid(warmth)])
+        counts[_pid(warmth)] += 1
+        _add(part, (result, warmth), warm=result > 1, right=result == counts[_pid(warmth)])
     return part
 
 
 def _tabulated(executor: WarmExecutor, workers: int, progress: Callable[[Part], None]) -> Part:
     part = Part("@warm: gc_warm.warmables.potential, energy of 13 Lennard-Jones atoms", 3 * workers)
-    return _filled(
-        part, _calls(executor, part, progress, functions.cluster_energy, None, _ERROR), _add_energy
-    )
+    calls = _calls(executor, part, progress, functions.cluster_energy, None, _ERROR)
+    return _filled(part, calls, _add_energy)
 
 
 def _simulated(executor: WarmExecutor, workers: int, progress: Callable[[Part], None]) -> Part:
-    part = Part(
-        "a program kept alive: gc_warm.warmables.simulator, 200 steps of molecular dynamics and their total energy",
-        3 * workers,
+    title = (
+        "a program kept alive: gc_warm.warmables.simulator, "
+        "200 steps of molecular dynamics and their total energy"
     )
-    return _filled(
-        part, _calls(executor, part, progress, functions.cluster_dynamics), _add_dynamics
-    )
+    part = Part(title, 3 * workers)
+    calls = _calls(executor, part, progress, functions.cluster_dynamics)
+    return _filled(part, calls, _add_dynamics)
 
 
 def _filled(part: Part, calls: Iterator[_Answer], add: Callable[..., None]) -> Part:
-    """The part with these calls, of which the first on each worker is to be cold."""
+    """Return the part with these calls, of which the first on each worker has to be cold."""
     known: set[int] = set()
     for call in calls:
-        add(part, call, cold=_pid(call[1]) not in known)
-        known.add(_pid(call[1]))
+        _, warmth = call
+        add(part, call, cold=_pid(warmth) not in known)
+        known.add(_pid(warmth))
+
     part.ratio = _ratio(part)
     return part
 
@@ -139,27 +146,40 @@ def _killed(executor: WarmExecutor, progress: Callable[[Part], None]) -> Part:
     try:
         executor.submit(_die).result()
     except TaskExecutionFailed as error:
-        lost = next(
-            (line.strip() for line in error.remote_data.splitlines() if "WorkerLost:" in line), ""
+        part.note = (
+            f"A task ended its own worker. {_loss(error)}\n"
+            "Calls that the other workers answer meanwhile are not shown."
         )
-        part.note = f"A task ended its own worker. {lost}\nCalls that the other workers answer meanwhile are not shown."
-    replaced: int | None = None  # the process that took the place of the killed one
-    give_up = time.monotonic() + _RESTART_TIMEOUT
+
+    successor: int | None = None  # the process that took the place of the killed one
     number = 0
+    give_up = time.monotonic() + _RESTART_TIMEOUT
     while time.monotonic() < give_up:
         number += 1
-        result, warmth = _answer(executor, functions.cluster_energy, None, _ERROR)
-        if warmth.loads or number == 1 or _pid(warmth) == replaced:
-            _add_energy(
-                part, (result, warmth), cold=bool(warmth.loads) and replaced is None, number=number
-            )
+        call = _answer(executor, functions.cluster_energy, None, _ERROR)
+        _, warmth = call
+        is_shown = warmth.loads or number == 1 or _pid(warmth) == successor
+        if is_shown:
+            is_first = bool(warmth.loads) and successor is None
+            _add_energy(part, call, cold=is_first, number=number)
             progress(part)
-        if _pid(warmth) == replaced:
+
+        if _pid(warmth) == successor:
             return part
-        replaced = _pid(warmth) if warmth.loads else replaced
+        if warmth.loads:
+            successor = _pid(warmth)
+
     part.rows[-1] = replace(part.rows[-1], right=False)
     part.note += f" In {_RESTART_TIMEOUT} s no worker took its place."
     return part
+
+
+def _loss(error: TaskExecutionFailed) -> str:
+    """Return the line of an error that names the lost worker."""
+    for line in error.remote_data.splitlines():
+        if "WorkerLost:" in line:
+            return str(line.strip())
+    return ""
 
 
 def _fresh_processes(executor: WarmExecutor, progress: Callable[[Part], None]) -> Part:
@@ -182,7 +202,7 @@ def _pid(warmth: Warmth) -> int:
 def _calls(
     executor: WarmExecutor, part: Part, progress: Callable[[Part], None], *call: Any
 ) -> Iterator[_Answer]:
-    """As many calls as the part expects, one after the other."""
+    """Make as many calls as the part expects, one after the other, and yield their answers."""
     for _ in range(part.expected):
         progress(part)
         yield _answer(executor, *call)
@@ -191,19 +211,15 @@ def _calls(
 
 def _add_energy(part: Part, call: _Answer, *, cold: bool, number: int | None = None) -> None:
     energy, warmth = call
-    near = abs(energy - LJ13_ENERGY) <= _TOLERANCE
-    _add(
-        part,
-        call,
-        warm=warmth.state == "warm",
-        right=near and cold == (warmth.state == "cold"),
-        number=number,
-    )
+    is_near = abs(energy - LJ13_ENERGY) <= _TOLERANCE
+    right = is_near and cold == (warmth.state == "cold")
+    _add(part, call, warm=warmth.state == "warm", right=right, number=number)
 
 
 def _add_dynamics(part: Part, call: _Answer, *, cold: bool) -> None:
     result, warmth = call
-    right = result["drift"] <= _DRIFT and cold == (warmth.state == "cold")
+    is_steady = result["drift"] <= _DRIFT
+    right = is_steady and cold == (warmth.state == "cold")
     _add(part, (result["energy"], warmth), warm=warmth.state == "warm", right=right)
 
 
@@ -211,23 +227,20 @@ def _add(part: Part, call: _Answer, *, warm: bool, right: bool, number: int | No
     result, warmth = call
     assert warmth.worker is not None
     assert warmth.seconds is not None
-    rank = "" if warmth.worker.rank is None else f"{warmth.worker.rank}, "
-    part.rows.append(
-        Row(
-            number or len(part.rows) + 1,
-            warm,
-            f"{rank}pid {warmth.worker.pid}",
-            warmth.seconds,
-            result,
-            right,
-        )
-    )
+    worker = f"pid {warmth.worker.pid}"
+    if warmth.worker.rank is not None:
+        worker = f"{warmth.worker.rank}, {worker}"
+
+    number = number or len(part.rows) + 1
+    part.rows.append(Row(number, warm, worker, warmth.seconds, result, right))
 
 
 def _ratio(part: Part) -> float | None:
     cold = [row.seconds for row in part.rows if not row.warm]
     warm = [row.seconds for row in part.rows if row.warm]
-    return statistics.median(cold) / statistics.median(warm) if cold and warm else None
+    if not cold or not warm:
+        return None
+    return statistics.median(cold) / statistics.median(warm)
 
 
 def _die() -> None:
