@@ -1,7 +1,7 @@
 """The exceptions that users of gc_warm catch.
 
-All of them pickle, and say `gc_warm` as their module, so that one that is sent from a worker is
-found on a client of another version, too.
+All of them pickle, and name `gc_warm` as their module: so a client of another version can load an
+exception that a worker sends.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ __all__ = [
 class BookError(ValueError):
     """A function book, or a function that should go into it, is not as it has to be.
 
-    The text names both.
+    The text names the book and the function.
     """
 
 
@@ -35,7 +35,10 @@ class ConfigError(ValueError):
 
 
 class StaleModuleError(RuntimeError):
-    """A worker holds another version of a module than there is now. Its result is of old state."""
+    """A worker holds another version of a module than there is now.
+
+    The result is one of old state.
+    """
 
 
 class WorkerStartError(RuntimeError):
@@ -50,11 +53,11 @@ class ProcessError(RuntimeError):
     """A call to an external program failed.
 
     Attributes:
-        message: What happened.
+        message: The event, in words.
         status: The program's exit status; negative for the signal that killed it, None if it had
             not ended by itself.
         stdout: The end of the program's standard output during this call, as text.
-        stderr: Likewise of its standard error.
+        stderr: The end of the program's standard error during this call, as text.
     """
 
     def __init__(
@@ -92,7 +95,7 @@ class ProcessTimeoutError(ProcessError):
 
 
 class ProgramError(ProcessError):
-    """The program answered with an error. It is in step and still warm."""
+    """The program answered with an error; its streams are in step, and it is still warm."""
 
     def __str__(self) -> str:
         quoted = "" if self.stderr in self.message else _quoted("stderr", self.stderr)

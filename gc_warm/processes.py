@@ -1,10 +1,10 @@
-"""End processes that a stand-in has started, also when the process that started them has died.
+"""End the processes that a stand-in has started, even if the process that started them has died.
 
 An engine puts each block into a process group of its own, and neither blocks nor interchange notice
 that their client has died: on an endpoint that is right, since a restarted endpoint can do without
 them. A stand-in should leave nothing behind. So all processes of one engine or endpoint carry a
 mark in their environment, and a small process, the *reaper*, waits for the end of the client and
-then ends whatever carries it. The reaper runs this file by its path.
+then ends every process that carries the mark. The reaper runs this file by its path.
 
 Programs of a worker have a supervisor instead (`gc_warm.programs.supervisor`), which finds them by
 descent and needs the standard library only.
@@ -25,15 +25,15 @@ from pathlib import Path
 import psutil
 
 MARK = "GC_WARM_ENGINE"
-"""Environment variable that all processes of one engine or endpoint, and what they start, have in common."""
+"""Environment variable that the processes of one engine or endpoint, and their children, share."""
 
 GRACE = 1.0
-"""Seconds between SIGTERM and SIGKILL: what a manager grants its workers."""
+"""Seconds between SIGTERM and SIGKILL, as many as a manager grants its workers."""
 
 SCRIPTS = "submit_scripts"
-"""Where, in its folder, an engine keeps the scripts of its blocks."""
+"""Name of the folder, in that of an engine, with the scripts of its blocks."""
 
-_ROUNDS = 10  # what is being ended may just have started something
+_ROUNDS = 10  # of ending: a process may have started another just before its end
 _ENDPOINT_SECONDS = 20  # for an endpoint's own end: five to say goodbye, ten for its engine
 _WATCH_INTERVAL = 0.01  # seconds
 
@@ -48,13 +48,18 @@ def marked_environment(mark: str) -> dict[str, str]:
 
 
 def start_reaper(mark: str, folder: str) -> subprocess.Popen[bytes]:
-    """Start the process that calls `end_all` and removes *folder* once this process has died."""
+    """Start the process that calls `end_all` and removes *folder* once this process has died.
+
+    Args:
+        mark: The mark of the processes to end.
+        folder: The folder of the engine or the endpoint.
+    """
     command = [sys.executable, __file__, mark, folder, str(os.getpid())]
     return subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
 
 
 def dismiss_reaper(reaper: subprocess.Popen[bytes]) -> None:
-    """End the reaper, since there is nothing left to be ended."""
+    """End a reaper, since there is nothing left for it to end."""
     reaper.communicate(b"all of it has ended\n")
 
 
@@ -62,7 +67,7 @@ def endpoints(mark: str, folder: str, names: str = "*") -> list[psutil.Process]:
     """Return the daemons and user endpoints in *folder* that carry *mark*.
 
     Args:
-        mark: As for `marked_environment`.
+        mark: The mark that `marked_environment` gave them.
         folder: The user directory that they run in.
         names: A pattern of their names there.
     """
@@ -72,25 +77,40 @@ def endpoints(mark: str, folder: str, names: str = "*") -> list[psutil.Process]:
 
 
 def end_endpoints(mark: str, folder: str) -> None:
-    """Give the endpoints in *folder* some seconds to end by themselves, and with them their jobs at a scheduler."""
-    found = endpoints(mark, folder)
-    _terminate(found)
-    _wait_for(found, _ENDPOINT_SECONDS)
+    """Give endpoints some seconds to end by themselves, and with them their jobs at a scheduler.
+
+    Args:
+        mark: The mark of the endpoints.
+        folder: The user directory that they run in.
+    """
+    ending = endpoints(mark, folder)
+    _terminate(ending)
+    _wait_for(ending, _ENDPOINT_SECONDS)
 
 
 def end_all(mark: str, folder: str | None = None) -> None:
-    """End every process that carries *mark*, and the scripts of blocks in *folder*."""
+    """End every process that carries a mark, and the scripts of blocks.
+
+    Args:
+        mark: The mark of the processes.
+        folder: The folder of the engine whose blocks' scripts end, too; None for no scripts.
+    """
     for _ in range(_ROUNDS):
-        found = list(_processes(mark, folder))
-        if not found:
+        left = list(_processes(mark, folder))
+        if not left:
             return
 
-        _terminate(found)
-        kill_after(GRACE, found)
+        _terminate(left)
+        kill_after(GRACE, left)
 
 
 def kill_after(seconds: float, processes: Sequence[psutil.Process]) -> None:
-    """Wait for the end of processes that are ending, and kill those that still run after *seconds*."""
+    """Wait for the end of processes that are ending, and kill those that do not end.
+
+    Args:
+        seconds: Seconds to wait.
+        processes: The processes, which have been asked to end.
+    """
     alive = _wait_for(processes, seconds)
     for process in alive:
         with contextlib.suppress(psutil.Error):
@@ -106,7 +126,7 @@ def _terminate(processes: Sequence[psutil.Process]) -> None:
 
 
 def _wait_for(processes: Sequence[psutil.Process], seconds: float) -> list[psutil.Process]:
-    """Wait for the end of processes, and return those that still run; one that nobody has waited for does not."""
+    """Wait for the end of processes, and return those that still run; a zombie does not."""
     alive = [process for process in processes if _runs(process)]
     end = time.monotonic() + seconds
     while alive and time.monotonic() < end:
@@ -123,13 +143,13 @@ def _runs(process: psutil.Process) -> bool:
 
 
 def _processes(mark: str, folder: str | None) -> Iterator[psutil.Process]:
-    """Yield what carries *mark*, and the scripts of blocks in *folder*."""
+    """Yield the processes that carry *mark*, and the scripts of blocks in *folder*."""
     for process in psutil.process_iter():
         # it has ended meanwhile, or belongs to somebody else
         with contextlib.suppress(psutil.Error):
-            if _runs(process) and (
-                _is_script(process, folder) or process.environ().get(MARK) == mark
-            ):
+            if not _runs(process):
+                continue
+            if _is_script(process, folder) or process.environ().get(MARK) == mark:
                 yield process
 
 
@@ -166,7 +186,15 @@ def _wait_for_client(client: int) -> bool:
 
 
 def main(mark: str, folder: str, client: str) -> None:
-    """Wait until the client has died, and end what it has left; a client that has done so itself says so before."""
+    """Wait until the client has died, and end the processes that it has left.
+
+    A client that has ended them itself dismisses the reaper before.
+
+    Args:
+        mark: The mark of the processes.
+        folder: The folder of the engine or the endpoint, which is removed.
+        client: The process id of the client.
+    """
     if _wait_for_client(int(client)):
         end_endpoints(mark, folder)
         end_all(mark, folder)
