@@ -1,4 +1,4 @@
-"""What the linter takes for the folder of a config, after the endpoint's loader has been imported.
+"""The time of the linter for a config's folder, after the endpoint's loader has been imported.
 
 Exit status 1: more than 0.3 s.
 

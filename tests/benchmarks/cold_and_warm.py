@@ -1,8 +1,8 @@
-"""How much quicker warm calls are than cold ones: ``python tests/benchmarks/cold_and_warm.py``.
+"""Ratios of cold calls to warm ones: ``python tests/benchmarks/cold_and_warm.py``.
 
 The two parts of ``gc-warm demo`` that pay a load, on one worker, and LAMMPS kept alive where it is
-installed. What is compared are cold and warm calls of the same run, so the ratios travel from
-machine to machine. Exit status 1: one is below what it has to be.
+installed. Cold and warm calls of the same run are compared, so the ratios travel from machine to
+machine. Exit status 1: one is below what it has to be.
 """
 
 from __future__ import annotations
@@ -32,18 +32,17 @@ run 0
 
 
 def demonstrated() -> dict[str, float]:
-    """Median seconds of a cold call over those of a warm one, by part of the demonstration."""
+    """Return the median time of cold calls over that of warm ones, by part of the demonstration."""
     parts = demo.run(workers=1, engine=False, progress=lambda part: None)
     _, tabulated, simulated, *_ = parts
     return {"tabulated": tabulated.ratio or 0.0, "simulated": simulated.ratio or 0.0}
 
 
 def lammps() -> float:
-    """Seconds of the first call, which starts it, over the median of those that follow."""
+    """Return the time of the first call, which starts LAMMPS, over the median of the next ones."""
     seconds = []
-    with ExternalProcess(
-        ["stdbuf", "-oL", "lmp", "-log", "none"], Marker('print "{marker}"')
-    ) as program:
+    command = ["stdbuf", "-oL", "lmp", "-log", "none"]
+    with ExternalProcess(command, Marker('print "{marker}"')) as program:
         for _ in range(6):
             begun = time.perf_counter()
             program.call(LJ2)

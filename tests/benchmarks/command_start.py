@@ -1,4 +1,4 @@
-"""What it costs to be answered by the command: ``python tests/benchmarks/command_start.py``.
+"""The cost of an answer of the command: ``python tests/benchmarks/command_start.py``.
 
 CPU seconds of answers that need none of what the commands do, beside those of importing the SDK, in
 turns. Exit status 1: one of them takes half as much or more.
@@ -24,7 +24,7 @@ WAYS = {
 
 
 def cpu_seconds(command: list[str]) -> float:
-    """Return what a process takes of the CPU, in user and system mode."""
+    """Return the CPU seconds of a process, in user and system mode."""
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     _, _, usage = os.wait4(process.pid, 0)
     process.returncode = 0  # it has been waited for

@@ -1,9 +1,9 @@
-"""What a call to a program that is kept alive costs: ``python tests/benchmarks/program_call.py``.
+"""The cost of a call to a program that is kept alive: ``python tests/benchmarks/program_call.py``.
 
-Small requests to a program in Python that answers them with themselves. The reference is what one
-writes without gc_warm: a loop over ``readline`` on both sides of the same kind of pipes, with
-nothing that could notice a program which is late, gone or out of step. All processes share one
-core, so that what is compared is the work that a call takes, and not where the system puts two
+Small requests to a program in Python that answers them with themselves. The reference is the code
+that one writes without gc_warm: a loop over ``readline`` on both sides of the same kind of pipes,
+with nothing that could notice a program which is late, gone or out of step. All processes share one
+core, so that the work of a call is compared, and not the places where the system puts two
 processes.
 """
 
@@ -39,7 +39,7 @@ Call = Callable[[Any], Any]
 
 @contextlib.contextmanager
 def bare() -> Iterator[Call]:
-    """Calls in which each side only writes a line and reads one."""
+    """Make calls in which each side only writes a line and reads one."""
     with subprocess.Popen(
         [sys.executable, "-c", LOOP],
         stdin=subprocess.PIPE,
@@ -74,8 +74,12 @@ WAYS: dict[str, Callable[[], contextlib.AbstractContextManager[Call]]] = {
 
 
 def measure(calls: int) -> dict[str, float]:
-    """Microseconds of a call in the quickest of the rounds: what else this machine does only ever adds to it."""
+    """Return the microseconds of a call in the quickest of the rounds, by way.
+
+    Other work of this machine only ever adds to it.
+    """
     found: dict[str, list[float]] = {way: [] for way in WAYS}
+
     with contextlib.ExitStack() as stack:
         ready = {way: stack.enter_context(start()) for way, start in WAYS.items()}
         for _ in range(ROUNDS):
@@ -85,11 +89,14 @@ def measure(calls: int) -> dict[str, float]:
                 for _ in range(calls):
                     call(request)
                 found[way].append(1e6 * (time.perf_counter() - begun) / calls)
+
     return {way: min(times) for way, times in found.items()}
 
 
 def compare(calls: int) -> dict[str, tuple[float, float]]:
-    """Microseconds of a call and its ratio to the bare one, by way; medians of several runs.
+    """Return the microseconds of a call and its ratio to the bare one, by way.
+
+    Both are medians of several runs.
 
     Each run has interpreters of its own, since where its memory happens to lie makes a difference
     of a tenth.
@@ -99,6 +106,7 @@ def compare(calls: int) -> dict[str, tuple[float, float]]:
         json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout)
         for _ in range(RUNS)
     ]
+
     return {
         way: (
             statistics.median(run[way] for run in runs),
@@ -119,12 +127,14 @@ def main() -> str | int:
         "--one-run", action="store_true", help="print the microseconds of a single run as JSON"
     )
     options = parser.parse_args()
+
     # it would have every print of the loop written in two pieces
     os.environ.pop("PYTHONUNBUFFERED", None)
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     if options.one_run:
         print(json.dumps(measure(options.calls)))
         return 0
+
     found = compare(options.calls)
     print("| way | a call | |\n| --- | ---: | ---: |")
     for way, (microseconds, ratio) in found.items():

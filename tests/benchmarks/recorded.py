@@ -1,4 +1,4 @@
-"""What it costs to know whether a call was warm: ``python tests/benchmarks/recorded.py``.
+"""The cost of knowing whether a call was warm: ``python tests/benchmarks/recorded.py``.
 
 Tasks per second through a `WarmExecutor` and through the executor inside it, on the same workers of
 the real engine, in turns.
@@ -18,7 +18,7 @@ BURST = 200  # tasks that are under way at the same time
 
 
 def rate(executor: MockExecutor | WarmExecutor) -> float:
-    """Tasks per second, warm ones, in a burst."""
+    """Return how many warm tasks a second end, in a burst."""
     begun = time.perf_counter()
     wait([executor.submit(cluster_energy) for _ in range(BURST)])
     return BURST / (time.perf_counter() - begun)
@@ -32,16 +32,17 @@ def main() -> None:
         "--turns", type=int, default=15, help="bursts through each (default: %(default)s)"
     )
     turns = parser.parse_args().turns
+
     plain = MockExecutor(config="local", user_endpoint_config={"workers_per_node": 2})
     with WarmExecutor(plain) as recorded:
         recorded.warm_up(cluster_energy, workers=2)
         rate(plain), rate(recorded)
         rates = [(rate(plain), rate(recorded)) for _ in range(turns)]
+
     without, with_records = (statistics.median(column) for column in zip(*rates, strict=True))
     ratio = statistics.median(recorded / plain for plain, recorded in rates)
-    print(
-        f"{without:.0f} tasks/s without records, {with_records:.0f} with them; median ratio {ratio:.2f}"
-    )
+    found = f"{without:.0f} tasks/s without records, {with_records:.0f} with them"
+    print(f"{found}; median ratio {ratio:.2f}")
 
 
 if __name__ == "__main__":

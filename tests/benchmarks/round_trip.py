@@ -1,4 +1,4 @@
-"""What a task costs on each way to a worker and back: ``python tests/benchmarks/round_trip.py``.
+"""The cost of a task on each way to a worker and back: ``python tests/benchmarks/round_trip.py``.
 
 One worker, tasks that do nothing but count, one after the other; the standard library's process
 pool beside them in the same run.
@@ -28,11 +28,12 @@ WAYS: dict[str, Callable[[], Executor]] = {
 
 
 def measure(start: Callable[[], Executor], calls: int) -> tuple[float, float]:
-    """Seconds until the first result, and the median seconds of a warm call."""
+    """Return the seconds until the first result, and the median seconds of a warm call."""
     begun = time.perf_counter()
     with start() as executor:
         executor.submit(count).result()
         first = time.perf_counter() - begun
+
         seconds = []
         for _ in range(calls):
             begun = time.perf_counter()
@@ -49,15 +50,14 @@ def main() -> None:
         "--calls", type=int, default=300, help="warm calls on each way (default: %(default)s)"
     )
     calls = parser.parse_args().calls
+
     reference = 0.0
     print("| way | until the first result | median of a warm call |\n| --- | ---: | ---: |")
     for way, start in WAYS.items():
         first, warm = measure(start, calls)
         reference = reference or warm
-        print(
-            f"| {way} | {first:.1f} s | {warm * 1000:.2f} ms, {warm / reference:.1f} x |",
-            flush=True,
-        )
+        cells = f"{first:.1f} s | {warm * 1000:.2f} ms, {warm / reference:.1f} x"
+        print(f"| {way} | {cells} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What a warm hit costs: ``python tests/benchmarks/warm_hit.py``.
+"""The cost of a warm hit: ``python tests/benchmarks/warm_hit.py``.
 
 Compares gc_warm with other ways of keeping a value per key, in one run and one process. The numbers
 that travel from machine to machine are the multiples of ``functools.lru_cache``; nanoseconds are
@@ -124,15 +124,18 @@ WAYS: dict[str, Callable[[], Lookup]] = {
 
 
 def measure(rounds: int, hits: int) -> list[Row]:
-    """Time all ways in every round, each round in another order, so that what else this machine does meets all alike."""
+    """Time all ways in every round.
+
+    Each round has another order, so that other work of this machine meets all of them alike.
+    """
     timers = {}
     for way, make in WAYS.items():
         for kind, key in KEYS.items():
             look_up = make()
             look_up(key)
-            timers[way, kind] = timeit.Timer(
-                "look_up(key)", globals={"look_up": look_up, "key": key}
-            )
+            names = {"look_up": look_up, "key": key}
+            timers[way, kind] = timeit.Timer("look_up(key)", globals=names)
+
     seconds: dict[tuple[str, str], list[float]] = {case: [] for case in timers}
     order = list(timers)
     for number in range(rounds):
@@ -140,6 +143,7 @@ def measure(rounds: int, hits: int) -> list[Row]:
         for case in order:
             gc.collect()
             seconds[case].append(timers[case].timeit(hits) / hits)
+
     quickest = {case: min(times) for case, times in seconds.items()}
     return [
         Row(way, kind, 1e9 * time, time / quickest[REFERENCE, kind])
@@ -156,7 +160,10 @@ def table(rows: list[Row]) -> str:
 
 
 def slower_than_guarded(rows: list[Row]) -> list[str]:
-    """Where gc_warm is slower than the comparable way that is ready-made: a bounded cache under a lock."""
+    """Return the ways of gc_warm that are slower than the comparable one that is ready-made.
+
+    That is a bounded cache under a lock.
+    """
     limits = {row.key: row.ns for row in rows if row.way == GUARDED}
     return [
         f"{row.way} takes {row.ns:.0f} ns with a {row.key}, {GUARDED} {limits[row.key]:.0f} ns"
@@ -177,10 +184,12 @@ def main(arguments: list[str] | None = None) -> str | int:
     )
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     options = parser.parse_args(arguments)
+
     try:
         rows = measure(options.rounds, options.hits)
     except ModuleNotFoundError as error:
         return f"{error.name} is needed for the comparison: pip install cachetools zict"
+
     print(json.dumps([vars(row) for row in rows], indent=2) if options.json else table(rows))
     return "\n".join(slower_than_guarded(rows)) or 0
 

@@ -1,4 +1,7 @@
-"""Answers requests with themselves, and commits the fault that a request names; with a file as its argument, at its first start already."""
+"""A program that answers requests with themselves, and commits the fault that a request names.
+
+With the name of a fault and a file as its arguments, it commits that fault at its first start.
+"""
 
 from __future__ import annotations
 
@@ -51,8 +54,10 @@ def write_100_mb_to_stderr(message: dict[str, Any]) -> None:
 
 def print_noise(message: dict[str, Any]) -> None:
     sys.stdout.buffer.write(
-        b'step 1\n{"energy": -1.5}\n{"id": 0, "reply": "of another"}\n[1, 2]\nnull\n17\n{"id"\n\n\0\xff\xfe\r\n'
+        b'step 1\n{"energy": -1.5}\n{"id": 0, "reply": "of another"}\n'
+        b'[1, 2]\nnull\n17\n{"id"\n\n\0\xff\xfe\r\n'
     )
+
     own = json.dumps({"id": message["id"], "name": "water"})
     print(
         f"DEBUG received {own}",
@@ -62,6 +67,7 @@ def print_noise(message: dict[str, Any]) -> None:
         json.dumps(message, indent=2),
         sep="\n",
     )
+
     print('atom "id": ' + str(message["id"]) + ".5 moved")
     print("no line's end: " + '{"id": 0}' * 50, end="")
     answer(message)
@@ -152,9 +158,11 @@ def main() -> None:
     faults: dict[str, Callable[[dict[str, Any]], None]] = {
         name: fault for name, fault in globals().items() if callable(fault)
     }
+
     if len(sys.argv) > 2 and not os.path.exists(sys.argv[2]):
         Path(sys.argv[2]).touch()
         faults[sys.argv[1]]({})
+
     for line in sys.stdin:
         message = json.loads(line)
         faults.get(str(message["request"]), answer)(message)

@@ -1,4 +1,4 @@
-"""What makes tests of programs independent of how busy the machine is."""
+"""Fixtures that make tests of programs independent of how busy the machine is."""
 
 from __future__ import annotations
 
@@ -21,7 +21,10 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 @pytest.fixture
 def patient_supervisor(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Give programs two minutes to obey, in place of parts of a second: a busy machine cuts none short that is about to."""
+    """Give programs two minutes to obey, in place of parts of a second.
+
+    So a busy machine cuts none short that is about to obey.
+    """
     text = Path(process._SUPERVISOR).read_text()
     for stock in ("_END_OF_FILE_GRACE = 0.5", "_SIGNAL_GRACE = 0.25"):
         assert stock in text
@@ -33,5 +36,9 @@ def patient_supervisor(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 @pytest.fixture(autouse=True)
 def time_for_the_exit_status(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Half a second after the end of its output, a program is said to have closed it, though on a busy machine it may have ended."""
+    """Wait two minutes for the exit status of a program whose output has ended.
+
+    After the usual half a second, a program is said to have closed its output, though on a busy
+    machine it may have ended.
+    """
     monkeypatch.setattr(pipe, "_LAST_WORDS", 120.0)

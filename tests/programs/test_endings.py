@@ -1,4 +1,4 @@
-"""Nothing of a program outlives its worker, however the worker ends, and whatever the program has done to stay."""
+"""Nothing of a program outlives its worker, whatever the program does to stay."""
 
 from __future__ import annotations
 
@@ -105,5 +105,6 @@ def test_programs_end_with_the_workers_of_a_client_that_is_killed(backend: str) 
         assert client.stdout is not None
         worker, started = json.loads(client.stdout.readline())
         assert_all_run(mark, started)
+
         client.kill()
         programs_end_with(worker, mark)

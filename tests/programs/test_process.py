@@ -1,8 +1,9 @@
-"""The life of an external program: one for each worker, there from the first call to the end, in step with its caller."""
+"""The life of an external program: one for each worker, from the first call to the end, in step."""
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import pickle
 import re
@@ -54,10 +55,12 @@ def pid_of(program: ExternalProcess) -> int:
 def test_it_starts_at_the_first_call_and_ends_at_close() -> None:
     shell = ExternalProcess(["sh"], SHELL)
     assert (shell.pid, repr(shell)) == (None, "<ExternalProcess ['sh']: not running>")
+
     assert shell.call("echo $$") == str(shell.pid)
     pid = pid_of(shell)
     assert repr(shell) == f"<ExternalProcess ['sh']: pid {pid}>"
     assert shell.call("echo $$") == str(pid)
+
     shell.close()
     shell.close()
     assert (shell.pid, has_ended(pid)) == (None, True)
@@ -66,23 +69,21 @@ def test_it_starts_at_the_first_call_and_ends_at_close() -> None:
 
 
 def test_its_start_is_a_load_that_a_call_pays_for(shell: ExternalProcess) -> None:
-    (cold, first), (warm_one, second) = observe(shell.call, "echo 1"), observe(shell.call, "echo 2")
+    cold, first = observe(shell.call, "echo 1")
+    warm_one, second = observe(shell.call, "echo 2")
     assert (cold, warm_one, second["loads"], second["uses"]) == ("1", "2", [], 1)
     (load,) = first["loads"]
     assert (load["name"], load["key"]) == ("sh", "['sh']")
     assert 0 < load["seconds"] <= first["seconds"]
     (held,) = [found for found in ledger.loaded() if found.name == "sh"]
     assert (held.key, held.seconds) == ("['sh']", load["seconds"])
+
     before = ledger.mark()
     shell.close()
-    assert [(event.kind, event.name) for event in ledger.events(since=before)] == [
-        ("cleared", "sh")
-    ]
     with pytest.raises(ProcessError):
         ExternalProcess(["false"]).call(1)
-    assert [(event.kind, event.name) for event in ledger.events(since=before)][1:] == [
-        ("failed", "false")
-    ]
+    events = [(event.kind, event.name) for event in ledger.events(since=before)]
+    assert events == [("cleared", "sh"), ("failed", "false")]
 
 
 def test_it_runs_in_a_directory_of_its_own_that_goes_with_it(shell: ExternalProcess) -> None:
@@ -102,12 +103,8 @@ def test_its_temporary_files_go_with_it(shell: ExternalProcess) -> None:
 
 def test_it_runs_where_it_is_told_and_leaves_that_alone(tmp_path: Path) -> None:
     with ExternalProcess(["sh"], SHELL, cwd=tmp_path, env={"FLAVOUR": "lime"}) as shell:
-        assert shell.call(
-            "touch restart.dat; pwd; echo $FLAVOUR $GC_WARM_TEST_RUN"
-        ).splitlines() == [
-            str(tmp_path),
-            f"lime {os.environ['GC_WARM_TEST_RUN']}",
-        ]
+        answer = shell.call("touch restart.dat; pwd; echo $FLAVOUR $GC_WARM_TEST_RUN")
+    assert answer.splitlines() == [str(tmp_path), f"lime {os.environ['GC_WARM_TEST_RUN']}"]
     assert os.listdir(tmp_path) == ["restart.dat"]
 
 
@@ -115,15 +112,10 @@ def test_it_has_its_streams_and_the_usual_signals_and_nothing_else(shell: Extern
     with open(os.devnull) as mine:
         os.set_inheritable(mine.fileno(), True)
         assert shell.call("ls /proc/$$/fd").split() == ["0", "1", "2"]
-    ignored = shell.call("grep SigIgn /proc/$$/status").split()[1]
-    assert (
-        int(ignored, 16)
-        & sum(
-            1 << number - 1
-            for number in (signal.SIGPIPE, signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-        )
-        == 0
-    )
+
+    ignored = int(shell.call("grep SigIgn /proc/$$/status").split()[1], 16)
+    for number in (signal.SIGPIPE, signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        assert ignored & 1 << number - 1 == 0, number
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
@@ -173,6 +165,7 @@ def test_close_in_another_thread_ends_a_call(shell: ExternalProcess, tmp_path: P
     with ThreadPoolExecutor(1) as pool:
         call = pool.submit(shell.call, f"touch {tmp_path}/begun; sleep 1000")
         wait_until((tmp_path / "begun").exists, "the call has begun")
+
         shell.close()
         assert re.match(
             "sh was closed (in the middle of a call|before its first answer)",
@@ -195,13 +188,14 @@ def test_a_thread_that_waits_for_its_turn_has_all_of_its_time(
         wait_until((tmp_path / "begun").exists, "the call has begun")
         second = pool.submit(shell.call, "echo second", 30)
         wait_until(lambda: calls_under_way() == 2, "the second call waits for its turn")
+
         clock.advance(100)
         (tmp_path / "end").touch()
         assert (first.result(120), second.result(120)) == ("first", "second")
 
 
 def calls_under_way() -> int:
-    """How many threads are in a call, the one that waits for its turn included."""
+    """Return how many threads are in a call, the one that waits for its turn included."""
     call = ExternalProcess.call.__code__
     stacks = (traceback.walk_stack(frame) for frame in sys._current_frames().values())
     return sum(any(frame.f_code is call for frame, _ in stack) for stack in stacks)
@@ -220,6 +214,7 @@ def test_a_forked_child_starts_its_own_and_leaves_the_parents_alone(
             shell.close()
         finally:
             os._exit(0)
+
     os.waitpid(child, 0)
     parents, count, own = (tmp_path / "child").read_text().split()
     assert (parents, count) == ("None", "new")
@@ -234,6 +229,7 @@ def test_a_fork_while_another_thread_calls(shell: ExternalProcess, tmp_path: Pat
             f"touch {tmp_path}/begun; until [ -e {tmp_path}/done ]; do sleep 0.01; done; echo mine",
         )
         wait_until((tmp_path / "begun").exists, "the call has begun")
+
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)
             child = os.fork()
@@ -243,6 +239,7 @@ def test_a_fork_while_another_thread_calls(shell: ExternalProcess, tmp_path: Pat
                 shell.close()
             finally:
                 os._exit(0)
+
         os.waitpid(child, 0)
         (tmp_path / "done").touch()
         assert call.result(120) == "mine"
@@ -317,7 +314,8 @@ def test_programs_that_do_not_obey_end_at_the_same_time(monkeypatch: pytest.Monk
     pids = [int(shell.call("echo $$")) for shell in shells]
     asked: list[int | None] = []
     asked_before_waiting: list[set[int | None]] = []
-    ask, clear_up = process.Program.ask, process.Program.clear_up
+    ask = process.Program.ask
+    clear_up = process.Program.clear_up
 
     def noted_ask(program: process.Program, *, interrupt: bool = False) -> None:
         asked.append(program.pid)
@@ -330,6 +328,7 @@ def test_programs_that_do_not_obey_end_at_the_same_time(monkeypatch: pytest.Monk
     monkeypatch.setattr(process.Program, "ask", noted_ask)
     monkeypatch.setattr(process.Program, "clear_up", noted_clear_up)
     lifecycle.tear_down()
+
     assert asked_before_waiting[0] >= set(pids)
     assert all(map(has_ended, pids))
     assert [shell.pid for shell in shells] == [None] * 4
@@ -338,7 +337,7 @@ def test_programs_that_do_not_obey_end_at_the_same_time(monkeypatch: pytest.Monk
 def test_close_in_the_middle_of_a_call_of_the_same_thread(
     shell: ExternalProcess, tmp_path: Path
 ) -> None:
-    """As in the handler of a signal."""
+    """The handler of a signal does that."""
     handler = signal.signal(signal.SIGUSR1, lambda number, frame: shell.close())
     try:
         with ExternalProcess(
@@ -347,11 +346,13 @@ def test_close_in_the_middle_of_a_call_of_the_same_thread(
             signal.signal(signal.SIGUSR1, lambda number, frame: cat.close())
             assert [cat.call(1), cat.call(2)] == [None, None], "no part of the call is left"
             assert cat.pid is None
+
         signal.signal(signal.SIGUSR1, lambda number, frame: shell.close())
         with pytest.raises(ProcessDiedError, match="sh was closed in the middle of a call"):
             shell.call(f"kill -USR1 {os.getpid()}; sleep 1000")
     finally:
         signal.signal(signal.SIGUSR1, handler)
+
     assert shell.call("echo again") == "again"
 
 
@@ -359,6 +360,7 @@ def test_close_in_the_middle_of_close() -> None:
     ignoring = ["sh", "-c", "trap '' INT TERM; while true; do read line && eval \"$line\"; done"]
     shell = ExternalProcess(ignoring, SHELL)
     pid = int(shell.call("echo $$"))
+
     handler = signal.signal(signal.SIGALRM, lambda number, frame: shell.close())
     try:
         signal.setitimer(signal.ITIMER_REAL, 0.2)
@@ -366,6 +368,7 @@ def test_close_in_the_middle_of_close() -> None:
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, handler)
+
     assert has_ended(pid)
     assert shell.pid is None
 
@@ -377,6 +380,7 @@ def test_close_does_not_wait_for_calls_of_the_next_program(
     # so that close does not come back for having waited long enough
     monkeypatch.setattr(process, "_END_TIMEOUT", 600.0)
     begun = tmp_path / "begun"
+
     with ThreadPoolExecutor(4) as pool:
         try:
             request = f"echo >>{begun}; until [ -e {tmp_path}/end ]; do sleep 0.01; done; echo done"
@@ -419,6 +423,7 @@ def test_a_thread_that_blocks_signals(shell: ExternalProcess) -> None:
             ["grep", "SigBlk", "/proc/self/status"], lambda pipe, request: pipe.readline()
         ) as grep:
             assert int(grep.call(None).split()[1], 16) == 0
+
         with pytest.raises(ProcessDiedError, match="exit status 3"):
             shell.call("exit 3")
     finally:
@@ -427,14 +432,15 @@ def test_a_thread_that_blocks_signals(shell: ExternalProcess) -> None:
 
 def test_no_room_for_descriptors(shell: ExternalProcess) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(
-        resource.RLIMIT_NOFILE, (max(map(int, os.listdir("/proc/self/fd"))) + 10, hard)
-    )
+    highest = max(map(int, os.listdir("/proc/self/fd")))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (highest + 10, hard))
+
     taken: list[int] = []
     try:
         with contextlib.suppress(OSError):
             while True:
                 taken.append(os.open(os.devnull, os.O_RDONLY))
+
         for _ in range(8):  # each time at another place
             with pytest.raises(
                 ProcessStartError, match=r"sh cannot be started: .*Too many open files"
@@ -445,6 +451,7 @@ def test_no_room_for_descriptors(shell: ExternalProcess) -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
         for number in taken:
             os.close(number)
+
     assert shell.call("echo 1") == "1"
 
 
@@ -470,7 +477,9 @@ def test_nothing_is_left_of_many_lives() -> None:
     shell = ExternalProcess(["sh"], SHELL)
     shell.call("")
     shell.close()
-    descriptors, held = len(os.listdir("/proc/self/fd")), len(ledger.held())
+    descriptors = len(os.listdir("/proc/self/fd"))
+    held = len(ledger.held())
+
     for number in range(10):
         if number % 2:
             with pytest.raises(ProcessDiedError):
@@ -478,6 +487,7 @@ def test_nothing_is_left_of_many_lives() -> None:
         else:
             shell.call("")
             shell.close()
+
     assert (len(os.listdir("/proc/self/fd")), len(ledger.held())) == (descriptors, held)
 
 
@@ -488,6 +498,7 @@ def test_a_request_that_cannot_be_sent_leaves_the_program_warm(shell: ExternalPr
     ):
         shell.call({"steps": 3})
     assert shell.call("echo $$") == pid
+
     with ExternalProcess(FAULTY) as program:
         pid = program.call(1) and pid_of(program)
         with pytest.raises(TypeError, match=r"JSON cannot express set: \{1\}"):
@@ -637,18 +648,26 @@ def test_an_exception_reaches_a_thread_that_waits_for_a_reply(
     assert shell.call("echo again") == "again"
 
 
+OTHER_SUPERVISOR = """
+import sys
+from gc_warm import ExternalProcess, Marker
+from gc_warm.programs import process
+
+process._SUPERVISOR = sys.argv[1]
+shell = ExternalProcess(["sh"], Marker("echo {marker}"))
+print(shell.call("echo $$"), flush=True)
+input()
+"""
+
+
 def test_a_kernel_without_pidfd(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """The supervisor then looks now and then whether the worker is there."""
     old = tmp_path / "old_supervisor.py"
-    old.write_text(
-        Path(process._SUPERVISOR)
-        .read_text()
-        .replace("os.pidfd_open(", "os.pidfd_open_is_not_there(")
-    )
-    script = "import sys; from gc_warm.worker import process; process._SUPERVISOR = sys.argv[1]\n"
-    script += "from gc_warm import *; print(ExternalProcess(['sh'], Marker('echo {marker}')).call('echo $$'), flush=True); input()"
+    text = Path(process._SUPERVISOR).read_text()
+    old.write_text(text.replace("os.pidfd_open(", "os.pidfd_open_is_not_there("))
+
     worker = subprocess.Popen(
-        [sys.executable, "-c", script, str(old)],
+        [sys.executable, "-c", OTHER_SUPERVISOR, str(old)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
@@ -669,6 +688,7 @@ def test_a_message_keeps_both_ends_of_a_long_command_line() -> None:
         *(f"/a long/folder/{number}" for number in range(20)),
         "input.lammps",
     ]
+
     with ExternalProcess(command, call_timeout=0.2, start_timeout=0.2) as program:
         with pytest.raises(
             ProcessTimeoutError,
@@ -676,13 +696,15 @@ def test_a_message_keeps_both_ends_of_a_long_command_line() -> None:
         ):
             program.call(1)
         assert "'input.lammps']: not running" in repr(program)
-    assert [event.key[-16:] for event in ledger.events() if event.kind == "failed"][
-        -1
-    ] == " 'input.lammps']"
+
+    *_, failed = (event for event in ledger.events() if event.kind == "failed")
+    assert failed.key.endswith(" 'input.lammps']")
 
 
 def test_deadline_covers_the_start(clock: Clock, tmp_path: Path) -> None:
-    starting, go_on, up = tmp_path / "starting", tmp_path / "go_on", tmp_path / "up"
+    starting = tmp_path / "starting"
+    go_on = tmp_path / "go_on"
+    up = tmp_path / "up"
     late = ["sh", "-c", f"touch {starting}; until [ -e {go_on} ]; do sleep 0.01; done; exec sh"]
     with ThreadPoolExecutor(1) as pool, ExternalProcess(late, SHELL, start_timeout=100) as program:
         call = pool.submit(program.call, "echo 1", timeout=30)
@@ -690,6 +712,7 @@ def test_deadline_covers_the_start(clock: Clock, tmp_path: Path) -> None:
         clock.advance(90)
         go_on.touch()
         assert call.result(120) == "1"
+
         call = pool.submit(program.call, f"touch {up}; sleep 1000", timeout=30)
         wait_until(up.exists, "the next call has begun")
         clock.advance(31)
@@ -697,46 +720,66 @@ def test_deadline_covers_the_start(clock: Clock, tmp_path: Path) -> None:
             call.result(120)
 
 
+TOUCHING = """
+import pathlib, time
+from gc_warm import serve
+
+def handler(path):
+    pathlib.Path(path).touch()
+    time.sleep(1000)
+
+serve(handler)
+"""
+
+
 def test_the_time_for_the_start_is_over_once_it_is_up(clock: Clock, tmp_path: Path) -> None:
-    code = "import pathlib, time\nfrom gc_warm import serve\nserve(lambda path: (pathlib.Path(path).touch(), time.sleep(1000)))"
-    serving = ExternalProcess([sys.executable, "-c", code], start_timeout=600, cwd=ROOT)
+    serving = ExternalProcess([sys.executable, "-c", TOUCHING], start_timeout=600, cwd=ROOT)
     shell = ExternalProcess(["sh"], SHELL, start_timeout=600)
+
     for program, up, request in (
         (shell, tmp_path / "shell", f"touch {tmp_path / 'shell'}; sleep 1000"),
         (serving, tmp_path / "serving", str(tmp_path / "serving")),
     ):
         with ThreadPoolExecutor(1) as pool, program:
             call = pool.submit(program.call, request, timeout=30)
-            wait_until(lambda: up.exists() and knows_to_be_up(program), "it is up")  # noqa: B023 - it is called at once
+            wait_until(up.exists, "it has begun")
+            wait_until(functools.partial(knows_to_be_up, program), "it is known to be up")
             clock.advance(31)
-            with pytest.raises(
-                ProcessTimeoutError, match=r"did not answer within 30 s, and was ended"
-            ):
+            message = "did not answer within 30 s, and was ended"
+            with pytest.raises(ProcessTimeoutError, match=message):
                 call.result(120)
 
 
 def knows_to_be_up(program: ExternalProcess) -> bool:
-    """Whether this side has read what the program wrote when it was up, such as the announcement of `serve`."""
+    """Return whether this side has read that the program is up, as `serve` announces it."""
     return program._program is not None and program._program._pipe.answered
+
+
+HOLDING_BACK = """
+import pathlib, sys
+
+for line in sys.stdin:
+    sys.stdout.write("17\\n")
+    pathlib.Path(sys.argv[1]).touch()
+"""
 
 
 @pytest.mark.usefixtures("patient_supervisor")
 def test_a_program_that_holds_its_output_back_is_recognised(clock: Clock, tmp_path: Path) -> None:
     written = tmp_path / "written"
-    code = f"import pathlib, sys\nfor line in sys.stdin: sys.stdout.write('17\\n'), pathlib.Path({str(written)!r}).touch()"
-    with (
-        ThreadPoolExecutor(1) as pool,
-        ExternalProcess(
-            [sys.executable, "-c", code], start_timeout=60, env={"PYTHONUNBUFFERED": ""}
-        ) as program,
-    ):
+    command = [sys.executable, "-c", HOLDING_BACK, str(written)]
+    holding = ExternalProcess(command, start_timeout=60, env={"PYTHONUNBUFFERED": ""})
+
+    with ThreadPoolExecutor(1) as pool, holding as program:
         call = pool.submit(program.call, 1, timeout=30)
         wait_until(written.exists, "it has written its reply, as it thinks")
         clock.advance(91)
         error = call.exception(120)
+
     assert isinstance(error, ProcessTimeoutError)
-    assert (
-        "and was ended; then only came some of its output (if a reply is among it, the program holds output or input back"
-        in str(error)
+    late = (
+        "and was ended; then only came some of its output "
+        "(if a reply is among it, the program holds output or input back"
     )
+    assert late in str(error)
     assert error.stdout == "17"

@@ -1,4 +1,4 @@
-"""What programs do wrong: each call ends in time with an error that says what happened, and the next call works."""
+"""Faults of programs: a call ends in time with an error that names them; the next call works."""
 
 from __future__ import annotations
 
@@ -31,9 +31,10 @@ from gc_warm.worker import lifecycle
 from tests.support import FAULTY, Clock, has_ended, wait_until
 
 SECONDS = 0.5
-"""What a call may take that is to run into its deadline, wherever it is by then."""
+"""The time for a call that is to run into its deadline, wherever it is by then."""
+
 CALL, START = 30.0, 60.0
-"""What a call may take, by a clock that is advanced, and what the program's start may take on top."""
+"""The time for a call, by a clock that is advanced, and that for the program's start on top."""
 
 
 @pytest.fixture
@@ -44,7 +45,7 @@ def program() -> Iterator[ExternalProcess]:
 
 
 def failure(program: ExternalProcess, request: str, seconds: float = 120) -> ProcessError:
-    """The error that a call ends with; it is the same after a journey to another process."""
+    """Return the error that a call ends with; it is the same after a journey to another process."""
     with pytest.raises(ProcessError) as caught:
         program.call(request, timeout=seconds)
     assert_travels(caught.value)
@@ -54,10 +55,14 @@ def failure(program: ExternalProcess, request: str, seconds: float = 120) -> Pro
 def failure_at_the_deadline(
     program: ExternalProcess, request: str, clock: Clock, reached: Path
 ) -> ProcessError:
-    """The error of a call whose time is over once the program has made the file *reached*; the clock stands still until then."""
+    """Return the error of a call whose time is over once the program has made the file *reached*.
+
+    The clock stands still until then.
+    """
     with ThreadPoolExecutor(1) as pool:
         call = pool.submit(program.call, request, timeout=CALL)
         wait_until(lambda: reached.exists() or call.done(), "the program has got there")
+
         clock.advance(CALL + START + 1)
         error = call.exception(120)
     assert isinstance(error, ProcessError)
@@ -74,7 +79,7 @@ def assert_travels(error: ProcessError) -> None:
 def no_time_for_the_exit_status(
     request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """For programs that close their streams and go on: of these there is no exit status to wait for."""
+    """Wait for no exit status of programs that close their streams and go on: there is none."""
     words = request.getfixturevalue("words")
     if "closed its" in words:
         monkeypatch.setattr(pipe, "_LAST_WORDS", 0.1)
@@ -147,13 +152,11 @@ def test_a_call_without_answer_ends_at_its_deadline(
     reached = tmp_path / "reached"
     with ExternalProcess(FAULTY, env={"REACHED": str(reached)}) as program:
         assert program.call("first") == "first"
+
         error = failure_at_the_deadline(program, fault, clock, reached)
         assert type(error) is ProcessTimeoutError
-        assert re.search(
-            r"faulty\.py'? did not answer within 30 s, and was ended.*" + words,
-            str(error),
-            re.DOTALL,
-        ), str(error)
+        pattern = r"faulty\.py'? did not answer within 30 s, and was ended.*" + words
+        assert re.search(pattern, str(error), re.DOTALL), str(error)
         assert program.pid is None
         assert program.call("next") == "next"
 
@@ -199,10 +202,8 @@ def test_a_line_without_end_does_not_fill_the_memory(
 ) -> None:
     monkeypatch.setattr(pipe, "_OUTPUT_LIMIT", 20 * 2**20)
     error = failure(program, "write_without_end")
-    assert (
-        "wrote 20 MiB that are no reply, or too long a one: send large data through files"
-        in str(error)
-    )
+    words = "wrote 20 MiB that are no reply, or too long a one: send large data through files"
+    assert words in str(error)
     assert len(error.stdout) == 8192
     assert program.call("next") == "next"
 
@@ -245,12 +246,13 @@ def test_an_error_reply_leaves_the_program_warm(program: ExternalProcess) -> Non
     pid = program.pid
     error = failure(program, "answer_with_an_error")
     assert type(error) is ProgramError
-    assert re.search(
-        r"faulty\.py'? answered with an error: unknown pair style lj/cutt$", str(error)
-    )
+    words = r"faulty\.py'? answered with an error: unknown pair style lj/cutt$"
+    assert re.search(words, str(error))
+
     long = failure(program, "answer_with_a_long_error")
     assert type(long) is ProgramError
     assert 10_000 > len(str(long)) > 8192
+
     assert program.call("answer_with_null_error") == "answer_with_null_error"
     assert program.call("next") == "next"
     assert program.pid == pid
@@ -299,6 +301,7 @@ def test_words_before_the_first_request_are_quoted(
 def test_a_program_that_is_not_up_in_time_is_tried_again(clock: Clock, tmp_path: Path) -> None:
     reached = tmp_path / "reached"
     command = [*FAULTY, "never_become_ready", str(tmp_path / "started")]
+
     with ExternalProcess(command, start_timeout=START, env={"REACHED": str(reached)}) as program:
         error = failure_at_the_deadline(program, "first", clock, reached)
         assert type(error) is ProcessTimeoutError
@@ -312,11 +315,13 @@ def test_a_program_that_is_not_up_in_time_is_tried_again(clock: Clock, tmp_path:
     [
         (
             ["no-such-program"],
-            "no-such-program cannot be started: there is no program no-such-program on this worker's PATH",
+            "no-such-program cannot be started: "
+            "there is no program no-such-program on this worker's PATH",
         ),
         (
             ["/no/such/program", "-x"],
-            "program -x cannot be started: there is no program /no/such/program, or not the interpreter that its first line names",
+            "program -x cannot be started: there is no program /no/such/program, "
+            "or not the interpreter that its first line names",
         ),
         (["/etc/passwd"], "passwd cannot be started: Permission denied: /etc/passwd"),
         (["sh", "-c", "exit 3"], "sh -c 'exit 3' ended with exit status 3 before its first answer"),
@@ -331,9 +336,8 @@ def test_a_program_that_cannot_be_started(command: list[str], words: str) -> Non
 def test_a_folder_that_does_not_exist() -> None:
     error = failure(ExternalProcess(["cat"], cwd="/no/such/folder"), "first")
     assert type(error) is ProcessStartError
-    assert "cat cannot be started: [Errno 2] No such file or directory: '/no/such/folder'" in str(
-        error
-    )
+    words = "cat cannot be started: [Errno 2] No such file or directory: '/no/such/folder'"
+    assert words in str(error)
 
 
 def test_a_program_that_ends_between_calls_is_started_again(
@@ -356,6 +360,7 @@ def test_a_program_that_gives_its_output_to_another_and_ends(tmp_path: Path) -> 
         command = [sys.executable, "-I", "-S", "-c", GIVE_AWAY, address]
         error = failure(ExternalProcess(command), "first")
         assert "ended with exit status 3 before its first answer" in str(error)
+
         connection, _ = listener.accept()
         with connection:
             _, descriptors, _, _ = socket.recv_fds(connection, 1, 1)
@@ -411,7 +416,8 @@ def test_what_an_interactive_program_writes_late_is_no_part_of_the_next_reply(
     [
         (
             "echo last words; exit 3",
-            "sh ended with exit status 3 in the middle of a call\n--- the end of its stdout ---\nlast words",
+            "sh ended with exit status 3 in the middle of a call\n"
+            "--- the end of its stdout ---\nlast words",
         ),
         ("kill -KILL $$", "sh was killed by SIGKILL in the middle of a call"),
         ("exec >&-; sleep 1000", "sh closed its output in the middle of a call"),
@@ -429,6 +435,7 @@ def test_an_interactive_program_that_repeats_its_input() -> None:
         pytest.raises(ProgramError, match="complained"),
     ):
         shell.call("echo 1")  # it repeats it on stderr
+
     repeating = ["sh", "-c", 'while read -r line; do echo "$line"; eval "$line"; done']
     with ExternalProcess(repeating, Marker("echo {marker}")) as shell:
         assert shell.call("echo 1") == "echo 1\n1"
@@ -442,9 +449,9 @@ def test_a_request_that_swallows_the_marker_is_a_timeout(shell: ExternalProcess)
 def test_an_interactive_program_that_hangs(
     shell: ExternalProcess, clock: Clock, tmp_path: Path
 ) -> None:
-    error = failure_at_the_deadline(
-        shell, f"echo begun; touch {tmp_path / 'reached'}; sleep 1000", clock, tmp_path / "reached"
-    )
+    reached = tmp_path / "reached"
+    request = f"echo begun; touch {reached}; sleep 1000"
+    error = failure_at_the_deadline(shell, request, clock, reached)
     assert type(error) is ProcessTimeoutError
     assert error.stdout.endswith("begun")
     assert shell.call("echo ${count:-new}") == "new"

@@ -1,4 +1,4 @@
-"""An exception injected at every point of a call wedges nothing and leaks nothing, and the next call gets its own reply."""
+"""An exception at any point of a call wedges nothing, leaks nothing and mixes up no replies."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ OPERATIONS: dict[
 
 
 def answers_after(bc: ExternalProcess) -> list[str]:
-    """What the next tasks get, in another thread, since this one would have its own locks."""
+    """Return the next answers, in another thread, since this one would have its own locks."""
     with ThreadPoolExecutor(1) as pool:
         answers = [pool.submit(bc.call, f"{number}+1", 120).result(120) for number in range(2)]
         pool.submit(bc.close).result(120)
@@ -102,7 +102,8 @@ def test_exception_at_every_point(operation: str) -> None:
     def interrupt() -> NoReturn:
         raise TaskTimeout("injected")
 
-    before, others = len(os.listdir("/proc/self/fd")), running()
+    before = len(os.listdir("/proc/self/fd"))
+    others = running()
     for number in itertools.count(1):
         bc = ExternalProcess(["bc", "-q"], Marker('print "{marker}\\n"'))
         prepare(bc)
@@ -111,6 +112,7 @@ def test_exception_at_every_point(operation: str) -> None:
         answers[f"{number}: {injector.where}"] = answers_after(bc)
         if injector.where is None or last in injector.where:
             break
+
     del bc
     gc.collect()
     assert {point: found for point, found in answers.items() if found != ["1", "2"]} == {}

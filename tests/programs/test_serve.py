@@ -1,4 +1,4 @@
-"""The program's side: replies are all that goes back, errors leave it up, and it ends when it should."""
+"""The program's side: only replies go back, errors leave it up, and it ends when it should."""
 
 from __future__ import annotations
 
@@ -30,15 +30,14 @@ Program = Callable[..., ExternalProcess]
 
 @pytest.fixture
 def program(tmp_path: Path) -> Iterator[Program]:
-    """Makes an `ExternalProcess` of the text of a program."""
+    """Make an `ExternalProcess` of the text of a program."""
     made: list[ExternalProcess] = []
 
     def make(text: str, *launcher: str) -> ExternalProcess:
         file = tmp_path / f"program_{len(made)}.py"
         file.write_text(textwrap.dedent(text))
-        made.append(
-            ExternalProcess([*launcher, sys.executable, file], env={"PYTHONPATH": str(ROOT)})
-        )
+        command = [*launcher, sys.executable, str(file)]
+        made.append(ExternalProcess(command, env={"PYTHONPATH": str(ROOT)}))
         return made[-1]
 
     yield make
@@ -64,10 +63,9 @@ def test_an_error_of_the_handler_is_an_error_reply_with_its_traceback(program: P
     inverse = program("from gc_warm import serve\nserve(lambda number: 1 / number)")
     assert inverse.call(4) == 0.25
     pid = inverse.pid
-    with pytest.raises(
-        ProgramError,
-        match=r"answered with an error: Traceback [^$]*program_0.py[^$]*ZeroDivisionError: division by zero$",
-    ):
+
+    traceback = r"Traceback [^$]*program_0.py[^$]*ZeroDivisionError: division by zero$"
+    with pytest.raises(ProgramError, match=rf"answered with an error: {traceback}"):
         inverse.call(0)
     assert inverse.call(2) == 0.5
     assert inverse.pid == pid
@@ -104,23 +102,31 @@ def test_values_that_json_lacks(program: Program) -> None:
         class Array:
             def tolist(self):
                 return [[1.5, 2.0], [0.0, 1.0]]
-        replies = {"array": Array(), "path": Path("/scratch/run.xyz"), "nan": float("nan"), "set": {1}, "text": "\\u212b\\n\\udc80"}
+        replies = {
+            "array": Array(),
+            "path": Path("/scratch/run.xyz"),
+            "nan": float("nan"),
+            "set": {1},
+            "text": "\\u212b\\n\\udc80",
+        }
         serve(lambda name: replies[name])
     """)
     assert values.call("array") == [[1.5, 2.0], [0.0, 1.0]]
     assert values.call("path") == "/scratch/run.xyz"
     assert values.call("text") == "\u212b\n\udc80"
     assert values.call("nan") != values.call("nan")
-    with pytest.raises(
-        ProgramError, match=r"the reply cannot be sent: JSON cannot express set: \{1\}"
-    ):
+
+    message = r"the reply cannot be sent: JSON cannot express set: \{1\}"
+    with pytest.raises(ProgramError, match=message):
         values.call("set")
 
 
 def test_a_handler_that_ends_the_program(program: Program) -> None:
-    ending = program(
-        "import sys\nfrom gc_warm import serve\nserve(lambda status: sys.exit(status) if status else 'up')"
-    )
+    ending = program("""
+        import sys
+        from gc_warm import serve
+        serve(lambda status: sys.exit(status) if status else "up")
+    """)
     assert ending.call(0) == "up"
     with pytest.raises(ProcessDiedError, match="ended with exit status 3 in the middle of a call"):
         ending.call(3)
@@ -135,6 +141,7 @@ def test_it_goes_on_after_the_loop_when_its_input_ends(program: Program, tmp_pat
         serve(lambda request: request)
         Path({str(tmp_path / "restart")!r}).write_text("saved")
     """)
+
     closing.call(1)
     assert not (tmp_path / "restart").exists()
     closing.close()
@@ -142,10 +149,14 @@ def test_it_goes_on_after_the_loop_when_its_input_ends(program: Program, tmp_pat
 
 
 def test_it_ends_when_it_has_been_idle_and_the_next_call_starts_it_again(program: Program) -> None:
-    text = (
-        "import os\nfrom gc_warm import serve\nserve(lambda request: os.getpid(), idle_timeout={})"
-    )
-    idle, patient = program(text.format(1.0)), program(text.format(3600))
+    text = """
+        import os
+        from gc_warm import serve
+        serve(lambda request: os.getpid(), idle_timeout={})
+    """
+    idle = program(text.format(1.0))
+    patient = program(text.format(3600))
+
     pid = idle.call(1)
     assert patient.call(1) == patient.call(2)
     wait_until(lambda: not Path(f"/proc/{pid}").exists(), "it has ended")
@@ -165,21 +176,19 @@ def test_a_line_that_is_no_request_is_answered_so_by_hand_too(line: str) -> None
     ended = subprocess.run(
         command, input=lines, capture_output=True, text=True, cwd=ROOT, timeout=120
     )
+
     ready, wrong, right = ended.stdout.splitlines()
     assert ready == '{"id": 0, "reply": "ready"}'
     assert wrong.startswith(
-        '{"id": null, "error": "a request is one line, {\\"id\\": ..., \\"request\\": ...}, and not '
+        '{"id": null, "error": "a request is one line, '
+        '{\\"id\\": ..., \\"request\\": ...}, and not '
     )
     assert (right, ended.returncode, ended.stderr) == ('{"id": "a", "reply": 3}', 0, "")
 
 
 def test_requests_that_arrive_in_pieces_and_together() -> None:
-    command = [
-        sys.executable,
-        "-u",
-        "-c",
-        "from gc_warm import serve\nserve(lambda request: request)",
-    ]
+    code = "from gc_warm import serve\nserve(lambda request: request)"
+    command = [sys.executable, "-u", "-c", code]
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=ROOT, bufsize=0
     ) as process:
@@ -193,6 +202,7 @@ def test_requests_that_arrive_in_pieces_and_together() -> None:
         ):
             process.stdin.write(piece)
         process.stdin.close()
+
         _, *replies, cut = process.stdout.read().splitlines()
         assert replies == [
             b'{"id": 1, "reply": "\\u212b"}',
@@ -203,7 +213,10 @@ def test_requests_that_arrive_in_pieces_and_together() -> None:
 
 
 def test_the_module_needs_nothing_but_the_standard_library() -> None:
-    code = "import sys; from gc_warm import serve, ExternalProcess; print(*{name.partition('.')[0] for name in sys.modules})"
+    code = (
+        "import sys; from gc_warm import serve, ExternalProcess; "
+        "print(*{name.partition('.')[0] for name in sys.modules})"
+    )
     names = subprocess.run(
         [sys.executable, "-S", "-c", code], capture_output=True, text=True, cwd=ROOT, check=True
     ).stdout.split()
@@ -229,7 +242,8 @@ def test_a_loop_over_stdin_that_repeats_the_id_works(program: Program) -> None:
     [
         (
             '"energy": message["request"]',
-            r'printed an object without the id of the request: \{"energy": 1\}\nA reply is one line, \{"id": <the id',
+            r'printed an object without the id of the request: \{"energy": 1\}\n'
+            r'A reply is one line, \{"id": <the id',
         ),
         (
             '"id": message["id"], "energy": 1',
@@ -278,28 +292,27 @@ def test_all_ranks_of_an_mpi_program_take_part(program: Program, clock: Clock) -
         pytest.skip("there is no mpiexec")
     world = program(MPI, "mpiexec", "--allow-run-as-root", "--oversubscribe", "-n", "3")
     assert world.call(10) == [60, 3]
-    with pytest.raises(
-        ProgramError,
-        match=r"answered with an error: rank 1: Traceback [^$]*ValueError: not converged",
-    ):
+
+    failure = r"rank 1: Traceback [^$]*ValueError: not converged"
+    with pytest.raises(ProgramError, match=f"answered with an error: {failure}"):
         world.call("fail")
     assert world.call(1) == [6, 3]
+
     with ThreadPoolExecutor(1) as pool:
         call = pool.submit(world.call, "fail while the others wait", timeout=30)
-        wait_until(lambda: b"ValueError: not converged" in said(world), "rank 1 has failed")
+        wait_until(lambda: b"ValueError: not converged" in stderr(world), "rank 1 has failed")
         clock.advance(31)
-        with pytest.raises(
-            ProcessTimeoutError, match=r"rank 1: Traceback [^$]*ValueError: not converged"
-        ):
+        with pytest.raises(ProcessTimeoutError, match=failure):
             call.result(120)
     assert world.call(1) == [6, 3]
+
     pids = world.call("pids")
     world.close()
     assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
 
 
-def said(program: ExternalProcess) -> bytes:
-    """What it has written to its standard error in the call that is under way."""
+def stderr(program: ExternalProcess) -> bytes:
+    """Return the program's standard error in the call that is under way."""
     assert program._program is not None
     return program._program._pipe._stderr_tail
 
@@ -315,9 +328,9 @@ def test_idle_ranks_leave_their_cores_alone(program: Program) -> None:
     def used() -> float:
         return sum(sum(rank.cpu_times()[:2]) for rank in ranks)
 
-    before, begun = used(), time.monotonic()
+    before = used()
+    begun = time.monotonic()
     time.sleep(2)
     share = (used() - before) / (time.monotonic() - begun)
-    assert share < 0.25, (
-        "ranks that wait in MPI itself take a core each, or as much of it as a busy machine gives them"
-    )
+    # ranks that wait in MPI itself take a core each, or as much of it as a busy machine gives them
+    assert share < 0.25

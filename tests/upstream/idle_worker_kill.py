@@ -1,4 +1,4 @@
-"""A minimal reproduction for Parsl: after its only idle worker is killed, a manager runs nothing more.
+"""A minimal reproduction for Parsl: a manager whose only idle worker is killed runs nothing more.
 
 Needs Parsl and nothing else; ends with status 0 if the fault is there, and 1 if it is not.
 
@@ -34,6 +34,7 @@ def main() -> int:
     scripts = os.path.dirname(sys.executable)
     # where Parsl looks for its programs
     os.environ["PATH"] = scripts + os.pathsep + os.environ["PATH"]
+
     executor = HighThroughputExecutor(
         label="one_worker",
         address="127.0.0.1",
@@ -58,15 +59,17 @@ def main() -> int:
         worker = executor.submit(os.getpid, {}).result(60)
         time.sleep(2 * HEARTBEAT)  # idle by now, in its second wait
         os.kill(worker, signal.SIGKILL)
+
         begun = time.monotonic()
         try:
             successor = executor.submit(os.getpid, {}).result(PATIENCE)
             said = f"worker {successor} ran a task {time.monotonic() - begun:.1f} s later"
         except NotInTime:
-            successor, said = None, f"{PATIENCE} s later, a task has not begun"
-        print(
-            f"Python {platform.python_version()}, Parsl {parsl.__version__}: the idle worker {worker} was killed; {said}"
-        )
+            successor = None
+            said = f"{PATIENCE} s later, a task has not begun"
+
+        versions = f"Python {platform.python_version()}, Parsl {parsl.__version__}"
+        print(f"{versions}: the idle worker {worker} was killed; {said}")
     return 1 if successor else 0
 
 

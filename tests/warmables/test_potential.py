@@ -21,27 +21,27 @@ COARSE = LennardJones(error=1e-4)
 )
 def test_interpolation_stays_below_its_bound_and_close_to_it(config: LennardJones) -> None:
     table = Table(config)
+
     places = random.Random(1)
     squares = [places.uniform(config.core, config.cutoff) ** 2 for _ in range(20_000)]
     first = (config.cutoff**2 - config.core**2) / config.intervals
     # where the curvature is largest
     squares += [config.core**2 + first * part / 10 for part in range(10)]
+
     worst = max(abs(table.pair(square) - config.exact(square)) for square in squares)
     assert config.error / 2 < worst <= config.error
 
 
 def test_halving_the_error_costs_root_two_in_points() -> None:
-    assert LennardJones(error=5e-5).intervals == pytest.approx(
-        COARSE.intervals * math.sqrt(2), rel=0.01
-    )
+    fine = LennardJones(error=COARSE.error / 2)
+    assert fine.intervals == pytest.approx(COARSE.intervals * math.sqrt(2), rel=0.01)
 
 
 def test_ends_of_the_table() -> None:
     table = Table(COARSE)
     assert table.pair(COARSE.cutoff**2) == 0
-    assert table.pair(math.nextafter(COARSE.cutoff**2, 0)) == pytest.approx(
-        COARSE.exact(9.0), abs=1e-4
-    )
+    last = math.nextafter(COARSE.cutoff**2, 0)
+    assert table.pair(last) == pytest.approx(COARSE.exact(9.0), abs=1e-4)
     assert table.pair(0.25) == COARSE.exact(0.25)  # inside the core
 
 
@@ -60,8 +60,10 @@ def test_lj13_is_a_minimum() -> None:
             for j in range(i)
         )
 
-    at_rest, step = exact_energy(), 1e-4
+    at_rest = exact_energy()
     assert at_rest == pytest.approx(-44.32680142, abs=1e-8)
+
+    step = 1e-4
     for atom in atoms:
         for axis in range(3):
             atom[axis] += step
@@ -76,9 +78,8 @@ def test_lj13_is_a_minimum() -> None:
 def test_one_table_for_each_configuration() -> None:
     before = potential.table.info()
     atoms = read_xyz(LJ13)
-    assert energy(atoms, LennardJones(error=2e-4)) == energy(
-        atoms, LennardJones(error=2e-4, cutoff=3.0)
-    )
+    default_cutoff = energy(atoms, LennardJones(error=2e-4))
+    assert default_cutoff == energy(atoms, LennardJones(error=2e-4, cutoff=3.0))
     energy(atoms, LennardJones(error=3e-4))
     assert potential.table.info().loads - before.loads == 2
 
@@ -108,7 +109,8 @@ def test_bad_configurations(values: dict[str, Any], message: str) -> None:
         ("-1\n\n", "announces -1 atoms"),
         (
             "2\n\nAr 0 0 0\nAr 0 zero 0\n",
-            "line 4: an element and three finite coordinates are expected, and there is 'Ar 0 zero 0'",
+            "line 4: an element and three finite coordinates are expected, "
+            "and there is 'Ar 0 zero 0'",
         ),
         ("1\n\nAr 0 0\n", "line 3: .* there is 'Ar 0 0'"),
         ("1\n\nAr 0 inf 0\n", "line 3: .* finite"),

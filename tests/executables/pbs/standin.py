@@ -1,12 +1,14 @@
-"""PBS Pro and an mpiexec, as far as an endpoint meets them: what is asked of them is recorded, and jobs are processes of this machine.
+"""PBS Pro and an mpiexec, as far as an endpoint meets them.
 
-The forms of what they print and refuse are those of OpenPBS, of which PBS Professional is the
-commercial edition: its manual pages qsub(1B), qstat(1B), qdel(1B) and pbs_resources(7B), its
-sources (src/cmds/qsub.c, qsub_sup.c), and for ``qstat -f -F json`` the design document PP-483
-"Enhance output of qstat to make it more admin and script friendly", with jobs of a PBS 2022.1 in
-the documentation of PSI/J.
+Requests to them are recorded, and jobs are processes of this machine.
 
-What a site decides is in environment variables: STANDIN_FOLDER (the records), STANDIN_ACCOUNTS
+Their output and refusals have the forms of OpenPBS, of which PBS Professional is the commercial
+edition: its manual pages qsub(1B), qstat(1B), qdel(1B) and pbs_resources(7B), its sources
+(src/cmds/qsub.c, qsub_sup.c), and for ``qstat -f -F json`` the design document PP-483 "Enhance
+output of qstat to make it more admin and script friendly", with jobs of a PBS 2022.1 in the
+documentation of PSI/J.
+
+The decisions of a site are in environment variables: STANDIN_FOLDER (the records), STANDIN_ACCOUNTS
 (those with an allocation; any account and none if unset), STANDIN_NODE_CPUS (how many a node has;
 as many as a chunk asks for if unset), STANDIN_BUSY (a queue in which no job starts) and
 STANDIN_MPIEXEC (whose mpiexec there is).
@@ -58,7 +60,7 @@ def refuse(why: str, status: int) -> NoReturn:
 
 
 def write(path: Path, text: str) -> None:
-    """All of it at once: others look at it meanwhile."""
+    """Write all of it at once: others look at it meanwhile."""
     part = path.with_suffix(".part")
     part.write_text(text)
     part.rename(path)
@@ -73,22 +75,23 @@ def qsub(arguments: Sequence[str]) -> None:
     job = dict(option for option in given if option[0] != "-l")
     resources = job_resources([value for name, value in given if name == "-l"])
     accept(job, resources)
+
     number = next_number()
     folder = FOLDER / "jobs" / str(number)
     (folder / "home").mkdir(parents=True)
     (folder / "script").write_text(script)  # the job runs what was there when it was submitted
     hosts = placed(resources)
     (folder / "nodefile").write_text("".join(f"{host}\n" for host in hosts))
+
     ticket = {
         "name": job["-N"],
         "queue": job.get("-q", "workq"),
         "account": job.get("-A"),
         "outputs": [job["-o"], job["-e"]],
     }
-    write(
-        folder / "job",
-        json.dumps({**ticket, "resources": resources, "hosts": hosts, "work": os.getcwd()}),
-    )
+    text = json.dumps({**ticket, "resources": resources, "hosts": hosts, "work": os.getcwd()})
+    write(folder / "job", text)
+
     if ticket["queue"] != os.environ.get("STANDIN_BUSY"):
         start_mom(folder)
     record("jobs", id=f"{number}.{SERVER}", queue=ticket["queue"], directives=inside, script=script)
@@ -96,7 +99,7 @@ def qsub(arguments: Sequence[str]) -> None:
 
 
 def directives(script: str) -> list[str]:
-    """The lines that qsub reads: those before the first command, without their prefix."""
+    """Return the lines that qsub reads: those before the first command, without their prefix."""
     found = []
     for line in script.splitlines():
         if line.strip() and not line.lstrip().startswith(("#", ":")):
@@ -118,14 +121,13 @@ def parsed(directive: str) -> Options:
 
 def job_resources(values: Sequence[str]) -> dict[str, str]:
     found: dict[str, str] = {}
+
     for value in values:
         for each in value.split(","):
             name, _, wanted = each.partition("=")
             if name in OF_A_CHUNK and any("select=" in other for other in values):
-                refuse(
-                    f'qsub: "-lresource=" cannot be used with "select" or "place", resource is: {name}',
-                    2,
-                )
+                why = '"-lresource=" cannot be used with "select" or "place"'
+                refuse(f"qsub: {why}, resource is: {name}", 2)
             if name not in OF_A_JOB:
                 refuse(f"qsub: Unknown resource Resource_List.{name}", 174)
             found[name] = wanted
@@ -133,31 +135,35 @@ def job_resources(values: Sequence[str]) -> dict[str, str]:
 
 
 def accept(job: dict[str, str], resources: dict[str, str]) -> None:
-    """What the server and the site's hooks look at."""
+    """Refuse a job as the server and the site's hooks would."""
     if not re.fullmatch(r"(\d+:)?(\d+:)?\d+(\.\d+)?", resources.get("walltime", "1")):
         refuse("qsub: Illegal attribute or resource value Resource_List.walltime", 166)
-    if not re.fullmatch(
-        r"[1-9]\d*(:(ncpus|ngpus)=\d+|:mem=\d+[kmgtp]?[bw]?)+", resources["select"]
-    ):
+
+    chunks = r"[1-9]\d*(:(ncpus|ngpus)=\d+|:mem=\d+[kmgtp]?[bw]?)+"
+    if not re.fullmatch(chunks, resources["select"]):
         refuse("qsub: Illegal attribute or resource value Resource_List.select", 166)
+
     accounts = os.environ.get("STANDIN_ACCOUNTS")
     if accounts and job.get("-A") not in accounts.split(","):
-        refuse(
-            f"qsub: Request rejected.  Reason: No active allocation found for project {job.get('-A')}.",
-            1,
-        )
+        why = f"No active allocation found for project {job.get('-A')}."
+        refuse(f"qsub: Request rejected.  Reason: {why}", 1)
 
 
 def placed(resources: dict[str, str]) -> list[str]:
-    """The host of each chunk: unless they are to be scattered, as many on one host as fit there (pbs_resources(7B), ``place=free``)."""
-    number, cpus = int(resources["select"].split(":")[0]), int(chunk(resources)["ncpus"])
+    """Return the host of each chunk.
+
+    Unless the chunks are to be scattered, there are as many on one host as fit there
+    (pbs_resources(7B), ``place=free``).
+    """
+    number = int(resources["select"].split(":")[0])
+    cpus = int(chunk(resources)["ncpus"])
     free = not re.search(r"\bscatter\b", resources.get("place", "free"))
     on_one = max(1, int(os.environ.get("STANDIN_NODE_CPUS", cpus)) // cpus) if free else 1
     return [f"node{1 + index // on_one}" for index in range(number)]
 
 
 def chunk(resources: dict[str, str]) -> dict[str, str]:
-    """What is asked for on each node."""
+    """Return the resources that are asked for on each node."""
     return dict(each.split("=") for each in resources["select"].split(":")[1:])
 
 
@@ -172,13 +178,17 @@ def next_number() -> int:
 
 
 def start_mom(folder: Path) -> None:
-    """What runs the job on its first node: without -V, it knows nothing of the environment in which qsub ran."""
+    """Start the process that runs the job on its first node.
+
+    Without -V, it knows nothing of the environment in which qsub ran.
+    """
     kept = {
         name: value
         for name, value in os.environ.items()
         if name.startswith("STANDIN_") or name in ("GC_WARM_TEST_RUN", "LANG")
     }
     kept["PATH"] = f"{Path(__file__).parent}:/usr/local/bin:/usr/bin:/bin"
+
     null = subprocess.DEVNULL
     command = [sys.executable, __file__, "mom", str(folder)]
     process = subprocess.Popen(
@@ -190,18 +200,13 @@ def start_mom(folder: Path) -> None:
 def mom(arguments: Sequence[str]) -> None:
     folder = Path(arguments[0])
     ticket = json.loads((folder / "job").read_text())
+
     with open(folder / "stdout", "wb") as stdout, open(folder / "stderr", "wb") as stderr:
-        command = ["/bin/bash", str(folder / "script")]
-        environment, home, null = (
-            job_environment(folder, ticket),
-            folder / "home",
-            subprocess.DEVNULL,
-        )
         job = subprocess.Popen(
-            command,
-            env=environment,
-            cwd=home,
-            stdin=null,
+            ["/bin/bash", str(folder / "script")],
+            env=job_environment(folder, ticket),
+            cwd=folder / "home",
+            stdin=subprocess.DEVNULL,
             stdout=stdout,
             stderr=stderr,
             start_new_session=True,
@@ -210,12 +215,13 @@ def mom(arguments: Sequence[str]) -> None:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 job.wait(0.05)
         end_session(job)
+
     for spooled, asked in zip(("stdout", "stderr"), ticket["outputs"], strict=True):
         with contextlib.suppress(OSError):  # the folder has gone meanwhile; PBS then writes a mail
             Path(asked).write_bytes((folder / spooled).read_bytes())
-    write(
-        folder / "exit_status", str(job.returncode if job.returncode >= 0 else 256 - job.returncode)
-    )
+
+    status = job.returncode if job.returncode >= 0 else 256 - job.returncode
+    write(folder / "exit_status", str(status))
 
 
 def job_environment(folder: Path, ticket: dict[str, Any]) -> dict[str, str]:
@@ -235,17 +241,19 @@ def job_environment(folder: Path, ticket: dict[str, Any]) -> dict[str, str]:
 
 
 def end_session(job: subprocess.Popen[bytes]) -> None:
-    """SIGTERM, and later SIGKILL, for all that belongs to the job: nothing of it outlives its script."""
+    """End a job's processes by SIGTERM, and later SIGKILL: nothing of it outlives its script."""
     family = members(job.pid)
     job.terminate()  # before what it runs: a script that outlives that goes on, and may end well
     for process in family:
         with contextlib.suppress(psutil.NoSuchProcess):
             process.terminate()
+
     end = time.monotonic() + KILL_DELAY
     while members(job.pid) and time.monotonic() < end:
         with contextlib.suppress(subprocess.TimeoutExpired):
             job.wait(0.05)
         psutil.wait_procs(family, timeout=0.05)
+
     for process in {*family, *members(job.pid)}:
         with contextlib.suppress(psutil.NoSuchProcess):
             process.kill()
@@ -265,7 +273,9 @@ def qstat(arguments: Sequence[str]) -> None:
     options, ids = getopt.getopt(arguments, "xfF:")
     assert ("-F", "json") in options, "this one answers only in JSON"
     assert ("-f", "") in options, "-F goes with -f only"
-    jobs, status = {}, 0
+
+    jobs = {}
+    status = 0
     for each in ids:
         folder = FOLDER / "jobs" / each.split(".")[0]
         if not folder.is_dir():
@@ -274,12 +284,11 @@ def qstat(arguments: Sequence[str]) -> None:
             continue
         jobs[each] = described(folder)
         if jobs[each]["job_state"] == "F" and ("-x", "") not in options:
-            print(
-                f"qstat: {each} Job has finished, use -x or -H to obtain historical job information",
-                file=sys.stderr,
-            )
+            advice = "use -x or -H to obtain historical job information"
+            print(f"qstat: {each} Job has finished, {advice}", file=sys.stderr)
             del jobs[each]
             status = 35
+
     answer = {
         "timestamp": int(time.time()),
         "pbs_version": "2022.1.1.20220926110806",
@@ -292,7 +301,7 @@ def qstat(arguments: Sequence[str]) -> None:
 
 def described(folder: Path) -> dict[str, Any]:
     ticket = json.loads((folder / "job").read_text())
-    told = {
+    job = {
         "Job_Name": ticket["name"],
         "Job_Owner": f"user@{SERVER}",
         "job_state": "Q",
@@ -300,19 +309,20 @@ def described(folder: Path) -> dict[str, Any]:
         "server": SERVER,
     }
     if ticket["account"]:
-        told["Account_Name"] = ticket["account"]
-    told["Resource_List"] = ticket["resources"]
+        job["Account_Name"] = ticket["account"]
+    job["Resource_List"] = ticket["resources"]
+
     if (folder / "mom").exists():
-        told["job_state"] = "R"
-        told["exec_host"] = "+".join(
-            f"{host}/0*{chunk(ticket['resources'])['ncpus']}" for host in ticket["hosts"]
-        )
+        cpus = chunk(ticket["resources"])["ncpus"]
+        job["job_state"] = "R"
+        job["exec_host"] = "+".join(f"{host}/0*{cpus}" for host in ticket["hosts"])
     else:
-        told["comment"] = "Not Running: Insufficient amount of resource: ncpus"
+        job["comment"] = "Not Running: Insufficient amount of resource: ncpus"
+
     if (folder / "exit_status").exists():
-        told["job_state"] = "F"
-        told["Exit_status"] = int((folder / "exit_status").read_text())
-    return told
+        job["job_state"] = "F"
+        job["Exit_status"] = int((folder / "exit_status").read_text())
+    return job
 
 
 def qdel(arguments: Sequence[str]) -> None:
@@ -330,6 +340,7 @@ def qdel(arguments: Sequence[str]) -> None:
             (folder / "deleted").touch()
         else:
             write(folder / "exit_status", "271")
+
     sys.exit(status)
 
 
@@ -378,19 +389,16 @@ def mpiexec(arguments: Sequence[str]) -> None:
     hosts = Path(options["--hostfile"]).read_text().split()
     ranks = int(options["-n"])
     if ranks > len(hosts) and family != "mpich":  # which begins again with the first host
-        refuse(
-            f"mpiexec: {ranks} processes, of which one to a host is wanted, do not fit on {len(hosts)} host",
-            1,
-        )
+        wanted = f"{ranks} processes, of which one to a host is wanted"
+        refuse(f"mpiexec: {wanted}, do not fit on {len(hosts)} host", 1)
+
     started = []
     for rank in range(ranks):
         host = hosts[rank % len(hosts)]
-        started.append(
-            subprocess.Popen(
-                command, env={**os.environ, "STANDIN_HOST": host, "STANDIN_RANK": str(rank)}
-            )
-        )
-        record("ranks", job=os.environ["PBS_JOBID"], host=host, rank=rank, pid=started[-1].pid)
+        env = {**os.environ, "STANDIN_HOST": host, "STANDIN_RANK": str(rank)}
+        process = subprocess.Popen(command, env=env)
+        started.append(process)
+        record("ranks", job=os.environ["PBS_JOBID"], host=host, rank=rank, pid=process.pid)
     sys.exit(first_failure(started))
 
 
@@ -400,23 +408,27 @@ def launch_options(family: str, words: list[str]) -> tuple[dict[str, str], list[
         name = words.pop(0)
         if name not in FAMILIES[family]:
             refuse(f"mpiexec: unrecognized option '{name}'", 255)
+
         values = [words.pop(0) for _ in range(FAMILIES[family][name])]
         found[name] = " ".join(values)
     return found, words
 
 
 def first_failure(started: Sequence[subprocess.Popen[bytes]]) -> int:
-    """All have to end well; the first that does not takes the others along, as an MPI program would want it."""
+    """Return the exit status of the first process that does not end well, and end the others.
+
+    An MPI program would want it so. The status is 0 if all end well.
+    """
     waiting = list(started)
     while waiting:
         for process in list(waiting):
             with contextlib.suppress(subprocess.TimeoutExpired):
-                if process.wait(0.05):
+                status = process.wait(0.05)
+                if status:
                     for other in waiting:
                         other.terminate()
-                    return (
-                        process.returncode if process.returncode > 0 else 128 - process.returncode
-                    )
+                    return status if status > 0 else 128 - status
+
                 waiting.remove(process)
     return 0
 
