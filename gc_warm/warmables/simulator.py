@@ -58,7 +58,7 @@ def simulate(
         trajectory: File for at most 101 frames in .xyz format; None for no file.
 
     Returns:
-        The energy and the temperature of the run.
+        The energy, its drift and the temperature of the run.
 
     Raises:
         TypeError: steps is not a whole number.
