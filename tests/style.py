@@ -1,6 +1,6 @@
 """Measure how the text of a package reads: width, density, size, and how docstrings open.
 
-Usage: python tests/style.py [FOLDER]
+Usage: python tests/style.py [FOLDER or FILE]
 """
 
 from __future__ import annotations
@@ -74,10 +74,10 @@ class Style:
         yield f"docstrings that open with {', '.join(RIDDLES)}", f"{riddles:.1%}"
 
 
-def measure(folder: Path) -> Style:
-    """Count over all Python files in a folder."""
+def measure(place: Path) -> Style:
+    """Count over all Python files in a folder, or over one file."""
     style = Style()
-    for path in sorted(folder.rglob("*.py")):
+    for path in sorted(place.rglob("*.py")) or [place]:
         _measure_file(path, style)
     return style
 
@@ -150,9 +150,9 @@ def _count(node: ast.AST, style: Style) -> None:
         style.constructs["tuple assignments"] += unfolds
 
 
-def main(folder: str = "gc_warm") -> None:
-    """Print the table, and where it can be improved."""
-    style = measure(Path(folder))
+def main(place: str = "gc_warm") -> None:
+    """Print the table, and the places that it counts."""
+    style = measure(Path(place))
     rows = list(style.rows())
     width = max(len(name) for name, _ in rows)
     for name, value in rows:
