@@ -16,6 +16,7 @@ if _typing.TYPE_CHECKING:
     from gc_warm.exceptions import BookError as BookError
     from gc_warm.exceptions import ConfigError as ConfigError
     from gc_warm.exceptions import EndpointStartError as EndpointStartError
+    from gc_warm.exceptions import NotEnoughTimeError as NotEnoughTimeError
     from gc_warm.exceptions import ProcessDiedError as ProcessDiedError
     from gc_warm.exceptions import ProcessError as ProcessError
     from gc_warm.exceptions import ProcessStartError as ProcessStartError
@@ -32,9 +33,11 @@ if _typing.TYPE_CHECKING:
     from gc_warm.programs.serve import serve as serve
     from gc_warm.testing.mock import MockClient as MockClient
     from gc_warm.testing.mock import MockExecutor as MockExecutor
+    from gc_warm.worker.deadline import time_left as time_left
     from gc_warm.worker.state import Info as Info
     from gc_warm.worker.state import Warm as Warm
     from gc_warm.worker.state import warm as warm
+    from gc_warm.worker.validity import unchanged as unchanged
 
 __version__ = "0.1.0"
 
@@ -50,6 +53,7 @@ __all__ = [
     "Marker",
     "MockClient",
     "MockExecutor",
+    "NotEnoughTimeError",
     "Pipe",
     "ProcessDiedError",
     "ProcessError",
@@ -65,6 +69,8 @@ __all__ = [
     "WorkerStartError",
     "json_lines",
     "serve",
+    "time_left",
+    "unchanged",
     "warm",
 ]
 
@@ -85,6 +91,8 @@ _HOMES = {
     "Warmth": "gc_warm.client.warmth",
     "json_lines": "gc_warm.programs.protocols",
     "serve": "gc_warm.programs.serve",
+    "time_left": "gc_warm.worker.deadline",
+    "unchanged": "gc_warm.worker.validity",
     "warm": "gc_warm.worker.state",
 }
 """The module of each public name that is not an exception."""

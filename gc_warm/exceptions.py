@@ -10,6 +10,7 @@ __all__ = [
     "BookError",
     "ConfigError",
     "EndpointStartError",
+    "NotEnoughTimeError",
     "ProcessDiedError",
     "ProcessError",
     "ProcessStartError",
@@ -47,6 +48,28 @@ class WorkerStartError(RuntimeError):
 
 class EndpointStartError(RuntimeError):
     """An endpoint's daemon ended before it was online, or did not get there in time."""
+
+
+class NotEnoughTimeError(RuntimeError):
+    """A load would take longer than the job of its worker has left.
+
+    It is for loaders to raise, when they have asked `gc_warm.time_left`.
+
+    Attributes:
+        needed: The seconds that the load takes.
+        left: The seconds until the job ends.
+    """
+
+    def __init__(self, needed: float, left: float) -> None:
+        super().__init__(needed, left)
+        self.needed = needed
+        self.left = left
+
+    def __str__(self) -> str:
+        return (
+            f"{self.needed:.1f} s are needed, and this worker's job ends in {self.left:.1f} s: "
+            "submit it again when the next job has started, or give jobs a longer walltime"
+        )
 
 
 class ProcessError(RuntimeError):

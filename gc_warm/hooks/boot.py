@@ -17,8 +17,9 @@ HighThroughputExecutor, restarted ones included, and in no other process:
 
 - *Preload*: the modules are imported, and the callables called without arguments, when the worker
   asks for its first task. It has been pinned to its accelerator by then. A load that fails is
-  logged, and is repeated by the first task that needs it. A worker that did not survive its preload
-  is replaced by one that does without, so that a crash there is no endless loop.
+  logged, and is repeated by the first task that needs it; one that raises `NotEnoughTimeError`,
+  since its job will end before it could, is left out with one line. A worker that did not survive
+  its preload is replaced by one that does without, so that a crash there is no endless loop.
 - *Orderly end*: SIGTERM ends the worker as ``sys.exit`` would, idle or not.
 - With ``--survive-idle-kill``, the queues of `gc_warm.hooks.queues`.
 
@@ -49,6 +50,7 @@ from pathlib import Path
 from typing import Any
 
 import gc_warm
+from gc_warm.exceptions import NotEnoughTimeError
 from gc_warm.hooks import queues
 from gc_warm.worker import lifecycle
 
@@ -290,6 +292,11 @@ def _load(spec: str) -> None:
         if isinstance(error, SystemExit) and error.code == 128 + signal.SIGTERM:
             raise
 
+        no_time = _not_enough_time(error)
+        if no_time is not None:
+            log.warning("preload of %s is left out: %s", spec, no_time)
+            return
+
         log.exception(
             "preload of %s failed after %.2f s: this worker starts cold",
             spec,
@@ -297,6 +304,20 @@ def _load(spec: str) -> None:
         )
     else:
         log.info("preloaded %s in %.2f s", spec, time.perf_counter() - start)
+
+
+def _not_enough_time(error: BaseException | None) -> NotEnoughTimeError | None:
+    """Return the `NotEnoughTimeError` that an error is, or was raised ``from``.
+
+    One in whose handling another error came up is not meant: that error is of something else.
+    """
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:  # an error can be its own cause
+        if isinstance(error, NotEnoughTimeError):
+            return error
+        seen.add(id(error))
+        error = error.__cause__
+    return None
 
 
 if __name__ == "__main__":

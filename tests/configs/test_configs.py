@@ -350,6 +350,8 @@ def shell_text(name: str, options: Values) -> str:
         otherwise = "echo 'echo gc_warm cannot be started here: workers start cold >&2'"
         boot = f"globus-compute-endpoint python-exec gc_warm.worker.boot {' '.join(words)}"
         lines.append(f'eval "$({boot} || {otherwise})"')
+    if name in CLUSTERS:
+        lines.append(f"export GC_WARM_SECONDS_LEFT=$(({wall_seconds(options)} - SECONDS))")
     return "\n".join(lines) + "\n"
 
 
@@ -950,6 +952,20 @@ def test_text_may_be_as_long_as_the_schema_says_and_no_longer(name: str) -> None
 def worker_init(name: str, options: Values) -> str:
     document = yaml.safe_load(rendering.render(FOLDERS[name], options))
     return str(document["engine"]["provider"]["worker_init"])
+
+
+@pytest.mark.parametrize("name", CLUSTERS)
+def test_job_is_told_the_walltime_less_what_it_has_used(name: str, tmp_path: Path) -> None:
+    # what the environment takes, counted by the shell, is a hundred seconds and a bit
+    options = {"walltime": "10:30:00", "environment": "set -eu\nSECONDS=$((SECONDS + 100))"}
+    script = worker_init(name, options | {"preload": ["my_tables"], "task_timeout": 60})
+    worker = "printenv GC_WARM_SECONDS_LEFT"
+    left, least = run_in_bash(f"{script}\n{worker}\necho $((37800 - SECONDS))", tmp_path).split()
+    assert int(least) <= int(left) <= 37700
+
+
+def test_nobody_tells_when_workers_of_one_machine_end(tmp_path: Path) -> None:
+    assert "GC_WARM_SECONDS_LEFT" not in run_in_bash(f"{worker_init('local', {})}\nenv", tmp_path)
 
 
 def test_environment_may_begin_with_spaces() -> None:

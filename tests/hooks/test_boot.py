@@ -180,6 +180,23 @@ def test_a_worker_of_another_parsl_works_and_says_so(tmp_path: Path) -> None:
     assert "this Parsl is not as gc_warm knows it: its workers work, and start cold" in run.stderr
 
 
+@pytest.mark.parametrize("spec", ["preloaded:too_long", "preloaded:part_too_long"])
+def test_preload_that_does_not_fit_is_left_out(spec: str, caplog: pytest.LogCaptureFixture) -> None:
+    boot._preload([spec], {}, 0)
+    (record,) = caplog.records
+    said = f"preload of {spec} is left out: 600.0 s are needed, and this worker's job ends in 59.0"
+    assert record.getMessage().startswith(said)
+    assert caplog.text.count("\n") == 1
+
+
+@pytest.mark.parametrize("spec", ["preloaded:replacement_fails", "preloaded:is_its_own_cause"])
+def test_other_failure_is_logged_whole(spec: str, caplog: pytest.LogCaptureFixture) -> None:
+    boot._preload([spec], {}, 0)
+    assert f"preload of {spec} failed after " in caplog.text
+    assert "Traceback" in caplog.text
+    assert "LookupError: nothing to load" in caplog.text
+
+
 @contextmanager
 def engine(line: str, *paths: Path, number: int = 2, **variables: str) -> Iterator[MockExecutor]:
     """The real engine with that line at the end of its worker_init."""
@@ -252,6 +269,7 @@ def test_whatever_a_preload_does_the_workers_work() -> None:
 
 WAYS = [
     ("preloaded:fail", "preload of preloaded:fail failed after "),
+    ("preloaded:too_long", "preload of preloaded:too_long is left out: 600.0 s are needed, and "),
     ("preloaded:leave", "SystemExit: 3"),
     (
         "preloaded:crash",

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import deadlines
 import logbook
 import preloaded
 import programs
@@ -604,6 +605,32 @@ def test_the_loss_of_one_node_leaves_the_workers_of_the_other_warm_where_srun_do
 ) -> None:
     halved = side_by_side["loses_a_node_where_srun_does_not_wait"].result()
     check_that_the_other_node_stayed_warm(halved)
+
+
+def seconds_left(executor: MockExecutor, folder: Path, number: int) -> dict[str, float | None]:
+    """Return how long is left on each node, by a task on every worker."""
+    folder.mkdir()
+    arguments = (str(folder), number)
+    futures = [executor.submit(deadlines.seconds_left_on_each, *arguments) for _ in range(number)]
+    return dict(sorted(future.result(120) for future in futures))
+
+
+def test_tasks_know_how_long_their_job_has_left(roomy: SlurmCluster, tmp_path: Path) -> None:
+    with on(roomy, nodes=2, walltime="00:05:00", preload=["preloaded:too_long"]) as executor:
+        first = seconds_left(executor, tmp_path / "first", 2)
+        second = seconds_left(executor, tmp_path / "second", 2)
+        text = remote_text(executor.submit(deadlines.look_up, 301))
+        assert executor.submit(deadlines.look_up, 5).result(120) == "took 5 s"
+
+    assert [*first] == [*second] == ["n1", "n2"]
+    for node, left in first.items():
+        later = second[node]
+        assert left is not None
+        assert later is not None
+        assert 300 >= left > later > 0
+    print(f"of 300 s there are left: {first}")
+    said = r"NotEnoughTimeError: 301\.0 s are needed, and this worker's job ends in [12]\d\d\.\d s"
+    assert re.search(said, text), text
 
 
 CANNOT_START: list[tuple[dict[str, Any], str]] = [

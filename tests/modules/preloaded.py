@@ -9,7 +9,7 @@ from collections.abc import Generator
 from dataclasses import dataclass
 from pathlib import Path
 
-from gc_warm import warm
+from gc_warm import NotEnoughTimeError, warm
 
 
 @dataclass(frozen=True)
@@ -58,6 +58,32 @@ def use(meeting: str, number: int) -> State:
 
 def fail() -> None:
     raise LookupError("nothing to load")
+
+
+def too_long() -> None:
+    raise NotEnoughTimeError(600, 59)
+
+
+def part_too_long() -> None:
+    try:
+        too_long()
+    except NotEnoughTimeError as error:
+        try:
+            raise LookupError("no tokenizer") from error
+        except LookupError as error:
+            raise RuntimeError("no model") from error
+
+
+def replacement_fails() -> None:
+    try:
+        too_long()
+    except NotEnoughTimeError:
+        fail()
+
+
+def is_its_own_cause() -> None:
+    error = LookupError("nothing to load")
+    raise error from error
 
 
 def leave() -> None:
