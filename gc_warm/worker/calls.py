@@ -7,6 +7,8 @@ can carry it.
 
 from __future__ import annotations
 
+import hashlib
+import os
 import sys
 import time
 import traceback
@@ -23,14 +25,20 @@ RESULT = "result"
 """The key of an envelope for the value that the function returned."""
 
 FIRST = "first on this worker"
+ANOTHER_KEY = "another key"
 _WHY = {
     "failed": "failed before",
     "evicted": "evicted",
     "cleared": "cleared",  # or, where it is a program, ended
+    "discarded": "discarded",
+    "invalid": "not valid any more",
     "replaced": "module changed",
     "loaded": "loaded again",  # its loader was made anew, in a function say
 }
 """The reason for a load, by what happened last to the state of its key."""
+
+# Makes tags of keys that tell nothing of the keys to anybody who does not have this.
+_TAG_SECRET = os.urandom(16)
 
 # records of the warm-ups that have been on this worker, by their tokens
 _visited: dict[str, dict[str, Any]] = {}
@@ -132,18 +140,27 @@ def _record_of(load: ledger.Event) -> dict[str, Any]:
         "seconds": load.seconds,
         "at": load.at,
         "why": _why(load),
+        "grown": load.grown,
+        "tag": _tag(load),
     }
+
+
+def _tag(load: ledger.Event) -> str:
+    """Return what tells the key of a load from others of the same text, within this process."""
+    hashed = str(load.key_hash).encode()
+    return hashlib.blake2b(hashed, key=_TAG_SECRET, digest_size=3).hexdigest()
 
 
 def _why(load: ledger.Event) -> str:
     """Return the reason for a load: what happened last to that loader's state of that key."""
-    same = (load.name, load.key, load.key_hash)
+    same = (load.key, load.key_hash)
     before = [
-        event.kind
-        for event in ledger.events()
-        if event.number < load.number and (event.name, event.key, event.key_hash) == same
+        event for event in ledger.events() if event.number < load.number and event.name == load.name
     ]
-    return _WHY[before[-1]] if before else FIRST
+    kinds = [event.kind for event in before if (event.key, event.key_hash) == same]
+    if kinds:
+        return _WHY[kinds[-1]]
+    return ANOTHER_KEY if any(event.kind == "loaded" for event in before) else FIRST
 
 
 def visit(

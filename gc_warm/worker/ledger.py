@@ -25,7 +25,7 @@ from dataclasses import dataclass, field
 from operator import attrgetter
 from typing import Literal, Protocol
 
-Kind = Literal["loaded", "failed", "evicted", "cleared", "replaced"]
+Kind = Literal["loaded", "failed", "evicted", "cleared", "discarded", "invalid", "replaced"]
 
 _EVENTS_KEPT = 1000  # a worker can live for weeks; its memory should not grow with its age
 _TEXT_LENGTH = 300
@@ -42,12 +42,14 @@ class Event:
     Attributes:
         number: Position in this process's history, from 1.
         kind: ``loaded``, ``failed`` (a load that raised), ``evicted`` (made room for another),
-            ``cleared``, or ``replaced`` (its module was imported anew).
+            ``cleared``, ``discarded`` (given up by a task), ``invalid`` (a predicate said no), or
+            ``replaced`` (its module was imported anew).
         name: The loader, as ``module.function``; for a program, the two ends of its command line.
         key: The loader's arguments, as short text; for a program, its command line.
         at: When the event was over, in seconds since the epoch.
         seconds: How long the load took; 0.0 for events that are not loads.
         error: For ``failed``, the exception that the loader raised, as text.
+        grown: For ``loaded``, the bytes by which the process grew meanwhile.
         key_hash: Tells the key from others whose short text is the same; of use in this process
             only.
     """
@@ -59,6 +61,7 @@ class Event:
     at: float
     seconds: float = 0.0
     error: str | None = None
+    grown: int = 0
     key_hash: int = field(default=0, compare=False, repr=False)
 
 
@@ -124,7 +127,13 @@ def describe(value: object) -> str:
 
 
 def record(
-    kind: Kind, name: str, key: object, *, seconds: float = 0.0, error: BaseException | None = None
+    kind: Kind,
+    name: str,
+    key: object,
+    *,
+    seconds: float = 0.0,
+    error: BaseException | None = None,
+    grown: int = 0,
 ) -> int:
     """Add an event to the history.
 
@@ -134,6 +143,7 @@ def record(
         key: The loader's arguments.
         seconds: How long the load took.
         error: The exception that the loader raised.
+        grown: The bytes by which the process grew in the load.
 
     Returns:
         The number of the event.
@@ -147,6 +157,7 @@ def record(
         at=time.time(),
         seconds=seconds,
         error=reason,
+        grown=grown,
         key_hash=_hash(key),
     )
 

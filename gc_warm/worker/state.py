@@ -28,6 +28,10 @@ Three decisions keep this correct:
   lock held by ``with`` is always released, where a "loading" marker would stay behind for ever.
 - A value that leaves is flagged first and removed last, so that an interrupted eviction is simply
   finished by the thread that comes next.
+
+A value that is given up (by `Warm.discard`, `Warm.clear`, a `valid` that says no, or a reload of
+its module) while somebody leases it is *retired*: it is handed out no more, counts as loaded, and
+is torn down at the end of the last lease.
 """
 
 from __future__ import annotations
@@ -45,30 +49,32 @@ import time
 from collections.abc import Callable, Generator, Hashable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from types import GeneratorType
+from numbers import Real
+from types import AsyncGeneratorType, CoroutineType, GeneratorType
 from typing import Any, Generic, ParamSpec, TypeVar, cast, overload
-from weakref import WeakSet, WeakValueDictionary
+from weakref import WeakSet, WeakValueDictionary, ref
 
-from gc_warm.worker import ledger, lifecycle, module_versions
+from gc_warm.worker import binding, keys, ledger, lifecycle, memory, module_versions
+from gc_warm.worker.validity import Unchanged
 
 log = logging.getLogger("gc_warm")
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
-_OVER: Any = object()  # what an exhausted generator gives instead of a value
+_KEEP_THE_LOOP = (
+    "keep the event loop in the state, `loop = asyncio.new_event_loop(); "
+    "yield loop, loop.run_until_complete(...); loop.close()`; help(gc_warm.warm) shows it"
+)
 
-# the signs of parameters that take any number of arguments
-_STARS: dict[object, str] = {
-    inspect.Parameter.VAR_POSITIONAL: "*",
-    inspect.Parameter.VAR_KEYWORD: "**",
-}
+_OVER: Any = object()  # what an exhausted generator gives instead of a value
 
 # Protects counters, leases and the choice of what to evict; no foreign code ever runs under it.
 # Reentrant, because the garbage collector may end an abandoned lease anywhere.
 _mutex = threading.RLock()
 _tables: WeakSet[Warm[Any, Any]] = WeakSet()
 _by_name: WeakValueDictionary[str, Warm[Any, Any]] = WeakValueDictionary()
+_numbers = itertools.count(1)
 
 
 @dataclass(frozen=True)
@@ -80,18 +86,22 @@ class Info:
         loads: Loads that succeeded.
         failures: Loads that raised.
         evictions: Values torn down to make room.
-        size: Values that are loaded now.
+        size: How much is loaded now: the number of values, or the sum of what `size` says of them.
+            Values that are given up, but still leased, count.
         maxsize: The most that may be loaded at a time; None for no limit.
         load_seconds: Time spent in successful loads, in seconds.
+        grown: Bytes by which the process grew in the loads of the values that are loaded now. Other
+            threads may have had their part in it.
     """
 
     hits: int
     loads: int
     failures: int
     evictions: int
-    size: int
-    maxsize: int | None
+    size: float
+    maxsize: float | None
     load_seconds: float
+    grown: int = 0
 
 
 class _Value:
@@ -99,20 +109,33 @@ class _Value:
 
     __slots__ = (
         "at",
+        "fate",
+        "grown",
+        "guarded",
         "key",
         "leases",
-        "leaving",
+        "lock",
+        "number",
         "order",
         "owner",
         "seconds",
+        "size",
         "state",
         "steps",
         "used",
+        "version",
+        "was_missed",
     )
 
-    def __init__(self, owner: Warm[Any, Any], key: Hashable) -> None:
+    def __init__(self, owner: Warm[Any, Any], key: Hashable, size: float) -> None:
         self.owner = owner
         self.key = key
+        self.number = next(_numbers)  # tells it from others, where it must not be held
+        self.size = size  # in the owner's units
+
+        # of the file that it is loaded from, before the load, if its owner looks after that
+        self.version: object = None
+        self.was_missed = False  # that file was not there later, which has been said
 
         self.state: Any = None
         # the loader's frame, when it is a generator
@@ -120,10 +143,17 @@ class _Value:
 
         self.used = 0  # the owner's clock at the latest use
         self.leases: dict[object, int] = {}  # each with the thread that has it
-        self.leaving = False  # its teardown has begun: no longer to be handed out
+        self.lock = threading.RLock()  # held while it is torn down after its last lease
+
+        # why it is to be torn down: no longer to be handed out, though its teardown may only begin
+        # at the end of its last lease
+        self.fate: ledger.Kind | None = None
+        # not to be handed out without a look: it has a fate, or its owner a predicate
+        self.guarded = owner._valid is not None or owner._version is not None
 
         self.at = 0.0  # when its load was over, in seconds since the epoch; 0.0 until then
         self.seconds = 0.0
+        self.grown = 0  # bytes by which the process grew in its load
         self.order = math.inf
 
     def loaded(self) -> ledger.Loaded | None:
@@ -131,9 +161,15 @@ class _Value:
             return None
         return ledger.Loaded(self.owner._name, ledger.describe(self.key), self.at, self.seconds)
 
+    def give_up(self, kind: ledger.Kind) -> None:
+        """Have it handed out no more; the first reason stays. The caller has the mutex."""
+        self.guarded = True
+        self.fate = self.fate or kind
+
     def close(self) -> None:
         """Run what follows the yield; the generator itself sees to it that this happens once."""
-        self.leaving = True
+        self.guarded = True
+        self.fate = self.fate or "cleared"
 
         steps = self.steps
         if steps is not None and inspect.getgeneratorstate(steps) == inspect.GEN_SUSPENDED:
@@ -163,15 +199,24 @@ class Warm(Generic[P, T]):
     """A function whose results are loaded once per key and kept.
 
     `warm` makes it, and it lives as long as its module. Call it to get the state. The key is what
-    the loader's signature binds: ``f(1)``, ``f(x=1)`` and a default of 1 are one key.
+    the loader's signature binds: ``f(1)``, ``f(x=1)`` and a default of 1 are one key, and so are
+    equal values, such as 1, 1.0 and True. A path and its text are two.
     """
 
     __name__: str
     __qualname__: str
     __wrapped__: Any
 
-    def __init__(self, loader: Callable[P, Any], maxsize: int | None = None) -> None:
-        _check(loader, maxsize)
+    def __init__(
+        self,
+        loader: Callable[P, Any],
+        maxsize: float | None = None,
+        size: Callable[..., float] | None = None,
+        key: Callable[..., Hashable] | None = None,
+        valid: Callable[..., object] | None = None,
+    ) -> None:
+        _check_loader(loader)
+        _check_options(loader, maxsize, size, key, valid)
 
         # the loader's own attributes must not hide our methods
         functools.update_wrapper(self, loader, updated=())
@@ -179,11 +224,28 @@ class Warm(Generic[P, T]):
         self.__signature__ = inspect.signature(loader)
 
         self._loader = loader
-        self._key: Callable[..., tuple[Any, ...]] = _binder(loader)
+        self._key: Callable[..., Any] = (
+            binding.binder(loader) if key is None else binding.forwarder(loader, key)
+        )
+        self._has_own_key = key is not None
         self._maxsize = maxsize
+        self._size = None if size is None else binding.forwarder(loader, size)
+        self._valid: Callable[..., object] | None = None
+        self._version: Callable[..., object] | None = None
+        if isinstance(valid, Unchanged):
+            select = binding.selector(loader, valid.argument)
+            self._version = lambda *args, **kwargs: valid.version(select(*args, **kwargs))
+        elif valid is not None:
+            self._valid = binding.forwarder(loader, valid, takes_state=True)
+
         self._values: dict[Hashable, _Value] = {}
+        self._retired: set[_Value] = set()
         self._locks: dict[Hashable, Any] = {}
-        self._loading: set[Hashable] = set()
+        self._loading: dict[Hashable, float] = {}  # with their sizes
+        # classes in keys that are not found by their names
+        self._passing: dict[str, ref[type]] = {}
+        self._has_garbage = False  # what was torn down, or failed to load, may be kept by a cycle
+        self._has_warned = False  # of evicted state that is still alive
 
         # atomic; ticks at every hit, load and info(), so it counts the hits too
         self._tick = itertools.count(1).__next__
@@ -209,9 +271,12 @@ class Warm(Generic[P, T]):
             What the loader returned or yielded.
 
         Raises:
-            TypeError: An argument is not hashable, or the loader takes other arguments.
+            TypeError: An argument is not hashable, or none that a later task could find again; or
+                the loader takes other arguments.
             RecursionError: The loader needs this very state.
-            RuntimeError: The state has to be loaded, and all that could make room is leased.
+            RuntimeError: The state has to be loaded, and all that could make room is leased; or it
+                has just been loaded, and `valid` says no.
+            ValueError: The state is larger than `maxsize`.
         """
         key = self._key(*args, **kwargs)
         try:
@@ -221,8 +286,9 @@ class Warm(Generic[P, T]):
         except TypeError as error:
             raise self._bad_key(key, error) from None
 
-        if value is None or value.leaving:
-            value = self._load(key, args, kwargs)
+        if value is None or value.guarded:
+            value = None  # nothing here holds what may be torn down
+            value = self._fetch(key, args, kwargs)
         else:
             value.used = self._tick()
 
@@ -242,9 +308,10 @@ class Warm(Generic[P, T]):
 
     @contextmanager
     def lease(self, /, *args: P.args, **kwargs: P.kwargs) -> Iterator[T]:
-        """Protect the state from eviction and `clear` for the length of a ``with`` block.
+        """Protect the state from its teardown for the length of a ``with`` block.
 
-        The end of the worker process ignores leases.
+        It is not evicted; if it is given up meanwhile, it is torn down at the end of the block (of
+        the last one, if several have it). The end of the worker process ignores leases.
 
         Args:
             *args: The loader's arguments.
@@ -263,6 +330,7 @@ class Warm(Generic[P, T]):
         key = self._key(*args, **kwargs)
         lease = object()
         held = False
+        may_wait = True
 
         while not held:
             self(*args, **kwargs)
@@ -272,27 +340,123 @@ class Warm(Generic[P, T]):
 
             try:
                 with _mutex:
-                    if not value.leaving:
+                    if value.fate is None:
                         value.leases[lease] = threading.get_ident()
                         held = True
                 if held:
                     yield cast(T, value.state)
+            except GeneratorExit:
+                may_wait = False  # it may be the garbage collector, in the midst of anything
+                raise
             finally:
                 with _mutex:
                     value.leases.pop(lease, None)
+                if held and value.fate is not None:
+                    self._end_retired(value, may_wait)
+            value = None
+
+    def discard(self, /, *args: P.args, **kwargs: P.kwargs) -> bool:
+        """Give the state for these arguments up: it is torn down, and the next call loads it anew.
+
+        State that somebody leases is handed out no more, and torn down at the end of the last
+        lease. Teardown errors are logged.
+
+        Args:
+            *args: The loader's arguments.
+            **kwargs: The loader's keyword arguments.
+
+        Returns:
+            Whether there was such a state.
+
+        Example:
+            with connection.lease(url) as c:
+                try:
+                    return c.ask(question)
+                except ConnectionError:
+                    connection.discard(url)      # the next call connects again
+                    raise
+        """
+        key = self._key(*args, **kwargs)
+        try:
+            is_there = key in self._values or key in self._loading
+        except TypeError as error:
+            raise self._bad_key(key, error) from None
+
+        return is_there and self._give_up(key, "discarded")
 
     def clear(self) -> None:
-        """Tear down everything that is loaded, latest first, and forget it; values on lease stay.
+        """Give everything up that is loaded, latest first.
 
-        Teardown errors are logged.
+        State that somebody leases is handed out no more, and torn down at the end of the last
+        lease. Teardown errors are logged.
         """
         self._clear("cleared")
 
     def _clear(self, kind: ledger.Kind) -> None:
         for value in reversed(list(self._values.values())):
-            with self._lock(value.key):
-                if self._values.get(value.key) is value and self._claim([value]) is not None:
-                    self._drop(value, kind)
+            self._give_up(value.key, kind, value)
+        self._end_all_retired()
+
+    def _give_up(self, key: Hashable, kind: ledger.Kind, only: _Value | None = None) -> bool:
+        """Tear down the value of a key, or retire it if it is leased.
+
+        Args:
+            key: The key.
+            kind: Why.
+            only: The value that is meant: another one of that key stays.
+
+        Returns:
+            Whether there was one.
+        """
+        with self._lock(key):
+            value = self._values.get(key)
+            if value is None or only not in (None, value):
+                return False
+
+            with _mutex:
+                value.give_up(kind)
+                is_leased = bool(value.leases)
+                was_retired = value in self._retired
+                if is_leased:
+                    self._retired.add(value)
+
+            if is_leased:
+                self._forget(value)
+                if not was_retired:  # now, so that the next load is told why
+                    ledger.record(value.fate or kind, self._name, key)
+            elif not was_retired:
+                self._drop(value)
+
+        if was_retired:  # an interrupted end of its last lease may have left it
+            self._end_retired(value)
+        return True
+
+    def _end_all_retired(self) -> None:
+        """Tear down what interrupted ends of leases have left."""
+        for value in list(self._retired):
+            self._end_retired(value)
+
+    def _end_retired(self, value: _Value, may_wait: bool = True) -> None:
+        """Tear a retired value down, once nobody leases it any more.
+
+        With a limit, that happens under the lock of all loads, which have to know what room there
+        is; without one, it need not wait for the load of the same key by another thread.
+
+        Args:
+            value: The value.
+            may_wait: Whether to wait for loads. Otherwise, one that is under way leaves the value
+                to the next.
+        """
+        if not may_wait:
+            is_loading = self._maxsize is not None and self._loading
+            if is_loading or _mutex._is_owned():  # type: ignore[attr-defined]
+                return
+
+        with value.lock if self._maxsize is None else self._lock(value.key):
+            with _mutex:
+                is_over = value in self._retired and not value.leases
+            if is_over:
+                self._drop(value)
 
     def info(self) -> Info:
         """Return the counts so far, as a frozen value."""
@@ -301,13 +465,58 @@ class Warm(Generic[P, T]):
             self._infos += 1
             counts = (hits, self._loads, self._failures, self._evictions)
 
-        return Info(*counts, len(self._values), self._maxsize, self._load_seconds)
+        values = {*self._values.values(), *self._retired}
+        return Info(
+            *counts,
+            size=_total([value.size for value in values]),
+            maxsize=self._maxsize,
+            load_seconds=self._load_seconds,
+            grown=sum(value.grown for value in values),
+        )
 
-    def _load(self, key: Hashable, args: Any, kwargs: Any) -> _Value:
+    def _fetch(self, key: Hashable, args: Any, kwargs: Any) -> _Value:
+        """Return the value of a key if it may be handed out, or else load it."""
+        value = self._values.get(key)
+        bad = None
+        if value is None:
+            self._check_key(key)
+        elif value.fate is None:
+            if self._is_valid(value, args, kwargs):
+                value.used = self._tick()
+                return value
+            bad = value.number
+
+        value = None
+        return self._load(key, args, kwargs, bad)
+
+    def _is_valid(self, value: _Value, args: Any, kwargs: Any) -> bool:
+        """Ask the predicate; an exception counts as no, and is logged."""
+        try:
+            if self._version is not None:
+                return self._is_unchanged(value, self._version(*args, **kwargs))
+            return self._valid is None or bool(self._valid(value.state, *args, **kwargs))
+        except Exception:
+            log.exception("%r: valid failed for %s", self, ledger.describe(value.key))
+            return False
+
+    def _is_unchanged(self, value: _Value, version: object) -> bool:
+        if version is not None:
+            return version == value.version
+
+        if not value.was_missed:
+            value.was_missed = True
+            log.warning(
+                "%r: the file of %s is missing or cannot be read; its state is kept",
+                self,
+                ledger.describe(value.key),
+            )
+        return True
+
+    def _load(self, key: Hashable, args: Any, kwargs: Any, bad: int | None = None) -> _Value:
         with self._lock(key):
             value = self._values.get(key)
             # another thread loaded it while this one waited
-            if value is not None and not value.leaving:
+            if value is not None and value.fate is None and value.number != bad:
                 value.used = self._tick()
                 return value
 
@@ -317,17 +526,41 @@ class Warm(Generic[P, T]):
                     "its loader calls itself"
                 )
 
+            size = self._size_of(key, args, kwargs)
             try:
-                self._loading.add(key)
-                if value is not None:
-                    self._drop(value, "evicted")
+                self._loading[key] = size
+                value = None
+                self._give_up(key, "invalid")
                 self._make_room()
-                return self._open(key, args, kwargs)
+                return self._open(key, size, args, kwargs)
             finally:
-                self._loading.discard(key)
+                self._loading.pop(key, None)
 
-    def _open(self, key: Hashable, args: Any, kwargs: Any) -> _Value:
-        value = _Value(self, key)
+    def _size_of(self, key: Hashable, args: Any, kwargs: Any) -> float:
+        """Return the room that a value is going to take, in the units of `size`."""
+        if self._size is None:
+            return 1
+
+        size: Any = self._size(*args, **kwargs)
+        is_number = isinstance(size, Real) and not isinstance(size, bool)  # NumPy's numbers, too
+        if not is_number or not 0 <= size < math.inf:
+            raise ValueError(
+                f"{self!r}: size says {size!r} of {ledger.describe(key)}, "
+                "where a number is wanted, from 0 on"
+            )
+        if self._maxsize is not None and size > self._maxsize:
+            raise ValueError(
+                f"{self!r}: {ledger.describe(key)} has a size of {size:,}, which is more than all "
+                f"of maxsize={self._maxsize:,}; raise maxsize, or load something smaller"
+            )
+        is_whole = isinstance(size, int)
+        return size if is_whole else float(size)
+
+    def _open(self, key: Hashable, size: float, args: Any, kwargs: Any) -> _Value:
+        value = _Value(self, key, size)
+        if self._version is not None:  # before the load: what changes in it is a change
+            value.version = self._version(*args, **kwargs)
+        before = memory.resident()
         start = time.perf_counter()
         try:
             ledger.hold(value)  # before the first step, so that whatever is opened is known
@@ -342,7 +575,16 @@ class Warm(Generic[P, T]):
                         f"{self!r} never yielded: a generator loader yields its state once"
                     )
 
+            _check_state(self._name, value.state)
             value.seconds = time.perf_counter() - start
+            value.grown = max(0, memory.resident() - before)
+            # a file that has changed during the load is seen by the next call
+            if self._valid is not None and not self._is_valid(value, args, kwargs):
+                raise RuntimeError(
+                    f"{self!r} has just loaded {ledger.describe(key)}, and valid says no to it: "
+                    "with such a predicate, every call would be cold"
+                )
+
             value.at = time.time()
             self._values[key] = value
             self._count_load(value)
@@ -352,7 +594,9 @@ class Warm(Generic[P, T]):
             raise
 
     def _count_load(self, value: _Value) -> None:
-        value.order = ledger.record("loaded", self._name, value.key, seconds=value.seconds)
+        value.order = ledger.record(
+            "loaded", self._name, value.key, seconds=value.seconds, grown=value.grown
+        )
         with _mutex:
             value.used = self._tick()
             self._loads += 1
@@ -366,42 +610,91 @@ class Warm(Generic[P, T]):
         value.close()
         ledger.record("failed", self._name, value.key, error=error)
 
+        if self._maxsize is not None:
+            # what the loader had in its hands is not to be kept by the frames of the traceback
+            value.state = None
+            memory.clear_frames(error)
+            self._has_garbage = True
+
     def _make_room(self) -> None:
-        while self._maxsize is not None and len(self._values) + len(self._loading) > self._maxsize:
-            victim = self._claim(list(self._values.values()))
+        """Tear down what has to go before the load that has just been entered in `_loading`.
+
+        When this returns, neither this process's cycles nor this object hold any of it.
+        """
+        if self._maxsize is None:
+            return
+
+        self._end_all_retired()
+        watches = []
+        while self._taken() > self._maxsize:
+            victim = self._choose_victim()
             if victim is None:
                 raise RuntimeError(
-                    f"{self!r} has no room: all of its {self._maxsize} values are leased or "
-                    "loading; end a lease or raise maxsize"
+                    f"{self!r} has no room: all of its {self._maxsize:g} "
+                    f"{'values' if self._size is None else 'units'} are leased or loading; "
+                    "end a lease or raise maxsize"
                 )
 
-            self._drop(victim, "evicted")
+            watches.append((ledger.describe(victim.key), memory.watch(victim.state)))
+            self._drop(victim)
+            victim = None
 
-    def _claim(self, values: list[_Value]) -> _Value | None:
-        """Choose the value to tear down, which is not handed out from now on.
+        if self._has_garbage:
+            memory.give_back()
+            self._has_garbage = False
+        self._warn_of_survivors(watches)
 
-        Args:
-            values: The candidates.
+    def _taken(self) -> float:
+        """Return how much is loaded or loading."""
+        values = {*self._values.values(), *self._retired}
+        return _total([*(value.size for value in values), *self._loading.values()])
+
+    def _choose_victim(self) -> _Value | None:
+        """Choose the value to evict, which is not handed out from now on.
 
         Returns:
-            A value that is leaving already, or else the least recently used one that nobody leases;
-            None if all are leased.
+            A value whose teardown was interrupted, or else the least recently used one that nobody
+            leases; None if all are leased.
         """
+        values = list(self._values.values())
         with _mutex:
-            idle = [value for value in values if value.leaving or not value.leases]
-            victim = min(idle, key=lambda value: (not value.leaving, value.used), default=None)
+            idle = [value for value in values if not value.leases]
+            victim = min(idle, key=lambda value: (value.fate is None, value.used), default=None)
             if victim is not None:
-                victim.leaving = True
+                victim.give_up("evicted")
             return victim
 
-    def _drop(self, value: _Value, kind: ledger.Kind) -> None:
+    def _warn_of_survivors(self, watches: list[tuple[str, Callable[[], object]]]) -> None:
+        """Log, once, that evicted state is still in memory since somebody else holds it."""
+        if self._has_warned:
+            return
+
+        for key, watch in watches:
+            if watch() is not None:
+                self._has_warned = True
+                log.warning(
+                    "%r: what was evicted, %s, is still in memory: a variable of a task that runs, "
+                    "a cache or another object holds it",
+                    self,
+                    key,
+                )
+
+    def _drop(self, value: _Value) -> None:
+        """Tear a value down and forget it, under the lock that keeps others from doing so."""
         value.close()
-        if self._values.get(value.key) is value:  # unless its own teardown has loaded it anew
-            del self._values[value.key]
-        if kind == "evicted":
-            with _mutex:
+        self._forget(value)  # unless its own teardown has loaded it anew
+        self._has_garbage = True
+        with _mutex:
+            was_retired = value in self._retired
+            self._retired.discard(value)
+            if value.fate == "evicted":
                 self._evictions += 1
-        ledger.record(kind, self._name, value.key)
+        if not was_retired:
+            ledger.record(value.fate or "cleared", self._name, value.key)
+
+    def _forget(self, value: _Value) -> None:
+        if self._values.get(value.key) is value:
+            del self._values[value.key]
 
     def _lock(self, key: Hashable) -> Any:
         owned = key if self._maxsize is None else None  # with a limit, one lock is for all keys
@@ -411,18 +704,51 @@ class Warm(Generic[P, T]):
     def _name(self) -> str:
         return f"{self.__module__}.{self.__qualname__}"
 
-    def _bad_key(self, key: tuple[Any, ...], error: TypeError) -> TypeError:
+    def _check_key(self, key: Hashable) -> None:
+        """Refuse a key that no later task can find again.
+
+        Raises:
+            TypeError: There is such a part in it. The text names the argument, and a remedy.
+        """
+        for name, value in self._named_parts(key):
+            parameter = self.__signature__.parameters.get(name.removeprefix("argument "))
+            if parameter is not None and value is parameter.default:
+                continue  # the same object in every call that leaves it out
+
+            reason = keys.reason_to_refuse(value, _is_kept, self._passing)
+            if reason is not None:
+                raise TypeError(
+                    f"{self!r}: {name}={ledger.describe(value)} cannot be part of a key: {reason}"
+                )
+
+    def _named_parts(self, key: Any) -> Iterator[tuple[str, object]]:
+        """Yield the parts of a key with the names of their arguments."""
+        if self._has_own_key:
+            yield "key", key
+            return
+
         for name, value in zip(self.__signature__.parameters, key, strict=True):
+            yield f"argument {name}", value
+
+    def _bad_key(self, key: Any, error: TypeError) -> TypeError:
+        for name, value in self._named_parts(key):
             try:
                 hash(value)
             except TypeError:
                 return TypeError(
-                    f"{self!r}: argument {name}={ledger.describe(value)} is not hashable, "
+                    f"{self!r}: {name}={ledger.describe(value)} is not hashable, "
                     "so it cannot be part of a key; "
                     "pass a frozen dataclass, or a tuple with nothing in it that can be changed"
                 )
 
         return error
+
+    def __get__(self, instance: object, owner: type | None = None) -> Warm[P, T]:
+        """Return this object: it is a function, and no method.
+
+        With this, `inspect` takes it for a routine, and doctest finds the examples of a loader.
+        """
+        return self
 
     def _renew(self) -> None:
         """Forget the locks, loads and leases of threads that a forked child does not have.
@@ -433,9 +759,12 @@ class Warm(Generic[P, T]):
         self._loading.clear()
 
         thread = threading.get_ident()
-        for value in self._values.values():
+        for value in [*self._values.values(), *self._retired]:
             leases = value.leases.items()
             value.leases = {lease: holder for lease, holder in leases if holder == thread}
+            value.lock = threading.RLock()
+
+        self._retired = {value for value in self._retired if value.leases}
 
     def __reduce__(self) -> str:
         is_of_main = self.__module__ == "__main__"
@@ -449,22 +778,22 @@ class Warm(Generic[P, T]):
         return self.__qualname__
 
     def __repr__(self) -> str:
-        limit = "" if self._maxsize is None else f", maxsize {self._maxsize}"
+        limit = "" if self._maxsize is None else f", maxsize {self._maxsize:g}"
         return f"<warm {self._name}: {len(self._values)} loaded{limit}>"
 
 
 class WarmDecorator:
-    """A decorator that turns a loader into a `Warm` with a limit: ``warm(maxsize=...)``."""
+    """A decorator that turns a loader into a `Warm` with options: ``warm(maxsize=...)``."""
 
-    def __init__(self, maxsize: int | None) -> None:
-        self._maxsize = maxsize
+    def __init__(self, **options: Any) -> None:
+        self._options = options
 
     @overload
     def __call__(self, loader: Callable[P, Generator[T, Any, Any]], /) -> Warm[P, T]: ...
     @overload
     def __call__(self, loader: Callable[P, T], /) -> Warm[P, T]: ...
     def __call__(self, loader: Callable[P, Any], /) -> Warm[P, Any]:
-        """Return the loader as a `Warm` with this limit.
+        """Return the loader as a `Warm` with these options.
 
         Args:
             loader: A function that `warm` takes.
@@ -472,7 +801,7 @@ class WarmDecorator:
         Returns:
             A `Warm`, called like the loader.
         """
-        return Warm(loader, self._maxsize)
+        return Warm(loader, **self._options)
 
 
 @overload
@@ -480,36 +809,66 @@ def warm(loader: Callable[P, Generator[T, Any, Any]], /) -> Warm[P, T]: ...
 @overload
 def warm(loader: Callable[P, T], /) -> Warm[P, T]: ...
 @overload
-def warm(*, maxsize: int | None = None) -> WarmDecorator: ...
-def warm(loader: Callable[..., Any] | None = None, /, *, maxsize: int | None = None) -> Any:
+def warm(
+    *,
+    maxsize: float | None = None,
+    size: Callable[..., float] | None = None,
+    key: Callable[..., Hashable] | None = None,
+    valid: Callable[..., object] | Unchanged | None = None,
+) -> WarmDecorator: ...
+def warm(
+    loader: Callable[..., Any] | None = None,
+    /,
+    *,
+    maxsize: float | None = None,
+    size: Callable[..., float] | None = None,
+    key: Callable[..., Hashable] | None = None,
+    valid: Callable[..., object] | Unchanged | None = None,
+) -> Any:
     """Load state once per key and keep it in this process.
 
     Write ``@warm`` or ``@warm(maxsize=2)`` on a module-level function, the loader.
 
     A loader that returns is done. A loader that yields, once, is also the teardown: what follows
-    the yield runs when the state is evicted or cleared, or when the worker ends (at SIGTERM too,
-    where a manager grants one second). Annotate such a loader as returning ``Generator[State, None,
-    None]``.
+    the yield runs when the state is evicted, given up or cleared, or when the worker ends (at
+    SIGTERM too, where a manager grants one second). Annotate such a loader as returning
+    ``Generator[State, None, None]``.
 
     One thread loads a key while others wait for it; if the load fails, the next of them tries
     itself. A loader finds out about devices from its own worker's environment
     (``CUDA_VISIBLE_DEVICES`` is pinned there), not from an argument.
 
+    The key is what the loader's arguments are. Equal values are one key: 1, 1.0 and True are equal.
+    A `pathlib.Path` and the `str` of the same path are not, so that each loads: decide for one. An
+    object that compares by identity is refused, since no later task would find it: each task brings
+    its own copy. State that this worker keeps is not: ``model(tokenizer())``.
+
     Args:
         loader: A plain function or generator function, defined at the top level of a module. Its
             arguments must be hashable: strings, numbers, tuples, frozen dataclasses.
-        maxsize: The most values that may be loaded at a time in this process, 1 or more. The least
-            recently used one is torn down *before* the load that needs its room. None, the default,
-            keeps everything. Such loads run one at a time, so two limited functions must not load
-            each other in different threads: they would wait for each other.
+        maxsize: The most that may be loaded at a time in this process: a number of values, 1 or
+            more, or a number in the units of `size`. The least recently used values are torn down
+            *before* the load that needs their room, and what only reference cycles keep of them is
+            freed. None, the default, keeps everything. Such loads run one at a time, so two limited
+            functions must not load each other in different threads: they would wait for each other.
+            The room is this loader's own: kinds of state that have to share one, such as a GPU's
+            memory, are loaded by one function with an argument that says which.
+        size: Takes the loader's arguments, before the load, and returns the room that the state
+            will need: ``size=lambda path: os.path.getsize(path)``. Without it, each value takes 1.
+        key: Takes the loader's arguments, and returns what stands for them: all that have one key
+            share one state. It is asked at every call.
+        valid: Takes the state and the loader's arguments, and returns whether the state may still
+            be handed out. It is asked before kept state is handed out, and once after a load. If it
+            says no, or raises an exception (which is logged), the state is given up and loaded
+            anew; that fresh state is not valid is an error. `unchanged` is one for files.
 
     Returns:
         A `Warm`, called like the loader.
 
     Raises:
-        TypeError: The loader is async, a class, a method or no function; or maxsize is not a whole
-            number.
-        ValueError: maxsize is below 1.
+        TypeError: The loader is async, a class, a method or no function; or an option is of another
+            type.
+        ValueError: maxsize is not positive.
 
     Example:
         >>> from collections.abc import Generator
@@ -531,13 +890,61 @@ def warm(loader: Callable[..., Any] | None = None, /, *, maxsize: int | None = N
         ['open b.log']
         >>> log_file.clear()
         closed b.log
+
+        A client that is async belongs to an event loop. Keep both, and use that loop in tasks:
+
+        >>> import asyncio
+        >>> from typing import Any
+        >>> async def connect(name: str) -> asyncio.Queue[str]:
+        ...     queue: asyncio.Queue[str] = asyncio.Queue()
+        ...     await queue.put(f"hello from {name}")
+        ...     return queue
+        >>> @warm
+        ... def client(name: str) -> Generator[tuple[Any, Any], None, None]:
+        ...     loop = asyncio.new_event_loop()
+        ...     try:
+        ...         yield loop, loop.run_until_complete(connect(name))
+        ...     finally:
+        ...         loop.close()
+        >>> loop, queue = client("a")
+        >>> loop.run_until_complete(queue.get())
+        'hello from a'
+        >>> client.clear()
+        >>> loop.is_closed()
+        True
     """
+    options = {"maxsize": maxsize, "size": size, "key": key, "valid": valid}
     if loader is None:
-        return WarmDecorator(maxsize)
-    return Warm(loader, maxsize)
+        return WarmDecorator(**options)
+    return Warm(loader, **options)  # type: ignore[arg-type]
 
 
-def _check(loader: Any, maxsize: Any) -> None:
+def clear_all() -> None:
+    """Give up the state of every warm function in this process, as `Warm.clear` does."""
+    for table in list(_tables):
+        table.clear()
+
+
+def _total(sizes: list[float]) -> float:
+    """Return the sum, which for fractions does not depend on their order."""
+    is_whole = all(isinstance(size, int) for size in sizes)
+    return sum(sizes) if is_whole else math.fsum(sizes)
+
+
+def _is_kept(value: object) -> bool:
+    """Return whether an object is state that this process keeps, or an item of such a tuple."""
+    for table in list(_tables):
+        for kept in [*table._values.values(), *table._retired]:
+            state = kept.state
+            if state is value:
+                return True
+            if type(state) is tuple and any(item is value for item in state):
+                return True
+
+    return False
+
+
+def _check_loader(loader: Any) -> None:
     if not inspect.isfunction(loader):
         raise TypeError(
             f"@warm takes a function, not {ledger.describe(loader)}; "
@@ -547,8 +954,8 @@ def _check(loader: Any, maxsize: Any) -> None:
     name = f"{loader.__module__}.{loader.__qualname__}"
     if inspect.iscoroutinefunction(loader) or inspect.isasyncgenfunction(loader):
         raise TypeError(
-            f"{name} is async, and workers call plain functions: "
-            "make the loader plain, with asyncio.run(...) inside"
+            f"{name} is async, and workers call plain functions: make the loader plain, and "
+            f"{_KEEP_THE_LOOP}"
         )
 
     name_in_scope = loader.__qualname__.rpartition("<locals>.")[2]
@@ -558,13 +965,48 @@ def _check(loader: Any, maxsize: Any) -> None:
             "move the loader to the top level of its module"
         )
 
-    is_whole_number = isinstance(maxsize, int) and not isinstance(maxsize, bool)
-    if maxsize is not None and not is_whole_number:
-        raise TypeError(f"@warm on {name}: maxsize must be a whole number or None, not {maxsize!r}")
-    if maxsize is not None and maxsize < 1:
+
+def _check_state(name: str, state: object) -> None:
+    """Refuse what can be awaited once only: it would serve one task, and fail in all others."""
+    if isinstance(state, CoroutineType | AsyncGeneratorType):
+        if isinstance(state, CoroutineType):
+            state.close()  # or Python would complain that nobody has awaited it
+        raise TypeError(
+            f"{name} returned {ledger.describe(state)}, which serves one task only: "
+            f"{_KEEP_THE_LOOP}"
+        )
+
+
+def _check_options(loader: Any, maxsize: object, size: object, key: object, valid: object) -> None:
+    where = f"@warm on {loader.__module__}.{loader.__qualname__}"
+    for option, value in (("size", size), ("key", key)):
+        if value is not None and not callable(value):
+            raise TypeError(
+                f"{where}: {option} must be a function of the loader's arguments, not {value!r}"
+            )
+    if valid is not None and not callable(valid) and not isinstance(valid, Unchanged):
+        raise TypeError(
+            f"{where}: valid must be a function of the state and the loader's arguments, "
+            f"not {valid!r}"
+        )
+    if isinstance(valid, Unchanged) and valid.argument not in inspect.signature(loader).parameters:
+        raise TypeError(
+            f"{where}: the loader has no argument {valid.argument!r}, which {valid!r} names"
+        )
+
+    if maxsize is None:
+        return
+    wanted = "a whole number" if size is None else "a number"
+    is_number = isinstance(maxsize, int if size is None else int | float)
+    if not is_number or isinstance(maxsize, bool):
+        raise TypeError(f"{where}: maxsize must be {wanted} or None, not {maxsize!r}")
+    if size is None and not maxsize >= 1:  # type: ignore[operator]
         raise ValueError(
-            f"@warm on {name}: maxsize must be at least 1, not {maxsize}; "
-            "to keep nothing, leave out @warm"
+            f"{where}: maxsize must be at least 1, not {maxsize}; to keep nothing, leave out @warm"
+        )
+    if not 0 < maxsize < math.inf:  # type: ignore[operator]
+        raise ValueError(
+            f"{where}: maxsize must be a positive number in the units of size, not {maxsize}"
         )
 
 
@@ -591,47 +1033,6 @@ def _uses() -> dict[str, int]:
         if table is not None:
             hits[table._name] = table.info().hits
     return hits
-
-
-def _binder(loader: Callable[..., Any]) -> Callable[..., tuple[Any, ...]]:
-    """Make a function with the loader's own signature that returns what it bound, as a tuple.
-
-    Python's own call machinery does the binding, in a tenth of a microsecond where
-    ``inspect.Signature.bind`` needs six.
-    """
-    space: dict[str, Any] = {"_gc_warm_items": lambda keywords: tuple(sorted(keywords.items()))}
-    parameters: list[str] = []
-    parts: list[str] = []
-    before: Any = None
-
-    for number, parameter in enumerate(inspect.signature(loader).parameters.values()):
-        parameters += _separators(before, parameter.kind)
-        before = parameter.kind
-
-        name = parameter.name
-        star = _STARS.get(parameter.kind, "")
-        default = "" if parameter.default is parameter.empty else f"=_gc_warm_{number}"
-        space[f"_gc_warm_{number}"] = parameter.default
-        parameters.append(f"{star}{name}{default}")
-        parts.append(f"_gc_warm_items({name})," if star == "**" else f"{name},")
-
-    parameters += _separators(before, None)
-
-    # names come from a compiled function
-    bind = eval(f"lambda {', '.join(parameters)}: ({''.join(parts)})", space)
-    bind.__name__ = loader.__name__
-    bind.__qualname__ = loader.__qualname__
-    return cast(Callable[..., tuple[Any, ...]], bind)
-
-
-def _separators(before: Any, kind: Any) -> Iterator[str]:
-    """Yield the signs that a signature has between two kinds of parameters; None is its end."""
-    if before is inspect.Parameter.POSITIONAL_ONLY and kind is not before:
-        yield "/"
-
-    is_keyword_only = kind is inspect.Parameter.KEYWORD_ONLY
-    if is_keyword_only and before not in (kind, inspect.Parameter.VAR_POSITIONAL):
-        yield "*"
 
 
 def _after_fork() -> None:

@@ -1,8 +1,8 @@
 """The cost of a warm hit: ``python tests/benchmarks/warm_hit.py``.
 
-Compares gc_warm with other ways of keeping a value per key, in one run and one process. The numbers
-that travel from machine to machine are the multiples of ``functools.lru_cache``; nanoseconds are
-this machine's own.
+Compares gc_warm with other ways of keeping a value per key, in one run and one process, and with
+``--against FOLDER`` also with the gc_warm of another checkout. The numbers that travel from machine
+to machine are the multiples of ``functools.lru_cache``; nanoseconds are this machine's own.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import functools
 import gc
+import importlib
 import json
 import random
 import sys
@@ -113,6 +114,29 @@ def gc_warm_bounded() -> Lookup:
     return warm(maxsize=8)(load)
 
 
+def gc_warm_valid() -> Lookup:
+    return warm(valid=lambda state, key: True)(load)
+
+
+def gc_warm_key() -> Lookup:
+    return warm(key=lambda key: key)(load)
+
+
+def gc_warm_of(checkout: str) -> Lookup:
+    """Return a warm function of another checkout, whose modules stay beside those of this one."""
+    own = {name: module for name, module in sys.modules.items() if name.split(".")[0] == "gc_warm"}
+    for name in own:
+        del sys.modules[name]
+
+    sys.path.insert(0, checkout)
+    try:
+        other: Lookup = importlib.import_module("gc_warm.worker.state").warm(load)
+    finally:
+        sys.path.remove(checkout)
+        sys.modules.update(own)
+    return other
+
+
 WAYS: dict[str, Callable[[], Lookup]] = {
     REFERENCE: lru_cache,
     "dict under a lock": dictionary_under_lock,
@@ -120,7 +144,10 @@ WAYS: dict[str, Callable[[], Lookup]] = {
     GUARDED: cachetools_cached,
     "gc_warm": gc_warm_unbounded,
     "gc_warm, maxsize=8": gc_warm_bounded,
+    "gc_warm, valid": gc_warm_valid,
+    "gc_warm, key": gc_warm_key,
 }
+WITHOUT_OPTIONS = ("gc_warm", "gc_warm, maxsize=8")
 
 
 def measure(rounds: int, hits: int) -> list[Row]:
@@ -168,7 +195,7 @@ def slower_than_guarded(rows: list[Row]) -> list[str]:
     return [
         f"{row.way} takes {row.ns:.0f} ns with a {row.key}, {GUARDED} {limits[row.key]:.0f} ns"
         for row in rows
-        if row.way.startswith("gc_warm") and row.ns > limits[row.key]
+        if row.way in WITHOUT_OPTIONS and row.ns > limits[row.key]
     ]
 
 
@@ -182,8 +209,15 @@ def main(arguments: list[str] | None = None) -> str | int:
     parser.add_argument(
         "--hits", type=int, default=20_000, help="hits a timing (default: %(default)s)"
     )
+    parser.add_argument(
+        "--against",
+        metavar="FOLDER",
+        help="another checkout of gc_warm, to be timed beside this one",
+    )
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     options = parser.parse_args(arguments)
+    if options.against:
+        WAYS[f"gc_warm of {options.against}"] = functools.partial(gc_warm_of, options.against)
 
     try:
         rows = measure(options.rounds, options.hits)

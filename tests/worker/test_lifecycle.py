@@ -521,6 +521,82 @@ def test_forked_child_has_the_leases_of_its_own_thread_only(
     assert (status, said) == (0, [f"child: {in_child}", "child ended 0"])
 
 
+@pytest.mark.parametrize("giving_up", ["table.discard('leased')", "table.clear()"])
+@pytest.mark.parametrize("maxsize", [None, 1])
+def test_state_that_was_retired_before_a_fork(
+    giving_up: str, maxsize: int | None, script: Script
+) -> None:
+    status, said, _ = script(f"""
+        @warm(maxsize={maxsize})
+        def table(key):
+            yield key
+            say("close", key)
+
+        def lease():
+            with table.lease("leased"):
+                leased.set()
+                go_on.wait()
+
+        leased, go_on = threading.Event(), threading.Event()
+        thread = threading.Thread(target=lease)
+        thread.start()
+        leased.wait()
+        {giving_up}
+        say("size", table.info().size)
+        child = os.fork()
+        if child:
+            wait_for(child)
+            go_on.set()
+            thread.join()
+            say("size", table.info().size)
+        else:
+            say("size", table.info().size)  # the thread with the lease is not there
+            table("new")
+            os._exit(0)
+    """)
+    of_child = ["child: size 0", "child ended 0"]
+    assert (status, said) == (0, ["size 1", *of_child, "close leased", "size 0"])
+
+
+@pytest.mark.parametrize("in_child", ["", "table('own')"])
+def test_fork_within_a_lease_of_retired_state(in_child: str, script: Script) -> None:
+    status, said, _ = script(f"""
+        @warm
+        def table(key):
+            yield key
+            say("close", key)
+
+        with table.lease("leased"):
+            table.discard("leased")
+            child = os.fork()
+            if child:
+                wait_for(child)
+            else:
+                {in_child or "pass"}
+    """)
+    own = ["child: close own"] if in_child else []
+    assert (status, said) == (0, [*own, "child ended 0", "close leased"])
+
+
+def test_end_of_the_process_tears_retired_state_down(script: Script) -> None:
+    ended = script("""
+        with state.lease("a"):
+            state.discard("a")
+            state("a")
+            say("leased")
+            sys.exit(3)
+    """)
+    assert ended == (3, ["open a", "open a", "leased", "close a", "close a"], "")
+
+    ended = script("""
+        lease = state.lease("a")
+        lease.__enter__()
+        state.clear()
+        terminate()
+    """)
+    assert ended == (143, ["open a", "close a"], "")
+
+
 def test_process_forked_by_a_teardown_can_be_ended(script: Script) -> None:
     status, said, _ = script("""
         @warm

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import gc
 import importlib
 import logging
 import pickle
 import sys
 import threading
 import time
-from collections.abc import Generator
+from collections.abc import Callable, Generator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,7 @@ import pytest
 
 from gc_warm import warm
 from gc_warm.worker import ledger
-from gc_warm.worker.state import Info, Warm
+from gc_warm.worker.state import Info, Warm, clear_all
 
 
 @dataclass(frozen=True)
@@ -144,7 +146,7 @@ def test_failed_load_does_not_bring_the_evicted_back() -> None:
 
     seconds = number.info().load_seconds
     assert number.info() == Info(
-        hits=0, loads=1, failures=1, evictions=1, size=0, maxsize=1, load_seconds=seconds
+        hits=0, loads=1, failures=1, evictions=1, size=0, maxsize=1, load_seconds=seconds, grown=0
     )
     assert number("1") == 1
 
@@ -165,12 +167,10 @@ def test_info_counts_and_is_frozen() -> None:
     resource.clear()
 
 
-def test_lease_protects_from_eviction_and_clear() -> None:
+def test_lease_protects_from_eviction() -> None:
     resource, history = recorder(maxsize=1)
     with resource.lease("a") as state:
         assert state == "A"
-        resource.clear()
-        assert history == ["open a"]
         reason = "no room: all of its 1 values are leased or loading"
         with pytest.raises(RuntimeError, match=f"{reason}; end a lease or raise maxsize"):
             resource("b")
@@ -180,6 +180,158 @@ def test_lease_protects_from_eviction_and_clear() -> None:
             resource("b")
     assert resource("b") == "B"
     assert history == ["open a", "close a", "open b"]
+    resource.clear()
+
+
+GIVING_UP: dict[str, Callable[[Warm[[str], str]], object]] = {
+    "discard": lambda resource: resource.discard("a"),
+    "clear": lambda resource: resource.clear(),
+    "clear_all": lambda resource: clear_all(),
+}
+
+
+@pytest.mark.parametrize("way", GIVING_UP)
+def test_what_is_given_up_leaves_with_its_last_lease(way: str) -> None:
+    resource, history = recorder()
+    with resource.lease("a"):
+        with resource.lease("a") as state:
+            GIVING_UP[way](resource)
+            assert state == "A"
+            assert history == ["open a"]
+            assert resource.info().size == 1, "it counts as long as it is leased"
+
+            assert resource("a") == "A"
+            assert history == ["open a", "open a"], "it is handed out no more"
+            assert resource.info().size == 2
+        assert history == ["open a", "open a"]
+    assert history == ["open a", "open a", "close a"]
+    assert resource.info().size == 1
+
+    resource.clear()
+    assert history[-1] == "close a"
+    assert len(history) == 4
+
+
+def test_retired_state_takes_its_room_until_its_lease_ends() -> None:
+    resource, history = recorder(maxsize=1)
+    with resource.lease("a"):
+        assert resource.discard("a")
+        for name in ("a", "b"):
+            with pytest.raises(RuntimeError, match="no room"):
+                resource(name)
+    assert history == ["open a", "close a"]
+    assert resource("b") == "B"
+    resource.clear()
+
+
+def test_discard_gives_up_one_key_and_says_so() -> None:
+    resource, history = recorder()
+    resource("a")
+    resource("b")
+    assert resource.discard("a")
+    assert not resource.discard("a")
+    assert not resource.discard("never loaded")
+    assert history == ["open a", "open b", "close a"]
+    assert resource.info().evictions == 0
+
+    resource("a")
+    assert history[-1] == "open a"
+    resource.clear()
+
+
+def test_discarding_an_unhashable_key_names_it() -> None:
+    with pytest.raises(TypeError, match=r"argument size=\[1\] is not hashable"):
+        module_level.discard([1])  # type: ignore[arg-type]
+
+
+def test_discarding_unknown_keys_leaves_nothing_behind() -> None:
+    before = len(module_level._locks)
+    for _ in range(3):
+        assert not module_level.discard(object())  # type: ignore[arg-type]
+    assert len(module_level._locks) == before
+
+
+def test_discarding_under_load_waits_for_it() -> None:
+    loading, go_on = threading.Event(), threading.Event()
+
+    @warm
+    def slow(name: str) -> Generator[str, None, None]:
+        loading.set()
+        assert go_on.wait(120)
+        yield name
+        closed.append(name)
+
+    closed: list[str] = []
+    with ThreadPoolExecutor(2) as pool:
+        loaded = pool.submit(slow, "a")
+        assert loading.wait(120)
+        discarded = pool.submit(slow.discard, "a")
+        go_on.set()
+        assert loaded.result(120) == "a"
+        assert discarded.result(120) in (True, False)  # before or after the load
+    slow.clear()
+    assert closed == ["a"]
+
+
+@pytest.mark.parametrize("maxsize", [None, 2])
+def test_abandoned_lease_of_retired_state_does_not_wait(maxsize: int | None) -> None:
+    """The garbage collector ends it, amid anything: to wait there for a load might be for ever."""
+    loading, collected = threading.Event(), threading.Event()
+    closed: list[str] = []
+
+    @warm(maxsize=maxsize)
+    def resource(name: str) -> Generator[str, None, None]:
+        if name == "slow":
+            loading.set()
+            assert collected.wait(120)
+        yield name
+        closed.append(name)
+
+    lease = resource.lease("a")
+    lease.__enter__()
+    cycle: list[object] = [lease]
+    cycle.append(cycle)
+    del lease
+    resource.discard("a")
+
+    thread = threading.Thread(target=resource, args=("slow",))
+    thread.start()
+    assert loading.wait(120)
+    cycle.clear()
+    gc.collect()
+    collected.set()
+    thread.join(120)
+
+    resource.clear()
+    assert sorted(closed) == ["a", "slow"]
+    assert resource.info().size == 0
+
+
+def test_closing_a_generator_ends_the_lease_in_it() -> None:
+    resource, history = recorder(maxsize=1)
+
+    def results() -> Generator[str, None, None]:
+        with resource.lease("a") as state:
+            yield state
+
+    running = results()
+    assert next(running) == "A"
+    resource.discard("a")
+    running.close()
+    assert history == ["open a", "close a"]
+
+
+def test_teardown_of_retired_state_may_use_its_loader() -> None:
+    @warm(maxsize=2)
+    def resource(name: str) -> Generator[str, None, None]:
+        yield name
+        if name == "a":
+            used.append(resource("b"))
+
+    used: list[str] = []
+    with resource.lease("a"):
+        resource.clear()
+    assert used == ["b"]
     resource.clear()
 
 

@@ -16,34 +16,53 @@ KEYS = st.integers(0, 4)
 HOW_LOADERS_FAIL = st.sampled_from([None, None, None, "before opening", "after opening"])
 
 
+class Kept:
+    """A loaded value in the model."""
+
+    def __init__(self, key: int) -> None:
+        self.key = key
+        self.leases = 0
+
+
 class Model:
     """A plain model of a warm table.
 
-    It has a list in the order of use, for what leaves first, and a list in the order of loading,
-    for `clear`.
+    It has a list in the order of use, for what leaves first, a list in the order of loading, for
+    `clear`, and a list of what is retired: given up, but leased.
     """
 
     def __init__(self, maxsize: int | None) -> None:
         self.maxsize = maxsize
-        self.by_use: list[int] = []
-        self.by_load: list[int] = []
-        self.leases: list[int] = []
+        self.by_use: list[Kept] = []
+        self.by_load: list[Kept] = []
+        self.retired: list[Kept] = []
+        self.invalid: set[int] = set()
         self.history: list[str] = []
         self.hits = self.loads = self.failures = self.evictions = 0
 
+    def size(self) -> int:
+        return len(self.by_load) + len(self.retired)
+
+    def find(self, key: int) -> Kept | None:
+        return next((kept for kept in self.by_load if kept.key == key), None)
+
     def call(self, key: int, failure: str | None) -> type[Exception] | None:
         """What the call raises."""
-        if key in self.by_load:
+        found = self.find(key)
+        if found and key not in self.invalid:
             self.hits += 1
-            self.by_use.remove(key)
-            self.by_use.append(key)
+            self.by_use.remove(found)
+            self.by_use.append(found)
             return None
 
-        if len(self.by_load) == self.maxsize:
-            victim = next((key for key in self.by_use if key not in self.leases), None)
+        if found:
+            self.give_up(found)
+        if self.size() == self.maxsize:
+            victim = next((kept for kept in self.by_use if not kept.leases), None)
             if victim is None:
                 return RuntimeError
-            self.tear_down(victim)
+            self.forget(victim)
+            self.history.append(f"close {victim.key}")
             self.evictions += 1
 
         if failure is not None:
@@ -52,37 +71,73 @@ class Model:
             return OSError
 
         self.loads += 1
-        self.by_use.append(key)
-        self.by_load.append(key)
+        self.invalid.discard(key)
+        loaded = Kept(key)
+        self.by_use.append(loaded)
+        self.by_load.append(loaded)
         self.history.append(f"open {key}")
         return None
 
-    def tear_down(self, key: int) -> None:
-        self.by_use.remove(key)
-        self.by_load.remove(key)
-        self.history.append(f"close {key}")
+    def forget(self, kept: Kept) -> None:
+        self.by_use.remove(kept)
+        self.by_load.remove(kept)
+
+    def give_up(self, kept: Kept) -> None:
+        self.forget(kept)
+        if kept.leases:
+            self.retired.append(kept)
+        else:
+            self.history.append(f"close {kept.key}")
+
+    def lease(self, key: int) -> Kept:
+        kept = self.find(key)
+        assert kept is not None
+        kept.leases += 1
+        return kept
+
+    def end_lease(self, kept: Kept) -> None:
+        kept.leases -= 1
+        if kept in self.retired and not kept.leases:
+            self.retired.remove(kept)
+            self.history.append(f"close {kept.key}")
+
+    def discard(self, key: int) -> bool:
+        kept = self.find(key)
+        if kept is not None:
+            self.give_up(kept)
+        return kept is not None
 
     def clear(self) -> None:
-        for key in reversed(self.by_load.copy()):
-            if key not in self.leases:
-                self.tear_down(key)
+        for kept in reversed(self.by_load.copy()):
+            self.give_up(kept)
 
 
 class WarmTable(RuleBasedStateMachine):
     """Does to a warm table what it does to the model, and compares."""
 
-    @initialize(maxsize=st.sampled_from([None, 1, 2, 3]))
-    def start(self, maxsize: int | None) -> None:
+    @initialize(maxsize=st.sampled_from([None, 1, 2, 3]), has_valid=st.booleans())
+    def start(self, maxsize: int | None, has_valid: bool) -> None:
         self.model = Model(maxsize)
+        self.has_valid = has_valid
+        self.invalid: set[int] = set()
+        self.is_loading = False
         self.history: list[str] = []
         self.failure: str | None = None
-        self.leases: list[ExitStack] = []
+        self.leases: list[tuple[ExitStack, Kept]] = []
 
-        @warm(maxsize=maxsize)
+        def may_stay(state: str, key: int) -> bool:
+            """Also tell that a load makes an invalid key valid."""
+            if self.is_loading:
+                self.invalid.discard(key)
+            self.is_loading = False
+            return key not in self.invalid
+
+        @warm(maxsize=maxsize, valid=may_stay if has_valid else None)
         def table(key: int) -> Generator[str, None, None]:
             if self.failure == "before opening":
                 raise OSError(key)
             self.history.append(f"open {key}")
+            self.is_loading = self.failure is None
             try:
                 if self.failure == "after opening":
                     raise OSError(key)
@@ -113,15 +168,26 @@ class WarmTable(RuleBasedStateMachine):
                     stack.enter_context(self.table.lease(key))
             else:
                 assert stack.enter_context(self.table.lease(key)) == f"state {key}"
-                self.leases.append(stack.pop_all())
-                self.model.leases.append(key)
+                self.leases.append((stack.pop_all(), self.model.lease(key)))
 
     @precondition(lambda self: self.leases)
     @rule(data=st.data())
     def end_lease(self, data: st.DataObject) -> None:
         number = data.draw(st.integers(0, len(self.leases) - 1))
-        self.leases.pop(number).close()
-        self.model.leases.pop(number)
+        lease, kept = self.leases.pop(number)
+        lease.close()
+        self.model.end_lease(kept)
+
+    @rule(key=KEYS)
+    def discard(self, key: int) -> None:
+        assert self.table.discard(key) == self.model.discard(key)
+
+    @precondition(lambda self: self.has_valid)
+    @rule(key=KEYS)
+    def go_bad(self, key: int) -> None:
+        if self.model.find(key) is not None:
+            self.invalid.add(key)
+            self.model.invalid.add(key)
 
     @rule()
     def clear(self) -> None:
@@ -134,12 +200,12 @@ class WarmTable(RuleBasedStateMachine):
         assert self.history == model.history
         assert (info.hits, info.loads) == (model.hits, model.loads)
         assert (info.failures, info.evictions) == (model.failures, model.evictions)
-        assert (info.size, info.maxsize) == (len(model.by_load), model.maxsize)
+        assert (info.size, info.maxsize) == (model.size(), model.maxsize)
 
     def teardown(self) -> None:
-        for lease in self.leases:
+        for lease, kept in self.leases:
             lease.close()
-        self.model.leases.clear()
+            self.model.end_lease(kept)
         self.clear()
         self.same()
         assert self.table.info().size == 0

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from typing_extensions import assert_type
 
-from gc_warm import Info, Warm, warm
+from gc_warm import Info, Warm, unchanged, warm
 from gc_warm.worker.ledger import Event, Loaded, events, loaded
 from gc_warm.worker.lifecycle import Worker, worker
 from gc_warm.worker.state import WarmDecorator
@@ -49,6 +49,16 @@ def limited_connection(url: str, *ports: int) -> Generator[Connection, None, Non
 def nothing_to_say(grid: Grid) -> None: ...
 
 
+@warm(maxsize=40e9, size=lambda path: 1.5, key=str, valid=unchanged("path"))
+def weights(path: str) -> bytes:
+    return path.encode()
+
+
+@warm(valid=lambda state, url: state.url == url)
+def checked_connection(url: str) -> Generator[Connection, None, None]:
+    yield Connection()
+
+
 @warm()
 # an iterator is a state of its own; only a Generator is a state with a teardown
 def lines(path: str) -> Iterator[str]:
@@ -62,6 +72,7 @@ def states() -> None:
     assert_type(connection("a"), Connection)
     assert_type(limited_connection("a", 1, 2), Connection)
     assert_type(lines("a"), Iterator[str])
+    assert_type(checked_connection("a"), Connection)
     assert_type(warm(maxsize=None), WarmDecorator)
 
 
@@ -79,9 +90,12 @@ def methods() -> None:
     assert_type(info, Info)
     assert_type(
         (info.hits, info.loads, info.failures, info.evictions, info.size),
-        tuple[int, int, int, int, int],
+        tuple[int, int, int, int, float],
     )
-    assert_type((info.maxsize, info.load_seconds), tuple[int | None, float])
+    assert_type((info.maxsize, info.load_seconds), tuple[float | None, float])
+    assert_type(info.grown, int)
+    assert_type(limited_table.discard(Grid(1)), bool)
+    assert_type(weights("a"), bytes)
     takes_connections(connection)
     takes_connections(lines)  # type: ignore[arg-type]
 
@@ -95,9 +109,12 @@ def wrong_calls() -> None:
     connection(1)  # type: ignore[arg-type]
     limited_connection("a", "b")  # type: ignore[arg-type]
     connection.load(1)  # type: ignore[arg-type]
+    limited_table.discard("grid")  # type: ignore[arg-type]
     limited_table.lease("grid")  # type: ignore[arg-type]
     connection("a").port  # type: ignore[attr-defined]  # noqa: B018
     warm(maxsize="2")  # type: ignore[call-overload]
+    warm(size=3)  # type: ignore[call-overload]
+    warm(valid="path")  # type: ignore[call-overload]
     warm(3)  # type: ignore[call-overload]
     table.info().hits = 3  # type: ignore[misc]
 
