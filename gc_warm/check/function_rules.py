@@ -12,14 +12,14 @@ import ast
 import functools
 import inspect
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import FunctionType
-from typing import TypeGuard
+from typing import Any, TypeGuard
 
-from gc_warm.check import source
-from gc_warm.check.rules import Finding, RuleSet, is_silenced
-from gc_warm.check.source import Function, Module, SourceError, Submission
+from gc_warm.check import identity, source
+from gc_warm.check.rules import Broken, Finding, Rule, RuleSet, is_silenced
+from gc_warm.check.source import Function, Library, Module, SourceError, Submission
 from gc_warm.check.task_facts import DEFAULT_STRATEGY
 
 _DILL = "DillCode"
@@ -35,7 +35,6 @@ _CACHES = {
     "cachetools.func.ttl_cache",
     "cachetools.func.lfu_cache",
 }
-_WARM = {"gc_warm.warm", "gc_warm.worker.state.warm"}
 _CHANGES = {
     "append",
     "add",
@@ -118,13 +117,14 @@ class _Sent:
 
     def _names_inside(self) -> set[str]:
         """Return the names of its module that the code takes from there when it runs."""
-        code = self._code()
+        code = self.code
         if code is None:
             return set()
         return set(source.free_names(code) & self.module.names) - source.made_first(code)
 
-    def _code(self) -> Function | ast.Lambda | None:
-        """Return the code that runs: the function itself or, of an object, its method."""
+    @property
+    def code(self) -> Function | ast.Lambda | None:
+        """The code that runs: the function itself or, of an object, its method."""
         if isinstance(self.node, (Function, ast.Lambda)):
             return self.node
         return self.method[1]
@@ -144,7 +144,7 @@ class _Sent:
 
     def closes_over(self) -> list[str]:
         """Return the names that it takes from the functions around it."""
-        code = self._code()
+        code = self.code
         if code is None:
             return []
 
@@ -199,13 +199,29 @@ def _class_of_self(argument: ast.arg, scopes: Sequence[source.Scope]) -> str:
     return classes[-1].name if source.arguments(innermost)[:1] == [argument] else ""
 
 
+@dataclass(frozen=True)
+class _Loader:
+    """A loader, which workers import: a function with ``@warm``.
+
+    Attributes:
+        module: The file that it is written in.
+        node: The function.
+        library: Reads what that file imports.
+    """
+
+    module: Module
+    node: Function
+    library: Library
+
+
 _RULES: RuleSet[_Sent] = RuleSet()
-RULES = _RULES.rules
-"""All rules for functions, by id."""
+_LOADER_RULES: RuleSet[_Loader] = RuleSet()
 
 
 def examine(target: str, strategy: str = DEFAULT_STRATEGY) -> list[Finding]:
     """Hold the functions of a module, or those that a script submits, against all rules.
+
+    Loaders are those of the module, and those that the functions call.
 
     Args:
         target: A dotted name as workers import it, or the path of a Python file. A file that
@@ -222,10 +238,14 @@ def examine(target: str, strategy: str = DEFAULT_STRATEGY) -> list[Finding]:
     try:
         module = source.read(path, may_be_script=is_path)
         sent: list[_Sent] = []
+        loaders: list[_Loader] = []
+        library = Library([module])
         if not module.is_script:
             sent += [_Sent(module, node, strategy) for node in _public(module)]
+            loaders += [_Loader(module, node, library) for node in _loaders(module)]
+
         sent += [_Sent(module, _meant(call), strategy, call) for call in module.calls]
-        return _findings(sent)
+        return _findings(sent, [*loaders, *_called_by(sent, library)])
     except RecursionError:
         raise SourceError(f"{path} is nested too deeply to be read") from None
 
@@ -257,7 +277,8 @@ def examine_functions(
         module, by_line = read[path]
         nodes = by_line.get(function.__code__.co_firstlineno, ())
         sent += [_Sent(module, node, strategy) for node in nodes]
-    return _findings(sent)
+    library = Library(module for module, _ in read.values())
+    return _findings(sent, _called_by(sent, library))
 
 
 def _by_first_line(module: Module) -> dict[int, list[Function | ast.Lambda]]:
@@ -268,13 +289,41 @@ def _by_first_line(module: Module) -> dict[int, list[Function | ast.Lambda]]:
     return by_line
 
 
-def _findings(sent: Sequence[_Sent]) -> list[Finding]:
+def _loaders(module: Module) -> Iterator[Function]:
+    for node in module.functions.values():
+        if module.is_decorated(node, source.WARM):
+            yield node
+
+
+def _called_by(sent: Sequence[_Sent], library: Library) -> list[_Loader]:
+    """Return the loaders that workers import for functions that are sent."""
+    code = {id(each.code): (each.module, each.code) for each in sent if each.code}
+    loaders: dict[int, _Loader] = {}
+    for module, function in code.values():
+        for node in ast.walk(function):
+            if not isinstance(node, (ast.Name, ast.Attribute)):
+                continue
+
+            home, found = library.find(node, module) or (module, None)
+            if not isinstance(found, Function) or home.is_script:
+                continue
+            if home.is_decorated(found, source.WARM):
+                loaders[id(found)] = _Loader(home, found, library)
+    return list(loaders.values())
+
+
+def _findings(sent: Sequence[_Sent], loaders: Sequence[_Loader]) -> list[Finding]:
     """Return each finding that no comment silences, the worst first."""
+    broken: list[tuple[_Sent | _Loader, Iterable[Broken]]] = [
+        *((each, _RULES.broken(each)) for each in sent),
+        *((each, _LOADER_RULES.broken(each)) for each in loaders),
+    ]
+
     by_place: dict[tuple[str, str, int], Finding] = {}
-    for each in sent:
+    for each, problems in broken:
         path = each.module.path
         lines = each.module.lines
-        for rule, level, place, text in _RULES.broken(each):
+        for rule, level, place, text in problems:
             if any(is_silenced(rule, lines[line - 1]) for line in {place, *_lines_of(each)}):
                 continue
             by_place.setdefault((rule, path, place), Finding(rule, level, path, place, text))
@@ -283,18 +332,19 @@ def _findings(sent: Sequence[_Sent]) -> list[Finding]:
     return sorted(findings, key=lambda finding: (finding.level, finding.file, finding.line))
 
 
-def _lines_of(sent: _Sent) -> Iterator[int]:
-    """Yield the lines where a comment silences whatever is found in something that is sent.
+def _lines_of(subject: _Sent | _Loader) -> Iterator[int]:
+    """Yield the lines where a comment silences whatever is found in a loader, or what is sent.
 
     They are the head of its definition, and the call that submits it.
     """
-    if sent.function is not None:
-        begin = source.first_line(sent.function)
-        end = max(sent.function.body[0].lineno, sent.function.lineno + 1)
+    function = subject.node
+    if isinstance(function, Function):
+        begin = source.first_line(function)
+        end = max(function.body[0].lineno, function.lineno + 1)
         yield from range(begin, end)
 
-    if sent.call is not None:
-        call = sent.call.call
+    if isinstance(subject, _Sent) and subject.call is not None:
+        call = subject.call.call
         yield from range(call.lineno, (call.end_lineno or call.lineno) + 1)
 
 
@@ -313,7 +363,7 @@ def _public(module: Module) -> Iterator[Function]:
     submitting = [scope for call in module.calls for scope in call.scopes]
     for name, node in module.functions.items():
         # tasks call a loader, and a function that submits them runs where they are submitted
-        is_loader = module.is_decorated(node, _CACHES | _WARM)
+        is_loader = module.is_decorated(node, _CACHES | source.WARM)
         if is_loader or any(node is scope for scope in submitting):
             continue
 
@@ -373,7 +423,7 @@ def _calls_itself(module: Module, function: Function) -> bool:
 
 
 def _is_cache(module: Module, node: ast.expr) -> bool:
-    return module.origin(node) in _CACHES | _WARM
+    return module.origin(node) in _CACHES | source.WARM
 
 
 def _emptied(name: str, line: int, takes_any: bool) -> tuple[int, str, str]:
@@ -710,6 +760,77 @@ def source_global(sent: _Sent) -> Iterator[tuple[object, ...]]:
     )
 
 
+@_LOADER_RULES.rule("GCW109", "error")
+def identity_key(loader: _Loader) -> Iterator[tuple[object, ...]]:
+    """A loader takes an argument that compares by identity.
+
+    A task brings a copy of its own of each argument, and no copy is equal to another: no later task
+    would find the state. The worker refuses to load it, with a TypeError. A frozen dataclass is
+    equal to its copies:
+
+        @dataclass(frozen=True)
+        class Config:
+            path: str
+
+        @warm
+        def model(config: Config):
+            return load(config.path)
+
+    Or say with `@warm(key=...)` what stands for the argument. A class is passed over where a worker
+    may meet one and the same instance again: one that a loader returns, that its module keeps, or
+    that is the default of the argument.
+    """
+    if _has_own_key(loader.node):
+        return
+
+    defaults = _objects_as_defaults(loader.node)
+    taken: list[tuple[ast.arg, str]] = []
+    for argument in source.arguments(loader.node):
+        if argument.arg in defaults:
+            continue
+        kinds = identity.found_in(argument.annotation, loader.module, loader.library)
+        taken += [(argument, kind) for kind in kinds]
+    if not taken:
+        return
+
+    names = ", ".join(f"{argument.arg} ({kind})" for argument, kind in taken)
+    text = (
+        f"{loader.node.name} takes {names}, by identity: no later task would find its state, and "
+        "the call is refused; make it a frozen dataclass, or say with @warm(key=...) what stands "
+        "for it"
+    )
+    # a module that is not read may keep a partial
+    is_certain = any(kind != identity.PARTIAL for _, kind in taken)
+    yield taken[0][0].lineno, text, "error" if is_certain else "warning"
+
+
+def _objects_as_defaults(loader: Function) -> set[str]:
+    """Return the parameters whose default may be an object: the same one in every call."""
+    arguments = loader.args
+    positional = [*arguments.posonlyargs, *arguments.args]
+    with_default = positional[len(positional) - len(arguments.defaults) :]
+    pairs = [
+        *zip(with_default, arguments.defaults, strict=True),
+        *zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True),
+    ]
+    return {
+        argument.arg
+        for argument, default in pairs
+        if default is not None and not isinstance(default, ast.Constant)
+    }
+
+
+def _has_own_key(loader: Function) -> bool:
+    """Return whether the decorator of a loader is given a key, or options that are not written."""
+    decorator = loader.decorator_list[0]
+    if not isinstance(decorator, ast.Call):
+        return False
+
+    given = {keyword.arg: keyword.value for keyword in decorator.keywords}
+    key = given.get("key", ast.Constant(None))
+    return None in given or not (isinstance(key, ast.Constant) and key.value is None)
+
+
 def _called(sent: _Sent) -> str:
     """Return what a message calls something that is sent."""
     if sent.function is not None:
@@ -719,3 +840,7 @@ def _called(sent: _Sent) -> str:
 
     kind, method, _ = sent.method
     return f"{kind}.{method.name}" if method else "this"
+
+
+RULES: Mapping[str, Rule[Any]] = {**_RULES.rules, **_LOADER_RULES.rules}
+"""All rules for functions, by id."""

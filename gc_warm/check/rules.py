@@ -17,6 +17,9 @@ from typing import Any, Generic, Literal, TypeVar
 Level = Literal["error", "warning"]
 Subject = TypeVar("Subject")
 
+Broken = tuple[str, Level, Any, str]
+"""A rule that is broken: its id, level, place and text."""
+
 REPRODUCED = "reproduced on the endpoint's real engine, by this project's tests"
 
 
@@ -117,7 +120,7 @@ class RuleSet(Generic[Subject]):
         """All rules by id, in the order of harm."""
         return MappingProxyType(self._rules)
 
-    def broken(self, subject: Subject) -> Iterator[tuple[str, Level, Any, str]]:
+    def broken(self, subject: Subject) -> Iterator[Broken]:
         """Hold a subject against all rules.
 
         Args:

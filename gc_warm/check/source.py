@@ -1,8 +1,8 @@
 """Python source as it is written: names and their origins, submissions, and names from outside.
 
 Only what is plainly written is known: a name that is bound in several ways is the last of them
-before it is used, and what comes from a parameter, a container or another module is not looked
-into. Nothing is imported, and nothing runs.
+before it is used, and what comes from a parameter or a container is not looked into. Other modules
+are read by a `Library`. Nothing is imported, and nothing runs.
 """
 
 from __future__ import annotations
@@ -12,8 +12,10 @@ import builtins
 import copy
 import functools
 import importlib.util
+import os
 import symtable
-from collections.abc import Iterator, Sequence
+import sys
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -31,7 +33,11 @@ _OTHER_POOLS = (
     "loky",
     "mpi4py",
 )
+WARM = {"gc_warm.warm", "gc_warm.worker.state.warm"}
+"""The dotted names of the decorator that makes a loader."""
+
 _SUBMITTING = ("submit", "register_function")
+_MOST_PASSED_ON = 5  # packages that pass a name on, one from another
 _SUBMITTED = ("fn", "function")  # the names that these methods have for what they take
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
@@ -75,16 +81,17 @@ class Module:
 
     @functools.cached_property
     def imports(self) -> dict[str, str]:
-        """The dotted name that each imported name stands for."""
+        """The dotted name that each imported name stands for; a relative one begins with dots."""
         origins: dict[str, str] = {}
         for node in ast.walk(self.tree):
             if isinstance(node, ast.Import):
                 for alias in node.names:
                     head = alias.name.partition(".")[0]
                     origins[alias.asname or head] = alias.name if alias.asname else head
-            elif isinstance(node, ast.ImportFrom) and node.module:
+            elif isinstance(node, ast.ImportFrom):
+                package = "." * node.level + (f"{node.module}." if node.module else "")
                 for alias in node.names:
-                    origins[alias.asname or alias.name] = f"{node.module}.{alias.name}"
+                    origins[alias.asname or alias.name] = package + alias.name
         return origins
 
     @functools.cached_property
@@ -371,6 +378,102 @@ def read(path: str, may_be_script: bool) -> Module:
 
     module = Module(path, text.split("\n"), tree, is_script=False)
     return replace(module, is_script=may_be_script and _runs_by_itself(module))
+
+
+class Library:
+    """The modules of one examination, and those that they import, each read once.
+
+    Args:
+        examined: The modules that have been read.
+    """
+
+    def __init__(self, examined: Iterable[Module]) -> None:
+        self._read: dict[str, Module | None] = {
+            os.path.realpath(module.path): module for module in examined
+        }
+
+    def find(self, node: ast.expr, module: Module) -> tuple[Module, ast.AST] | None:
+        """Return the definition that an expression names, and the module that holds it.
+
+        Imports are followed, also through packages that pass a name on, but not into Python's own
+        library.
+
+        Args:
+            node: A name, or an attribute of an imported module.
+            module: The module where that is written.
+
+        Returns:
+            None if it names something else, or a name that is bound in several ways.
+        """
+        root = node
+        while isinstance(root, ast.Attribute):
+            root = root.value
+
+        if not isinstance(root, ast.Name):
+            return None
+        bound = module.top.get(root.id, [])
+        if len(bound) > 1:
+            return None
+        if root.id in module.imports:
+            return self._follow(module.origin(node), module)
+        return (module, bound[0]) if bound and root is node else None
+
+    def _follow(self, dotted: str, module: Module) -> tuple[Module, ast.AST] | None:
+        for _ in range(_MOST_PASSED_ON):
+            name = dotted.rpartition(".")[2]
+            package = dotted.removesuffix(name)
+            if package.strip("."):
+                package = package[:-1]
+
+            found = self._module(package, module)
+            bound = found.top.get(name, []) if found else []
+            if found is None or len(bound) != 1:
+                return None
+            if not isinstance(bound[0], (ast.Import, ast.ImportFrom)):
+                return found, bound[0]
+
+            module = found
+            dotted = found.imports[name]
+        return None
+
+    def _module(self, name: str, importer: Module) -> Module | None:
+        """Return a module by the name under which another imports it; None if it is not there."""
+        path = _path_beside(name, importer) if name.startswith(".") else _path_of(name)
+        if path is None:
+            return None
+
+        place = os.path.realpath(path)
+        if place not in self._read:
+            try:
+                self._read[place] = read(path, may_be_script=False)
+            except (SourceError, OSError, RecursionError):  # it is not what is examined
+                self._read[place] = None
+        return self._read[place]
+
+
+def _path_of(name: str) -> str | None:
+    """Return the file of a module that is no part of Python itself; None if there is none."""
+    if name.partition(".")[0] in {"", *sys.stdlib_module_names}:
+        return None
+
+    try:
+        return file_of(name)
+    except (SourceError, ImportError, ValueError):
+        return None
+
+
+def _path_beside(name: str, importer: Module) -> str | None:
+    """Return the file that a relative name leads to; None if there is none."""
+    inside = name.lstrip(".")
+    folders = Path(importer.path).absolute().parents
+    above = len(name) - len(inside) - 1
+    if above >= len(folders):
+        return None
+
+    places = [folders[above].joinpath(*inside.split("."), "__init__.py")]
+    if inside:
+        places.append(places[0].parent.with_suffix(".py"))
+    return next((str(place) for place in places if place.is_file()), None)
 
 
 def _runs_by_itself(module: Module) -> bool:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
+import pickle
+import sys
 import textwrap
+from collections.abc import Iterator
 from pathlib import Path
-from types import FunctionType
+from types import FunctionType, ModuleType
 
 import pytest
 import shapes
@@ -14,6 +18,7 @@ import gc_warm
 from gc_warm.check import function_rules
 from gc_warm.check.rules import Finding
 from gc_warm.check.source import SourceError
+from gc_warm.worker.state import Warm
 from tests.testing import persistence_client
 from tests.testing.test_persistence import STRATEGIES, TABLE, WARM
 
@@ -201,6 +206,30 @@ CASES: list[tuple[str, str, str, str, str]] = [
             return times * size(name, times - 1) + len(Path(name).read_text())
         """,
         "size is sent as source by AllCodeStrategies, and Path of its module stay behind",
+    ),
+    (
+        "GCW109",
+        "DillCode",
+        """
+        from gc_warm import warm
+        class Settings:
+            def __init__(self, path):
+                self.path = path
+        @warm
+        def model(settings: Settings):
+            return settings.path
+        """,
+        """
+        from dataclasses import dataclass
+        from gc_warm import warm
+        @dataclass(frozen=True)
+        class Settings:
+            path: str
+        @warm
+        def model(settings: Settings):
+            return settings.path
+        """,
+        "model takes settings (Settings), by identity: no later task would find its state",
     ),
 ]
 
@@ -735,3 +764,340 @@ def test_functions_without_a_source_are_passed_over() -> None:
     space: dict[str, object] = {}
     exec("def f(seen=[]):\n    seen.append(1)", space)
     assert function_rules.examine_functions([space["f"]], "PureSourceDill") == []  # type: ignore[list-item]
+
+
+PLAIN = "class Settings:\n    path = 'a'\n"
+IDENTITY: dict[str, tuple[str, str, str]] = {
+    # classes, annotation, an argument
+    "a class": (PLAIN, "Settings", "Settings()"),
+    "quoted": (PLAIN, "'Settings'", "Settings()"),
+    "one of two": (PLAIN, "Settings | None", "Settings()"),
+    "quoted, one of two": (PLAIN, "'None | Settings'", "Settings()"),
+    "Optional": (f"{PLAIN}from typing import Optional\n", "Optional[Settings]", "Settings()"),
+    "Union": (f"{PLAIN}import typing as t\n", "t.Union[str, 'Settings']", "Settings()"),
+    "Annotated": (
+        f"{PLAIN}from typing import Annotated\n",
+        "Annotated[Settings, 'of a run']",
+        "Settings()",
+    ),
+    "in a tuple": (PLAIN, "tuple[str, Settings]", "('a', Settings())"),
+    "in a tuple of any length": (PLAIN, "tuple[Settings, ...]", "(Settings(),)"),
+    "in a set": (PLAIN, "frozenset[Settings]", "frozenset([Settings()])"),
+    "a base that adds nothing": ("class Settings(object): pass\n", "Settings", "Settings()"),
+    "a generic class": (
+        "from typing import Generic, TypeVar\nT = TypeVar('T')\nclass Settings(Generic[T]): pass\n",
+        "Settings[int]",
+        "Settings()",
+    ),
+    "a loader that hands it on": (
+        f"{PLAIN}@warm\ndef other(settings: Settings):  # gc-warm: ignore[GCW109]\n"
+        "    return make(settings)\ndef make(settings: Settings):\n    return 1\n",
+        "Settings",
+        "Settings()",
+    ),
+    "a hash alone": (
+        "class Settings:\n    def __hash__(self): return 1\n",
+        "Settings",
+        "Settings()",
+    ),
+    "a dataclass without comparison": (
+        "import dataclasses\n@dataclasses.dataclass(frozen=True, eq=False)\n"
+        "class Settings:\n    path: str = 'a'\n",
+        "Settings",
+        "Settings()",
+    ),
+    "a class of another module": ("from others import Settings\n", "Settings", "Settings()"),
+    "an attribute of another module": ("import others\n", "others.Settings", "others.Settings()"),
+    "a class that a package passes on": ("import passing\n", "passing.Plain", "passing.Plain()"),
+    "a partial": (
+        "import functools\n",
+        "functools.partial",
+        "__import__('functools').partial(pow, 2)",
+    ),
+}
+"""Annotations by which an argument compares by identity."""
+
+BY_VALUE: dict[str, tuple[str, str, str]] = {
+    "a dataclass": (
+        "from dataclasses import dataclass\n@dataclass(frozen=True)\nclass Settings: pass\n",
+        "Settings",
+        "Settings()",
+    ),
+    "a dataclass that says eq=True": (
+        "from dataclasses import dataclass\n@dataclass(frozen=True, eq=True)\n"
+        "class Settings: pass\n",
+        "Settings",
+        "Settings()",
+    ),
+    "an enumeration": (
+        "import enum\nclass Settings(enum.Enum):\n    A = 1\n",
+        "Settings",
+        "Settings.A",
+    ),
+    "a named tuple": (
+        "from typing import NamedTuple\nclass Settings(NamedTuple):\n    a: int = 1\n",
+        "Settings",
+        "Settings()",
+    ),
+    "a model of pydantic": (
+        "import pydantic\nclass Settings(pydantic.BaseModel, frozen=True):\n    a: int = 1\n",
+        "Settings",
+        "Settings()",
+    ),
+    "its own comparison": (
+        "class Settings:\n    def __eq__(self, other): return True\n"
+        "    def __hash__(self): return 1\n",
+        "Settings",
+        "Settings()",
+    ),
+    "a comparison that is set later": (
+        f"{PLAIN}Settings.__eq__ = lambda self, other: True\nSettings.__hash__ = lambda self: 1\n",
+        "Settings",
+        "Settings()",
+    ),
+    "a class decorator": (
+        "def value(kind):\n    kind.__eq__ = lambda self, other: True\n"
+        "    kind.__hash__ = lambda self: 1\n    return kind\n"
+        "@value\nclass Settings: pass\n",
+        "Settings",
+        "Settings()",
+    ),
+    "one instance for all": (
+        "class Settings:\n    def __reduce__(self): return 'settings'\nsettings = Settings()\n",
+        "Settings",
+        "settings",
+    ),
+    "an instance that the module keeps": (
+        f"{PLAIN}settings = Settings()\n",
+        "Settings",
+        "KEPT settings",
+    ),
+    "an instance that a function keeps": (
+        f"{PLAIN}def settings():\n    global _settings\n"
+        "    if '_settings' not in globals():\n        _settings = Settings()\n"
+        "    return _settings\n",
+        "Settings",
+        "KEPT settings()",
+    ),
+    "state that a loader returns": (
+        f"{PLAIN}@warm\ndef tokenizer() -> Settings:\n    return Settings()\n",
+        "Settings",
+        "KEPT tokenizer()",
+    ),
+    "state of a loader that yields": (
+        f"{PLAIN}@warm\ndef tokenizer() -> 'Iterator[Settings]':\n    yield Settings()\n",
+        "Settings",
+        "KEPT tokenizer()",
+    ),
+    "state of a loader without annotation": (
+        f"{PLAIN}@warm\ndef tokenizer():\n    return Settings()\n",
+        "Settings",
+        "KEPT tokenizer()",
+    ),
+    "state that a loader has made elsewhere": (
+        f"{PLAIN}def make():\n    return Settings()\n@warm\ndef tokenizer():\n    return make()\n",
+        "Settings",
+        "KEPT tokenizer()",
+    ),
+    "an instance that is kept under another name": (
+        "from others import Settings as S\nkept = S()\n",
+        "S",
+        "KEPT kept",
+    ),
+    "a subclass": (
+        f"{PLAIN}class Own(Settings):\n    def __eq__(self, other): return True\n"
+        "    def __hash__(self): return 1\n",
+        "Settings",
+        "Own()",
+    ),
+    "the class itself": (PLAIN, "type[Settings]", "Settings"),
+    "a function": (
+        "from collections.abc import Callable\n",
+        "Callable[[int], int]",
+        "__import__('math').sqrt",
+    ),
+    "a class of Python": ("from pathlib import Path\n", "Path", "Path('a')"),
+    "a type variable": ("from typing import TypeVar\nT = TypeVar('T')\n", "T", "'a'"),
+    "an annotation that is no Python": ("", "'1 +'", "1"),
+    "an unknown name": ("", "'Nobody'", "1"),
+    "a class that is not always this one": (
+        "try:\n    from others import Valued as Settings\nexcept ImportError:\n"
+        "    class Settings: pass\n",
+        "Settings",
+        "Settings()",
+    ),
+    "a class that another module compares": (
+        "from others import Valued\n",
+        "Valued",
+        "Valued()",
+    ),
+}
+"""Annotations by which a later task may find the state."""
+
+OTHERS = f"""
+{PLAIN}
+class Valued:
+    def __eq__(self, other): return True
+    def __hash__(self): return 1
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A folder that can be imported from, with a module and a package."""
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "others.py").write_text(OTHERS)
+    (tmp_path / "passing").mkdir()
+    (tmp_path / "passing" / "__init__.py").write_text("from .inner.plain import Plain\n")
+    (tmp_path / "passing" / "inner").mkdir()
+    (tmp_path / "passing" / "inner" / "__init__.py").write_text("from . import plain\n")
+    (tmp_path / "passing" / "inner" / "plain.py").write_text("class Plain: pass\n")
+
+    before = set(sys.modules)
+    yield tmp_path
+    for name in set(sys.modules) - before:
+        home = getattr(sys.modules[name], "__file__", None) or ""
+        if home.startswith(str(tmp_path)):
+            del sys.modules[name]
+
+
+def loader_of(folder: Path, classes: str, annotation: str, options: str = "") -> Path:
+    path = folder / "mine.py"
+    path.write_text(
+        f"from gc_warm import warm\n{classes}"
+        f"@warm{options}\ndef model(settings: {annotation}):\n    return [1]\n"
+    )
+    return path
+
+
+def imported(name: str) -> ModuleType:
+    importlib.invalidate_caches()
+    return importlib.import_module(name)
+
+
+def brought(module: ModuleType, argument: str) -> object:
+    """Return an argument as a task brings it, or as it finds it there if it is said to be kept."""
+    value = eval(argument.removeprefix("KEPT "), vars(module))
+    return value if argument.startswith("KEPT ") else pickle.loads(pickle.dumps(value))
+
+
+@pytest.mark.parametrize("form", IDENTITY)
+def test_identity_is_found_where_workers_refuse_it(form: str, folder: Path) -> None:
+    classes, annotation, argument = IDENTITY[form]
+    path = loader_of(folder, classes, annotation)
+    (found,) = function_rules.examine(str(path))
+    level = "warning" if form == "a partial" else "error"
+    assert (found.rule, found.level) == ("GCW109", level)
+
+    module = imported("mine")
+    with pytest.raises(TypeError, match=r"argument settings=.* compares by identity"):
+        module.model(brought(module, argument))
+
+
+def test_nothing_is_found_of_an_object_as_default(folder: Path) -> None:
+    path = loader_of(folder, PLAIN, "Settings = Settings()")
+    assert function_rules.examine(str(path)) == []
+
+    model = imported("mine").model
+    assert model() is model()
+
+
+@pytest.mark.parametrize("form", BY_VALUE)
+def test_nothing_is_found_where_workers_find_the_state(form: str, folder: Path) -> None:
+    classes, annotation, argument = BY_VALUE[form]
+    path = loader_of(folder, classes, annotation)
+    assert function_rules.examine(str(path)) == []
+
+    module = imported("mine")
+    for _ in range(2):
+        module.model(brought(module, argument))
+    assert module.model.info().loads == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "is_found"),
+    [
+        ("()", True),
+        ("(maxsize=1)", True),
+        ("(key=None)", True),
+        ("(key=lambda settings: settings.path)", False),
+        ("(**options)", False),
+    ],
+)
+def test_own_key_is_taken_as_it_is(options: str, is_found: bool, folder: Path) -> None:
+    own = "options = {'key': lambda settings: settings.path}\n"
+    path = loader_of(folder, PLAIN + own, "Settings", options)
+    assert bool(function_rules.examine(str(path))) == is_found
+
+    model: Warm[..., object] = imported("mine").model
+    settings = pickle.loads(pickle.dumps(imported("mine").Settings()))
+    if is_found:
+        with pytest.raises(TypeError, match="compares by identity"):
+            model(settings)
+    else:
+        model(settings)
+
+
+@pytest.mark.parametrize("decorator", ["gc_warm.warm", "w(maxsize=2)", "state.warm"])
+def test_decorator_is_known_by_other_names(decorator: str, tmp_path: Path) -> None:
+    text = f"""
+        import gc_warm
+        from gc_warm import warm as w
+        from gc_warm.worker import state
+        {textwrap.indent(PLAIN, " " * 8).strip()}
+        @{decorator}
+        def model(*, settings: Settings, other: int = 1, **more: Settings):
+            return 1
+        """
+    (found,) = function_rules.examine(written(tmp_path, text))
+    assert "model takes settings (Settings), more (Settings), by identity" in found.text
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "from mine import model\n    return model(x)",
+        "import mine\n    with mine.model.lease(x) as it:\n        return it",
+        "from passing_on import model as m\n    return m.load(x)",
+    ],
+)
+def test_loaders_that_sent_functions_call_are_read(body: str, folder: Path) -> None:
+    mine = loader_of(folder, PLAIN, "Settings")
+    (folder / "passing_on.py").write_text("from mine import model\n")
+    sent = f"{SDK}def predict(x):\n    {body}\n"
+    script = folder / "script.py"
+    script.write_text(f"{sent}with Executor() as e:\n    e.submit(predict, 1)\n")
+    functions = folder / "functions_of_mine.py"
+    functions.write_text(sent)
+
+    (of_script,) = function_rules.examine(str(script))
+    assert (of_script.rule, of_script.file, of_script.line) == ("GCW109", str(mine), 5)
+    assert function_rules.examine("functions_of_mine") == [of_script]
+    predict = imported("functions_of_mine").predict
+    assert function_rules.examine_functions([predict]) == [of_script]
+
+    text = mine.read_text().replace("@warm", "@warm  # gc-warm: ignore[GCW109]")
+    mine.write_text(text)
+    assert function_rules.examine(str(script)) == []
+
+
+def test_loader_that_is_called_beside_it_is_found_once(folder: Path) -> None:
+    path = loader_of(folder, PLAIN, "Settings")
+    with path.open("a") as file:
+        file.write("def predict(x):\n    from mine import model\n    return model(x)\n")
+    assert [found.line for found in function_rules.examine(str(path))] == [5]
+    assert [found.line for found in function_rules.examine("mine")] == [5]
+
+
+def test_imports_that_lead_nowhere_are_passed_over(folder: Path) -> None:
+    (folder / "broken.py").write_text("def f(:\n")
+    (folder / "around.py").write_text("from round_again import Settings\n")
+    (folder / "round_again.py").write_text("from around import Settings\n")
+    path = folder / "mine.py"
+    path.write_text(
+        "from gc_warm import warm\nimport broken, around, nowhere\n"
+        f"from {'.' * 99}above import Above\nfrom .beside import Beside\nfrom . import sub\n"
+        "@warm\ndef model(a: broken.A, b: around.Settings, c: nowhere.C, d: Above, e: Beside,\n"
+        "          f: sub.F, g: broken, h: 'around.Settings[1].x'):\n    return 1\n"
+    )
+    assert function_rules.examine(str(path)) == []

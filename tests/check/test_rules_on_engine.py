@@ -1,6 +1,7 @@
-"""The claims of the rules for configs, come true on the endpoint's real engine.
+"""The claims of the rules, come true on the endpoint's real engine.
 
-Each test bears the name of its rule.
+Each test bears the name of its rule. Those of the rules for functions are in the persistence table,
+as far as they are about what is sent.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import identity_keys
 import logbook
 import pytest
 import tasks
@@ -24,7 +26,7 @@ from globus_compute_endpoint.engines.base import GCFuture
 from globus_compute_sdk.serialize import ComputeSerializer
 
 from gc_warm import MockExecutor
-from gc_warm.check import config_rules
+from gc_warm.check import config_rules, function_rules
 from gc_warm.check.rules import REPRODUCED
 from gc_warm.check.task_facts import Numbers
 from gc_warm.configs import folders, loading
@@ -413,6 +415,17 @@ def test_gcw025_a_node_is_lost_between_two_heartbeats() -> None:
         assert "ManagerLost" in remote_text(executor.submit(tasks.wait_for_file, "/never"), START)
 
 
+@engine
+def test_gcw109_identity_key_is_refused() -> None:
+    (found,) = function_rules.examine(identity_keys.__file__)
+    assert found.rule == "GCW109"
+    with running(config("max_workers_per_node: 1")) as executor:
+        for _ in range(2):
+            future = executor.submit(identity_keys.predict, identity_keys.Settings("a.pt"))
+            said = remote_text(future, START)
+            assert re.search("argument settings=.* compares by identity", said)
+
+
 ELSEWHERE = {
     "GCW006": "tests/check/test_on_engine.py::test_engine_whose_workers_cannot_start_says_why",
     "GCW007": "tests/check/test_on_engine.py::test_engine_whose_workers_cannot_start_says_why",
@@ -436,5 +449,5 @@ def test_every_rule_that_is_said_to_be_reproduced_is_reproduced() -> None:
         assert name in [node.name for node in body if isinstance(node, ast.FunctionDef)], test
 
     here = {f"GCW{name[8:11]}" for name in names}
-    rules = config_rules.RULES.values()
+    rules = [*config_rules.RULES.values(), function_rules.RULES["GCW109"]]
     assert here | set(ELSEWHERE) == {rule.id for rule in rules if rule.evidence == REPRODUCED}
