@@ -10,14 +10,14 @@ import logging
 import os
 import sys
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from rich import box
+from rich import box, filesize
 from rich.console import Console, Group, RenderableType
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from gc_warm.client.warmth import Call, Load
@@ -27,6 +27,7 @@ from gc_warm.worker.lifecycle import Worker
 log = logging.getLogger("gc_warm")
 
 _SLOWEST_SHOWN = 5  # loads
+_LENGTHS = (60, 120, 240)  # characters of a load; the shortest that tells it from the others
 _LANE_HEIGHT = 0.34  # inches of a picture for each worker
 _BARS = {
     "warm call": ("#2a9d8f", 0.8),
@@ -85,7 +86,7 @@ class Report:
         stale: Modules of which workers held another version than the client, with the number of
             calls.
         workers: One entry for each worker process.
-        slowest: The slowest loads.
+        slowest: The slowest loads, of all workers.
         records: The calls themselves.
     """
 
@@ -243,11 +244,14 @@ class Report:
         if not self.slowest:
             return None
 
-        table = Table("slowest loads", "took", "why", "worker", box=box.ASCII)
-        for slow in self.slowest:
+        # folded, since an ellipsis would hide the difference between two keys
+        loads = Column("slowest loads", overflow="fold")
+        worker = Column("worker", overflow="fold")
+        table = Table(loads, "took", "grew", "why", worker, box=box.ASCII)
+        for slow, label in zip(self.slowest, _labels(self.slowest), strict=True):
             load = slow.load
-            name = ledger.shortened(f"{load.name} {load.key}", 60)
-            _add(table, name, f"{load.seconds:.3g} s", load.why, _name(slow.worker))
+            grown = filesize.decimal(load.grown) if load.grown else ""
+            _add(table, label, f"{load.seconds:.3g} s", grown, load.why, _name(slow.worker))
         return table
 
 
@@ -286,6 +290,36 @@ def _slowest(calls: Sequence[Call]) -> tuple[SlowLoad, ...]:
 
     loads.sort(key=lambda slow: slow.load.seconds, reverse=True)
     return tuple(loads[:_SLOWEST_SHOWN])
+
+
+def _labels(loads: Sequence[SlowLoad]) -> Iterator[str]:
+    """Yield a text for each load; different keys have different ones, as far as that is known.
+
+    Keys whose whole text is the same are known to differ within one process, by their tags.
+    """
+    texts = {_text(slow) for slow in loads}
+    tags: dict[tuple[Worker, str], set[str]] = {}
+    for slow in loads:
+        tags.setdefault((slow.worker, _text(slow)), set()).add(slow.load.tag)
+
+    for slow in loads:
+        text = _text(slow)
+        label = _shortest_of_its_own(text, texts)
+        look_alike = len(tags[slow.worker, text]) > 1
+        yield f"{label} #{slow.load.tag}" if look_alike else label
+
+
+def _text(slow: SlowLoad) -> str:
+    return f"{slow.load.name} {slow.load.key}"
+
+
+def _shortest_of_its_own(text: str, texts: Collection[str]) -> str:
+    """Return a text as short as it can be while none of the other texts looks the same."""
+    for length in _LENGTHS:
+        label = ledger.shortened(text, length)
+        if not any(ledger.shortened(other, length) == label for other in texts if other != text):
+            return label
+    return text
 
 
 def _order(worker: Worker) -> tuple[Any, ...]:

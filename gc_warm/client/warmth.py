@@ -10,7 +10,7 @@ from typing import Any, Literal
 from pydantic import TypeAdapter
 
 from gc_warm.worker import module_versions
-from gc_warm.worker.calls import FIRST
+from gc_warm.worker.calls import ANOTHER_KEY, FIRST
 from gc_warm.worker.lifecycle import Worker
 
 RESTARTED = "worker restarted"
@@ -28,11 +28,18 @@ class Load:
         key: The arguments that the loader was called with, as short text.
         seconds: Duration of the load.
         at: End of the load, in seconds since the epoch by the worker's clock.
-        why: The reason: "first on this worker", "worker restarted", "evicted", "failed before",
-            "module changed", "cleared" (torn down on request; of a program: it had ended), or
-            "loaded again" (its loader is made anew in every call). "first" and "restarted" hold as
-            far as the latest thousand events of the worker, and the records that this client has
-            seen, can tell.
+        why: The reason: "first on this worker" (of its loader), "another key" (its loader had
+            loaded others there), "worker restarted", "evicted", "failed before", "module changed",
+            "discarded" (given up by a task), "not valid any more" (a predicate said no), "cleared"
+            (torn down on request; of a program: it had ended), or "loaded again" (its loader is
+            made anew in every call). "first", "another key" and "restarted" hold as far as the
+            latest thousand events of the worker, and the records that this client has seen, can
+            tell.
+        grown: Bytes by which the worker grew in the load, by whatever ran there; 0 if that is not
+            known.
+        tag: A mark that tells keys with the same text apart: two loads in one process with
+            different tags had different keys. Each process has tags of its own, of which nothing
+            about the key can be learned. Empty if not known.
     """
 
     name: str
@@ -40,6 +47,8 @@ class Load:
     seconds: float
     at: float
     why: str
+    grown: int = 0
+    tag: str = ""
 
 
 @dataclass(frozen=True)
@@ -181,7 +190,7 @@ def _state(warmth: Warmth, loads: Collection[Load]) -> tuple[State, str | None]:
 
 def _with_restart(load: Load, died: Collection[tuple[str, str]]) -> Load:
     """Return a load with the reason "worker restarted" if a process that has ended had made it."""
-    if load.why == FIRST and (load.name, load.key) in died:
+    if load.why in (FIRST, ANOTHER_KEY) and (load.name, load.key) in died:
         return replace(load, why=RESTARTED)
     return load
 

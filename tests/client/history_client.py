@@ -80,6 +80,18 @@ def reload() -> None:
     importlib.reload(history)
 
 
+def discard(name: str, flag: str) -> bool:
+    from history import table
+
+    return table.discard(name, flag)
+
+
+def spoil(name: str, flag: str) -> None:
+    from history import table
+
+    table(name, flag).append("spoiled")
+
+
 def history(backend: str, kind: str, strategy: str, folder: Path) -> list[list[Any]]:
     shutil.copy(MODULES / "history.py", folder)
     flag = folder / "flag"
@@ -118,13 +130,20 @@ def history(backend: str, kind: str, strategy: str, folder: Path) -> list[list[A
         tell("a worker that dies", executor.submit(die))
         call("after a restart", "a")
         call("again", "a")
+        call("another key after it", "b")
+        call("a key that is new", "d")
 
         with (folder / "history.py").open("a") as file:
             file.write("\n# edited\n")
-        call("after an edit", "a")
+        call("after an edit", "d")
         executor.submit(reload).result(120)
-        call("after a reload", "a")
-        call("and again", "a")
+        call("after a reload", "d")
+        call("and again", "d")
+
+        tell("given up", executor.submit(discard, "d", str(flag)))
+        call("after it was given up", "d")
+        tell("spoiled", executor.submit(spoil, "d", str(flag)))
+        call("after it was spoiled", "d")
 
         wait_until(lambda: executor.report().calls == len(said) + 1, "all of it is in the report")
         report = executor.report()

@@ -30,7 +30,8 @@ from gc_warm import (
     functions,
 )
 from gc_warm.client.report import Report
-from gc_warm.worker import module_versions
+from gc_warm.client.warmth import parse_record
+from gc_warm.worker import calls, module_versions
 from tests.support import MODULES, client_environment, remote_text, wait_until
 from tests.testing.backends import BACKENDS
 
@@ -44,7 +45,7 @@ def expected() -> list[list[Any]]:
     return [
         ["first", "cold", FIRST, TABLE, [], True],
         ["second", "warm", None, [], [], True],
-        ["another key", "cold", FIRST, TABLE, [], True],
+        ["another key", "cold", "another key", TABLE, [], True],
         ["after its eviction", "cold", "evicted", TABLE, [], True],
         ["a load that fails", "unknown", "failed", [], [], False],
         ["after the failure", "cold", "failed before", TABLE, [], True],
@@ -52,9 +53,15 @@ def expected() -> list[list[Any]]:
         ["a worker that dies", "unknown", "lost", [], [], False],
         ["after a restart", "cold", "worker restarted", TABLE, [], True],
         ["again", "warm", None, [], [], True],
+        ["another key after it", "cold", "worker restarted", TABLE, [], True],
+        ["a key that is new", "cold", "another key", TABLE, [], True],
         ["after an edit", "warm", None, [], ["history"], True],
         ["after a reload", "cold", "module changed", TABLE, [], True],
         ["and again", "warm", None, [], [], True],
+        ["given up", "unknown", "used nothing of @warm or ExternalProcess", [], [], True],
+        ["after it was given up", "cold", "discarded", TABLE, [], True],
+        ["spoiled", "warm", None, [], [], True],
+        ["after it was spoiled", "cold", "not valid any more", TABLE, [], True],
     ]
 
 
@@ -90,8 +97,8 @@ def test_every_row_of_a_history(
 ) -> None:
     *rows, report = histories[strategy][kind]
     assert rows == expected()
-    assert report[1:4] == [4, 6, 4], "warm, cold, unknown: that of the reload, too"
-    assert report[4]["cold: worker restarted"] == 1
+    assert report[1:4] == [5, 10, 5], "warm, cold, unknown: that of the reload, too"
+    assert report[4]["cold: worker restarted"] == 2
     assert report[5] == {"history": 1}
 
 
@@ -121,6 +128,40 @@ def test_the_record_of_a_call(executor: WarmExecutor) -> None:
     assert warmth.seconds is not None
     assert 0 < load.seconds == warmth.load_seconds <= warmth.seconds
     assert future.task_id is not None
+
+
+def test_record_says_what_a_load_grew_by(executor: WarmExecutor) -> None:
+    future = executor.submit(history_module.block, 100_000_000)
+    assert future.result(120) == 100_000_000
+    (load,) = future.warmth.loads
+    assert 90_000_000 < load.grown < 200_000_000
+
+
+def test_record_of_an_earlier_version_is_read() -> None:
+    with calls.Recording() as recording:
+        history_module.points((1, 2))
+    record = recording.record()
+    (load,) = record["loads"]
+    del load["grown"], load["tag"]
+
+    (read,) = parse_record(record).loads
+    assert (read.key, read.grown, read.tag) == ("((1, 2),)", 0, "")
+    history_module.points.clear()
+
+
+@pytest.mark.parametrize("why", [FIRST, "another key", "evicted"])
+def test_restart_is_told_of_loads_without_a_history(why: str) -> None:
+    with calls.Recording() as recording:
+        history_module.points((3, 4))
+    record = recording.record()
+    record["loads"][0]["why"] = why
+
+    died = {("history.points", "((3, 4),)")}
+    (load,) = parse_record(record, died).loads
+    assert load.why == ("evicted" if why == "evicted" else "worker restarted")
+    (load,) = parse_record(record, {("history.points", "((5,),)")}).loads
+    assert load.why == why
+    history_module.points.clear()
 
 
 def test_what_keeps_no_state_is_not_called_warm(executor: WarmExecutor) -> None:
@@ -307,12 +348,15 @@ def test_keys_whose_texts_are_cut_are_told_apart(executor: WarmExecutor) -> None
         return len(points((1, 2, 3, 4, 5, 6, 7, 8, 9, last)))
 
     executor.serializer = ComputeSerializer(strategy_code=PureSourceDill())
-    executor.submit(use, 1).result(120)
-    executor.submit(use, 1).result(120)
     futures = [executor.submit(use, number) for number in range(10, 16)]
     concurrent.futures.wait(futures)
     executor.serializer = ComputeSerializer()
-    assert {str(future.warmth) for future in futures} == {"cold (first on this worker)"}
+
+    first = f"cold ({FIRST})"
+    assert {str(future.warmth) for future in futures} - {first} == {"cold (another key)"}
+    assert len({load.key for future in futures for load in future.warmth.loads}) == 1
+    tags = {(future.warmth.worker, future.warmth.loads[0].tag) for future in futures}
+    assert len(tags) == len(futures)
 
 
 def test_stale_error_ends_the_future(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from gc_warm.cli import main
 from gc_warm.client.report import Report
@@ -101,6 +102,82 @@ def test_what_looks_like_markup_is_shown_as_it_is() -> None:
     assert "c1cc[nH]c1" in str(Report.of([call(W0, 1000.0, 2.0, odd)]))
 
 
+def shown(loads: list[tuple[str, str, Worker]]) -> list[str]:
+    """Return the labels of loads with these keys, tags and workers, one after another."""
+    calls = []
+    for number, (key, tag, worker) in enumerate(loads):
+        odd = dataclasses.replace(load(9.0 - number, 1001.0), key=key, tag=tag)
+        calls.append(call(worker, 1000.0 + number, 9.0, odd))
+
+    table = Report.of(calls)._by_load()
+    assert table is not None
+    return [str(cell) for cell in table.columns[0].cells]
+
+
+def shown_on_a_terminal(keys: list[str]) -> list[str]:
+    """Return the labels as 80 columns show them, folded, without their spaces."""
+    loads = [
+        dataclasses.replace(load(9.0 - number, 1001.0), key=key) for number, key in enumerate(keys)
+    ]
+    console = Console(width=80)
+    with console.capture() as capture:
+        console.print(Report.of([call(W0, 1000.0, 9.0, *loads)])._by_load())
+
+    rows = [line.split("|")[1:3] for line in capture.get().splitlines() if "|" in line][2:]
+    labels: list[str] = []
+    for label, took in rows:
+        if took.strip():
+            labels.append("")
+        labels[-1] += label.replace(" ", "")
+    return labels
+
+
+LONG = ("a" * 60, "b" * 60)
+
+
+def test_keys_of_different_text_are_shown_apart() -> None:
+    first = f"('{LONG[0]}1{LONG[1]}',)"
+    second = first.replace("1", "2")
+    as_path = f"(PosixPath({first[1:-2]}),)"
+    labels = shown([(key, "a1", W0) for key in (first, second, as_path, first, "('short',)")])
+    assert len(set(labels)) == 4
+    assert labels[0] == labels[3]
+    assert labels[-1] == "my_model.model ('short',)"
+    assert all(len(label) < 170 for label in labels)
+    without_spaces = [label.replace(" ", "") for label in labels[:3]]
+    assert shown_on_a_terminal([first, second, as_path]) == without_spaces
+    assert shown([(first, "a1", W0)] * 2)[0].count("characters") == 1, "there is no other"
+
+
+def test_keys_of_one_text_are_shown_apart_by_their_tags() -> None:
+    key = "((1, 2, 3, 4, 5, 6, ...),)"
+    first, other, again, elsewhere = shown(
+        [(key, "a1b2c3", W0), (key, "d4e5f6", W0), (key, "a1b2c3", W0), (key, "a9b8c7", W1)]
+    )
+    assert (first, other) == (f"my_model.model {key} #a1b2c3", f"my_model.model {key} #d4e5f6")
+    assert again == first
+    assert elsewhere == f"my_model.model {key}", "tags of two processes cannot be compared"
+
+
+def test_slowest_loads_show_what_the_process_grew_by() -> None:
+    grown = dataclasses.replace(load(2.0, 1002.0), grown=1_234_567_890)
+    report = Report.of([call(W0, 1000.0, 3.0, grown), call(W1, 1000.0, 3.0, load(1.0, 1001.0))])
+    table = report._by_load()
+    assert table is not None
+    assert [str(cell) for cell in table.columns[2].cells] == ["1.2 GB", ""]
+    assert "grew" in str(report)
+
+    loads = [slow["load"] for slow in json.loads(report.json())["slowest"]]
+    assert [load["grown"] for load in loads] == [1_234_567_890, 0]
+
+
+def test_records_of_an_earlier_version_are_read() -> None:
+    plain = CALLS[0].plain()
+    for each in plain["warmth"]["loads"]:
+        del each["grown"], each["tag"]
+    assert Call.of(plain) == CALLS[0]
+
+
 def test_many_calls_are_drawn_at_once(tmp_path: Path) -> None:
     script = (
         "from tests.client.test_report import CALLS; from gc_warm.client.report import Report\n"
@@ -149,7 +226,8 @@ def test_the_command_shows_tables_json_and_errors(file: Path, tmp_path: Path) ->
     shown = cli_runner().invoke(main, ["report", str(file)])
     assert shown.exit_code == 0, shown.output
     assert "2 warm, 3 cold, 1 unknown" in shown.output
-    assert "my_model.model ('a',)" in shown.output
+    assert "| my_model.model" in shown.output
+    assert "| ('a',)" in shown.output
     told = json.loads(cli_runner().invoke(main, ["report", str(file), "--json"]).output)
     assert (told["calls"], told["hit_rate"], "records" in told) == (6, 0.4, False)
     for odd in (b"no record\n", b"\xff\x00"):
