@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -43,3 +44,28 @@ def local_cloud(monkeypatch: pytest.MonkeyPatch) -> Iterator[LocalCloud]:
         # the watchers live as long as the process, and would miss the service
         for group in set(executor._RESULT_WATCHERS) - before:
             executor._RESULT_WATCHERS[group].shutdown()
+
+
+@pytest.fixture
+def clear_warm_state() -> Iterator[None]:
+    """Clear the warm state of this process before and after a test.
+
+    State that a test leases is torn down at the end of its last lease. Workers, such as those of a
+    `gc_warm.testing.mock.MockExecutor`, keep theirs.
+
+    Example:
+        >>> def test_table_is_loaded_once(clear_warm_state):
+        ...     table(10)
+        ...     table(10)
+        ...     assert table.info().size == 1
+    """
+    _clear_warm_state()
+    yield
+    _clear_warm_state()
+
+
+def _clear_warm_state() -> None:
+    # a process that has not imported it has no such state, and need not wait for the import
+    state = sys.modules.get("gc_warm.worker.state")
+    if state is not None:
+        state.clear_all()
