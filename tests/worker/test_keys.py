@@ -28,7 +28,7 @@ import attr
 import numpy as np
 import pydantic
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gc_warm import warm
@@ -345,15 +345,15 @@ def test_takes_state_that_is_retired_but_leased() -> None:
 
 
 def test_classes_made_anew_in_every_task_are_refused() -> None:
-    def settings(as_part: bool) -> object:
+    def settings_of(as_part: bool) -> object:
         made: Any = make_dataclass("Made", ["path"], frozen=True)  # a class for each task
         return Settings(made("a")) if as_part else made("a")
 
     for as_part in (False, True):
         model = loader()
-        model(settings(as_part))
+        model(settings_of(as_part))
         with pytest.raises(TypeError, match=r"its class (\w+\.)*Made is made anew in every task"):
-            model(settings(as_part))
+            model(settings_of(as_part))
         assert model.info().size == 1
 
 
@@ -487,6 +487,7 @@ ATOMS = st.one_of(
 GOOD = st.recursive(ATOMS, by_value, max_leaves=8)
 
 
+@settings(max_examples=50)
 @given(GOOD)
 def test_every_key_made_of_values_is_found_by_its_copy(key: Any) -> None:
     model = loader()
@@ -515,6 +516,7 @@ def surrounded(part: Any, draw: Callable[[st.SearchStrategy[Any]], Any]) -> Any:
     return part
 
 
+@settings(max_examples=50)
 @given(st.data(), st.sampled_from(sorted(LOST)))
 def test_every_key_with_one_lost_part_is_refused(data: st.DataObject, what: str) -> None:
     key = surrounded(LOST[what](), data.draw)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import gc
 import random
 import sys
 import threading
@@ -17,9 +16,10 @@ from typing import Any, TypeVar
 import pytest
 
 from gc_warm import warm
-from gc_warm.worker import memory
 from gc_warm.worker.state import Warm
 from tests.support import wait_until
+
+pytestmark = pytest.mark.usefixtures("cheap_evictions")
 
 T = TypeVar("T")
 
@@ -147,19 +147,6 @@ def run_together(works: Sequence[Callable[[], T]]) -> list[T]:
     for thread in threads:
         thread.join()
     return results
-
-
-@pytest.fixture(autouse=True)
-def cheap_evictions(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Let each of the thousands of evictions look at new objects only.
-
-    Nothing is thawed later: the next test would look through all that was imported.
-    """
-    # of the large heap of a test session, the C library has much to give back, time after time
-    monkeypatch.setattr(memory, "_trim", lambda: None)
-    gc.collect()
-    gc.freeze()
-    yield
 
 
 @pytest.fixture
