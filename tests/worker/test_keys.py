@@ -194,7 +194,7 @@ LOST: dict[str, Callable[[], object]] = {
     "nan of Decimal": lambda: decimal.Decimal("nan"),
     "complex nan": lambda: complex(math.nan, 1),
     "nan of NumPy": lambda: np.float64("nan"),
-    "NaT of NumPy": lambda: np.datetime64("NaT"),
+    "NaT of NumPy": lambda: np.datetime64("NaT", "s"),
     "lock": threading.Lock,
     "item getter": lambda: operator.itemgetter(1),
 }
