@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gc_warm import warm
@@ -354,6 +354,7 @@ def test_maxsize_in_units_is_checked(maxsize: float) -> None:
     assert sized(0.5)[0](0.25) == 0.25
 
 
+@settings(derandomize=True, database=None)
 @given(
     st.floats(0.5, 10),
     st.lists(st.tuples(st.floats(0, 10), st.sampled_from(["call", "lease", "discard", "end"]))),

@@ -487,7 +487,7 @@ ATOMS = st.one_of(
 GOOD = st.recursive(ATOMS, by_value, max_leaves=6)
 
 
-@settings(max_examples=50)
+@settings(max_examples=50, derandomize=True, database=None)
 @given(GOOD)
 def test_every_key_made_of_values_is_found_by_its_copy(key: Any) -> None:
     model = loader()
@@ -516,7 +516,7 @@ def surrounded(part: Any, draw: Callable[[st.SearchStrategy[Any]], Any]) -> Any:
     return part
 
 
-@settings(max_examples=50)
+@settings(max_examples=50, derandomize=True, database=None)
 @given(st.data(), st.sampled_from(sorted(LOST)))
 def test_every_key_with_one_lost_part_is_refused(data: st.DataObject, what: str) -> None:
     key = surrounded(LOST[what](), data.draw)
