@@ -166,13 +166,12 @@ OPERATIONS: dict[str, tuple[Operation, Operation, int]] = {
 def cheap_garbage_collection(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Freeze what is there, so that the collection after each point looks at new objects only.
 
-    Each point needs one collection, to drop tracebacks that keep a lease, and each eviction makes
-    one. Nothing is thawed later: that would thaw all that was imported, and the next test would
-    look through it. Callbacks of other libraries are left out: what is raised in one goes
-    no further.
+    Each point needs one collection, to drop tracebacks that keep a lease; those of evictions, which
+    `test_eviction_memory` shows, are left out. Nothing is thawed later: that would thaw all that
+    was imported, and the next test would look through it. Callbacks of other libraries are left
+    out: what is raised in one goes no further.
     """
-    # of the large heap of a test session, the C library has much to give back, time after time
-    monkeypatch.setattr(memory, "_trim", lambda: None)
+    monkeypatch.setattr(memory, "give_back", lambda: None)
     callbacks = gc.callbacks.copy()
     gc.callbacks.clear()
     gc.collect()
