@@ -242,7 +242,7 @@ def examine(target: str, strategy: str = DEFAULT_STRATEGY) -> list[Finding]:
         library = Library([module])
         if not module.is_script:
             sent += [_Sent(module, node, strategy) for node in _public(module)]
-            loaders += [_Loader(module, node, library) for node in _loaders(module)]
+            loaders += [_Loader(module, node, library) for node in module.loaders]
 
         sent += [_Sent(module, _meant(call), strategy, call) for call in module.calls]
         return _findings(sent, [*loaders, *_called_by(sent, library)])
@@ -287,12 +287,6 @@ def _by_first_line(module: Module) -> dict[int, list[Function | ast.Lambda]]:
         if isinstance(node, (Function, ast.Lambda)):
             by_line.setdefault(source.first_line(node), []).append(node)
     return by_line
-
-
-def _loaders(module: Module) -> Iterator[Function]:
-    for node in module.functions.values():
-        if module.is_decorated(node, source.WARM):
-            yield node
 
 
 def _called_by(sent: Sequence[_Sent], library: Library) -> list[_Loader]:

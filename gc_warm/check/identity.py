@@ -134,7 +134,7 @@ def _may_be_kept(name: str, module: Module) -> bool:
 def _run_by_loaders(module: Module) -> list[Function]:
     """Return the loaders of a module, and those of its functions that they use."""
     functions = module.functions
-    found = [each for each in functions.values() if module.is_decorated(each, source.WARM)]
+    found = module.loaders
     for function in found:  # which grows meanwhile
         used = source.free_names(function) & functions.keys()
         found += [functions[name] for name in used if functions[name] not in found]

@@ -156,6 +156,11 @@ class Module:
             return False
         return self.origin(function.decorator_list[0]) in decorators
 
+    @property
+    def loaders(self) -> list[Function]:
+        """The functions of this module that `WARM` decorates."""
+        return [each for each in self.functions.values() if self.is_decorated(each, WARM)]
+
 
 @functools.lru_cache(maxsize=1024)
 def bindings(scope: Scope) -> dict[str, list[ast.AST]]:
