@@ -151,10 +151,8 @@ def _is_same_in_later_tasks(value: object, is_kept: Callable[[object], bool]) ->
 def _is_restored_as_itself(value: object) -> bool:
     """Return whether unpickling gives the same object, without making a copy of a large one."""
     try:
-        if isinstance(value, type | FunctionType | BuiltinFunctionType):
-            return pickle.loads(pickle.dumps(value)) is value
-
-        reduced = _reduced(value)
+        is_found_by_name = isinstance(value, type | FunctionType | BuiltinFunctionType)
+        reduced = "" if is_found_by_name else _reduced(value)
         if isinstance(reduced, str):
             return pickle.loads(pickle.dumps(value)) is value
 

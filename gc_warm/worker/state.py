@@ -710,9 +710,8 @@ class Warm(Generic[P, T]):
         Raises:
             TypeError: There is such a part in it. The text names the argument, and a remedy.
         """
-        for name, value in self._named_parts(key):
-            parameter = self.__signature__.parameters.get(name.removeprefix("argument "))
-            if parameter is not None and value is parameter.default:
+        for name, value, default in self._named_parts(key):
+            if value is default:
                 continue  # the same object in every call that leaves it out
 
             reason = keys.reason_to_refuse(value, _is_kept, self._passing)
@@ -721,17 +720,18 @@ class Warm(Generic[P, T]):
                     f"{self!r}: {name}={ledger.describe(value)} cannot be part of a key: {reason}"
                 )
 
-    def _named_parts(self, key: Any) -> Iterator[tuple[str, object]]:
-        """Yield the parts of a key with the names of their arguments."""
+    def _named_parts(self, key: Any) -> Iterator[tuple[str, object, object]]:
+        """Yield the parts of a key, with the names and the defaults of their arguments."""
         if self._has_own_key:
-            yield "key", key
+            yield "key", key, inspect.Parameter.empty
             return
 
-        for name, value in zip(self.__signature__.parameters, key, strict=True):
-            yield f"argument {name}", value
+        parameters = self.__signature__.parameters.values()
+        for parameter, value in zip(parameters, key, strict=True):
+            yield f"argument {parameter.name}", value, parameter.default
 
     def _bad_key(self, key: Any, error: TypeError) -> TypeError:
-        for name, value in self._named_parts(key):
+        for name, value, _ in self._named_parts(key):
             try:
                 hash(value)
             except TypeError:
