@@ -2,9 +2,12 @@
 
 In place of a function it submits a *carrier*: a few lines of source, registered once for each
 function, that hold the function as the executor's serialization strategy wrote it. On the worker
-the carrier deserializes the function as the endpoint would have, and runs it under
-`gc_warm.worker.calls.Recording`. So nothing depends on the strategy, the arguments travel as they
+the carrier has the function deserialized as the endpoint would have, and called by
+`gc_warm.worker.calls.recorded`. So nothing depends on the strategy, the arguments travel as they
 always do, and where the worker's environment has no gc_warm, the function runs without a record.
+
+Of what comes back, nothing is looked at but the envelope: a result may be lazy, and would be
+fetched if it were asked for its class.
 """
 
 from __future__ import annotations
@@ -22,39 +25,40 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Literal, ParamSpec, TypeVar
 
+import globus_sdk
 from globus_compute_sdk import Executor
 from globus_compute_sdk.sdk.asynchronous.compute_future import ComputeFuture
+from globus_compute_sdk.serialize import ComputeSerializer
+from globus_compute_sdk.serialize.facade import validate_strategylike
 
 from gc_warm.client.report import Report
 from gc_warm.client.warm_up import WarmUp, WarmUpRun
-from gc_warm.client.warmth import Call, Warmth, parse_record, unknown, was_lost
+from gc_warm.client.warmth import Call, Warmth, is_readable, parse_record, unknown, was_lost
 from gc_warm.exceptions import StaleModuleError
-from gc_warm.worker.calls import RECORD, RESULT
+from gc_warm.worker.calls import CODE, RECORD, RESULT
 
 log = logging.getLogger("gc_warm")
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
-_CALLS_KEPT = 100_000  # calls in memory; the file of records has all
+_CALLS_KEPT = 10_000  # calls in memory; the file of records has all
 _PIDS_KEPT = 100  # processes that were in a worker's place before
 _REMEMBERED = 10_000  # loads of processes that have ended, in each worker's place
 
 _BY_ID = "submitted by id"
+_CODE_ONLY = "result_serializers has none for data, as which a record travels"
 
 _CARRIER = """\
 def {name}(*args, **kwargs):
     from globus_compute_sdk.serialize import ComputeSerializer
+    serializer = ComputeSerializer()
     function = {function!r}
     try:
-        from gc_warm.worker.calls import Recording
+        from gc_warm.worker.calls import recorded
     except ImportError:
-        return ComputeSerializer().deserialize(function)(*args, **kwargs)
-    recording = Recording()
-    function = ComputeSerializer().deserialize(function)
-    with recording.of(function):
-        result = function(*args, **kwargs)
-    return recording.envelope(result)
+        return serializer.deserialize(function)(*args, **kwargs)
+    return recorded(serializer, function, args, kwargs)
 """
 _VISITOR = """\
 def {name}(token, seconds, until, args):
@@ -109,7 +113,7 @@ class WarmFuture(ComputeFuture):
 class _Forwarded:
     """An attribute of the executor inside a `WarmExecutor`, to be read and set there."""
 
-    def __set_name__(self, owner: type, name: str) -> None:
+    def __init__(self, name: str) -> None:
         self._name = name
 
     def __get__(self, instance: WarmExecutor | None, owner: type) -> Any:
@@ -119,12 +123,13 @@ class _Forwarded:
         setattr(instance.executor, self._name, value)
 
 
-class WarmExecutor(concurrent.futures.Executor):
+class WarmExecutor(Executor):
     """An executor around another, whose futures also have ``.warmth``.
 
-    Results and errors are those of the executor inside. So are the attributes and methods that the
-    SDK documents (``endpoint_id``, ``user_endpoint_config``, ``reload_tasks()``, ...), to be read,
-    set and called here as there; any other attribute that is set here stays here.
+    It is a `globus_compute_sdk.Executor` to all who check, but has neither threads nor a connection
+    of its own. Results and errors are those of the executor inside. So are all attributes and
+    methods of the SDK's executor (``endpoint_id``, ``user_endpoint_config``, ``reload_tasks()``,
+    ...), to be read, set and called here as there; any other attribute that is set here stays here.
 
     Only calls that are submitted as a function are recorded. Functions that are submitted by their
     id, or that were registered explicitly, are sent as they are.
@@ -138,7 +143,10 @@ class WarmExecutor(concurrent.futures.Executor):
             and ``.warmth.stale`` names the modules; "error" ends the future with a
             `StaleModuleError`. The modules compared are those of the ``@warm`` loaders that a call
             used, and that of the function itself where it is sent by name.
-        records: File to which a line is appended for each call, for ``gc-warm report``.
+        records: File to which a line is appended for each call, for ``gc-warm report``. One that is
+            made here is for its owner only.
+        record_keys: Have the keys of loads in that file, as text of at most 120 characters. They
+            are the arguments of loaders.
 
     Attributes:
         executor: The executor inside.
@@ -156,23 +164,7 @@ class WarmExecutor(concurrent.futures.Executor):
         ['cold (first on this worker)', 'warm']
     """
 
-    amqp_port = _Forwarded()
-    api_burst_limit = _Forwarded()
-    api_burst_window_s = _Forwarded()
-    batch_size = _Forwarded()
-    client = _Forwarded()
-    endpoint_id = _Forwarded()
-    get_worker_hardware_details = _Forwarded()
-    label = _Forwarded()
-    register_function = _Forwarded()
-    register_source_code = _Forwarded()
-    resource_specification = _Forwarded()
-    result_serializers = _Forwarded()
-    serializer = _Forwarded()
-    task_count_submitted = _Forwarded()
-    task_group_id = _Forwarded()
-    user_endpoint_config = _Forwarded()
-    workers = _Forwarded()  # those of a `gc_warm.MockExecutor`
+    workers = _Forwarded("workers")  # those of a `gc_warm.MockExecutor`
 
     def __init__(
         self,
@@ -180,12 +172,15 @@ class WarmExecutor(concurrent.futures.Executor):
         *,
         stale: Literal["warn", "error"] = "warn",
         records: str | os.PathLike[str] | None = None,
+        record_keys: bool = True,
     ) -> None:
         if stale not in ("warn", "error"):
             raise ValueError(f"stale={stale!r} is neither 'warn' nor 'error'")
         self.executor = executor
         self._stale = stale
+        self._record_keys = record_keys
         self._lock = threading.Lock()
+        self._registering = threading.Lock()
         self._ids: dict[tuple[str, Any], str] = {}  # of carriers and visitors, by function
         self._open: set[WarmFuture] = set()
         self._calls: deque[Call] = deque(maxlen=_CALLS_KEPT)
@@ -198,7 +193,9 @@ class WarmExecutor(concurrent.futures.Executor):
             executor.shutdown(wait=False)
             raise
 
-    def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> WarmFuture:
+    def submit(  # type: ignore[override]
+        self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs
+    ) -> WarmFuture:
         """Submit a function, as the SDK's executor does.
 
         Args:
@@ -212,6 +209,8 @@ class WarmExecutor(concurrent.futures.Executor):
         name = getattr(fn, "__name__", type(fn).__name__)
         if fn in getattr(self.executor, "_function_registry", {}):
             return self._watch(self.executor.submit(fn, *args, **kwargs), name, _BY_ID)
+        if not self._can_carry_records():
+            return self._watch(self.executor.submit(fn, *args, **kwargs), name, _CODE_ONLY)
 
         function_id = self._id_of(_CARRIER, fn)
         future = self.executor.submit_to_registered_function(function_id, args, kwargs)
@@ -292,7 +291,11 @@ class WarmExecutor(concurrent.futures.Executor):
         def has_ended() -> bool:
             return getattr(self.executor, "_stopped", False)
 
-        result = WarmUpRun(send, self._parse_record, has_ended, workers, timeout).run()
+        def keep(future: Any, submitted: float, warmth: Warmth) -> None:
+            name = f"{function.__name__} (warm-up)"
+            self._keep(Call(name, future.task_id, submitted, time.time(), warmth))
+
+        result = WarmUpRun(send, self._parse_record, keep, has_ended, workers, timeout).run()
 
         for visit in result.reached:
             error = self._complaint(visit.warmth)
@@ -301,7 +304,7 @@ class WarmExecutor(concurrent.futures.Executor):
         return result
 
     def report(self) -> Report:
-        """Return the report on the latest 100,000 calls that have ended.
+        """Return the report on the latest 10,000 calls that have ended, warm-ups included.
 
         It says how many calls were warm so far, where, and the time that cold calls cost.
         """
@@ -335,16 +338,21 @@ class WarmExecutor(concurrent.futures.Executor):
     def __repr__(self) -> str:
         return f"WarmExecutor({self.executor!r})"
 
+    def _can_carry_records(self) -> bool:
+        """Return whether results may travel as data; functions alone would be refused as such."""
+        strategies = list(self.executor.result_serializers or ())
+        types = [validate_strategylike(strategy).type_ for strategy in strategies]
+        return not types or any(not strategy.for_code for strategy in types)
+
     def _id_of(self, template: str, function: Callable[..., Any]) -> str:
         """Return the id of a function's carrier, which is registered when it is first needed."""
         if (template, function) not in self._ids:
-            name = function.__name__
-            if not name.isidentifier() or keyword.iskeyword(name):
-                name = "function"
-
-            serialized = self.executor.serializer.serialize(function)
-            source = template.format(name=name, function=serialized)
-            self._ids[template, function] = self.executor.client.register_source_code(source, name)
+            with self._registering:
+                # another thread may have registered it meanwhile
+                if (template, function) not in self._ids:
+                    source, name = _source_of(template, function, self.executor.serializer)
+                    function_id = self.executor.client.register_source_code(source, name)
+                    self._ids[template, function] = function_id
 
         return self._ids[template, function]
 
@@ -363,7 +371,10 @@ class WarmExecutor(concurrent.futures.Executor):
 
         def end(_: Any) -> None:
             warmth, result, error = self._read(inner, why_unknown)
-            self._keep(Call(name, inner.task_id, submitted, time.time(), warmth))
+            try:
+                self._keep(Call(name, inner.task_id, submitted, time.time(), warmth))
+            except Exception:  # whatever it is, somebody waits for the result
+                log.exception("a call could not be recorded")
             outer._end(warmth, result, error)
 
             with self._lock:
@@ -381,23 +392,47 @@ class WarmExecutor(concurrent.futures.Executor):
             return unknown("cancelled"), None, None
         error = inner.exception()
         if error is not None:
+            if why_unknown is None:
+                _advise_on_carriers(error)
             return unknown("lost" if was_lost(error) else "failed"), None, error
 
         result = inner.result()
-        if why_unknown == _BY_ID:
+        if why_unknown in (_BY_ID, _CODE_ONLY):
             return unknown(why_unknown), result, None
-        if not isinstance(result, dict) or result.keys() != {RECORD, RESULT}:
+        if not _is_envelope(result):
             return unknown(why_unknown or "came without a record"), result, None
 
+        warmth, complaint = self._read_record(result[RECORD])
+        value, malformed = self._value_in(result)
+        return warmth, value, malformed or complaint
+
+    def _value_in(self, envelope: dict[str, Any]) -> tuple[Any, Exception | None]:
+        """Return the value in an envelope, or the error that the SDK has if it cannot be had."""
+        if RESULT in envelope:
+            return envelope[RESULT], None
+
+        code = envelope[CODE]
         try:
-            warmth = self._parse_record(result[RECORD])
+            return self.executor.client.fx_serializer.deserialize(code), None
+        except Exception as cause:
+            error = Exception(f"Malformed or unexpected data structure. Data: {code}")
+            error.__cause__ = cause
+            return None, error
+
+    def _read_record(self, sent: Any) -> tuple[Warmth, Exception | None]:
+        """Return the warmth that a record shows, and what is to be raised because of it."""
+        try:
+            record = json.loads(sent) if isinstance(sent, str) else sent  # version 1 is no text
+            if not is_readable(record):
+                return unknown(f"came with a record of version {record['version']}"), None
+            warmth = self._parse_record(record)
+            return warmth, self._complaint(warmth)
         except Exception:  # whatever it is, there is a result, and somebody who waits for it
             log.warning(
                 "a record cannot be read; is the worker's gc_warm of another version?",
                 exc_info=True,
             )
-            return unknown("came with a record of another version"), result[RESULT], None
-        return warmth, result[RESULT], self._complaint(warmth)
+            return unknown("came with a record that cannot be read"), None
 
     def _parse_record(self, record: dict[str, Any]) -> Warmth:
         """Return the warmth that a record shows, in the light of earlier records of its worker."""
@@ -425,8 +460,10 @@ class WarmExecutor(concurrent.futures.Executor):
             return StaleModuleError(text)
 
         stale_worker = (warmth.worker, warmth.stale)
-        if stale_worker not in self._warned:
+        with self._lock:
+            is_new = stale_worker not in self._warned
             self._warned.add(stale_worker)
+        if is_new:
             log.warning(text)
         return None
 
@@ -438,7 +475,8 @@ class WarmExecutor(concurrent.futures.Executor):
             if self._file is None:
                 return
             try:
-                self._file.write(json.dumps(call.plain()).encode() + b"\n")
+                plain = call.plain(keys=self._record_keys)
+                self._file.write(json.dumps(plain).encode() + b"\n")
             except OSError as error:  # a full disk: results matter more
                 log.error("no more records are written to %s: %s", self._file.name, error)
                 self._file.close()
@@ -469,6 +507,21 @@ class WarmExecutor(concurrent.futures.Executor):
 
             self._file.close()
             self._file = None
+
+
+# What the SDK's executor has is the executor's inside: methods and properties, and what it sets.
+_SET_BY_THE_SDK = (
+    "api_burst_limit",
+    "api_burst_window_s",
+    "batch_size",
+    "client",
+    "label",
+    "serializer",
+    "task_count_submitted",
+)
+for _name in (*vars(Executor), *_SET_BY_THE_SDK):
+    if not _name.startswith("__") and _name not in vars(WarmExecutor):
+        setattr(WarmExecutor, _name, _Forwarded(_name))
 
 
 class _Life:
@@ -505,9 +558,45 @@ class _Life:
 
 def _append_to(records: str | os.PathLike[str]) -> io.FileIO:
     """Open a file of records for appending, and end a line that another client left incomplete."""
-    file = io.FileIO(os.fspath(records), "a+")
+    file = io.FileIO(os.fspath(records), "a+", opener=_private)
     if file.seekable() and file.seek(0, os.SEEK_END):
         file.seek(-1, os.SEEK_END)
         if file.read(1) != b"\n":
             file.write(b"\n")
     return file
+
+
+def _private(path: str, flags: int) -> int:
+    """Open a file; one that is made by it is for its owner only."""
+    return os.open(path, flags, 0o600)
+
+
+def _source_of(
+    template: str, function: Callable[..., Any], serializer: ComputeSerializer
+) -> tuple[str, str]:
+    """Return the source of what is sent in place of a function, and the name that it defines."""
+    name = function.__name__
+    if not name.isidentifier() or keyword.iskeyword(name):
+        name = "function"
+    return template.format(name=name, function=serializer.serialize(function)), name
+
+
+def _is_envelope(result: Any) -> bool:
+    """Return whether a result is an envelope, without a look at anything that might be lazy."""
+    if type(result) is not dict or any(type(key) is not str for key in result):
+        return False
+    return result.keys() in ({RECORD, RESULT}, {RECORD, CODE})
+
+
+def _advise_on_carriers(error: BaseException) -> None:
+    """Add a sentence to the error of an endpoint that takes only functions that it was told of."""
+    if not isinstance(error, globus_sdk.GlobusAPIError) or error.code != "FUNCTION_NOT_PERMITTED":
+        return
+    if _ALLOW not in error.args:  # one error may be that of many tasks
+        error.args = (*error.args, _ALLOW)
+
+
+_ALLOW = (
+    "a WarmExecutor sends a function that has an id of its own: register it with "
+    "`gc-warm register --recorded`, have both ids allowed, and prime the WarmExecutor with the book"
+)

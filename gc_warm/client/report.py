@@ -20,7 +20,7 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Column, Table
 from rich.text import Text
 
-from gc_warm.client.warmth import Call, Load
+from gc_warm.client.warmth import Call, Load, is_readable
 from gc_warm.worker import ledger
 from gc_warm.worker.lifecycle import Worker
 
@@ -141,7 +141,8 @@ class Report:
     def read(cls, path: str | os.PathLike[str]) -> Report:
         """Return the report on the calls in a file of records.
 
-        Lines that are cut off, such as those of a client that was killed, are passed over.
+        Lines that are cut off, such as those of a client that was killed, are passed over; so are
+        those of a later version of gc_warm. Their numbers are logged.
 
         Args:
             path: The file.
@@ -156,20 +157,22 @@ class Report:
             raise ValueError(f"{path} has no record of a call: {error}") from None
 
         calls = []
-        broken = 0
+        left_out: Counter[str] = Counter()
         for number, line in enumerate(text.split("\n"), 1):
             try:
-                if line.strip():
-                    calls.append(Call.of(json.loads(line)))
-            except (json.JSONDecodeError, RecursionError):
-                broken += 1
+                read = _read_line(line)
             except ValueError as error:
                 raise ValueError(f"{path}:{number} is no record of a call: {error}") from None
+            if isinstance(read, Call):
+                calls.append(read)
+            elif read:
+                left_out[read] += 1
 
-        if broken and not calls:
-            raise ValueError(f"{path} has no record of a call")
-        if broken:
-            log.warning("%s: %d lines are cut off, and left out", path, broken)
+        if left_out and not calls:
+            what = " and ".join(left_out)
+            raise ValueError(f"{path} has no record of a call that can be read: all are {what}")
+        for what, lines in left_out.items():
+            log.warning("%s: %d lines are %s, and left out", path, lines, what)
         return cls.of(calls)
 
     def json(self) -> str:
@@ -253,6 +256,24 @@ class Report:
             grown = filesize.decimal(load.grown) if load.grown else ""
             _add(table, label, f"{load.seconds:.3g} s", grown, load.why, _name(slow.worker))
         return table
+
+
+def _read_line(line: str) -> Call | str:
+    """Return the call in a line of a file of records, or what the line is; "" if it is blank.
+
+    Raises:
+        ValueError: It is something else than a record.
+    """
+    if not line.strip():
+        return ""
+    try:
+        plain = json.loads(line)
+    except (json.JSONDecodeError, RecursionError):
+        return "cut off"
+
+    if isinstance(plain, dict) and not is_readable(plain):
+        return "of another version of gc_warm"
+    return Call.of(plain)
 
 
 def _add(table: Table, *cells: str) -> None:

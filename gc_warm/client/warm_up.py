@@ -140,6 +140,8 @@ class WarmUpRun:
     Attributes:
         send: Submits a task, given the warm-up's token and the seconds that it takes at least.
         parse_record: Returns the warmth that a worker's record shows.
+        keep: Called once for each worker that is reached, with the future of the task, the time
+            when it was submitted, and the warmth.
         has_ended: Returns whether the executor has ended, and sends nothing any more.
         workers: Number of workers.
         timeout: Seconds after which the warm-up ends.
@@ -147,6 +149,7 @@ class WarmUpRun:
 
     send: Callable[[str, float], concurrent.futures.Future[Any]]
     parse_record: Callable[[dict[str, Any]], Warmth]
+    keep: Callable[[concurrent.futures.Future[Any], float, Warmth], None]
     has_ended: Callable[[], bool]
     workers: int
     timeout: float
@@ -156,6 +159,7 @@ class WarmUpRun:
         self._start = time.monotonic()
         self._reached: dict[tuple[str, str | None, int], Visit] = {}
         self._lost = 0
+        self._submitted = 0.0  # the tasks of the latest round
 
     def run(self) -> WarmUp:
         """Send the tasks, in rounds, and show on a terminal how many workers have been reached."""
@@ -202,6 +206,7 @@ class WarmUpRun:
             seconds: Seconds that each task takes at least.
             show: Called with the number of workers that have been reached.
         """
+        self._submitted = time.time()
         waiting = {self.send(self._token, seconds) for _ in range(self.workers)}
 
         while waiting and (left := self._time_left) > 0:
@@ -233,8 +238,12 @@ class WarmUpRun:
         assert worker is not None
 
         # a worker that was restarted meanwhile counts once
-        place = worker.pid if worker.rank is None else worker.rank
-        self._reached[worker.host, worker.pool, place] = Visit(worker, warmth, record["error"])
+        number = worker.pid if worker.rank is None else worker.rank
+        place = (worker.host, worker.pool, number)
+        known = self._reached.get(place)
+        if known is None or known.worker != worker:
+            self.keep(future, self._submitted, warmth)
+        self._reached[place] = Visit(worker, warmth, record["error"])
 
 
 def _progress(console: Console) -> Progress:

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import functools
+import math
+import sys
+import time
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import TypeAdapter
 
 from gc_warm.worker import module_versions
-from gc_warm.worker.calls import ANOTHER_KEY, FIRST
+from gc_warm.worker.calls import ANOTHER_KEY, FIRST, VERSION
+from gc_warm.worker.ledger import shortened
 from gc_warm.worker.lifecycle import Worker
 
 RESTARTED = "worker restarted"
 _LOST = ("WorkerLost", "ManagerLost")
+
+_KEY_LENGTH = 120  # characters of a key in a file of records
+_SPEC_SECONDS = 5.0  # for which the place of a module's file is taken as it was found
 
 State = Literal["warm", "cold", "unknown"]
 
@@ -58,10 +65,11 @@ class Warmth:
     Attributes:
         state: "cold": the call had to load. "warm": it loaded nothing, and used what was there.
             "unknown": nothing can be said.
-        why: Why the call was not warm; of a cold one, the reason of its longest load. None of a
-            warm one.
+        why: Why the call was not warm; of a cold one, the reason of its longest load, or the
+            functions under `functools.lru_cache` that computed. None of a warm one.
         loads: Its loads, in the order in which they were made.
-        uses: How often it found what it asked ``@warm`` or an `ExternalProcess` for.
+        uses: How often it found what it asked ``@warm``, an `ExternalProcess`, or a function under
+            `functools.lru_cache` for.
         failures: Number of loads that failed in it.
         worker: The worker that it ran on; None if that is not known.
         at: Its beginning there, in seconds since the epoch by the worker's clock.
@@ -113,9 +121,16 @@ class Call:
     ended: float
     warmth: Warmth
 
-    def plain(self) -> dict[str, Any]:
-        """Return the call as a dictionary that can be written as JSON."""
-        return asdict(self)
+    def plain(self, *, keys: bool = True) -> dict[str, Any]:
+        """Return the call as a dictionary that can be written as JSON.
+
+        Args:
+            keys: Have the texts of keys in it, cut short.
+        """
+        plain = {"version": VERSION, **asdict(self)}
+        for load in plain["warmth"]["loads"]:
+            load["key"] = shortened(load["key"], _KEY_LENGTH) if keys else ""
+        return plain
 
     @classmethod
     def of(cls, plain: Mapping[str, Any]) -> Call:
@@ -168,23 +183,55 @@ def parse_record(record: Mapping[str, Any], died: Collection[tuple[str, str]] = 
             that has ended.
 
     Raises:
-        ValueError: The record is something else.
+        ValueError: The record is something else, or of a later version than this one.
         LookupError: The record has no versions of modules.
     """
+    if not is_readable(record):
+        raise ValueError(f"version {record['version']!r} of records is not known here")
+
     warmth = _WARMTH.validate_python(record)
     loads = tuple(_with_restart(load, died) for load in warmth.loads)
-    state, why = _state(warmth, loads)
-    return replace(warmth, state=state, why=why, loads=loads, stale=_stale(record))
+    cached = record.get("cached", {})  # version 1 has no such thing
+    hits = sum(hits for hits, _ in (cached or {}).values())
+    warmth = replace(warmth, loads=loads, uses=warmth.uses + hits, stale=_stale(record))
+
+    state, why = _state(warmth, cached)
+    worker = _same(warmth.worker) if warmth.worker else None
+    return replace(warmth, state=state, why=why, worker=worker)
 
 
-def _state(warmth: Warmth, loads: Collection[Load]) -> tuple[State, str | None]:
-    """Return a call's state, and why it was not warm."""
-    if loads:
-        return "cold", max(loads, key=lambda load: load.seconds).why
+def is_readable(record: Mapping[str, Any]) -> bool:
+    """Return whether a record of a worker, or of a file, has a form that is known here.
+
+    Args:
+        record: The record.
+    """
+    version = record.get("version", 1)
+    return isinstance(version, int) and 1 <= version <= VERSION
+
+
+def _state(
+    warmth: Warmth, cached: Mapping[str, tuple[int, int]] | None
+) -> tuple[State, str | None]:
+    """Return a call's state, and why it was not warm.
+
+    Args:
+        warmth: What is known of the call.
+        cached: Hits and misses of functions under `functools.lru_cache`; None if they may be those
+            of another call.
+    """
+    if warmth.loads:
+        return "cold", max(warmth.loads, key=lambda load: load.seconds).why
     if warmth.failures:
         return "unknown", "a load failed"
+
+    computed = [name for name, (_, misses) in (cached or {}).items() if misses]
+    if computed:
+        return "cold", f"lru_cache computed: {', '.join(sorted(computed))}"
     if warmth.uses:
         return "warm", None
+    if cached is None:
+        return "unknown", "lru_cache was used by several calls at the same time"
     return "unknown", "used nothing of @warm or ExternalProcess"
 
 
@@ -207,7 +254,22 @@ def _stale(record: Mapping[str, Any]) -> tuple[str, ...]:
 
 def _version_here(module: str) -> str | None:
     """Return the version of a module's file on this machine; None if there is none."""
-    spec = module_versions.spec_of(module)
-    if not spec or not spec.origin or Path(spec.origin).suffix != ".py":
-        return None
-    return module_versions.version(spec.origin)
+    now = time.monotonic()
+    searched = (module, *sys.path)
+    found, path = _found.get(searched, (-math.inf, None))
+    if now - found > _SPEC_SECONDS:
+        spec = module_versions.spec_of(module)
+        path = spec.origin if spec else None
+        _found[searched] = (now, path)
+
+    return module_versions.version(path) if path and path.endswith(".py") else None
+
+
+# where modules' files were found on this machine, and when, by name and import path
+_found: dict[tuple[str, ...], tuple[float, str | None]] = {}
+
+
+@functools.lru_cache(maxsize=1000)
+def _same(worker: Worker) -> Worker:
+    """Return an equal worker, the same one for all the calls that ran there, to save memory."""
+    return worker

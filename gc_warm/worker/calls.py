@@ -1,28 +1,36 @@
 """Recording what one task finds on its worker.
 
-A task that `gc_warm.client.executor.WarmExecutor` sends calls its function within a `Recording`.
-The record travels back beside the result, as plain data, so that every way to serialize results
-can carry it.
+A task that `gc_warm.client.executor.WarmExecutor` sends calls its function by `recorded`. The
+record travels back beside the result, as text: every way to serialize results can carry it, and
+needs no longer for it than for a word.
 """
 
 from __future__ import annotations
 
+import functools
 import hashlib
+import json
 import os
 import sys
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import Any, Protocol
 
-from gc_warm.worker import ledger, lifecycle, module_versions
+from gc_warm.worker import caches, ledger, lifecycle, module_versions
+
+VERSION = 2
+"""The version of a record's form. Version 1 had no such number."""
 
 RECORD = "gc_warm_record"
 """The key of an envelope for the record of a call."""
 
 RESULT = "result"
 """The key of an envelope for the value that the function returned."""
+
+CODE = "code"
+"""The key of an envelope, in place of `RESULT`, for a value that can be called, serialized."""
 
 FIRST = "first on this worker"
 ANOTHER_KEY = "another key"
@@ -43,6 +51,53 @@ _TAG_SECRET = os.urandom(16)
 # records of the warm-ups that have been on this worker, by their tokens
 _visited: dict[str, dict[str, Any]] = {}
 
+_running: set[Recording] = set()  # of all threads
+
+# a worker is the same in all of its records
+_plain = functools.lru_cache(maxsize=1)(asdict)
+
+
+class Serializer(Protocol):
+    """What is needed of a `globus_compute_sdk.serialize.ComputeSerializer`."""
+
+    def serialize(self, data: Any) -> str:
+        """Return an object as text."""
+
+    def deserialize(self, payload: str) -> Any:
+        """Return the object of a text."""
+
+
+def recorded(
+    serializer: Serializer, function: str, args: Sequence[Any], kwargs: Mapping[str, Any]
+) -> Any:
+    """Call a function, and return its result with the record of the call.
+
+    Nothing is asked of the result but whether its type can be called: it may be lazy, or raise in
+    whatever it is asked.
+
+    Args:
+        serializer: The serializer of the worker's endpoint.
+        function: The function, serialized.
+        args: Its arguments.
+        kwargs: Its keyword arguments.
+
+    Returns:
+        A dictionary of the record and the result. Functions travel another way than data, so a
+        result that can be called is in it as text; or alone, if that serializer cannot write it.
+    """
+    recording = Recording()
+    to_call = serializer.deserialize(function)
+    with recording.of(to_call):
+        result = to_call(*args, **kwargs)
+
+    if not callable(result):
+        return {RECORD: json.dumps(recording.record()), RESULT: result}
+    try:
+        code = serializer.serialize(result)
+    except Exception:  # the endpoint may know another way, or will say what is wrong
+        return result
+    return {RECORD: json.dumps(recording.record()), CODE: code}
+
 
 class Recording:
     """A recording of what one call finds on this worker.
@@ -52,14 +107,16 @@ class Recording:
     Example:
         >>> from gc_warm.worker.calls import Recording
         >>> with Recording().of(divmod) as recording:
-        ...     result = divmod(7, 2)
-        >>> recording.envelope(result)["result"]
-        (3, 1)
+        ...     _ = divmod(7, 2)
+        >>> recording.record()["loads"]
+        []
     """
 
     def __init__(self) -> None:
         self._imported = frozenset(sys.modules)
         self._modules: set[str] = set()
+        self._with_caches: frozenset[str] = frozenset()
+        self._is_alone = True
 
     def of(self, function: Callable[..., Any]) -> Recording:
         """Note the version of the module that the function comes from.
@@ -78,9 +135,16 @@ class Recording:
             module_versions.note_imported(name, now=name not in self._imported)
             self._modules.add(name)
 
+        self._with_caches = caches.modules_of(function) | self._modules
         return self
 
     def __enter__(self) -> Recording:
+        for other in list(_running):
+            other._is_alone = False
+            self._is_alone = False
+        _running.add(self)
+
+        self._cached = caches.counts(self._with_caches)
         self._mark = ledger.mark()
         self._uses = ledger.uses()
         self._at = time.time()
@@ -89,6 +153,7 @@ class Recording:
 
     def __exit__(self, *exc_info: object) -> None:
         self._seconds = time.perf_counter() - self._start
+        _running.discard(self)
 
     def record(self) -> dict[str, Any]:
         """Return what the call found on this worker, in the types that JSON has."""
@@ -101,20 +166,25 @@ class Recording:
         versions = {module: module_versions.noted(module) for module in modules}
 
         return {
-            "worker": asdict(lifecycle.worker()),
+            "version": VERSION,
+            "worker": _plain(lifecycle.worker()),
             "at": self._at,
             "seconds": self._seconds,
             "uses": uses.total(),
             "failures": sum(event.kind == "failed" for event in events),
             "loads": [_record_of(load) for load in loads],
+            "cached": self._cached_changes(),
             "modules": {module: version for module, version in versions.items() if version},
             "changed": [module for module in modules if module_versions.has_changed(module)],
         }
 
-    def envelope(self, result: Any) -> Any:
-        """Return the result with the record, in one envelope.
+    def _cached_changes(self) -> dict[str, tuple[int, int]] | None:
+        """Return hits and misses of `functools.lru_cache`; None if they may be another call's."""
+        changed = caches.changes(self._cached, caches.counts(self._with_caches))
+        return changed if self._is_alone or not changed else None
 
-        Functions travel another way than data, so a result that can be called goes as it is.
+    def envelope(self, result: Any) -> Any:
+        """Return the result with the record, as clients of the version before expect them.
 
         Args:
             result: The value that the function returned.
@@ -122,6 +192,7 @@ class Recording:
         Returns:
             A dictionary of record and result; or the result alone, if it can be called.
         """
+        # goes in the next release
         return result if callable(result) else {RECORD: self.record(), RESULT: result}
 
 

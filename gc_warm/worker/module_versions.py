@@ -14,6 +14,10 @@ _MACHINE_START = time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
 # versions, each with the spec that its module had then: another import brings another spec
 _noted: dict[str, tuple[str, object]] = {}
 
+# versions of files, by path, each with what tells that the file is still the same
+_read: dict[str, tuple[tuple[int, ...], str]] = {}
+_SETTLED = 2.0  # seconds after a change, from which on the next one has another time for sure
+
 
 def spec_of(module: str) -> ModuleSpec | None:
     """Return the spec that an import of a module would find, while nothing is imported.
@@ -74,10 +78,21 @@ def version(path: str) -> str | None:
         Sixteen digits; None if the file cannot be read.
     """
     try:
+        status = os.stat(path)
+        mark = (status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+        known = _read.get(path)
+        if known is not None and known[0] == mark:
+            return known[1]
+
         with open(path, "rb") as file:
-            return hashlib.sha256(file.read()).hexdigest()[:16]
+            found = hashlib.sha256(file.read()).hexdigest()[:16]
     except OSError:
         return None
+
+    # a file that is written twice within a tick of its clock has the same times
+    if time.time() - max(status.st_mtime, status.st_ctime) > _SETTLED:
+        _read[path] = (mark, found)
+    return found
 
 
 def note(module: str) -> None:

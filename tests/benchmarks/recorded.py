@@ -1,7 +1,7 @@
 """The cost of knowing whether a call was warm: ``python tests/benchmarks/recorded.py``.
 
-Tasks per second through a `WarmExecutor` and through the executor inside it, on the same workers of
-the real engine, in turns.
+Tasks per second through a `WarmExecutor` and through the executor inside it, on the same workers,
+in turns: those of the real engine, and spawned ones, where a task costs much less by itself.
 """
 
 from __future__ import annotations
@@ -33,7 +33,14 @@ def main() -> None:
     )
     turns = parser.parse_args().turns
 
-    plain = MockExecutor(config="local", user_endpoint_config={"workers_per_node": 2})
+    compare(
+        "engine", MockExecutor(config="local", user_endpoint_config={"workers_per_node": 2}), turns
+    )
+    compare("spawned workers", MockExecutor(workers=2), turns)
+
+
+def compare(name: str, plain: MockExecutor, turns: int) -> None:
+    """Print the rates with and without records, and their ratio."""
     with WarmExecutor(plain) as recorded:
         recorded.warm_up(cluster_energy, workers=2)
         rate(plain), rate(recorded)
@@ -42,7 +49,7 @@ def main() -> None:
     without, with_records = (statistics.median(column) for column in zip(*rates, strict=True))
     ratio = statistics.median(recorded / plain for plain, recorded in rates)
     found = f"{without:.0f} tasks/s without records, {with_records:.0f} with them"
-    print(f"{found}; median ratio {ratio:.2f}")
+    print(f"{name}: {found}; median ratio {ratio:.2f}")
 
 
 if __name__ == "__main__":

@@ -328,7 +328,7 @@ def test_a_record_that_cannot_be_read_costs_no_result(
     executor.executor.submit_to_registered_function(function, (odd,)).result(120)
     reloaded = [future for future in executor.reload_tasks() if future.result(120) == 3]
     assert {str(future.warmth) for future in reloaded} == {
-        "unknown (came with a record of another version)"
+        "unknown (came with a record that cannot be read)"
     }
     assert "a record cannot be read" in caplog.text
 
