@@ -19,7 +19,8 @@ HighThroughputExecutor, restarted ones included, and in no other process:
   asks for its first task. It has been pinned to its accelerator by then. A load that fails is
   logged, and is repeated by the first task that needs it; one that raises `NotEnoughTimeError`,
   since its job will end before it could, is left out with one line. A worker that did not survive
-  its preload is replaced by one that does without, so that a crash there is no endless loop.
+  its preload is replaced by one that does without, so that a crash there is no endless loop. The
+  ledger keeps what was not loaded, and why, for the records of tasks.
 - *Orderly end*: SIGTERM ends the worker as ``sys.exit`` would, idle or not.
 - With ``--survive-idle-kill``, the queues of `gc_warm.hooks.queues`.
 
@@ -52,7 +53,7 @@ from typing import Any
 import gc_warm
 from gc_warm.exceptions import NotEnoughTimeError
 from gc_warm.hooks import queues
-from gc_warm.worker import lifecycle
+from gc_warm.worker import ledger, lifecycle
 
 log = logging.getLogger("gc_warm")
 
@@ -141,6 +142,8 @@ def _begin(process: Any) -> None:
         worker.stand_in(before_first_task)
         process._args, process._kwargs = call.args, call.kwargs
     except Exception:
+        for spec in preload:
+            ledger.note_preload_failure(spec, "this Parsl is not as gc_warm knows it")
         log.warning(
             "this Parsl is not as gc_warm knows it: its workers work, and start cold", exc_info=True
         )
@@ -261,19 +264,26 @@ def _preload(specs: Sequence[str], in_progress: MutableMapping[Any, Any], number
     The note stays behind if a load ends this process.
     """
     mark = f"gc_warm preload {number}"
-    if in_progress.pop(mark, False):
+    died_in = in_progress.pop(mark, None)
+    if died_in is not None:
         log.error(
-            "the worker before this one died in its preload of %s: this one starts cold",
+            "the worker before this one died in its preload of %s: "
+            "this one starts cold, without %s",
+            died_in,
             " ".join(specs),
         )
+        for spec in specs:
+            ledger.note_preload_failure(
+                spec, f"the worker before this one died in its preload of {died_in}"
+            )
         return
 
-    in_progress[mark] = True
     try:
         for spec in specs:
+            in_progress[mark] = spec
             _load(spec)
     finally:  # not after a crash
-        in_progress.pop(mark)
+        in_progress.pop(mark, None)
 
 
 def _load(spec: str) -> None:
@@ -285,7 +295,7 @@ def _load(spec: str) -> None:
         if attributes:
             for name in attributes.split("."):
                 loaded = getattr(loaded, name)
-            loaded()
+            _require_ran(loaded())
     except BaseException as error:
         # This holds for sys.exit, too: a worker that ends here would be replaced by one that does
         # the same, for ever.
@@ -293,6 +303,7 @@ def _load(spec: str) -> None:
             raise
 
         no_time = _not_enough_time(error)
+        ledger.note_preload_failure(spec, no_time or error)
         if no_time is not None:
             log.warning("preload of %s is left out: %s", spec, no_time)
             return
@@ -304,6 +315,20 @@ def _load(spec: str) -> None:
         )
     else:
         log.info("preloaded %s in %.2f s", spec, time.perf_counter() - start)
+
+
+def _require_ran(result: object) -> None:
+    """Raise `TypeError` if a call has only made something that is yet to run.
+
+    Raises:
+        TypeError: The result is a generator or a coroutine.
+    """
+    if inspect.isgenerator(result) or inspect.iscoroutine(result):
+        result.close()
+        raise TypeError(
+            f"calling it gives a {type(result).__name__}, and runs nothing of it: name a function "
+            "that does the work, or decorate the generator with @warm"
+        )
 
 
 def _not_enough_time(error: BaseException | None) -> NotEnoughTimeError | None:

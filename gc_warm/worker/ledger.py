@@ -28,6 +28,7 @@ from typing import Literal, Protocol
 Kind = Literal["loaded", "failed", "evicted", "cleared", "discarded", "invalid", "replaced"]
 
 _EVENTS_KEPT = 1000  # a worker can live for weeks; its memory should not grow with its age
+_FAILED_PRELOADS_KEPT = 20
 _TEXT_LENGTH = 300
 _brief = reprlib.Repr()  # looks at no more of a large tuple or string than it shows
 _brief.maxstring = _TEXT_LENGTH
@@ -82,6 +83,19 @@ class Loaded:
     seconds: float
 
 
+@dataclass(frozen=True)
+class PreloadFailure:
+    """Something that this process was to load before its first task, and did not.
+
+    Attributes:
+        what: The module or callable, as the config names it: ``my_model:load``.
+        error: The reason, as text in one line.
+    """
+
+    what: str
+    error: str
+
+
 class Holding(Protocol):
     """Something alive in this process that has to be torn down before the process ends.
 
@@ -111,6 +125,7 @@ class Holding(Protocol):
 _events: deque[Event] = deque(maxlen=_EVENTS_KEPT)
 _numbers = itertools.count(1)
 _counts: list[Callable[[], Mapping[str, int]]] = []
+_failed_preloads: list[PreloadFailure] = []
 _held: dict[int, Holding] = {}  # by id(); plain dict operations, so no lock and no deadlock
 
 
@@ -245,6 +260,33 @@ def loaded() -> tuple[Loaded, ...]:
     """Return the records of all state that is loaded now, in the order of loading."""
     entries = [holding.loaded() for holding in held()]
     return tuple(entry for entry in entries if entry is not None)
+
+
+def note_preload_failure(what: str, error: BaseException | str) -> None:
+    """Note that this process starts without something that it was to preload.
+
+    The first 20 are kept.
+
+    Args:
+        what: The module or callable.
+        error: The exception that its load raised; or the reason in words, where none was raised.
+    """
+    reason = error
+    if isinstance(error, BaseException):
+        reason = f"{type(error).__name__}: {_text(str, error)}"
+
+    if len(_failed_preloads) < _FAILED_PRELOADS_KEPT:
+        one_line = " ".join(str(reason).split())
+        _failed_preloads.append(PreloadFailure(what, shortened(one_line, _TEXT_LENGTH)))
+
+
+def preload_failures() -> tuple[PreloadFailure, ...]:
+    """Return what this process was to load before its first task and did not, in that order.
+
+    It does not change once the first task has begun; empty where nothing was to be preloaded, or
+    all of it was loaded.
+    """
+    return tuple(_failed_preloads)
 
 
 def hold(holding: Holding) -> None:

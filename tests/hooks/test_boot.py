@@ -23,6 +23,7 @@ import gc_warm
 from gc_warm import MockExecutor
 from gc_warm.configs import folders, rendering
 from gc_warm.hooks import boot
+from gc_warm.worker import ledger
 from tests.support import MODULES, remote_text, wait_until
 from tests.testing.backends import engine_config
 
@@ -32,6 +33,12 @@ SITE = (
     "import os, pathlib\n"
     "pathlib.Path(os.environ['SITE_RECORD']).open('a').write(f'{os.getpid()}\\n')\n"
 )
+
+
+@pytest.fixture(autouse=True)
+def own_failures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The records of other tests are not to know of the preloads that fail here."""
+    monkeypatch.setattr(ledger, "_failed_preloads", [])
 
 
 def shell_lines(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -156,7 +163,11 @@ def test_an_error_of_the_sites_own_is_told_as_without_us(tmp_path: Path) -> None
 
 def test_a_worker_of_another_parsl_works_and_says_so(tmp_path: Path) -> None:
     """Processes of that name whose function takes other arguments."""
-    (tmp_path / "other.py").write_text("def worker(rank, answer):\n    answer.send(rank + 1)\n")
+    (tmp_path / "other.py").write_text(
+        "from gc_warm.worker import ledger\n"
+        "def worker(rank, answer):\n"
+        "    answer.send((rank, [failed.what for failed in ledger.preload_failures()]))\n"
+    )
     code = (
         "import multiprocessing, other\n"
         "if __name__ == '__main__':\n"
@@ -171,12 +182,12 @@ def test_a_worker_of_another_parsl_works_and_says_so(tmp_path: Path) -> None:
     environment = {
         **os.environ,
         "PYTHONPATH": f"{STARTUP}:{tmp_path}",
-        boot.PRELOAD: "no_such_module",
+        boot.PRELOAD: "my_model my_tables:load",
     }
     run = subprocess.run(
         [sys.executable, script], env=environment, capture_output=True, text=True, check=True
     )
-    assert run.stdout == "7\n0\n"
+    assert run.stdout == "(6, ['my_model', 'my_tables:load'])\n0\n"
     assert "this Parsl is not as gc_warm knows it: its workers work, and start cold" in run.stderr
 
 
@@ -195,6 +206,66 @@ def test_other_failure_is_logged_whole(spec: str, caplog: pytest.LogCaptureFixtu
     assert f"preload of {spec} failed after " in caplog.text
     assert "Traceback" in caplog.text
     assert "LookupError: nothing to load" in caplog.text
+
+
+NO_TIME = "NotEnoughTimeError: 600.0 s are needed, and this worker's job ends in 59.0 s: submit"
+
+
+@pytest.mark.parametrize(
+    ("spec", "said"),
+    [
+        ("no_such_module:load", "ModuleNotFoundError: No module named 'no_such_module'"),
+        ("preloaded:no_such_thing", "AttributeError: module 'preloaded' has no attribute 'no_"),
+        ("preloaded:needs_path", "TypeError: needs_path() missing 1 required positional argument"),
+        ("preloaded:fail", "LookupError: nothing to load"),
+        ("preloaded:too_long", NO_TIME),
+        ("preloaded:part_too_long", NO_TIME),
+        ("preloaded:leave", "SystemExit: 3"),
+        ("preloaded:generator", "TypeError: calling it gives a generator, and runs nothing of it"),
+        ("preloaded:coroutine", "TypeError: calling it gives a coroutine, and runs nothing of it"),
+    ],
+)
+def test_failed_preload_is_in_the_ledger(spec: str, said: str) -> None:
+    boot._preload([spec, "preloaded"], {}, 0)
+    (failure,) = ledger.preload_failures()
+    assert failure.what == spec
+    assert failure.error.startswith(said)
+
+
+def test_preload_that_worked_is_no_failure() -> None:
+    boot._preload(["preloaded:table", "preloaded"], {}, 0)
+    preloaded.table.clear()
+    assert ledger.preload_failures() == ()
+
+
+def test_failure_in_the_ledger_is_one_short_line() -> None:
+    boot._preload(["preloaded:says_much"], {}, 0)
+    (failure,) = ledger.preload_failures()
+    assert "\n" not in failure.error
+    assert len(failure.error) < 400
+
+
+def test_ledger_keeps_the_first_failed_preloads() -> None:
+    boot._preload([f"missing_{number}" for number in range(100)], {}, 0)
+    failures = ledger.preload_failures()
+    assert [failure.what for failure in failures] == [f"missing_{number}" for number in range(20)]
+
+
+def test_death_in_a_preload_is_in_the_next_ledger(monkeypatch: pytest.MonkeyPatch) -> None:
+    in_progress: dict[str, object] = {}
+    left_behind: dict[str, object] = {}
+    monkeypatch.setattr(preloaded, "crash", lambda: left_behind.update(in_progress))
+    boot._preload(["preloaded", "preloaded:crash"], in_progress, 3)
+    assert ledger.preload_failures() == ()
+    assert in_progress == {}
+
+    boot._preload(["preloaded", "preloaded:crash"], left_behind, 3)
+    died = "the worker before this one died in its preload of preloaded:crash"
+    assert [(each.what, each.error) for each in ledger.preload_failures()] == [
+        ("preloaded", died),
+        ("preloaded:crash", died),
+    ]
+    assert left_behind == {}
 
 
 @contextmanager
@@ -273,8 +344,8 @@ WAYS = [
     ("preloaded:leave", "SystemExit: 3"),
     (
         "preloaded:crash",
-        "the worker before this one died in its preload of "
-        "preloaded:crash preloaded:table: this one starts cold",
+        "the worker before this one died in its preload of preloaded:crash: "
+        "this one starts cold, without preloaded:crash preloaded:table",
     ),
     ("no_such_module", "No module named 'no_such_module'"),
     ("preloaded:no_such_thing", "has no attribute 'no_such_thing'"),
@@ -287,6 +358,8 @@ def works_and_says(spec: str, said: str) -> None:
         assert said in logs(executor), spec
         is_warm = "preloaded preloaded:table in " in logs(executor)
         assert is_warm == (spec != "preloaded:crash"), spec
+        failures = executor.submit(preloaded.failures).result(120)
+        assert failures[0] == spec, failures
 
 
 @pytest.mark.engine

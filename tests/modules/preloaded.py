@@ -56,6 +56,13 @@ def use(meeting: str, number: int) -> State:
     )
 
 
+def failures() -> list[str]:
+    """Return what was to be preloaded on this worker, and was not."""
+    from gc_warm.worker import ledger
+
+    return [failure.what for failure in ledger.preload_failures()]
+
+
 def fail() -> None:
     raise LookupError("nothing to load")
 
@@ -84,6 +91,22 @@ def replacement_fails() -> None:
 def is_its_own_cause() -> None:
     error = LookupError("nothing to load")
     raise error from error
+
+
+def needs_path(path: str) -> None:
+    raise AssertionError(path)
+
+
+def generator() -> Generator[None, None, None]:
+    yield
+
+
+async def coroutine() -> None:
+    pass
+
+
+def says_much() -> None:
+    raise LookupError("much\n" * 1000)
 
 
 def leave() -> None:
