@@ -36,7 +36,8 @@ class Load:
         seconds: Duration of the load.
         at: End of the load, in seconds since the epoch by the worker's clock.
         why: The reason: "first on this worker" (of its loader), "another key" (its loader had
-            loaded others there), "worker restarted", "evicted", "failed before", "module changed",
+            loaded others there), "preload failed: ..." (in the first call that loads on a worker
+            where one had), "worker restarted", "evicted", "failed before", "module changed",
             "discarded" (given up by a task), "not valid any more" (a predicate said no), "cleared"
             (torn down on request; of a program: it had ended), or "loaded again" (its loader is
             made anew in every call). "first", "another key" and "restarted" hold as far as the

@@ -52,6 +52,7 @@ _TAG_SECRET = os.urandom(16)
 _visited: dict[str, dict[str, Any]] = {}
 
 _running: set[Recording] = set()  # of all threads
+_preload_is_told = False  # a record has said whether the preload had failed
 
 # a worker is the same in all of its records
 _plain = functools.lru_cache(maxsize=1)(asdict)
@@ -172,7 +173,7 @@ class Recording:
             "seconds": self._seconds,
             "uses": uses.total(),
             "failures": sum(event.kind == "failed" for event in events),
-            "loads": [_record_of(load) for load in loads],
+            "loads": _records_of(loads),
             "cached": self._cached_changes(),
             "modules": {module: version for module, version in versions.items() if version},
             "changed": [module for module in modules if module_versions.has_changed(module)],
@@ -202,6 +203,29 @@ def _named(module: str, name: str) -> object:
     for part in name.split("."):
         named = getattr(named, part, None)
     return named
+
+
+def _records_of(loads: Sequence[ledger.Event]) -> list[dict[str, Any]]:
+    """Return the records of loads; the first ones of a worker say if its preload has failed."""
+    global _preload_is_told
+    records = [_record_of(load) for load in loads]
+    if loads and not _preload_is_told:
+        _preload_is_told = True
+        for record in records:
+            record["why"] = _failed_preload(record["name"]) or record["why"]
+    return records
+
+
+def _failed_preload(name: str) -> str | None:
+    """Return why a loader's state was not preloaded, as far as a preload has failed here."""
+    failures = ledger.preload_failures()
+    if not failures:
+        return None
+
+    module = name.rpartition(".")[0]
+    own = [failure for failure in failures if failure.what.partition(":")[0] == module]
+    failure = (own or failures)[0]
+    return f"preload failed: {failure.what}: {failure.error}"
 
 
 def _record_of(load: ledger.Event) -> dict[str, Any]:

@@ -22,9 +22,12 @@ from globus_compute_sdk.serialize import ComputeSerializer, DillCode, JSONData, 
 from gc_warm import MockClient, MockExecutor, WarmExecutor
 from gc_warm.client.report import Report
 from gc_warm.client.warmth import parse_record
+from gc_warm.worker import calls, ledger
 from gc_warm.worker.calls import VERSION, Recording
 from tests.support import MODULES, wait_until
+from tests.testing.backends import engine_config
 
+LINE = 'eval "$(globus-compute-endpoint python-exec gc_warm.worker.boot {})"'
 NOWHERE = "/no/such/flag"
 FIRST = "cold (lru_cache computed: cached.table)"
 
@@ -219,3 +222,29 @@ def test_lru_cache_in_two_threads_is_unknown(tmp_path: Path) -> None:
     why = "lru_cache was used by several calls at the same time"
     assert parse_record(record).why == why
     assert parse_record(recording.record()).why in (why, "used nothing of @warm or ExternalProcess")
+
+
+def test_failed_preload_is_in_the_first_record(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(calls, "_preload_is_told", False)
+    monkeypatch.setattr(ledger, "_failed_preloads", [])
+    ledger.note_preload_failure("tables:load", LookupError("nothing there"))
+    ledger.note_preload_failure("history:all", LookupError("no such\nthing"))
+
+    whys = []
+    for number in (5, 6):
+        with Recording() as recording:
+            history.points((number,))
+        (load,) = recording.record()["loads"]
+        whys.append(load["why"])
+    history.points.clear()
+    assert whys == ["preload failed: history:all: LookupError: no such thing", "another key"]
+
+
+@pytest.mark.engine
+def test_broken_preload_on_the_engine() -> None:
+    config = engine_config(1, LINE.format("history:no_such_thing"))
+    with WarmExecutor(MockExecutor(config=config)) as executor:
+        future = executor.submit(history.use, "a", NOWHERE)
+        assert future.result(120) == "a"
+        why = "preload failed: history:no_such_thing: AttributeError: module 'history' has no attr"
+        assert str(future.warmth.why).startswith(why)
