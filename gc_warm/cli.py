@@ -159,6 +159,7 @@ def check_command(
 )
 @click.option("--public", is_flag=True, help="Let anybody call them.")
 @click.option("--group", metavar="ID", help="Let the members of a Globus group call them.")
+@click.option("--recorded", is_flag=True, help="For a WarmExecutor, which then records the calls.")
 @click.option(
     "--dry-run", "mode", flag_value="dry-run", help="Only say what would be sent, and why."
 )

@@ -56,6 +56,7 @@ class Entry(BaseModel):
     fingerprint: str
     public: bool
     group: Annotated[str, AfterValidator(canonical_uuid)] | None
+    recorded: bool = False
     service: str
     sdk_version: str
     python_version: str
@@ -155,7 +156,7 @@ def text_of(entries: Mapping[str, Entry]) -> str:
 @functools.cache  # of a long book, one entry differs from the last time
 def _block(name: str, entry: Entry) -> str:
     block = yaml.dump(
-        {name: entry.model_dump()},
+        {name: entry.model_dump(exclude_defaults=True)},
         Dumper=_Dumper,
         sort_keys=False,
         allow_unicode=True,

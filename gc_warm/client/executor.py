@@ -303,6 +303,23 @@ class WarmExecutor(Executor):
                 raise error
         return result
 
+    def adopt_carrier(self, function: Callable[..., Any], function_id: str) -> None:
+        """Use what has been registered for a function, as `gc_warm.FunctionBook.prime` does.
+
+        Args:
+            function: The function.
+            function_id: Id of what `carrier_of` returns for it.
+        """
+        self._ids[_CARRIER, function] = function_id
+
+    def carrier_id(self, function: Callable[..., Any]) -> str | None:
+        """Return the id of what is sent for a function; None if it has not been registered.
+
+        Args:
+            function: The function.
+        """
+        return self._ids.get((_CARRIER, function))
+
     def report(self) -> Report:
         """Return the report on the latest 10,000 calls that have ended, warm-ups included.
 
@@ -511,6 +528,8 @@ class WarmExecutor(Executor):
 
 # What the SDK's executor has is the executor's inside: methods and properties, and what it sets.
 _SET_BY_THE_SDK = (
+    "_function_registry",
+    "_stopped",
     "api_burst_limit",
     "api_burst_window_s",
     "batch_size",
@@ -581,6 +600,16 @@ def _source_of(
     return template.format(name=name, function=serializer.serialize(function)), name
 
 
+def carrier_of(function: Callable[..., Any], serializer: ComputeSerializer) -> tuple[str, str]:
+    """Return the source that a `WarmExecutor` registers for a function, and the name it defines.
+
+    Args:
+        function: The function.
+        serializer: The serializer that writes the function.
+    """
+    return _source_of(_CARRIER, function, serializer)
+
+
 def _is_envelope(result: Any) -> bool:
     """Return whether a result is an envelope, without a look at anything that might be lazy."""
     if type(result) is not dict or any(type(key) is not str for key in result):
@@ -597,6 +626,6 @@ def _advise_on_carriers(error: BaseException) -> None:
 
 
 _ALLOW = (
-    "a WarmExecutor sends a function that has an id of its own: register it with "
-    "`gc-warm register --recorded`, have both ids allowed, and prime the WarmExecutor with the book"
+    "a WarmExecutor sends functions that have ids of their own: register yours with "
+    "`gc-warm register --recorded`, have the ids in that book allowed, and prime with it"
 )

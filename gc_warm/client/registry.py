@@ -42,7 +42,7 @@ from globus_compute_sdk.serialize import ComputeSerializer
 from globus_compute_sdk.serialize.concretes import SELECTABLE_CODE_STRATEGIES
 
 from gc_warm.client.book_storage import Entry, LockedFile, canonical_uuid, read, text_of
-from gc_warm.client.executor import WarmExecutor
+from gc_warm.client.executor import WarmExecutor, carrier_of
 from gc_warm.exceptions import BookError
 from gc_warm.worker.state import Warm
 
@@ -61,6 +61,7 @@ class Terms:
         service: URL of the web service.
         public: Whether anybody may call the functions.
         group: Id of the Globus group whose members may call them; None for no group.
+        recorded: Whether what a `WarmExecutor` sends is registered in place of the function.
 
     Raises:
         BookError: *public* and *group* contradict each other, or *group* is no id.
@@ -70,6 +71,7 @@ class Terms:
     service: str
     public: bool = False
     group: str | None = None
+    recorded: bool = False
 
     def __post_init__(self) -> None:
         if self.public and self.group:
@@ -97,7 +99,7 @@ class Terms:
         """
         strategy = type(self.serializer.code_serializer).__name__
         try:
-            fingerprint = _fingerprint(self.serializer.serialize(function))
+            fingerprint = _fingerprint(self._sent(function))
         except SerializationError as error:
             reason = error.__cause__ or error
             raise BookError(
@@ -119,12 +121,19 @@ class Terms:
             fingerprint=fingerprint,
             public=self.public,
             group=self.group,
+            recorded=self.recorded,
             service=self.service,
             sdk_version=SDK_VERSION,
             python_version=platform.python_version(),
             registered=_now(),
             description=description,
         )
+
+    def _sent(self, function: FunctionType) -> str:
+        """Return what is registered for a function."""
+        if self.recorded:
+            return carrier_of(function, self.serializer)[0]
+        return self.serializer.serialize(function)
 
 
 @dataclass(frozen=True)
@@ -203,6 +212,7 @@ class FunctionBook(Mapping[str, str]):
         *,
         public: bool = False,
         group: str | None = None,
+        recorded: bool = False,
         report: Callable[[Step], None] | None = None,
     ) -> FunctionBook:
         """Register the *functions* that are new or have changed, and write their ids into the book.
@@ -217,6 +227,8 @@ class FunctionBook(Mapping[str, str]):
             functions: Functions that are defined with ``def``, at the top level of a module.
             public: Let anybody call them.
             group: Id of the Globus group whose members may call them.
+            recorded: Register what a `WarmExecutor` sends in place of each function, for its use
+                alone: a call by such an id returns a record with the result.
             report: Called with the step of each function, as soon as the function is in the book.
 
         Returns:
@@ -228,7 +240,7 @@ class FunctionBook(Mapping[str, str]):
                 into the book after all; the text has the id.
             globus_sdk.GlobusError: The service cannot be reached, or refuses.
         """
-        terms = Terms(client.fx_serializer, client.web_service_address, public, group)
+        terms = Terms(client.fx_serializer, client.web_service_address, public, group, recorded)
 
         with LockedFile(path) as file:
             entries = read(file.path)
@@ -242,22 +254,21 @@ class FunctionBook(Mapping[str, str]):
 
         return cls(path, entries)
 
-    def prime(self, executor: Executor | WarmExecutor) -> None:
+    def prime(self, executor: Executor) -> None:
         """Make ``executor.submit(function)`` use the ids of this book.
 
         This holds for all functions in the book that still exist. Nothing is registered again.
-        Priming twice does no harm.
+        Priming twice does no harm. Calls are recorded if the functions were registered for it.
 
         Args:
             executor: The executor that will submit the functions.
 
         Raises:
             BookError: Some of the functions are no longer what has been registered, or were
-                registered with another service than this executor's, or the executor has already
-                registered them itself. The text names them all; the executor is left as it was.
+                registered with another service than this executor's, or to be recorded, which only
+                a `WarmExecutor` can, or the executor has already registered them itself. The text
+                names them all; the executor is left as it was.
         """
-        inner: Executor = executor.executor if isinstance(executor, WarmExecutor) else executor
-
         functions = {}
         wrong = []
         for name, entry in self.entries.items():
@@ -265,15 +276,20 @@ class FunctionBook(Mapping[str, str]):
                 # it has been removed or renamed: nobody can submit it
                 if not hasattr(_import(entry.module), name):
                     continue
-                functions[name] = self._function(name, inner)
+                functions[name] = self._function(name, executor)
             except BookError as error:
                 wrong.append(f"{name}: {error}")
         if wrong:
             raise BookError(f"{self.path} does not fit, {'; '.join(wrong)}")
 
         for name, function in functions.items():
-            if not _id_in(inner, function):  # else the SDK warns
-                inner.register_function(function, function_id=self[name])
+            recorded = self.entries[name].recorded
+            if _id_in(executor, function, recorded):  # the SDK would warn
+                continue
+            if recorded and isinstance(executor, WarmExecutor):
+                executor.adopt_carrier(function, self[name])
+            else:
+                executor.register_function(function, function_id=self[name])
 
     def _function(self, name: str, executor: Executor) -> FunctionType:
         """Return the function of an entry, which must be what has been registered.
@@ -291,12 +307,17 @@ class FunctionBook(Mapping[str, str]):
         function = _function_of(_import(entry.module), name)
         serializer = ComputeSerializer(strategy_code=STRATEGIES[entry.strategy])
         service = executor.client.web_service_address
-        terms = Terms(serializer, service, entry.public, entry.group)
+        terms = Terms(serializer, service, entry.public, entry.group, entry.recorded)
 
         why = _difference(entry, terms.entry(function))
         if why:
             raise BookError(f"{why}: run gc-warm register again")
-        if _id_in(executor, function) not in (None, entry.function_id):
+        if entry.recorded and not isinstance(executor, WarmExecutor):
+            raise BookError(
+                "it is registered to be recorded: prime a WarmExecutor, or register it "
+                "without --recorded, in another book"
+            )
+        if _id_in(executor, function, entry.recorded) not in (None, entry.function_id):
             raise BookError(
                 "this executor has registered it itself: prime an executor before its first submit"
             )
@@ -546,6 +567,8 @@ def _difference(old: Entry | None, new: Entry) -> str:
         reasons.append(f"strategy {old.strategy} -> {new.strategy}")
     if old.signature != new.signature:
         reasons.append(f"signature {old.signature} -> {new.signature}")
+    if old.recorded != new.recorded:
+        reasons.append("to be recorded" if new.recorded else "no longer to be recorded")
     if not reasons and old.fingerprint != new.fingerprint:
         reasons.append(f"what is sent has changed{_versions(old, new)}")
 
@@ -581,7 +604,10 @@ def _is_forgotten(client: Client, step: Step) -> bool:
     return False
 
 
-def _id_in(executor: Executor, function: FunctionType) -> str | None:
+def _id_in(executor: Executor, function: FunctionType, recorded: bool) -> str | None:
+    """Return the id by which an executor would send a function; None if it has none yet."""
+    if recorded and isinstance(executor, WarmExecutor):
+        return executor.carrier_id(function)
     known: str | None = executor._function_registry.get(executor._fn_cache_key(function))
     return known
 
@@ -592,9 +618,7 @@ def _send(file: LockedFile, entries: dict[str, Entry], step: Step, client: Clien
     text = text_of({**entries, step.name: entry})
 
     with file.room_for(text) as put:
-        function_id = canonical_uuid(
-            client.register_function(step.function, public=entry.public, group=entry.group)
-        )
+        function_id = canonical_uuid(_register(step.function, entry, client))
         try:
             put(text.replace(entry.function_id, function_id))  # of the same length
         except OSError as error:
@@ -605,6 +629,14 @@ def _send(file: LockedFile, entries: dict[str, Entry], step: Step, client: Clien
 
     entries[step.name] = entry.model_copy(update={"function_id": function_id})
     return replace(step, function_id=function_id, entry=entries[step.name])
+
+
+def _register(function: FunctionType, entry: Entry, client: Client) -> str:
+    audience: dict[str, Any] = {"public": entry.public, "group": entry.group}
+    if entry.recorded:
+        source, name = carrier_of(function, client.fx_serializer)
+        return str(client.register_source_code(source, name, **audience))
+    return str(client.register_function(function, **audience))
 
 
 def _now() -> str:

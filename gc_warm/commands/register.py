@@ -45,7 +45,7 @@ def run(
         mode: "dry-run" to send nothing, "check" to exit with status 1 besides if something would be
             sent.
         force: Register also functions that can never be warm.
-        **audience: The people who may call them; see `registry.Terms`.
+        **audience: Who may call them, and whether it is recorded; see `registry.Terms`.
     """
     if strategy not in registry.STRATEGIES:
         known = ", ".join(registry.STRATEGIES)
@@ -139,10 +139,13 @@ def _register(
             progress.advance(bar)
 
         chosen = [step.function for step in steps]
+        audience: Any = {
+            "public": terms.public,
+            "group": terms.group,
+            "recorded": terms.recorded,
+        }
         try:
-            registry.FunctionBook.register(
-                book, client, chosen, public=terms.public, group=terms.group, report=report
-            )
+            registry.FunctionBook.register(book, client, chosen, report=report, **audience)
         except KeyboardInterrupt:
             on_its_way = "Interrupted; one function may have been on its way."
             interrupts.tell(f"{on_its_way}{_so_far(sent, book)}")

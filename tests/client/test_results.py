@@ -19,7 +19,8 @@ from globus_compute_sdk import Executor
 from globus_compute_sdk.sdk import executor as sdk_executor
 from globus_compute_sdk.serialize import ComputeSerializer, DillCode, JSONData, PureSourceDill
 
-from gc_warm import MockClient, MockExecutor, WarmExecutor
+from gc_warm import BookError, FunctionBook, MockClient, MockExecutor, WarmExecutor
+from gc_warm.client.registry import Step
 from gc_warm.client.report import Report
 from gc_warm.client.warmth import parse_record
 from gc_warm.worker import calls, ledger
@@ -112,19 +113,48 @@ def test_thirty_two_threads_register_once(client: MockClient) -> None:
         assert len(client.service._functions) == before + 1
 
 
-def test_endpoint_that_allows_some_functions(client: MockClient) -> None:
+def test_endpoint_that_allows_some_functions(client: MockClient, tmp_path: Path) -> None:
     def make_runner(_config: Any, _runtime: Any) -> Any:
         return client.runner()
 
-    allowed = client.register_function(tasks.same)
+    book = FunctionBook.register(tmp_path / "book.yaml", client, [tasks.same], recorded=True)
     strict = client.service.add_endpoint(
-        make_runner, registration={"endpoint_name": "strict", "allowed_functions": [allowed]}
+        make_runner, registration={"endpoint_name": "strict", "allowed_functions": [book["same"]]}
     )
     with WarmExecutor(MockExecutor(strict, client)) as executor:
         refused = executor.submit(tasks.same, 1)
         text = str(refused.exception(120))
         assert "FUNCTION_NOT_PERMITTED" in text
         assert text.count("gc-warm register --recorded") == 1
+
+    with WarmExecutor(MockExecutor(strict, client)) as executor:
+        book.prime(executor)
+        book.prime(executor)
+        future = executor.submit(tasks.same, 1)
+        assert future.result(120) == 1
+        assert future.warmth.worker is not None
+
+
+def test_book_of_recorded_functions(client: MockClient, tmp_path: Path) -> None:
+    path = tmp_path / "book.yaml"
+    plain = FunctionBook.register(path, client, [tasks.same])
+    assert "recorded" not in path.read_text()
+
+    steps: list[Step] = []
+    book = FunctionBook.register(path, client, [tasks.same], recorded=True, report=steps.append)
+    assert [step.why for step in steps] == ["to be recorded"]
+    assert book["same"] != plain["same"]
+    with MockExecutor(client=client) as executor:
+        with pytest.raises(BookError, match="prime a WarmExecutor"):
+            book.prime(executor)
+        recorded = WarmExecutor(executor)
+        recorded.submit(tasks.same, 1).result(120)
+        with pytest.raises(BookError, match="has registered it itself"):
+            book.prime(recorded)
+
+    again = FunctionBook.register(path, client, [tasks.same], report=steps.append)
+    assert steps[1].why == "no longer to be recorded"
+    assert again["same"] not in (plain["same"], book["same"])
 
 
 def test_warm_ups_are_in_the_records(client: MockClient, tmp_path: Path) -> None:
