@@ -470,8 +470,8 @@ class WarmExecutor(Executor):
 
         text = (
             f"worker {warmth.worker} holds another version of {', '.join(warmth.stale)} "
-            "than there is now: restart the endpoint, or change any option of "
-            "user_endpoint_config, for workers that import it anew"
+            "than there is now: for workers that import it anew, restart the endpoint (where it is "
+            "a MockExecutor, make another), or change any option of user_endpoint_config"
         )
         if self._stale == "error":
             return StaleModuleError(text)
