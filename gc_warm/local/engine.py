@@ -34,6 +34,7 @@ _ENGINE_SECONDS = 20  # for an engine to shut down: it grants its interchange te
 _WATCH_INTERVAL = 1.0  # seconds between looks at whether an engine is of use
 _JOB_WATCH_INTERVAL = 5.0  # the same, where a look asks a scheduler, which others use, too
 _WARN_AFTER = 60  # seconds without a worker, after which a warning is logged
+_SHUT_DOWN = "the engine has been shut down"
 # in the result of a task to an engine all of whose blocks have failed
 _GAVE_UP = b"parsl.executors.errors.BadStateException"
 
@@ -67,6 +68,8 @@ class EngineRunner:
         text, self._source = _read_config(config, options or {})
         self._text = _place(text, on)
         self._lock = threading.Lock()
+        # of starts; the futures of an engine that is ended before may have callbacks that shut down
+        self._starting = threading.RLock()
         self._closed = threading.Event()
         self._used = False
         self._moved = threading.Event()  # a task or a result, since the last heartbeat
@@ -104,32 +107,51 @@ class EngineRunner:
         Returns:
             A future that always ends with a packed `Result`.
         """
-        with self._lock:
-            self._used = True
-            self._moved.set()
-            try:
-                engine = self._usable_engine()
-                names = list(serializers) or None
-                future = engine.submit(task_id, packed, dict(resources), names)
-            except Exception as error:  # an engine could not be started once more
-                future = Future()
-                future.set_result(worker_main.pack_failure(task_id, error))
+        self._used = True
+        self._moved.set()
+        try:
+            future = self._submit(task_id, packed, dict(resources), list(serializers) or None)
+        except Exception as error:  # an engine could not be started once more
+            future = Future()
+            future.set_result(worker_main.pack_failure(task_id, error))
 
         future.add_done_callback(lambda _: self._moved.set())
         return future
 
+    def _submit(self, *task: Any) -> Future[bytes]:
+        while True:
+            engine = self._usable_engine()
+            with self._lock:
+                if engine is self._engine:  # and has not just been stopped
+                    return engine.submit(*task)
+
     def _usable_engine(self) -> _Engine:
-        """Return the engine, or a new one if it has been stopped or lost."""
+        """Return the engine, or a new one if it has been stopped or lost.
+
+        Submissions that need the same start wait for it; nothing else does.
+        """
         if self._closed.is_set():
-            raise RuntimeError("the engine has been shut down")
+            raise RuntimeError(_SHUT_DOWN)
 
-        if self._engine is not None and self._engine.lost:
-            self._engine.shutdown()
-            self._engine = None
+        with self._starting:
+            if self._closed.is_set():
+                raise RuntimeError(_SHUT_DOWN)
 
-        if self._engine is None:
-            self._engine = _Engine(_load_config(self._text, self._source).engine)
-        return self._engine
+            engine = self._engine
+            if engine is not None and not engine.lost:
+                return engine
+
+            if engine is not None:
+                engine.shutdown()
+            engine = _Engine(_load_config(self._text, self._source).engine)
+
+            with self._lock:
+                if not self._closed.is_set():
+                    self._engine = engine
+                    return engine
+
+            engine.shutdown()
+            raise RuntimeError(_SHUT_DOWN)
 
     def _stop_when_idle(self, heartbeat_period: float, limit: int) -> None:
         """Stop the engine by the endpoint's own rule, once it has been idle for some heartbeats.
@@ -151,20 +173,26 @@ class EngineRunner:
                     continue
 
                 idle += 1
-                if limit and idle >= limit:
-                    self._engine = None
-                    engine.shutdown()
+                if not limit or idle < limit:
+                    continue
+                self._engine = None
+
+            engine.shutdown()
 
     def shutdown(self) -> None:
         """End the engine with all its processes. Tasks that have not ended fail. Idempotent."""
-        self._closed.set()
         with self._lock:
+            self._closed.set()
             engine = self._engine
             self._engine = None
 
         if engine is not None:
             engine.shutdown()
         _join(self._idle_watch)
+
+        # whoever is just starting an engine ends it
+        if self._starting.acquire(timeout=_ENGINE_SECONDS):
+            self._starting.release()
 
 
 class _Engine:
@@ -244,7 +272,10 @@ class _Engine:
         A result that is held back is replaced by a failure that says why, in our words, if the next
         look at the engine tells.
         """
-        if _GAVE_UP in result and not self._proven:
+        gave_up = _GAVE_UP in result
+        self._proven = self._proven or not gave_up
+
+        if gave_up and not self._proven:
             self._held[task_id] = result
         else:
             self._finish(task_id, result)
@@ -255,7 +286,6 @@ class _Engine:
             future = self._open.pop(task_id, None)
 
         if future is not None:
-            self._proven = self._proven or self._failure is None
             future.set_result(result)
 
     def _fail_open(self, error: Exception) -> None:

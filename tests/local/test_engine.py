@@ -7,14 +7,23 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
+import uuid
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import psutil
 import pytest
 import tasks
+from parsl.executors.errors import BadStateException
 
 from gc_warm import MockExecutor
+from gc_warm.local import engine as engine_module
+from gc_warm.local import startup_diagnosis, worker_main
+from gc_warm.local.engine import EngineRunner
 from tests.support import EXPORT_MODULES, client_environment, remote_text, wait_until
 
 pytestmark = pytest.mark.engine
@@ -148,3 +157,74 @@ def test_shutdown_in_a_callback_still_tells_the_other_futures() -> None:
         first.add_done_callback(lambda _: executor.shutdown(wait=False))
         assert first.result(120) == 1
         assert second.exception(120) is not None
+
+
+class HopelessEngine:
+    """An engine that gives up each task, as one all of whose blocks have failed."""
+
+    def __init__(self) -> None:
+        interchange = SimpleNamespace(poll=lambda: None)
+        self.executor = SimpleNamespace(
+            provider=SimpleNamespace(worker_init=""),
+            interchange_launch_cmd=["interchange.py"],
+            interchange_proc=interchange,
+        )
+
+    def start(self, **options: Any) -> None: ...
+
+    def submit(self, future: Any, *task: Any, **options: Any) -> None:
+        error = BadStateException(None, RuntimeError("the blocks have failed"))
+        future.set_result(worker_main.pack_failure(future.gc_task_id, error))
+
+    def shutdown(self) -> None: ...
+
+
+def test_result_of_an_engine_that_gave_up_proves_no_worker(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    reason: str | None = None
+    monkeypatch.setattr(engine_module, "_WATCH_INTERVAL", 0.01)
+    monkeypatch.setattr(engine_module, "_JOB_WATCH_INTERVAL", 0.01)
+    monkeypatch.setattr(startup_diagnosis, "why_no_worker", lambda *_: reason)
+
+    hopeless = engine_module._Engine(HopelessEngine())
+    try:
+        first = hopeless.submit(uuid.uuid4(), b"", {}, None)
+        assert engine_module._GAVE_UP in first.result(120), "nobody knows why yet"
+        reason = "its log says why"
+        second = hopeless.submit(uuid.uuid4(), b"", {}, None)
+        assert b"its log says why" in second.result(120)
+    finally:
+        hopeless.shutdown()
+
+
+def test_tasks_after_shutdown_do_not_wait_for_a_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    runner = EngineRunner("local", {"workers_per_node": 1})
+    assert runner._engine is not None
+    runner._engine.shutdown()
+
+    def submit() -> bytes:
+        future = runner.submit(uuid.uuid4(), b"", function_id="", resources={}, serializers=())
+        return future.result(120)
+
+    start = engine_module._Engine
+    starting = threading.Event()
+    go_on = threading.Event()
+
+    def start_late(engine: Any) -> Any:
+        starting.set()
+        assert go_on.wait(120)
+        return start(engine)
+
+    monkeypatch.setattr(engine_module, "_Engine", start_late)
+    with ThreadPoolExecutor() as pool:
+        first = pool.submit(submit)
+        assert starting.wait(120)
+        ending = pool.submit(runner.shutdown)
+        assert runner._closed.wait(120)
+        assert b"the engine has been shut down" in submit()
+        assert not ending.done(), "whoever shuts down may count on its end"
+
+        go_on.set()
+        assert b"the engine has been shut down" in first.result(120)
+        ending.result(120)
