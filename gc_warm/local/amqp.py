@@ -144,6 +144,18 @@ class Broker:
         """
         self._call(lambda: self._host.declare_queue(queue).tap(take))
 
+    def follow(self, queue: str, report: Callable[[bool, list[bytes]], None]) -> None:
+        """Hold no messages in *queue* while nobody consumes it: *report* takes them back.
+
+        Args:
+            queue: The queue's name; it is declared.
+            report: Called on the broker's thread, so it must be quick: with True soon after the
+                queue has got a consumer, with False soon after it has lost the last one. Also
+                called with the bodies of messages, in order, that are in the queue without a
+                consumer, which are then there no longer.
+        """
+        self._call(lambda: self._host.declare_queue(queue).follow(report))
+
     def publish(
         self,
         exchange: str,
@@ -342,6 +354,8 @@ class _Queue:
         self.name = name
         self.consumers: deque[_Consumer] = deque()
         self._take: Callable[[BasicProperties, bytes], None] | None = None
+        self._report: Callable[[bool, list[bytes]], None] | None = None
+        self._reported = False  # whether there are consumers
         self._numbers = itertools.count()
         self._waiting: list[_Entry] = []  # a heap
 
@@ -356,12 +370,14 @@ class _Queue:
 
         heapq.heappush(self._waiting, _Entry(next(self._numbers), self, message))
         self.deliver()
+        self.look_after()
         return True
 
     def put_back(self, entry: _Entry) -> None:
         entry.redelivered = True
         entry.consumer = None
         heapq.heappush(self._waiting, entry)
+        self.look_after()
 
     def pop(self) -> _Entry | None:
         return heapq.heappop(self._waiting) if self._waiting else None
@@ -374,6 +390,31 @@ class _Queue:
     def tap(self, take: Callable[[BasicProperties, bytes], None]) -> None:
         self._take = take
         self.deliver()
+
+    def follow(self, report: Callable[[bool, list[bytes]], None]) -> None:
+        self._report = report
+        self.look_after()
+
+    def look_after(self) -> None:
+        """Report, soon, if consumers or messages have come or gone and somebody follows."""
+        is_consumed = bool(self.consumers)
+        has_news = is_consumed != self._reported or (self._waiting and not is_consumed)
+        if self._report is not None and has_news:
+            asyncio.get_running_loop().call_soon(self._tell, self._report)
+
+    def _tell(self, report: Callable[[bool, list[bytes]], None]) -> None:
+        is_consumed = bool(self.consumers)
+        left: list[bytes] = []
+        if not is_consumed:
+            left = [entry.message.body for entry in sorted(self._waiting)]
+            self._waiting.clear()
+
+        if left or is_consumed != self._reported:
+            self._reported = is_consumed
+            try:
+                report(is_consumed, left)
+            except Exception:  # the others need this thread
+                log.exception("AMQP: what follows queue %s has failed", self.name)
 
     def deliver(self) -> None:
         """Hand out the messages that wait to whoever is ready."""
@@ -434,6 +475,7 @@ class _VirtualHost:
         for consumer in tuple(queue.consumers):
             consumer.channel.tell_cancelled(consumer)
         queue.consumers.clear()
+        queue.look_after()
         return queue.purge()
 
     def bindings(self, name: str) -> set[tuple[str, _Queue]]:
@@ -646,6 +688,7 @@ class _Channel:
 
     def _leave(self, consumer: _Consumer) -> None:
         consumer.queue.consumers.remove(consumer)
+        consumer.queue.look_after()
 
     def _publish(self, message: _Message, mandatory: bool) -> None:
         accepted = self._host.publish(message)
@@ -726,6 +769,7 @@ class _Channel:
 
         self._reply(Basic.ConsumeOk(tag), method.nowait)
         queue.deliver()
+        queue.look_after()
 
     def _cancel(self, method: Basic.Cancel) -> None:
         consumer = self._consumers.pop(method.consumer_tag, None)

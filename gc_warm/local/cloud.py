@@ -79,8 +79,9 @@ class LocalCloud:
         self.mark = uuid.uuid4().hex
         self._pid = os.getpid()
         self._cores: dict[str, CoreEndpoint] = {}
-        self._groups: set[str] = set()
         self._lock = threading.Lock()
+        self._groups: set[str] = set()  # that have a queue for their results
+        self._groups_lock = threading.Lock()
         self._ending = threading.Event()
         # from the last to the first, each whatever comes of the others
         self._closing = contextlib.ExitStack()
@@ -175,7 +176,10 @@ class LocalCloud:
 
         answer: Any = self.service.handle(method, path, query, body)
         if path.endswith("/submit") and body.get("create_queue"):
-            self._deliver_results(answer["task_group_id"])
+            self._make_result_queue(answer["task_group_id"])
+        if method == "DELETE" and path.startswith("/v2/endpoints/"):
+            with self._lock:
+                self._cores.pop(path.rpartition("/")[2], None)
         return answer
 
     def _listen(self, port: int) -> int:
@@ -225,21 +229,41 @@ class LocalCloud:
         log.info("endpoint %s (%s) has registered", endpoint_id, body.get("endpoint_name"))
         return core.registered()
 
-    def _deliver_results(self, group_id: str) -> None:
-        """Have the results of a task group put into a queue of its own."""
-        with self._lock:
-            if group_id in self._groups:
-                return
-            self._groups.add(group_id)
+    def _make_result_queue(self, group_id: str) -> None:
+        """Make the queue of a task group, unless there is one.
 
+        Results are put into it while somebody consumes it. Otherwise they wait in the service,
+        which does not keep more than it has room for.
+        """
         queue = _RESULT_QUEUES + group_id
-        self.broker.declare(queue)
+        with self._groups_lock:
+            if group_id not in self._groups:
+                self.broker.follow(queue, self._feed(group_id, queue))
+                self._groups.add(group_id)
+
+    def _feed(self, group_id: str, queue: str) -> Callable[[bool, list[bytes]], None]:
+        """Return the function that subscribes to a task group while its queue is consumed."""
+        subscription = contextlib.ExitStack()
 
         def deliver(packed: bytes) -> None:
             properties = BasicProperties(timestamp=int(time.time()), headers={})
             self.broker.publish("", queue, packed, properties)
 
-        self.service.subscribe(group_id, deliver)
+        def report(is_consumed: bool, left: list[bytes]) -> None:
+            subscription.close()
+            self.service.tasks.take_back(left)
+            if is_consumed:
+                subscription.callback(self.service.subscribe(group_id, deliver))
+
+        return report
+
+    def _drop_idle_queues(self) -> None:
+        """Delete the queues of task groups that the service has forgotten."""
+        with self._groups_lock:
+            forgotten = self._groups - self.service.tasks.group_ids()
+            for group_id in forgotten:
+                self.broker.delete(_RESULT_QUEUES + group_id)
+            self._groups -= forgotten
 
     def _user_endpoints(self) -> list[UserEndpoint]:
         with self._lock:
@@ -262,8 +286,9 @@ class LocalCloud:
                 user_endpoint.hear(report.global_state)
 
     def _tend(self) -> None:
-        """Look after user endpoints for which tasks wait."""
+        """Look after user endpoints for which tasks wait, and after queues."""
         while not self._ending.wait(_WATCH_INTERVAL):
+            self._drop_idle_queues()
             for user_endpoint in self._user_endpoints():
                 user_endpoint.tend()
 

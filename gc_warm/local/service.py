@@ -11,8 +11,8 @@ documented. These points had to be guessed, here and in `gc_warm.local.cloud`:
 - that 10 MB is a limit of each task's serialized arguments, and not of a request;
 - that the user endpoint of a task is found by its ``user_endpoint_config`` and the client's Python
   and SDK versions;
-- that results are kept for good, deleted functions still run in tasks submitted before, and deleted
-  endpoints fail their tasks;
+- that deleted functions still run in tasks submitted before, and deleted endpoints fail their
+  tasks;
 - that an endpoint is online while it listens for commands, and may register again under an id that
   is not known;
 - when a user endpoint is asked for: with a submission, and again while tasks wait for the user
@@ -22,17 +22,17 @@ documented. These points had to be guessed, here and in `gc_warm.local.cloud`:
 - that tasks fail which their user endpoint took and no longer has, or whose user endpoint is not
   heard of any more (`gc_warm.local.cloud` says when); on the real service they may wait for ever;
 - the names of queues and exchanges, which clients are told.
+
+Functions are kept until they are deleted. Results are not kept for good, other than on the real
+service: see `gc_warm.local.task_table`.
 """
 
 from __future__ import annotations
 
 import json
-import logging
 import re
 import threading
-import time
 import uuid
-from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
@@ -42,13 +42,10 @@ from globus_compute_common import messagepack
 from globus_compute_common.messagepack.message_types import Task
 from globus_compute_sdk.sdk.utils.uuid_like import as_uuid
 
-log = logging.getLogger("gc_warm")
+from gc_warm.local.task_table import LIMITS, Deliver, TaskTable
 
 # serialized arguments of one task, in characters (the documented 10 MB)
 SUBMISSION_LIMIT = 10 * 1024 * 1024
-
-Deliver = Callable[[bytes], None]
-"""Takes one packed result, from any thread, and must not block."""
 
 
 class TaskRunner(Protocol):
@@ -124,35 +121,19 @@ class _Endpoint:
     deleted: bool = False
 
 
-@dataclass
-class _Task:
-    """One task: the status that clients are shown, the function's name, the time of submission."""
-
-    status: dict[str, Any]
-    function: str
-    submitted: float = field(default_factory=time.monotonic)
-
-
-@dataclass
-class _TaskGroup:
-    """The tasks submitted under one id, and those of their results that nobody has taken yet."""
-
-    task_ids: list[str] = field(default_factory=list)
-    subscribers: list[Deliver] = field(default_factory=list)
-    waiting: deque[bytes] = field(default_factory=deque)
-
-
 class Service:
     """A web service that lives as long as the object.
 
     One line is logged for each task that ends.
+
+    Attributes:
+        tasks: The tasks and their results.
     """
 
     def __init__(self) -> None:
+        self.tasks = TaskTable()
         self._endpoints: dict[str, _Endpoint] = {}
         self._functions: dict[str, dict[str, Any]] = {}
-        self._tasks: dict[str, _Task] = {}
-        self._groups: defaultdict[str, _TaskGroup] = defaultdict(_TaskGroup)
         self._lock = threading.RLock()
         self._closed = False
 
@@ -166,7 +147,8 @@ class Service:
     ) -> str:
         """Register an endpoint, for the first time or again.
 
-        Registering it again leaves its user endpoints and their tasks as they are.
+        Registering it again leaves its user endpoints and their tasks as they are; those that come
+        later are made by the new *make_runner*.
 
         Args:
             make_runner: Called once for each user endpoint of this endpoint.
@@ -184,6 +166,8 @@ class Service:
         own_id = str(as_uuid(endpoint_id or uuid.uuid4()))
         with self._lock:
             endpoint = self._endpoints.setdefault(own_id, _Endpoint(make_runner, is_online, {}))
+            endpoint.make_runner = make_runner
+            endpoint.is_online = is_online
             endpoint.registration = registration or {"endpoint_name": "stand-in"}
         return own_id
 
@@ -223,18 +207,7 @@ class Service:
         Returns:
             A function that ends the subscription. Results that come later wait for the next one.
         """
-        with self._lock:
-            group = self._groups[task_group]
-            group.subscribers.append(deliver)
-
-            while group.waiting:
-                deliver(group.waiting.popleft())
-
-        return lambda: self._unsubscribe(group, deliver)
-
-    def _unsubscribe(self, group: _TaskGroup, deliver: Deliver) -> None:
-        with self._lock:
-            group.subscribers.remove(deliver)
+        return self.tasks.subscribe(task_group, deliver)
 
     def runner(
         self,
@@ -362,10 +335,7 @@ class Service:
         body: Any,
     ) -> str:
         task_id = uuid.uuid4()
-        status = {"task_id": str(task_id), "status": "waiting-for-ep"}
-        with self._lock:
-            self._tasks[str(task_id)] = _Task(status, function["function_name"])
-            self._groups[group_id].task_ids.append(str(task_id))
+        self.tasks.add(str(task_id), function["function_name"], group_id)
 
         task = Task(task_id=task_id, task_buffer=function["function_code"] + payload)
         future = runner.submit(
@@ -376,62 +346,32 @@ class Service:
             serializers=body.get("result_serializers") or (),
         )
 
-        queue_id = group_id if body.get("create_queue") else None
+        queued = bool(body.get("create_queue"))
         future.add_done_callback(
-            lambda done: self._finish_task(str(task_id), queue_id, done.result())
+            lambda done: self.tasks.finish(str(task_id), done.result(), queued=queued)
         )
         return str(task_id)
 
-    def _finish_task(self, task_id: str, group_id: str | None, packed: bytes) -> None:
-        """Record a task's result, and deliver it to its group if *group_id* is not None."""
-        result: Any = messagepack.unpack(packed)
-        if result.is_error:
-            outcome = {"status": "failed", "exception": result.data}
-            error = f": {_last_line(result.data)}"
-        else:
-            outcome = {"status": "success", "result": result.data}
-            error = ""
-
-        items = (result.details or {}).items()
-        details = {name: None if value is None else str(value) for name, value in items}
-
-        with self._lock:
-            task = self._tasks[task_id]
-            task.status.update(outcome, completion_t=str(time.time()), details=details)
-
-            status = outcome["status"]
-            seconds = time.monotonic() - task.submitted
-            line = "task %s %s: %s after %.2f s%s"
-            log.info(line, task_id, task.function, status, seconds, error)
-
-            if group_id is None:
-                return
-            group = self._groups[group_id]
-            if not group.subscribers:
-                group.waiting.append(packed)
-            for deliver in group.subscribers:
-                deliver(packed)
-
     def _get_task(self, task_id: str, body: Any) -> dict[str, Any]:
-        with self._lock:
-            if task_id not in self._tasks:
-                raise ServiceError(404, "TASK_NOT_FOUND", f"Task {task_id} could not be resolved")
-            return dict(self._tasks[task_id].status)
+        status = self.tasks.status(task_id)
+        if status is None:
+            raise self._not_found("TASK_NOT_FOUND", f"Task {task_id}")
+        return status
 
     def _batch_status(self, body: Any) -> dict[str, Any]:
-        with self._lock:
-            known = [task_id for task_id in body["task_ids"] if task_id in self._tasks]
-            results = {task_id: dict(self._tasks[task_id].status) for task_id in known}
-            return {"response": "batch", "results": results}
+        return {"response": "batch", "results": self.tasks.statuses(body["task_ids"])}
 
     def _task_group(self, group_id: str, body: Any) -> dict[str, Any]:
-        with self._lock:
-            if group_id not in self._groups:
-                reason = f"Task Group {group_id} could not be resolved"
-                raise ServiceError(404, "TASK_GROUP_NOT_FOUND", reason)
+        task_ids = self.tasks.task_group(group_id)
+        if task_ids is None:
+            raise self._not_found("TASK_GROUP_NOT_FOUND", f"Task Group {group_id}")
+        return {"taskgroup_id": group_id, "tasks": [{"id": task_id} for task_id in task_ids]}
 
-            tasks = [{"id": task_id} for task_id in self._groups[group_id].task_ids]
-            return {"taskgroup_id": group_id, "tasks": tasks}
+    def _not_found(self, code: str, what: str) -> ServiceError:
+        reason = f"{what} could not be resolved"
+        if self.tasks.has_forgotten:
+            reason = f"{reason}, or has been forgotten: {LIMITS}"
+        return ServiceError(404, code, reason)
 
     def _list_endpoints(self, body: Any) -> list[Any]:
         with self._lock:
@@ -503,12 +443,6 @@ def _check_size(payload: Any) -> None:
             f"the limit is {SUBMISSION_LIMIT}"
         )
         raise ServiceError(413, "TASK_PAYLOAD_TOO_LARGE", reason)
-
-
-def _last_line(traceback: str) -> str:
-    """Return the line of a traceback that names the error, at most 200 characters of it."""
-    lines = [line.strip() for line in traceback.splitlines() if line.strip(" -+")]
-    return f"{lines[-1]:.200}" if lines else ""
 
 
 def _text(value: Any) -> str:

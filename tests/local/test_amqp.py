@@ -824,6 +824,41 @@ class TestTaps:
         assert waiting(channel, "answers") == [(b"A", False), (b"B", False)]
 
 
+class TestFollowers:
+    def test_a_queue_without_consumers_holds_nothing(self, broker: Broker) -> None:
+        taken_back: list[bytes] = []
+        broker.declare("q")
+        broker.publish("", "q", b"early")
+        broker.follow("q", lambda _, left: taken_back.extend(left))
+        broker.publish("", "q", b"late")
+        wait_until(lambda: taken_back == [b"early", b"late"], "both are back")
+
+        with opened(broker) as channel:
+            got: list[bytes] = []
+            channel.basic_consume("q", lambda _c, _m, _p, body: got.append(body))
+            for body in (b"1", b"2"):
+                broker.publish("", "q", body)
+            assert collected(channel, got, 2) == [b"1", b"2"]
+
+        wait_until(lambda: taken_back[2:] == [b"1", b"2"], "what was not acknowledged is back")
+        assert broker.depth("q") == 0
+
+    def test_it_is_told_of_the_last_consumer_only(
+        self, broker: Broker, channel: BlockingChannel
+    ) -> None:
+        reports: list[bool] = []
+        broker.follow("q", lambda is_consumed, _: reports.append(is_consumed))
+        tags = [channel.basic_consume("q", print) for _ in range(2)]
+        channel.basic_cancel(tags[0])
+        assert reports == [True]
+        channel.basic_cancel(tags[1])
+        wait_until(lambda: reports == [True, False], "the last has gone")
+
+        channel.basic_consume("q", print)
+        broker.delete("q")
+        wait_until(lambda: reports == [True, False, True, False], "the queue has gone")
+
+
 @pytest.fixture(scope="class")
 def bystander() -> Iterator[tuple[Broker, BlockingChannel]]:
     """A client that minds its own business."""

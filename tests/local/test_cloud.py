@@ -25,6 +25,7 @@ import psutil
 import pytest
 import requests
 import tasks
+from globus_compute_common import messagepack
 from globus_compute_sdk import Client, Executor
 from globus_compute_sdk.errors import TaskExecutionFailed
 from globus_compute_sdk.sdk import client as sdk_client
@@ -34,10 +35,11 @@ from pika.adapters.select_connection import IOLoop
 from urllib3.connection import HTTPConnection
 
 from gc_warm import functions
+from gc_warm.local import task_table
 from gc_warm.local.cloud import LocalCloud
 from gc_warm.local.runners import SpawnedRunner
 from gc_warm.local.service import TaskRunner
-from tests.support import MODULES
+from tests.support import MODULES, remote_text, wait_until
 
 NOBODY = str(uuid.UUID(int=0))
 
@@ -137,6 +139,56 @@ def test_results_are_kept_and_found_by_a_new_process(site: Site, executor: Execu
     assert sorted(end for end in ends if isinstance(end, int)) == [0, 1, 2]
     failures = [str(end) for end in ends if isinstance(end, TaskExecutionFailed)]
     assert ["ZeroDivisionError" in failure for failure in failures] == [True]
+
+
+def test_results_wait_in_the_service_until_consumed(
+    site: Site, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    group = uuid.uuid4()
+    queue = f"results-of-{group}"
+    batch = client.create_batch(task_group_id=group, create_websocket_queue=True)
+    function_id = client.register_function(tasks.same)
+    batch.add(function_id, ("first",))
+    task_ids: Any = client.batch_run(site.endpoint_id, batch)["tasks"]
+    (task_id,) = task_ids[function_id]
+    waiting = site.service.tasks._groups[str(group)].waiting
+    wait_until(lambda: list(waiting) == [task_id], "the task has ended")
+    assert site.broker.depth(queue) == 0
+
+    def consume(acknowledge: bool) -> str:
+        with pika.BlockingConnection(pika.URLParameters(site.broker.url)) as connection:
+            channel = connection.channel()
+            method, _, body = next(channel.consume(queue))
+            if acknowledge:
+                channel.basic_ack(method.delivery_tag)
+            channel.close()
+        result: Any = messagepack.unpack(body)
+        return str(result.task_id)
+
+    assert consume(acknowledge=False) == task_id
+    wait_until(lambda: list(waiting) == [task_id], "it waits again")
+    assert consume(acknowledge=True) == task_id
+
+    monkeypatch.setattr(task_table, "KEPT_TASKS", 0)
+    assert site.service.tasks.status(task_id) is not None
+    assert str(group) not in site.service.tasks.group_ids()
+    wait_until(lambda: queue not in site.broker._host.queues, "the queue has gone, too")
+
+
+def test_reload_says_which_results_are_gone(
+    executor: Executor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(task_table, "KEPT_BYTES", 0)
+    assert executor.submit(tasks.same, 1).result(120) == 1
+    (reloaded,) = executor.reload_tasks()
+    assert task_table.LIMITS in remote_text(reloaded)
+
+
+def test_deleted_endpoint_is_forgotten(site: Site) -> None:
+    endpoint_id = site.answer("POST", "/v3/endpoints", "", {"endpoint_name": "x"})["endpoint_id"]
+    assert endpoint_id in site._cores
+    site.answer("DELETE", f"/v2/endpoints/{endpoint_id}", "", None)
+    assert endpoint_id not in site._cores
 
 
 def test_what_is_unknown_or_deleted(site: Site, client: Client) -> None:
