@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import copyreg
 import dataclasses
+import functools
 import io
 import pickle
 import sys
@@ -222,8 +223,12 @@ class _Carrier(pickle.Pickler):
         self._file = io.BytesIO()
         super().__init__(self._file, pickle.HIGHEST_PROTOCOL)
         self._is_kept = is_kept
-        self._globals = _globals()
         self._same: list[object] = []
+
+    @functools.cached_property
+    def _globals(self) -> set[int]:
+        # all of them take milliseconds, and most keys have no part that could be one
+        return _globals()
 
     def copy(self, value: object) -> object:
         self.dump(value)
