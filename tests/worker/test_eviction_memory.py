@@ -354,7 +354,7 @@ def test_maxsize_in_units_is_checked(maxsize: float) -> None:
     assert sized(0.5)[0](0.25) == 0.25
 
 
-@settings(derandomize=True, database=None)
+@settings(max_examples=40, derandomize=True, database=None)
 @given(
     st.floats(0.5, 10),
     st.lists(st.tuples(st.floats(0, 10), st.sampled_from(["call", "lease", "discard", "end"]))),
@@ -421,7 +421,7 @@ PEAK = """\
 import gc
 from gc_warm import warm
 
-SIZE = 100_000_000
+SIZE = 50_000_000
 
 class Model:
     def __init__(self):

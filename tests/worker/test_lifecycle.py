@@ -132,13 +132,15 @@ while True:
 
 
 @pytest.mark.parametrize(
-    ("loop", "runs", "said"),
-    [(HITS, 40, ["open a", "ready", "close a"]), (EVICTIONS, 30, ["ready", "alive:"])],
+    ("loop", "said"),
+    [(HITS, ["open a", "ready", "close a"]), (EVICTIONS, ["ready", "alive:"])],
     ids=["hits", "evictions"],
 )
+@pytest.mark.parametrize("runs", [10, pytest.param(40, marks=pytest.mark.engine)])
 def test_sigterm_in_a_tight_loop_runs_the_teardown(
-    loop: str, runs: int, said: list[str], tmp_path: Path
+    loop: str, said: list[str], runs: int, tmp_path: Path
 ) -> None:
+    """Ten times as a sample; with the mark `engine` some more."""
     file = tmp_path / "loop.py"
     file.write_text(PRELUDE + loop)
     delays = random.Random(0)

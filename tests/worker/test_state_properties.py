@@ -1,4 +1,7 @@
-"""Random histories of one warm table against a plain model of it."""
+"""Random histories of one warm table against a plain model of it.
+
+There are more of them with the mark `engine`, which are others each time.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from gc_warm import warm
+
+pytestmark = pytest.mark.usefixtures("cheap_evictions")
 
 KEYS = st.integers(0, 4)
 HOW_LOADERS_FAIL = st.sampled_from([None, None, None, "before opening", "after opening"])
@@ -213,5 +218,10 @@ class WarmTable(RuleBasedStateMachine):
 
 TestWarmTable = WarmTable.TestCase
 TestWarmTable.settings = settings(
-    max_examples=120, stateful_step_count=30, deadline=None, derandomize=True, database=None
+    max_examples=50, stateful_step_count=30, deadline=None, derandomize=True, database=None
 )
+
+
+@pytest.mark.engine
+class TestMoreOfWarmTable(WarmTable.TestCase):  # type: ignore[misc, name-defined]
+    settings = settings(max_examples=500, deadline=None, database=None)
