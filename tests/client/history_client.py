@@ -1,7 +1,8 @@
 """A client's script: histories of calls through a `WarmExecutor`.
 
 It prints the warmth of each call's future, as JSON. A script of its own, since only then
-``__main__`` is what it is for a user. Usage: python history_client.py BACKEND STRATEGY FOLDER
+``__main__`` is what it is for a user. Usage: python history_client.py BACKEND FOLDER FORM...,
+where a form is the kind of a function and the strategy by which it is sent: ``module:DillCode``.
 """
 
 from __future__ import annotations
@@ -21,7 +22,6 @@ from gc_warm.client.executor import WarmFuture
 from tests.support import MODULES, wait_until
 from tests.testing.backends import workers
 
-KINDS = ("module", "__main__", "closure")
 STRATEGIES = {"DillCode": DillCode, "AllCodeStrategies": AllCodeStrategies}
 
 
@@ -145,6 +145,11 @@ def history(backend: str, kind: str, strategy: str, folder: Path) -> list[list[A
         tell("spoiled", executor.submit(spoil, "d", str(flag)))
         call("after it was spoiled", "d")
 
+        other = "AllCodeStrategies" if strategy == "DillCode" else "DillCode"
+        executor.serializer = ComputeSerializer(strategy_code=STRATEGIES[other]())
+        function = callable_of(kind, other)
+        call("sent in another way", "d")
+
         wait_until(lambda: executor.report().calls == len(said) + 1, "all of it is in the report")
         report = executor.report()
         said.append(
@@ -153,11 +158,11 @@ def history(backend: str, kind: str, strategy: str, folder: Path) -> list[list[A
     return said
 
 
-def main(backend: str, strategy: str, folder: Path) -> None:
+def main(backend: str, folder: Path, forms: list[str]) -> None:
     sys.path.insert(0, str(folder))
-    print(json.dumps({kind: history(backend, kind, strategy, folder) for kind in KINDS}))
+    print(json.dumps({form: history(backend, *form.split(":"), folder) for form in forms}))
 
 
 if __name__ == "__main__":
-    backend, strategy, folder = sys.argv[1:]
-    main(backend, strategy, Path(folder))
+    backend, folder, *forms = sys.argv[1:]
+    main(backend, Path(folder), forms)

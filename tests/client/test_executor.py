@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import concurrent.futures
+import functools
 import importlib
 import json
 import os
@@ -10,7 +11,7 @@ import subprocess
 import sys
 import threading
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -33,11 +34,11 @@ from gc_warm.client.report import Report
 from gc_warm.client.warmth import parse_record
 from gc_warm.worker import calls, module_versions
 from tests.support import MODULES, client_environment, remote_text, wait_until
-from tests.testing.backends import BACKENDS
 
 TABLE = ["history.table"]
 FIRST = "first on this worker"
-STRATEGIES = ("DillCode", "AllCodeStrategies")
+FORMS = ["module:DillCode", "__main__:AllCodeStrategies", "closure:DillCode"]
+OTHER_FORMS = ["module:AllCodeStrategies", "__main__:DillCode", "closure:AllCodeStrategies"]
 
 
 def expected() -> list[list[Any]]:
@@ -62,13 +63,13 @@ def expected() -> list[list[Any]]:
         ["after it was given up", "cold", "discarded", TABLE, [], True],
         ["spoiled", "warm", None, [], [], True],
         ["after it was spoiled", "cold", "not valid any more", TABLE, [], True],
+        ["sent in another way", "warm", None, [], [], True],
     ]
 
 
-def histories_with(backend: str, strategy: str, folder: Path) -> dict[str, list[list[Any]]]:
-    folder.mkdir()
+def histories_of(backend: str, forms: list[str], folder: Path) -> dict[str, list[list[Any]]]:
     script = str(Path(__file__).with_name("history_client.py"))
-    command = [sys.executable, script, backend, strategy, str(folder)]
+    command = [sys.executable, script, backend, str(folder), *forms]
     run = subprocess.run(
         command, env=client_environment(), stdout=subprocess.PIPE, check=True, timeout=600
     )
@@ -76,28 +77,39 @@ def histories_with(backend: str, strategy: str, folder: Path) -> dict[str, list[
     return said
 
 
-@pytest.fixture(scope="module", params=BACKENDS)
+@pytest.fixture(scope="module")
 def histories(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> dict[str, dict[str, list[list[Any]]]]:
-    """By strategy, at the same time, since most of each is waiting; and by kind."""
-    folder = tmp_path_factory.mktemp("histories")
-    with ThreadPoolExecutor() as pool:
-        runs = {
-            strategy: pool.submit(histories_with, request.param, strategy, folder / strategy)
-            for strategy in STRATEGIES
-        }
-        return {strategy: run.result() for strategy, run in runs.items()}
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Callable[[str, list[str]], dict[str, list[list[Any]]]]:
+    """A function that returns by form, for a backend, what came of the group that a form is in."""
+
+    @functools.cache
+    def run(backend: str, forms: tuple[str, ...]) -> dict[str, list[list[Any]]]:
+        return histories_of(backend, [*forms], tmp_path_factory.mktemp("histories"))
+
+    return lambda backend, forms: run(backend, tuple(forms))
 
 
-@pytest.mark.parametrize("strategy", STRATEGIES)
-@pytest.mark.parametrize("kind", ["module", "__main__", "closure"])
+@pytest.mark.parametrize(
+    ("backend", "forms", "form"),
+    [
+        *(pytest.param("spawned", FORMS, form, id=f"spawned-{form}") for form in FORMS),
+        *(
+            pytest.param("engine", forms, form, id=f"engine-{form}", marks=pytest.mark.engine)
+            for forms in (FORMS, OTHER_FORMS)
+            for form in forms
+        ),
+    ],
+)
 def test_every_row_of_a_history(
-    histories: dict[str, dict[str, list[list[Any]]]], kind: str, strategy: str
+    histories: Callable[[str, list[str]], dict[str, list[list[Any]]]],
+    backend: str,
+    forms: list[str],
+    form: str,
 ) -> None:
-    *rows, report = histories[strategy][kind]
+    *rows, report = histories(backend, forms)[form]
     assert rows == expected()
-    assert report[1:4] == [5, 10, 5], "warm, cold, unknown: that of the reload, too"
+    assert report[1:4] == [6, 10, 5], "warm, cold, unknown: that of the reload, too"
     assert report[4]["cold: worker restarted"] == 2
     assert report[5] == {"history": 1}
 
@@ -173,15 +185,10 @@ def test_what_keeps_no_state_is_not_called_warm(executor: WarmExecutor) -> None:
 
 
 def test_a_program_is_cold_when_it_starts_and_warm_when_it_answers() -> None:
-    with WarmExecutor(MockExecutor(workers=2)) as executor:
-        states: dict[int, list[str]] = {}
-        for _ in range(4):
-            future = executor.submit(functions.cluster_dynamics)
-            future.result(120)
-            assert future.warmth.worker is not None
-            states.setdefault(future.warmth.worker.pid, []).append(future.warmth.state)
-        assert all(seen == ["cold", *["warm"] * (len(seen) - 1)] for seen in states.values())
-        assert max(map(len, states.values())) > 1
+    with WarmExecutor(MockExecutor(workers=1)) as executor:
+        futures = [executor.submit(functions.cluster_dynamics) for _ in range(3)]
+        concurrent.futures.wait(futures)
+        assert [future.warmth.state for future in futures] == ["cold", "warm", "warm"]
 
 
 def test_attributes_are_those_of_the_executor_inside(client: MockClient) -> None:
@@ -553,9 +560,12 @@ def test_a_load_that_fails_is_not_passed_over(executor: WarmExecutor, tmp_path: 
     executor.serializer = ComputeSerializer()
 
 
-def test_a_file_of_records_that_cannot_be_opened_leaves_no_executor() -> None:
+def test_a_file_of_records_that_cannot_be_opened_leaves_no_executor(client: MockClient) -> None:
+    inner = MockExecutor(client=client)
     with pytest.raises(FileNotFoundError):
-        WarmExecutor(MockExecutor(workers=1), records="/no/such/folder/records.jsonl")
+        WarmExecutor(inner, records="/no/such/folder/records.jsonl")
+    with pytest.raises(RuntimeError, match="shutdown"):
+        inner.submit(len, "ab")
 
 
 def test_a_line_that_another_client_has_not_completed_is_ended_first(
