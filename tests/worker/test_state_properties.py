@@ -224,4 +224,4 @@ TestWarmTable.settings = settings(
 
 @pytest.mark.engine
 class TestMoreOfWarmTable(WarmTable.TestCase):  # type: ignore[misc, name-defined]
-    settings = settings(max_examples=500, deadline=None, database=None)
+    settings = settings(max_examples=200, stateful_step_count=30, deadline=None, database=None)
