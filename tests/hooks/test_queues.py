@@ -29,6 +29,7 @@ from typing import Any
 import parsl
 import psutil
 import pytest
+import queue_workers
 import tasks
 from globus_compute_sdk.errors import TaskExecutionFailed
 
@@ -64,16 +65,6 @@ def tracker() -> None:
     resource_tracker.ensure_running()
 
 
-def read(stock: Queue[Any], results: Queue[Any], number: int, limit: float) -> None:
-    """A worker's part: hand on the sizes of what comes."""
-    announced: list[int] = []
-    tasks_, out = TaskQueue(stock, announced.append), ResultQueue(results)
-    for _ in range(number):
-        got = tasks_.get(timeout=limit)
-        assert announced[-1] == got["task_id"], "announced before it was taken"
-        out.put(bytes(len(got["buffer"])))
-
-
 SIZES = [*[0, 10, 4_000] * 10, *[20_000, 100_000] * 100, *[900_000, 1_100_000, 9_000_000] * 3]
 
 
@@ -83,7 +74,7 @@ def test_tasks_and_results_of_every_size_arrive_as_they_were(stock: Queue[Any]) 
     The manager writes their length, and then the rest, while the worker waits.
     """
     results: Queue[Any] = SPAWN.Queue()
-    reader = SPAWN.Process(target=read, args=(stock, results, len(SIZES) + 3, 120.0))
+    reader = SPAWN.Process(target=queue_workers.read, args=(stock, results, len(SIZES) + 3, 120.0))
     reader.start()
 
     for number, size in enumerate(SIZES):
@@ -111,15 +102,9 @@ def test_a_message_of_the_size_of_the_pipe_arrives(stock: Queue[Any]) -> None:
     assert [reader.get(timeout=120)["task_id"] for _ in range(4)] == [1, 2, 2, 2]
 
 
-def put_large(results: Queue[Any], number: int, size: int) -> None:
-    out = ResultQueue(results)
-    for _ in range(number):
-        out.put(bytes(size))
-
-
 def test_large_results_are_not_mixed_with_what_the_manager_writes() -> None:
     results: Queue[Any] = SPAWN.Queue()
-    writer = SPAWN.Process(target=put_large, args=(results, 30, 3_000_000))
+    writer = SPAWN.Process(target=queue_workers.put_large, args=(results, 30, 3_000_000))
     writer.start()
     done = threading.Event()
 
@@ -144,19 +129,12 @@ def test_large_results_are_not_mixed_with_what_the_manager_writes() -> None:
     results.join_thread()
 
 
-def put_for_ever(results: Queue[Any], begun: Any, size: int) -> None:
-    out = ResultQueue(results)
-    while True:
-        begun.release()
-        out.put(bytes(size))
-
-
 @pytest.mark.parametrize("size", [300_000, 700_000])
 def test_a_worker_that_is_killed_while_its_result_waits_for_room_leaves_no_part_of_it_and_no_lock(
     stock: Queue[Any], size: int
 ) -> None:
     begun = SPAWN.Semaphore(0)
-    writer = SPAWN.Process(target=put_for_ever, args=(stock, begun, size))
+    writer = SPAWN.Process(target=queue_workers.put_for_ever, args=(stock, begun, size))
     writer.start()
     looks: deque[int] = deque(maxlen=10)
 
@@ -175,15 +153,10 @@ def test_a_worker_that_is_killed_while_its_result_waits_for_room_leaves_no_part_
     assert stock.get(timeout=120) == "what the manager says"
 
 
-def take_lock_and_die(results: Queue[Any]) -> None:
-    results._wlock.acquire()  # type: ignore[attr-defined]
-    os._exit(0)
-
-
 def test_the_managers_lock_that_a_dead_worker_held_is_free_again_when_the_next_begins(
     stock: Queue[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    holder = SPAWN.Process(target=take_lock_and_die, args=(stock,))
+    holder = SPAWN.Process(target=queue_workers.take_lock_and_die, args=(stock,))
     holder.start()
     holder.join()
     monkeypatch.setattr(queues, "_ORPHANED", 0.1)
@@ -211,21 +184,11 @@ def test_an_empty_queue_says_so_after_its_timeout(stock: Queue[Any]) -> None:
         tasks_.get(block=False)
 
 
-def hold(stock: Queue[Any], begun: Any) -> None:
-    """Take the queue's lock, and never give it back."""
-
-    def announce(_: int) -> None:
-        begun.set()
-        signal.pause()
-
-    TaskQueue(stock, announce).get()
-
-
 def test_a_task_that_was_announced_by_a_worker_that_dies_is_there_for_the_next(
     stock: Queue[Any],
 ) -> None:
     begun = SPAWN.Event()
-    holder = SPAWN.Process(target=hold, args=(stock, begun))
+    holder = SPAWN.Process(target=queue_workers.hold, args=(stock, begun))
     holder.start()
     stock.put(task(1))
     assert begun.wait(120)
