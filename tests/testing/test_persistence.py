@@ -62,27 +62,27 @@ TABLE: dict[str, tuple[Any, Any, Any, Any]] = {
 }
 
 
-@pytest.fixture(
-    scope="module",
-    params=[
-        *BACKENDS,
-        "spawned recorded",
-        pytest.param("engine recorded", marks=pytest.mark.engine),
-    ],
-)
-def observed(request: pytest.FixtureRequest) -> dict[str, dict[str, Any]]:
-    """Return what a client's script saw, for each callable and each strategy."""
+@pytest.fixture(scope="module", params=BACKENDS)
+def both(request: pytest.FixtureRequest) -> dict[str, dict[str, dict[str, Any]]]:
+    """Return what a client's script saw in each way, for each callable and each strategy."""
     script = Path(__file__).with_name("persistence_client.py")
     path = os.pathsep.join([str(Path(__file__).parents[2]), str(MODULES)])
     run = subprocess.run(
-        [sys.executable, script, *request.param.split()],
+        [sys.executable, script, request.param],
         env={**os.environ, "PYTHONPATH": path},
         stdout=subprocess.PIPE,
         check=True,
         timeout=600,
     )
-    seen: dict[str, dict[str, Any]] = json.loads(run.stdout)
+    seen: dict[str, dict[str, dict[str, Any]]] = json.loads(run.stdout)
     return seen
+
+
+@pytest.fixture(params=["itself", "recorded"])
+def observed(
+    both: dict[str, dict[str, dict[str, Any]]], request: pytest.FixtureRequest
+) -> dict[str, dict[str, Any]]:
+    return both[request.param]
 
 
 @pytest.mark.parametrize("row", TABLE)
