@@ -1,14 +1,15 @@
 """A client's script that submits callables of every shape three times with every strategy.
 
-It prints what came back, as JSON. It is a script of its own, since only then ``__main__`` is what a
-user has. Usage: python persistence_client.py BACKEND [recorded], where "recorded" submits through a
-`WarmExecutor`, which has to change nothing.
+It prints what came back, as JSON, of the executor itself and "recorded", which is through a
+`WarmExecutor`, which has to change nothing. It is a script of its own, since only then ``__main__``
+is what a user has. Usage: python persistence_client.py BACKEND
 """
 
 from __future__ import annotations
 
 import functools
 import importlib
+import itertools
 import json
 import re
 import sys
@@ -76,7 +77,8 @@ def forget() -> None:
     """Have the next callable find its modules on the worker as in a fresh process."""
     import sys
 
-    for name in [name for name in sys.modules if name.partition(".")[0] in ("shapes", "gc_warm")]:
+    mine = ("shapes", "gc_warm.functions", "gc_warm.warmables")
+    for name in [name for name in sys.modules if name.startswith(mine)]:
         del sys.modules[name]
     for name in ("count", "hits"):
         vars(sys.modules["__main__"]).pop(name, None)
@@ -116,16 +118,20 @@ def three_calls(
     return first if same_error else outcomes
 
 
-def main(backend: str, recorded: bool) -> None:
-    table: dict[str, dict[str, Any]] = {name: {} for name in callables()}
+def main(backend: str) -> None:
+    ways = ("itself", "recorded")
+    tables: dict[str, dict[str, dict[str, Any]]] = {
+        way: {name: {} for name in callables()} for way in ways
+    }
     with MockClient(**workers(backend)) as client, MockExecutor(client=client) as executor:
         for strategy in (DillCode, AllCodeStrategies, PureSourceTextInspect, PureSourceDill):
             client.fx_serializer = ComputeSerializer(strategy_code=strategy())
-            for name, function in callables().items():
+            for way, (name, function) in itertools.product(ways, callables().items()):
                 executor.submit(forget).result()
-                table[name][strategy.__name__] = three_calls(client, executor, function, recorded)
-    print(json.dumps(table))
+                seen = three_calls(client, executor, function, way == "recorded")
+                tables[way][name][strategy.__name__] = seen
+    print(json.dumps(tables))
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], "recorded" in sys.argv)
+    main(sys.argv[1])
