@@ -80,7 +80,7 @@ def test_demo_without_terminal_is_plain_text_and_tells_a_wrong_result(
 def test_interrupted_demo_leaves_nothing(tmp_path: Path) -> None:
     """Two interrupts in a row: the second comes while the workers are being ended."""
     process = subprocess.Popen(
-        [*GC_WARM, "demo"],
+        [*GC_WARM, "demo", "--workers", "1"],
         cwd=tmp_path,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

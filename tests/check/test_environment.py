@@ -33,11 +33,15 @@ def endpoint_on_the_path(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", SCRIPTS, prepend=os.pathsep)
 
 
+NO_MODULES = ["probe", "ledger", "gc_warm_probe"]
+"""The probe and its neighbours: none of them can be imported by workers."""
+
+
 def test_environment_is_that_of_the_workers(tmp_path: Path) -> None:
     (tmp_path / "exits.py").write_text("raise SystemExit(3)\n")
     found = findings(
         "local",
-        ["shapes", "exits", "no_such", "json"],
+        ["shapes", "exits", "no_such", "json", *NO_MODULES],
         python_path=[str(MODULES), str(tmp_path)],
         environment="echo hello",
     )
@@ -52,6 +56,7 @@ def test_environment_is_that_of_the_workers(tmp_path: Path) -> None:
         "ModuleNotFoundError: No module named 'no_such'; install it"
     )
     assert not {"sbatch", "qsub", "left behind"} & set(found)
+    assert {found[f"module {name}"].level for name in NO_MODULES} == {"error"}
 
 
 @pytest.mark.parametrize(
@@ -99,11 +104,6 @@ def version_of(package: str) -> str:
     return importlib.metadata.version(package)
 
 
-def test_probe_is_no_module_of_the_workers_and_neither_are_its_neighbours() -> None:
-    found = findings("local", ["probe", "ledger", "gc_warm_probe"])
-    assert found["module probe"].level == found["module ledger"].level == "error"
-
-
 @pytest.mark.parametrize(
     ("lines", "text"),
     [
@@ -121,11 +121,12 @@ def test_environment_in_which_nothing_can_start(lines: str, text: str) -> None:
     assert text in found.text
 
 
-@pytest.mark.parametrize("how", ["", "setsid"])
-def test_what_an_environment_leaves_running_is_ended(how: str, tmp_path: Path) -> None:
-    findings("local", environment=f"{how} sleep 1000 & echo $! > {tmp_path / 'pid'}")
-    pid = int((tmp_path / "pid").read_text())
-    wait_until(lambda: has_ended(pid), "it has ended")
+def test_what_an_environment_leaves_running_is_ended(tmp_path: Path) -> None:
+    note = f"echo $! >> {tmp_path / 'pids'}"
+    findings("local", environment=f"sleep 1000 & {note}; setsid sleep 1000 & {note}")
+    pids = list(map(int, (tmp_path / "pids").read_text().split()))
+    assert len(pids) == 2
+    wait_until(lambda: all(map(has_ended, pids)), "they have ended")
 
 
 def test_other_python_and_missing_packages_are_named(tmp_path: Path) -> None:

@@ -437,7 +437,7 @@ def test_fork_at_any_moment_of_what_other_threads_do(script: Script) -> None:
         threads = [threading.Thread(target=use) for _ in range(2)]
         for thread in threads:
             thread.start()
-        for _ in range(100):
+        for _ in range(50):
             child = os.fork()
             if not child:
                 with table.lease("child"):
