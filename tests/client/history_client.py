@@ -160,7 +160,11 @@ def history(backend: str, kind: str, strategy: str, folder: Path) -> list[list[A
 
 def main(backend: str, folder: Path, forms: list[str]) -> None:
     sys.path.insert(0, str(folder))
-    print(json.dumps({form: history(backend, *form.split(":"), folder) for form in forms}))
+    said = {}
+    for form in forms:
+        kind, _, strategy = form.partition(":")
+        said[form] = history(backend, kind, strategy, folder)
+    print(json.dumps(said))
 
 
 if __name__ == "__main__":

@@ -223,5 +223,5 @@ TestWarmTable.settings = settings(
 
 
 @pytest.mark.engine
-class TestMoreOfWarmTable(WarmTable.TestCase):  # type: ignore[misc, name-defined]
+class TestMoreOfWarmTable(WarmTable.TestCase):  # type: ignore[misc, valid-type]
     settings = settings(max_examples=200, stateful_step_count=30, deadline=None, database=None)
