@@ -404,17 +404,17 @@ def run(arguments: list[Any], **options: Any) -> str:
 def test_fingerprints_are_the_same_in_every_process(tmp_path: Path) -> None:
     (tmp_path / "sets.py").write_text(SETS)
     (tmp_path / "script.py").write_text(SETS + SHOW)
-    first, *others = (
+    first, other = (
         run(
             [where / "script.py"],
             cwd=tmp_path,
             env={**client_environment(), "PYTHONHASHSEED": seed},
         )
-        for where, seed in ((tmp_path, "1"), (Path("."), "2"), (tmp_path, "3"))
+        for where, seed in ((tmp_path, "1"), (Path("."), "2"))
     )
     assert len(first.splitlines()) == 2 * len(registry.STRATEGIES)
     assert "(x: int, among={'a', 'b', 'c', 'd'}, spot=<sets.Spot object>)" in first
-    assert all(each == first for each in others)
+    assert other == first
 
 
 # A client that is quick to import, without the stand-in's service
@@ -821,14 +821,13 @@ def test_two_at_once_register_nothing_twice(tmp_path: Path) -> None:
     processes = [start(tmp_path, "f1")]
     try:
         wait_until(lambda: "f1" in sent(tmp_path), "the first is in the middle")
-        processes += [start(tmp_path, ""), start(tmp_path, "")]
-        for process in processes[1:]:
-            assert process.stderr is not None
-            assert process.stderr.readline().startswith(
-                "waiting for another process that registers functions in "
-            )
+        processes.append(start(tmp_path, ""))
+        waiting = processes[1].stderr
+        assert waiting is not None
+        said = waiting.readline()
+        assert said.startswith("waiting for another process that registers functions in ")
         (tmp_path / "go").touch()
-        assert [process.wait(120) for process in processes] == [0, 0, 0]
+        assert [process.wait(120) for process in processes] == [0, 0]
     finally:
         for process in processes:
             process.kill()
