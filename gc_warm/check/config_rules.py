@@ -300,8 +300,24 @@ def refused(config: _Written) -> Iterator[tuple[Any, ...]]:
 
     No user endpoint starts with it, and every task that is sent to it fails.
     """
-    if config.refusal is not None:
+    if config.refusal is None:
+        return
+
+    # of which the loader tells no more than that it cannot be converted
+    no_numbers = [name for name, value in config.engine.items() if _is_nan(value)]
+    if no_numbers:
+        name = str(no_numbers[0])
+        yield (*_ENGINE, name), f"{name} .nan is not a number; write one, or leave it out"
+    else:
         yield config.refusal
+
+
+def _is_nan(value: Any) -> bool:
+    return isinstance(value, float) and math.isnan(value)
+
+
+def _shown(value: Any) -> str:
+    return ".nan" if _is_nan(value) else repr(value)
 
 
 @_WRITTEN.rule("GCW001", "error")
@@ -373,11 +389,12 @@ def _wrong_types(provider: Mapping[str, Any]) -> Iterator[tuple[Any, ...]]:
             continue
 
         is_number = wanted in (int, float) and isinstance(value, (int, float))
+        is_number = is_number and not _is_nan(value)
         is_wrong_bool = isinstance(value, bool) and wanted is not bool
-        fits = isinstance(value, wanted) or is_number
+        fits = is_number or (isinstance(value, wanted) and not _is_nan(value))
         if is_wrong_bool or not fits:
             text = (
-                f"{name} {value!r} is not {kinds[wanted]}, "
+                f"{name} {_shown(value)} is not {kinds[wanted]}, "
                 "which nobody notices before jobs are to start"
             )
             yield (*_PROVIDER, name), text
@@ -482,15 +499,23 @@ def not_positive(config: _Workers) -> Iterator[tuple[Any, ...]]:
 
     `max_workers_per_node: 0` means a worker for each core. A negative number gives no worker at
     all, and tasks wait for ever without an error; so do jobs of zero nodes. With `cores_per_worker:
-    0` the manager divides by it, and ends. With `strategy: none` there are as many jobs as
-    `init_blocks`, and never another.
+    0`, or .nan, the manager divides by it, and ends. A `mem_per_worker` that is not above 0 counts
+    as not given: a warning. With `strategy: none` there are as many jobs as `init_blocks`, and
+    never another.
     """
     for name in ("max_workers_per_node", "cores_per_worker", "max_workers_per_block"):
         value = config.written(*_ENGINE, name)
-        if value is not None and value <= 0:
+        if value is not None and not value > 0:
             is_default = name == "max_workers_per_node" and value == 0
             means = "means one for each core" if is_default else "leaves no worker"
-            yield (*_ENGINE, name), f"{name} {value!r} {means}; write a number above 0"
+            yield (*_ENGINE, name), f"{name} {_shown(value)} {means}; write a number above 0"
+
+    each = config.written(*_ENGINE, "mem_per_worker")
+    if each is not None and not each > 0:
+        text = (
+            f"mem_per_worker {_shown(each)} limits nothing; write a number above 0, or leave it out"
+        )
+        yield (*_ENGINE, "mem_per_worker"), text, "warning"
 
     for name in ("nodes_per_block", "max_blocks"):
         value = getattr(config.provider, name, 1)

@@ -220,17 +220,30 @@ def _workers(executor: Any) -> int | None:
     if cores is None and not hasattr(provider, "walltime"):
         cores = os.cpu_count()
 
-    limits = [executor.max_workers_per_node]
-    if cores is not None and executor.cores_per_worker > 0:
-        limits.append(math.floor(cores / executor.cores_per_worker))
     memory = getattr(provider, "mem_per_node", None)
-    if memory and executor.mem_per_worker:
-        limits.append(math.floor(memory / executor.mem_per_worker))
+
+    limits = [
+        executor.max_workers_per_node,
+        _fitting(cores, executor.cores_per_worker),
+        _fitting(memory or None, executor.mem_per_worker),
+    ]
     if executor.available_accelerators:
         limits.append(len(executor.available_accelerators))
 
     workers = min(limits)
     return None if math.isinf(workers) else int(workers)
+
+
+def _fitting(room: float | None, each: float | None) -> float:
+    """Return how many parts of a size fit; infinite if room or size is unknown, or no size at all.
+
+    A size of zero, a negative one and NaN are none, as for a manager.
+    """
+    if room is None or not each or not each > 0:
+        return math.inf
+
+    number = room / each
+    return number if math.isinf(number) else math.floor(number)
 
 
 def _devices(executor: Any) -> tuple[str, ...]:

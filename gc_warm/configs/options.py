@@ -7,7 +7,9 @@ the schema. Here all of them are named, with the place they come from.
 from __future__ import annotations
 
 import difflib
+import functools
 import json
+import math
 import os
 import reprlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -98,6 +100,7 @@ def misfits(options: Options, schema: Mapping[str, Any], path: Path) -> Iterator
     """
     lines = path.read_text(encoding="utf-8").splitlines() if schema else []
     known = schema.get("properties", {})
+    no_numbers: set[tuple[str | int, ...]] = set()
     for error in _errors(options, schema, path):
         if error.validator == "additionalProperties" and not error.path:
             for name in options:
@@ -105,7 +108,13 @@ def misfits(options: Options, schema: Mapping[str, Any], path: Path) -> Iterator
                     yield name, _unknown(name, list(known))
             continue
 
-        name = str(error.path[0]) if error.path else ""
+        place = tuple(error.path)
+        if place in no_numbers:  # then it need not be told that it is too large, too
+            continue
+        if _wants_number(error):
+            no_numbers.add(place)
+
+        name = str(place[0]) if place else ""
         words = [
             f"{name}:" if name else "",
             _misfit(error),
@@ -138,7 +147,7 @@ def _errors(
     options: Options, schema: Mapping[str, Any], path: Path
 ) -> list[jsonschema.ValidationError]:
     """Return all errors that the schema finds in options, by the names of the options."""
-    kind = jsonschema.validators.validator_for(schema)
+    kind: Any = jsonschema.validators.validator_for(schema)
     try:
         kind.check_schema(schema)
     except jsonschema.SchemaError as error:
@@ -146,9 +155,26 @@ def _errors(
         raise ConfigError(f"{path}: {place}: {error.message}") from None
 
     return sorted(
-        kind(schema).iter_errors(dict(options)),
-        key=lambda error: [str(part) for part in error.path],
+        _without_nan(kind)(schema).iter_errors(dict(options)),
+        key=lambda error: ([str(part) for part in error.path], not _wants_number(error)),
     )
+
+
+@functools.cache
+def _without_nan(kind: Any) -> Any:
+    """Return a kind of validator for which NaN, which is in every range, is no number."""
+
+    def is_number(checker: Any, value: Any) -> bool:
+        is_nan = value != value
+        return not is_nan and bool(kind.TYPE_CHECKER.is_type(value, "number"))
+
+    checker = kind.TYPE_CHECKER.redefine("number", is_number)
+    return jsonschema.validators.extend(kind, type_checker=checker)
+
+
+def _wants_number(error: jsonschema.ValidationError) -> bool:
+    """Return whether the schema wants a number where there is none."""
+    return error.validator == "type" and error.validator_value in ("number", "integer")
 
 
 def _line_of_option(name: str, lines: Sequence[str]) -> int:
@@ -167,17 +193,63 @@ def _misfit(error: jsonschema.ValidationError) -> str:
     """Return why an option does not fit, in plainer words than the schema's where there are any."""
     value = error.instance
     wanted = error.validator_value
+    if error.validator == "type":
+        return _of_another_type(error)
     if error.validator == "pattern":
         return _odd_text(value)
-    if error.validator == "maxLength":
-        return f"it has {len(value):,} characters, and may have {wanted:,}."
-    if error.validator == "not":
-        return f"give only one of {' and '.join(wanted.get('required', ()))}."
 
-    wants_text = error.validator == "type" and wanted == "string"
-    if wants_text and isinstance(value, (int, float)):
-        return f"{value!r} is not text: write it in quotes."
+    if error.validator == "maxLength":
+        why = f"it has {len(value):,} characters, and may have {wanted:,}"
+    elif error.validator == "minimum":
+        why = f"{_as_yaml(value)} is less than the minimum of {wanted}"
+    elif error.validator == "maximum":
+        why = f"{_as_yaml(value)} is greater than the maximum of {wanted}"
+    elif error.validator == "not":
+        why = f"give only one of {' and '.join(wanted.get('required', ()))}"
+    else:
+        why = error.message
+    return f"{why}."
+
+
+def _of_another_type(error: jsonschema.ValidationError) -> str:
+    """Return why a value is not of the type that the schema wants."""
+    if _wants_number(error):
+        return _no_number(error)
+
+    is_number = isinstance(error.instance, (int, float))
+    if error.validator_value == "string" and is_number:
+        return f"{error.instance!r} is not text: write it in quotes."
     return f"{error.message}."
+
+
+def _no_number(error: jsonschema.ValidationError) -> str:
+    """Return why a value is not the number that the schema wants, and what to write instead."""
+    value = error.instance
+    is_whole = error.validator_value == "integer"
+    kind = "a whole number" if is_whole else "a number"
+
+    schema: Any = error.schema
+    limits = [
+        f"{word} {schema[name]}"
+        for name, word in (("minimum", "from"), ("maximum", "to"))
+        if name in schema
+    ]
+    remedy = " ".join(["write one", *limits]) if limits else "write one"
+    if isinstance(value, str):
+        remedy = f"{remedy}, in digits and without quotes"
+    elif value is None:
+        remedy = f"{remedy}, or leave the option out"
+    return f"{_as_yaml(value)} is not {kind}: {remedy}."
+
+
+def _as_yaml(value: Any) -> str:
+    """Return a value, shortened, as it is written in YAML where Python writes it otherwise."""
+    if isinstance(value, float) and not math.isfinite(value):
+        text = ".nan" if math.isnan(value) else ".inf"
+        return f"-{text}" if value < 0 else text
+    if value is None or isinstance(value, bool):
+        return json.dumps(value)
+    return reprlib.repr(value)
 
 
 def _odd_text(value: str) -> str:

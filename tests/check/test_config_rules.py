@@ -92,6 +92,24 @@ CASES: list[tuple[str, Case]] = [
         ),
     ),
     (
+        "GCW000",
+        Case(
+            slurm("cores_per_node: 4", engine_settings=("cores_per_worker: .nan",)),
+            slurm("cores_per_node: 4", engine_settings=("cores_per_worker: 1",)),
+            "cores_per_worker .nan is not a number; write one, or leave it out",
+            "cores_per_worker",
+        ),
+    ),
+    (
+        "GCW001",
+        Case(
+            engine(job=("parallelism: .nan",)),
+            engine(job=("parallelism: 0.5",)),
+            "parallelism .nan is not a number",
+            "parallelism",
+        ),
+    ),
+    (
         "GCW001",
         Case(
             engine("job_status_kwargs: {max_idle: 60}"),
@@ -245,10 +263,28 @@ CASES: list[tuple[str, Case]] = [
     (
         "GCW005",
         Case(
+            engine("cores_per_worker: .nan"),
+            engine("cores_per_worker: 1"),
+            "cores_per_worker .nan leaves no worker; write a number above 0",
+            "cores_per_worker",
+        ),
+    ),
+    (
+        "GCW005",
+        Case(
             engine("cores_per_worker: 0"),
             engine("cores_per_worker: 0.5"),
             "cores_per_worker 0 leaves",
             "cores_per_worker",
+        ),
+    ),
+    (
+        "GCW005",
+        Case(
+            slurm("mem_per_node: 10", engine_settings=("mem_per_worker: .nan",)),
+            slurm("mem_per_node: 10", engine_settings=("mem_per_worker: 2",)),
+            "mem_per_worker .nan limits nothing; write a number above 0",
+            "mem_per_worker",
         ),
     ),
     (

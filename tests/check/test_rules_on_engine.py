@@ -169,6 +169,10 @@ def test_gcw009_there_are_no_more_workers_than_devices(workers_of_a_node: dict[s
         (config("max_workers_per_node: -1"), "a node has room for 0 workers"),
         (config("max_workers_per_node: 1", "cores_per_worker: 0"), "ZeroDivisionError"),
         (
+            config("max_workers_per_node: 1", "cores_per_worker: .nan"),
+            "cannot convert float NaN to integer",
+        ),
+        (
             config("max_workers_per_node: 1", job=("nodes_per_block: 0",)),
             "ended before its workers were ready",
         ),

@@ -1032,12 +1032,23 @@ def complaint(name: str, option: str, what: str) -> str:
     return f"options: {option}: {what} {PROPERTIES[name][option]['description']} ({place})"
 
 
+FROM_0 = "write one from 0 to 10080"
 MISFITS = [
-    ("keep_warm", "10", "'10' is not of type 'number'."),
-    ("keep_warm", True, "True is not of type 'number'."),
+    ("keep_warm", math.nan, f".nan is not a number: {FROM_0}."),
+    ("keep_warm", "10", f"'10' is not a number: {FROM_0}, in digits and without quotes."),
+    ("keep_warm", "1e400", f"'1e400' is not a number: {FROM_0}, in digits and without quotes."),
+    ("keep_warm", True, f"true is not a number: {FROM_0}."),
+    ("keep_warm", None, f"null is not a number: {FROM_0}, or leave the option out."),
+    ("keep_warm", [1], f"[1] is not a number: {FROM_0}."),
+    ("keep_warm", math.inf, ".inf is greater than the maximum of 10080."),
+    ("keep_warm", -math.inf, "-.inf is less than the minimum of 0."),
+    ("keep_warm", 10**400, f"{'1' + 17 * '0'}...{19 * '0'} is greater than the maximum of 10080."),
     ("keep_warm", -1, "-1 is less than the minimum of 0."),
     ("keep_warm", 10081, "10081 is greater than the maximum of 10080."),
-    ("workers_per_node", 1.5, "1.5 is not of type 'integer'."),
+    ("workers_per_node", 1.5, "1.5 is not a whole number: write one from 1 to 1024."),
+    ("workers_per_node", math.nan, ".nan is not a whole number: write one from 1 to 1024."),
+    ("workers_per_node", math.inf, ".inf is not a whole number: write one from 1 to 1024."),
+    ("task_timeout", False, "false is not a whole number: write one from 1 to 604800."),
     ("workers_per_node", 0, "0 is less than the minimum of 1."),
     ("bind_cores", "yes", "'yes' is not of type 'boolean'."),
     ("amqp_port", 80, "80 is not one of [443, 5671, 5672]."),
@@ -1050,6 +1061,11 @@ MISFITS = [
     ("python_path", ["/a", "b"], "'b' cannot be used."),
     ("python_path", [7], "7 is not text: write it in quotes."),
     ("worker_port_range", [2000], "[2000] is too short."),
+    (
+        "worker_port_range",
+        [math.nan, 2000],
+        ".nan is not a whole number: write one from 1024 to 65535.",
+    ),
     ("worker_port_range", [80, 2000], "80 is less than the minimum of 1024."),
     ("scheduler_options", "--mem=1g", "'--mem=1g' cannot be used."),
 ]
@@ -1678,7 +1694,7 @@ def test_options_of_sites_in_the_readme_are_those_of_the_files() -> None:
 DEFAULTS: list[tuple[str, str, str]] = [
     ("python_path", '"/tmp/x"', "python_path: '/tmp/x' is not of type 'array'."),
     ("python_path", '["modules"]', "python_path: 'modules' cannot be used."),
-    ("workers_per_node", '"four"', "workers_per_node: 'four' is not of type 'integer'."),
+    ("workers_per_node", '"four"', "workers_per_node: 'four' is not a whole number: write"),
     ("max_jobs", "0", "max_jobs: 0 is less than the minimum of 1."),
     ("keep_warm", "-3", "keep_warm: -3 is less than the minimum of 0."),
     ("bind_cores", '"no"', "bind_cores: 'no' is not of type 'boolean'."),
