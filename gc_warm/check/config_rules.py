@@ -24,6 +24,7 @@ from globus_compute_endpoint.endpoint.config import UserEndpointConfig
 from globus_compute_endpoint.engines.globus_compute import JobStatusPollerKwargs
 from parsl.jobs.strategy import Strategy
 
+from gc_warm.check import preload as preloads
 from gc_warm.check.rules import Finding, Level, Rule, RuleSet, is_silenced
 from gc_warm.check.task_facts import Numbers
 from gc_warm.configs import loading, meaning
@@ -1088,6 +1089,23 @@ def heartbeats(config: _Workers) -> Iterator[tuple[Any, ...]]:
             "one late beat loses a node; have 4 periods"
         )
         yield place, text, "warning"
+
+
+@_WORKERS.rule("GCW026", "error")
+def preload(config: _Workers) -> Iterator[tuple[Any, ...]]:
+    """Something that workers cannot preload.
+
+    A preload is a module, or a callable of one that is called without arguments: a function that is
+    not there, or needs an argument, fails in every worker, and each starts cold, with a line in its
+    log. So does what cannot be called; and of a generator without @warm, or an async function, a
+    call runs nothing. This is read in the source of the module. Where that is found on this
+    machine, but not in a folder that the config gives to its workers, they may have another: a
+    warning.
+    """
+    specs = meaning.preloaded(config.provider)
+    for mistake in preloads.mistakes(specs, meaning.module_folders(config.provider)):
+        text = f"preload: {mistake.text}"
+        yield (*_PROVIDER, "worker_init"), text, "error" if mistake.is_certain else "warning"
 
 
 RULES: Mapping[str, Rule[Any]] = {**_WRITTEN.rules, **_WORKERS.rules}

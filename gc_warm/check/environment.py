@@ -30,6 +30,7 @@ from globus_compute_sdk.sdk._environments import get_amqp_service_host
 
 from gc_warm import processes
 from gc_warm.check import probe
+from gc_warm.configs import meaning
 
 # seconds for an environment to be made, and for modules to be imported there
 _PROBE_TIMEOUT = 120
@@ -95,7 +96,8 @@ def look(config: UserEndpointConfig, modules: Sequence[str] = ()) -> Iterator[An
     """
     executor: Any = config.engine.executor
     provider = executor.provider
-    needed = dict.fromkeys([*modules, *_preloaded(provider)])
+    preloaded = [spec.partition(":")[0] for spec in meaning.preloaded(provider)]
+    needed = dict.fromkeys([*modules, *preloaded])
 
     yield from _worker_environment(provider, list(needed))
     yield from _scheduler(provider)
@@ -140,15 +142,6 @@ def _import_answer(name: str, result: dict[str, Any]) -> Answer:
     if result["missing"]:
         text += "; install it in that environment, or name its folder in python_path"
     return Answer("error", about, text)
-
-
-def _preloaded(provider: Any) -> list[str]:
-    """Return the modules that workers import before their first task, see `gc_warm.worker.boot`."""
-    modules = []
-    for words in re.findall(r"gc_warm\.worker\.boot\b([^)|;&\n]*)", provider.worker_init):
-        names = [word for word in words.split() if not word.startswith("-")]
-        modules += [name.partition(":")[0] for name in names]
-    return modules
 
 
 def _probe(

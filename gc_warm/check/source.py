@@ -10,6 +10,7 @@ from __future__ import annotations
 import ast
 import builtins
 import copy
+import difflib
 import functools
 import importlib.util
 import os
@@ -346,16 +347,17 @@ def exists(module: str) -> bool:
     return module_versions.spec_of(module) is not None
 
 
-def file_of(module: str) -> str:
+def file_of(module: str, path: list[str] | None = None) -> str:
     """Return the file of a module.
 
     Args:
         module: The dotted name.
+        path: The folders to look into; those of this process if not given.
 
     Raises:
         SourceError: The module has no file that is Python.
     """
-    spec = module_versions.spec_of(module)
+    spec = module_versions.spec_of(module, path)
     if spec is None or spec.origin is None or not spec.origin.endswith(".py"):
         raise SourceError(f"the module {module} has no source that could be read")
     return spec.origin
@@ -390,12 +392,23 @@ class Library:
 
     Args:
         examined: The modules that have been read.
+        path: The folders in which modules are found; those of this process if not given.
     """
 
-    def __init__(self, examined: Iterable[Module]) -> None:
+    def __init__(self, examined: Iterable[Module], path: list[str] | None = None) -> None:
+        self._path = path
         self._read: dict[str, Module | None] = {
             os.path.realpath(module.path): module for module in examined
         }
+
+    def named(self, name: str) -> Module | None:
+        """Return the module of a dotted name; None if it cannot be read, or is of Python itself.
+
+        Args:
+            name: The dotted name.
+        """
+        path = _path_of(name, self._path)
+        return self._read_once(path) if path else None
 
     def find(self, node: ast.expr, module: Module) -> tuple[Module, ast.AST] | None:
         """Return the definition that an expression names, and the module that holds it.
@@ -416,12 +429,13 @@ class Library:
 
         if not isinstance(root, ast.Name):
             return None
-        bound = module.top.get(root.id, [])
-        if len(bound) > 1:
+        all_bound = module.top.get(root.id, [])
+        bound = _only_binding(all_bound)
+        if all_bound and bound is None:
             return None
         if root.id in module.imports:
             return self._follow(module.origin(node), module)
-        return (module, bound[0]) if bound and root is node else None
+        return (module, bound) if bound is not None and root is node else None
 
     def _follow(self, dotted: str, module: Module) -> tuple[Module, ast.AST] | None:
         for _ in range(_MOST_PASSED_ON):
@@ -431,11 +445,11 @@ class Library:
                 package = package[:-1]
 
             found = self._module(package, module)
-            bound = found.top.get(name, []) if found else []
-            if found is None or len(bound) != 1:
+            bound = _only_binding(found.top.get(name, [])) if found else None
+            if found is None or bound is None:
                 return None
-            if not isinstance(bound[0], (ast.Import, ast.ImportFrom)):
-                return found, bound[0]
+            if not isinstance(bound, (ast.Import, ast.ImportFrom)):
+                return found, bound
 
             module = found
             dotted = found.imports[name]
@@ -443,10 +457,12 @@ class Library:
 
     def _module(self, name: str, importer: Module) -> Module | None:
         """Return a module by the name under which another imports it; None if it is not there."""
-        path = _path_beside(name, importer) if name.startswith(".") else _path_of(name)
-        if path is None:
-            return None
+        if not name.startswith("."):
+            return self.named(name)
+        path = _path_beside(name, importer)
+        return self._read_once(path) if path else None
 
+    def _read_once(self, path: str) -> Module | None:
         place = os.path.realpath(path)
         if place not in self._read:
             try:
@@ -456,13 +472,19 @@ class Library:
         return self._read[place]
 
 
-def _path_of(name: str) -> str | None:
+def _only_binding(bound: Sequence[ast.AST]) -> ast.AST | None:
+    """Return what a name is bound to; None if there is nothing, or more than one thing."""
+    is_assigned = len(bound) == 2 and is_store(bound[1])  # a value, and the name that gets it
+    return bound[0] if len(bound) == 1 or is_assigned else None
+
+
+def _path_of(name: str, path: list[str] | None) -> str | None:
     """Return the file of a module that is no part of Python itself; None if there is none."""
     if name.partition(".")[0] in {"", *sys.stdlib_module_names}:
         return None
 
     try:
-        return file_of(name)
+        return file_of(name, path)
     except (SourceError, ImportError, ValueError):
         return None
 
@@ -528,6 +550,17 @@ def is_name(node: ast.AST, name: str) -> bool:
         name: The name.
     """
     return isinstance(node, ast.Name) and node.id == name
+
+
+def near(name: str, names: Iterable[str]) -> str:
+    """Return the end of a message on an unknown name: the nearest of those that there are, if any.
+
+    Args:
+        name: The name.
+        names: Those that there are.
+    """
+    found = difflib.get_close_matches(name, list(names), 1)
+    return f"; did you mean {found[0]!r}?" if found else ""
 
 
 def first_line(node: Function | ast.Lambda) -> int:

@@ -33,6 +33,10 @@ Others hand it on, and their schedulers also take seconds.
 """
 
 
+_NAME = r"[^\W\d]\w*(?:\.[^\W\d]\w*)*"
+_PRELOAD = re.compile(f"{_NAME}(?::{_NAME})?")
+
+
 @dataclass(frozen=True)
 class WarmthProfile:
     """The meaning of a config for warm state and for the bill.
@@ -184,6 +188,38 @@ def exported(provider: Any, name: str) -> float | None:
     """
     value = exports(provider).get(name, "")
     return float(value) if re.fullmatch(r"\d{1,9}(\.\d{1,9})?", value) else None
+
+
+def preloaded(provider: Any) -> list[str]:
+    """Return what a provider's ``worker_init`` has `gc_warm.worker.boot` preload.
+
+    These are names of modules, ``my_model``, and of callables, ``my_model:load``.
+
+    Args:
+        provider: The provider of a loaded config.
+    """
+    script = re.sub(r"^\s*#.*$", "", provider.worker_init, flags=re.MULTILINE)
+    words = " ".join(re.findall(r"gc_warm\.worker\.boot\b([^)|;&\n]*)", script)).split()
+    return [word for word in words if _PRELOAD.fullmatch(word)]
+
+
+def module_folders(provider: Any) -> list[str]:
+    """Return the first folders in which workers look for modules, as far as they are written.
+
+    They are those that the ``worker_init`` puts into PYTHONPATH, up to one that cannot be told or
+    is not on this machine: that may have anything.
+
+    Args:
+        provider: The provider of a loaded config.
+    """
+    written = exports(provider).get("PYTHONPATH", "").removesuffix("${PYTHONPATH:+:$PYTHONPATH}")
+    folders: list[str] = []
+    for folder in written.split(":"):
+        is_told = folder.startswith("/") and not re.search(r"[$`*?~]", folder)
+        if not is_told or not os.path.isdir(folder):
+            break
+        folders.append(folder)
+    return folders
 
 
 def _job_idle(engine: Any, provider: Any) -> float:

@@ -19,13 +19,14 @@ _read: dict[str, tuple[tuple[int, ...], str]] = {}
 _SETTLED = 2.0  # seconds after a change, from which on the next one has another time for sure
 
 
-def spec_of(module: str) -> ModuleSpec | None:
+def spec_of(module: str, path: list[str] | None = None) -> ModuleSpec | None:
     """Return the spec that an import of a module would find, while nothing is imported.
 
     Changes that a package makes to its own path are not seen.
 
     Args:
         module: The dotted name of a module.
+        path: The folders to look into; those of this process if not given.
 
     Returns:
         The spec; None if there is no such module.
@@ -35,7 +36,7 @@ def spec_of(module: str) -> ModuleSpec | None:
         return None
 
     spec: ModuleSpec | None = None
-    path = sys.path
+    path = sys.path if path is None else path
     for number in range(1, len(parts) + 1):
         spec = _find(".".join(parts[:number]), path)
         if spec is None:

@@ -21,6 +21,7 @@ from gc_warm.check import config_rules, function_rules, targets
 from gc_warm.check.rules import REPRODUCED, Finding
 from gc_warm.check.task_facts import Numbers
 from gc_warm.configs import folders
+from tests.support import MODULES
 
 OLDER_LOADER = not hasattr(endpoint_config, "CoreEndpointConfig")
 """Whether this endpoint's loader is one that also looks at types, as pydantic does."""
@@ -59,6 +60,13 @@ def slurm(*job: str, engine_settings: tuple[str, ...] = (), **more: Any) -> str:
         job=("walltime: '01:00:00'", *job),
         **more,
     )
+
+
+def preloading(specs: str) -> tuple[str, ...]:
+    """The settings of a provider whose workers find the tests' modules, and preload these."""
+    path = f"export PYTHONPATH='{MODULES}'\"${{PYTHONPATH:+:$PYTHONPATH}}\""
+    line = f'eval "$(globus-compute-endpoint python-exec gc_warm.worker.boot {specs} || echo)"'
+    return ("worker_init: |", f"  {path}", "  # gc_warm.worker.boot preloaded:fail", f"  {line}")
 
 
 @dataclass(frozen=True)
@@ -686,6 +694,15 @@ CASES: list[tuple[str, Case]] = [
             engine("heartbeat_threshold: 60"),
             "is below two heartbeat_periods",
             "heartbeat_threshold",
+        ),
+    ),
+    (
+        "GCW026",
+        Case(
+            engine(job=preloading("preloaded:needs_path")),
+            engine(job=preloading("preloaded:table unknown_module:load")),
+            "preload: preloaded:needs_path needs path (",
+            "worker_init",
         ),
     ),
 ]

@@ -19,6 +19,7 @@ from typing import Any
 
 import identity_keys
 import logbook
+import preloaded
 import pytest
 import tasks
 from globus_compute_common import messagepack
@@ -428,6 +429,17 @@ def test_gcw109_identity_key_is_refused() -> None:
             future = executor.submit(identity_keys.predict, identity_keys.Settings("a.pt"))
             said = remote_text(future, START)
             assert re.search("argument settings=.* compares by identity", said)
+
+
+@engine
+def test_gcw026_the_workers_start_without_it() -> None:
+    specs = ["preloaded:needs_path", "preloaded:generator", "preloaded:missing"]
+    line = f'eval "$(python -m gc_warm.worker.boot {" ".join(specs)})"'
+    text = config("max_workers_per_node: 1", init=line)
+    found = config_rules.examine(text, "").findings
+    assert [each.text.split()[1] for each in found if each.rule == "GCW026"] == specs
+    with running(text) as executor:
+        assert executor.submit(preloaded.failures).result(START) == specs
 
 
 ELSEWHERE = {
