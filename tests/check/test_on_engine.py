@@ -171,6 +171,19 @@ def test_task_timeout_is_the_one_that_was_asked_for(tmp_path: Path) -> None:
         assert after == (before[0], before[1] + 1), "the worker is still warm"
 
 
+def test_state_stays_warm_in_sandboxes() -> None:
+    chosen = {"run_in_sandbox": True, "python_path": [str(MODULES)], "workers_per_node": 1}
+    with MockExecutor(config="local", user_endpoint_config=chosen) as executor:
+        futures = [executor.submit(tasks.place_and_count) for _ in range(3)]
+        seen = [future.result(START) for future in futures]
+
+    assert sorted(count for *_, count in seen) == [1, 2, 3]
+    for future, (place, variable, files, _) in zip(futures, seen, strict=True):
+        assert place == variable
+        assert Path(place).name == future.task_id
+        assert files == []
+
+
 def test_job_that_drains_ends_by_itself_and_loses_nothing() -> None:
     """On this machine there is no walltime; what comes before it is the engine's own doing."""
     chosen = {"walltime": "00:01:00", "task_timeout": 40, "python_path": [str(MODULES)]}

@@ -321,6 +321,7 @@ def has_what_is_said(name: str, options: Values, config: UserEndpointConfig) -> 
     assert low <= (executor.worker_port or 0) <= high
     assert executor.address == options.get("address", "127.0.0.1")
     assert executor.provider.min_blocks == 0
+    assert config.engine.run_in_sandbox is options.get("run_in_sandbox", False)
     if name in CLUSTERS:
         assert executor.cores_per_worker == options.get("cores_per_worker", 1)
         assert executor.cpu_affinity == ("block" if options.get("bind_cores") else "none")
@@ -1446,6 +1447,7 @@ SOME = {
     "python_path": ["/a b", "/$HOME"],
     "preload": ["my_model:default", "my_tables"],
     "survive_idle_kill": True,
+    "run_in_sandbox": True,
     "amqp_port": 443,
 }
 

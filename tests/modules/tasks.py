@@ -161,5 +161,17 @@ def real_path_of(name: str) -> str:
     return os.path.abspath(os.environ[name])
 
 
+def place_and_count() -> tuple[str, str | None, list[str], int]:
+    """The working directory, what its variable and its folder have, and the count of this worker.
+
+    A file is left behind.
+    """
+    from gc_warm.warmables import counter
+
+    before = os.listdir()
+    Path("left").touch()
+    return os.getcwd(), os.environ.get("GC_TASK_SANDBOX_DIR"), before, counter.increase()
+
+
 def pid_of(number: int) -> tuple[int, int]:
     return os.getpid(), number
