@@ -18,7 +18,7 @@ from types import FunctionType
 from typing import Any, TypeGuard
 
 from gc_warm.check import identity, source
-from gc_warm.check.rules import Broken, Finding, Rule, RuleSet, is_silenced
+from gc_warm.check.rules import Broken, Finding, Level, Rule, RuleSet, is_silenced
 from gc_warm.check.source import Function, Library, Module, SourceError, Submission
 from gc_warm.check.task_facts import DEFAULT_STRATEGY
 
@@ -35,6 +35,9 @@ _CACHES = {
     "cachetools.func.ttl_cache",
     "cachetools.func.lfu_cache",
 }
+_EMPTIED = {"functools.lru_cache", "functools.cache"}
+"""Caches that travel without what they hold."""
+
 _CHANGES = {
     "append",
     "add",
@@ -214,6 +217,19 @@ class _Loader:
     library: Library
 
 
+@dataclass(frozen=True)
+class _Helper:
+    """A function that workers import, and that a function which is sent calls.
+
+    Attributes:
+        module: The file that it is written in.
+        node: The function.
+    """
+
+    module: Module
+    node: Function
+
+
 _RULES: RuleSet[_Sent] = RuleSet()
 _LOADER_RULES: RuleSet[_Loader] = RuleSet()
 
@@ -242,10 +258,12 @@ def examine(target: str, strategy: str = DEFAULT_STRATEGY) -> list[Finding]:
         library = Library([module])
         if not module.is_script:
             sent += [_Sent(module, node, strategy) for node in _public(module)]
-            loaders += [_Loader(module, node, library) for node in module.loaders]
+            own = module.functions.values()
+            loaders += [_Loader(module, node, library) for node in own if _is_warm(module, node)]
 
         sent += [_Sent(module, _meant(call), strategy, call) for call in module.calls]
-        return _findings(sent, [*loaders, *_called_by(sent, library)])
+        called, helpers = _called_by(sent, library)
+        return _findings(sent, [*loaders, *called], helpers)
     except RecursionError:
         raise SourceError(f"{path} is nested too deeply to be read") from None
 
@@ -278,7 +296,7 @@ def examine_functions(
         nodes = by_line.get(function.__code__.co_firstlineno, ())
         sent += [_Sent(module, node, strategy) for node in nodes]
     library = Library(module for module, _ in read.values())
-    return _findings(sent, _called_by(sent, library))
+    return _findings(sent, *_called_by(sent, library))
 
 
 def _by_first_line(module: Module) -> dict[int, list[Function | ast.Lambda]]:
@@ -289,11 +307,13 @@ def _by_first_line(module: Module) -> dict[int, list[Function | ast.Lambda]]:
     return by_line
 
 
-def _called_by(sent: Sequence[_Sent], library: Library) -> list[_Loader]:
-    """Return the loaders that workers import for functions that are sent."""
+def _called_by(sent: Sequence[_Sent], library: Library) -> tuple[list[_Loader], list[_Helper]]:
+    """Return the loaders and the other functions that workers import for what is sent."""
     code = {id(each.code): (each.module, each.code) for each in sent if each.code}
     loaders: dict[int, _Loader] = {}
+    helpers: dict[int, _Helper] = {}
     for module, function in code.values():
+        called = {id(node.func) for node in ast.walk(function) if isinstance(node, ast.Call)}
         for node in ast.walk(function):
             if not isinstance(node, (ast.Name, ast.Attribute)):
                 continue
@@ -301,16 +321,26 @@ def _called_by(sent: Sequence[_Sent], library: Library) -> list[_Loader]:
             home, found = library.find(node, module) or (module, None)
             if not isinstance(found, Function) or home.is_script:
                 continue
-            if home.is_decorated(found, source.WARM):
+            if _is_warm(home, found):
                 loaders[id(found)] = _Loader(home, found, library)
-    return list(loaders.values())
+            elif id(node) in called and not found.decorator_list and id(found) not in code:
+                helpers[id(found)] = _Helper(home, found)
+    return list(loaders.values()), list(helpers.values())
 
 
-def _findings(sent: Sequence[_Sent], loaders: Sequence[_Loader]) -> list[Finding]:
+def _is_warm(module: Module, function: Function) -> bool:
+    """Return whether one of the decorators of a function makes it a loader."""
+    return any(module.origin(each) in source.WARM for each in function.decorator_list)
+
+
+def _findings(
+    sent: Sequence[_Sent], loaders: Sequence[_Loader], helpers: Sequence[_Helper]
+) -> list[Finding]:
     """Return each finding that no comment silences, the worst first."""
-    broken: list[tuple[_Sent | _Loader, Iterable[Broken]]] = [
+    broken: list[tuple[_Sent | _Loader | _Helper, Iterable[Broken]]] = [
         *((each, _RULES.broken(each)) for each in sent),
         *((each, _LOADER_RULES.broken(each)) for each in loaders),
+        *((each, _emptied_helpers(each)) for each in helpers),
     ]
 
     by_place: dict[tuple[str, str, int], Finding] = {}
@@ -326,7 +356,7 @@ def _findings(sent: Sequence[_Sent], loaders: Sequence[_Loader]) -> list[Finding
     return sorted(findings, key=lambda finding: (finding.level, finding.file, finding.line))
 
 
-def _lines_of(subject: _Sent | _Loader) -> Iterator[int]:
+def _lines_of(subject: _Sent | _Loader | _Helper) -> Iterator[int]:
     """Yield the lines where a comment silences whatever is found in a loader, or what is sent.
 
     They are the head of its definition, and the call that submits it.
@@ -379,8 +409,10 @@ def _meant(call: Submission) -> ast.expr | Function:
 def nested_cache(sent: _Sent) -> Iterator[tuple[object, ...]]:
     """A cached helper inside the function that is sent.
 
-    It is made anew in every call, with an empty cache: cold every time, under every strategy. Warm
-    is:
+    It is made anew in every call, with an empty cache: cold every time, under every strategy. So is
+    one inside a function of a module that it calls, if that function does nothing but call it; and
+    one inside the function around it, whose `lru_cache` travels by DillCode without what it holds.
+    Warm is:
 
         # my_model.py, which workers can import            # the function to register
         @warm                                              def predict(x):
@@ -410,6 +442,45 @@ def nested_cache(sent: _Sent) -> Iterator[tuple[object, ...]]:
             elif isinstance(cached, ast.Name):
                 yield _emptied("this function", node.lineno, takes_any=False)
 
+    if sent.strategy == _DILL:
+        yield from _emptied_on_the_way(sent)
+
+
+def _emptied_on_the_way(sent: _Sent) -> Iterator[tuple[object, ...]]:
+    """Yield the cached helpers that a function takes along from the functions around it."""
+    code = sent.code
+    if sent.call is None or code is None or not sent.is_nested:
+        return
+
+    # the function is defined in one of the functions around the call
+    around = [scope for scope in sent.call.scopes if isinstance(scope, Function)]
+    for name in sorted(source.free_names(code)) if around else ():
+        home = next((scope for scope in around[::-1] if name in source.bindings(scope)), None)
+        bound = source.bindings(home)[name] if home else []
+        helper = bound[0] if len(bound) == 1 else None
+        if not isinstance(helper, Function) or _calls_itself(sent.module, helper):
+            continue
+        if sent.module.is_decorated(helper, _EMPTIED) and home and sent._is_in(home):
+            yield _emptied(name, helper.lineno, bool(source.arguments(helper)))
+
+
+def _emptied_helpers(helper: _Helper) -> Iterator[Broken]:
+    """Yield the cached functions that a helper makes anew in every call, and only calls."""
+    inside = source.bindings(helper.node)
+    kept = source.declared_global(helper.node)
+    called = {id(node.func) for node in ast.walk(helper.node) if isinstance(node, ast.Call)}
+
+    for name, bound in inside.items():
+        node = bound[0] if len(bound) == 1 else None
+        if not isinstance(node, Function) or name in kept:
+            continue
+        uses = [each for each in ast.walk(helper.node) if source.is_name(each, name)]
+        is_only_called = all(id(each) in called for each in uses)
+        is_cached = helper.module.is_decorated(node, _CACHES | source.WARM)
+        if is_cached and is_only_called and not _calls_itself(helper.module, node):
+            line, text, level = _emptied(name, node.lineno, bool(source.arguments(node)))
+            yield "GCW101", level, line, text
+
 
 def _calls_itself(module: Module, function: Function) -> bool:
     calls = [node for node in ast.walk(function) if isinstance(node, ast.Call)]
@@ -420,7 +491,7 @@ def _is_cache(module: Module, node: ast.expr) -> bool:
     return module.origin(node) in _CACHES | source.WARM
 
 
-def _emptied(name: str, line: int, takes_any: bool) -> tuple[int, str, str]:
+def _emptied(name: str, line: int, takes_any: bool) -> tuple[int, str, Level]:
     text = f"{name} is cached, and made anew with an empty cache in every call: {_REWRITE}"
     # with arguments, it may be meant for this one call
     return line, text, "warning" if takes_any else "error"
@@ -437,14 +508,30 @@ def cache_itself(sent: _Sent) -> Iterator[tuple[object, ...]]:
         @lru_cache                                         def predict(x):
         def model():                                           from my_model import model
             return load()                                      return model()(x)
+
+    A @warm function of a script or a notebook cannot be sent at all: it travels by its name, and
+    workers have no such module.
     """
-    if sent.function is not None and sent.module.is_decorated(sent.function, _CACHES):
+    if _is_warm_of_script(sent):
+        yield (
+            sent.node.lineno,
+            f"{_called(sent)} is a @warm function of this script, which workers cannot import, and "
+            "submitting it is an error: move it to a module, and send a function that imports it",
+        )
+    elif sent.function is not None and sent.module.is_decorated(sent.function, _CACHES):
         name = sent.function.name
         yield (
             sent.function.lineno,
             f"{name} is sent with an empty cache for every task: send a function that imports "
             f"{name} and calls it",
         )
+
+
+def _is_warm_of_script(sent: _Sent) -> bool:
+    function = sent.function
+    if function is None or not sent.module.is_script:
+        return False
+    return sent.module.is_decorated(function, source.WARM)
 
 
 @_RULES.rule("GCW103", "error")
@@ -620,7 +707,7 @@ def main_global(sent: _Sent) -> Iterator[tuple[object, ...]]:
         def model():                                           from my_model import model
             return load()                                      return model()(x)
     """
-    if not sent.module.is_script or not sent.left_behind:
+    if not sent.module.is_script or not sent.left_behind or _is_warm_of_script(sent):
         return
 
     names = ", ".join(sent.left_behind)
@@ -774,7 +861,7 @@ def identity_key(loader: _Loader) -> Iterator[tuple[object, ...]]:
     may meet one and the same instance again: one that a loader returns, that its module keeps, or
     that is the default of the argument.
     """
-    if _has_own_key(loader.node):
+    if not loader.module.is_decorated(loader.node, source.WARM) or _has_own_key(loader.node):
         return
 
     defaults = _objects_as_defaults(loader.node)
@@ -817,12 +904,50 @@ def _objects_as_defaults(loader: Function) -> set[str]:
 def _has_own_key(loader: Function) -> bool:
     """Return whether the decorator of a loader is given a key, or options that are not written."""
     decorator = loader.decorator_list[0]
+    is_unknown = isinstance(decorator, ast.Call) and any(
+        not each.arg for each in decorator.keywords
+    )
+    return is_unknown or bool(_options_given(decorator, "key"))
+
+
+def _options_given(decorator: ast.expr, *names: str) -> list[str]:
+    """Return those of some options that a decorator is given, and not as None."""
     if not isinstance(decorator, ast.Call):
-        return False
+        return []
 
     given = {keyword.arg: keyword.value for keyword in decorator.keywords}
-    key = given.get("key", ast.Constant(None))
-    return None in given or not (isinstance(key, ast.Constant) and key.value is None)
+    values = {name: given[name] for name in names if name in given}
+    return [
+        name
+        for name, value in values.items()
+        if not (isinstance(value, ast.Constant) and value.value is None)
+    ]
+
+
+@_LOADER_RULES.rule("GCW110", "error")
+def cache_in_front(loader: _Loader) -> Iterator[tuple[object, ...]]:
+    """A cache in front of a @warm function that gives state up.
+
+    The cache goes on handing out what `maxsize` or `valid` has @warm give up: state that has been
+    torn down. And what it answers counts as no use of the state. Take the cache away: @warm is one.
+    """
+    decorators = loader.node.decorator_list
+    number = next(
+        number
+        for number, each in enumerate(decorators)
+        if loader.module.origin(each) in source.WARM
+    )
+    in_front = [each for each in decorators[:number] if loader.module.origin(each) in _CACHES]
+    gives_up = _options_given(decorators[number], "maxsize", "valid")
+    if not in_front or not gives_up:
+        return
+
+    cache = loader.module.origin(in_front[0]).rpartition(".")[2]
+    text = (
+        f"{loader.node.name} has {cache} in front of @warm, which goes on handing out what "
+        f"{' and '.join(gives_up)} has @warm tear down: take {cache} away"
+    )
+    yield in_front[0].lineno, text
 
 
 def _called(sent: _Sent) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import inspect
 import pickle
@@ -46,6 +47,48 @@ CASES: list[tuple[str, str, str, str, str]] = [
             return load()
         """,
         "load is cached, and made anew with an empty cache in every call",
+    ),
+    (
+        "GCW101",
+        "DillCode",
+        """
+        import functools
+        def build(executor):
+            @functools.lru_cache
+            def load():
+                return [1]
+            def predict(x):
+                return load(), x
+            executor.submit(predict, 1)
+        """,
+        """
+        def predict(x):
+            from my_model import load
+            return load(), x
+        def build(executor):
+            executor.submit(predict, 1)
+        """,
+        "load is cached, and made anew with an empty cache in every call",
+    ),
+    (
+        "GCW102",
+        "DillCode",
+        """
+        from gc_warm import warm
+        @warm
+        def model():
+            return 1
+        with Executor() as executor:
+            executor.submit(model)
+        """,
+        """
+        def predict():
+            from my_model import model
+            return model()
+        with Executor() as executor:
+            executor.submit(predict)
+        """,
+        "model is a @warm function of this script, which workers cannot import",
     ),
     (
         "GCW102",
@@ -231,6 +274,31 @@ CASES: list[tuple[str, str, str, str, str]] = [
         """,
         "model takes settings (Settings), by identity: no later task would find its state",
     ),
+    (
+        "GCW110",
+        "DillCode",
+        """
+        import functools
+        from gc_warm import warm
+        @functools.lru_cache
+        @warm(maxsize=1)
+        def connection(number):
+            yield [number]
+        """,
+        """
+        import functools
+        from gc_warm import warm
+        @functools.lru_cache
+        @warm
+        def model(number):
+            return number
+        @warm(maxsize=1)
+        @functools.lru_cache
+        def other(number):
+            return [number]
+        """,
+        "connection has lru_cache in front of @warm, which goes on handing out what maxsize has",
+    ),
 ]
 
 
@@ -257,6 +325,89 @@ def test_each_rule_finds_its_miniature_and_is_content_with_the_warm_one(
     lines[found[0].line - 1] += f"  # gc-warm: ignore[{rule}]"
     Path(path).write_text("\n".join(lines))
     assert rule not in {problem.rule for problem in function_rules.examine(path, strategy)}
+
+
+HELPERS = """
+import functools
+from functools import cache
+KEPT = {}
+def cold():
+    @functools.lru_cache
+    def load():
+        return [1]
+    return load()
+def silenced():
+    @cache
+    def load():  # gc-warm: ignore[GCW101]
+        return [1]
+    return load()
+def given_away():
+    @cache
+    def load():
+        return [1]
+    return load
+def kept():
+    @cache
+    def load():
+        return [1]
+    KEPT.setdefault("load", load)
+    return KEPT["load"]()
+def kept_as_global():
+    global load
+    @cache
+    def load():
+        return [1]
+    return load()
+def recursive(n):
+    @cache
+    def fibonacci(n):
+        return n if n < 2 else fibonacci(n - 1) + fibonacci(n - 2)
+    return fibonacci(n)
+@cache
+def once():
+    @cache
+    def load():
+        return [1]
+    return load()
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "is_found"),
+    [
+        ("cold", True),
+        ("silenced", False),
+        ("given_away", False),
+        ("kept", False),
+        ("kept_as_global", False),
+        ("recursive", False),
+        ("once", False),
+    ],
+)
+def test_cached_function_that_a_helper_makes_anew(
+    name: str, is_found: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "helpers.py").write_text(HELPERS)
+    body = f"def predict():\n    from helpers import {name}\n    return {name}()\n"
+    found = function_rules.examine(written(tmp_path, body))
+    assert [(each.rule, each.file) for each in found] == [
+        ("GCW101", str(tmp_path / "helpers.py"))
+    ] * is_found
+
+
+def test_gcw110_the_cache_hands_out_what_was_torn_down() -> None:
+    torn_down: list[int] = []
+
+    def connection(number: int) -> Iterator[int]:
+        yield number
+        torn_down.append(number)
+
+    loader = gc_warm.warm(maxsize=1)(connection)
+    cached = functools.lru_cache(loader)
+    assert [cached(number) for number in (1, 2, 1)] == [1, 2, 1]
+    assert torn_down == [1]
+    loader.clear()
 
 
 def test_every_rule_has_a_miniature() -> None:
