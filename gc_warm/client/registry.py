@@ -470,12 +470,19 @@ def _check(thing: Any, name: str) -> FunctionType:
     Raises:
         BookError: It is something else, or belongs to a script, or is not found under its name.
     """
+    is_of_main = getattr(thing, "__module__", None) == "__main__"
+    if isinstance(thing, Warm) and is_of_main:
+        raise BookError(
+            f"{name} is a @warm function of a script or a notebook, whose name workers do not "
+            "know: move it to a module (from a notebook, with %%writefile my_model.py), and "
+            "register a function that imports it in its body and calls it"
+        )
     if not inspect.isfunction(thing):
         raise BookError(
             f"{name} is {_kind_of(thing)}, and only plain functions are registered: "
             f"write one that imports {name} in its body and calls it"
         )
-    if thing.__module__ == "__main__":
+    if is_of_main:
         raise BookError(
             f"{name} belongs to a script, whose name workers do not know: "
             "move it to a module, and import it from there"

@@ -769,10 +769,12 @@ class Warm(Generic[P, T]):
     def __reduce__(self) -> str:
         is_of_main = self.__module__ == "__main__"
         if is_of_main or "<" in self.__qualname__:
-            place = "__main__" if is_of_main else "a function"
+            place = "__main__, a script or a notebook" if is_of_main else "a function"
             raise pickle.PicklingError(
                 f"{self!r} is defined in {place}, which a worker cannot import: "
-                "move it to the top level of a module that is installed on the worker"
+                "move it to the top level of a module that is installed on the worker (from a "
+                "notebook, with %%writefile my_model.py), and submit a function that imports it "
+                "in its body"
             )
 
         return self.__qualname__

@@ -432,25 +432,32 @@ class Client(SdkClient):
 """
 
 
-def test_a_function_of_a_script_is_refused(tmp_path: Path) -> None:
+def test_functions_of_a_script_are_refused(tmp_path: Path) -> None:
     (tmp_path / "script.py").write_text(SCRIPT)
     said = run(["script.py"], cwd=tmp_path, env=client_environment())
     assert said == (
         "energy belongs to a script, whose name workers do not know: "
         "move it to a module, and import it from there\n"
+        "table is a @warm function of a script or a notebook, whose name workers do not know: "
+        "move it to a module (from a notebook, with %%writefile my_model.py), and "
+        "register a function that imports it in its body and calls it\n"
     )
 
 
 SCRIPT = """
-from gc_warm import BookError, FunctionBook, MockClient
+from gc_warm import BookError, FunctionBook, MockClient, warm
 def energy(x):
     return x
+@warm
+def table():
+    return [1]
 if __name__ == "__main__":
     with MockClient() as client:
-        try:
-            FunctionBook.register("functions.yaml", client, [energy])
-        except BookError as error:
-            print(error)
+        for function in (energy, table):
+            try:
+                FunctionBook.register("functions.yaml", client, [function])
+            except BookError as error:
+                print(error)
 """
 
 
