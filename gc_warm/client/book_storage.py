@@ -29,6 +29,7 @@ version: 1
 functions:
 """
 _SAY_WAITING = 1.0  # seconds of waiting for another process, after which it is said
+_MOST_LINKS = 40  # on a path, beyond which the kernel refuses to open it
 _RETRY_INTERVAL = 0.02  # seconds between two attempts to get the lock
 
 
@@ -174,16 +175,19 @@ class LockedFile:
     emulated, an exclusive lock needs that.
 
     Args:
-        path: The file. Of a symbolic link, the file that it leads to is replaced, not the link.
+        path: The file. Of a symbolic link, the file that it leads to is replaced, not the link. A
+            link that another user has put where everybody can write is not followed.
 
     Attributes:
         path: Path of the file, with all symbolic links resolved.
 
     Raises:
-        BookError: On entering the block: the file cannot be written, or is not a regular file.
+        BookError: The path has such a link. Or, on entering the block: the file cannot be written,
+            or is not a regular file.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
+        _refuse_foreign_links(path)
         self.path = Path(os.path.realpath(path))
 
     def __enter__(self) -> LockedFile:
@@ -235,7 +239,9 @@ class LockedFile:
             os.close(descriptor)
 
     def _open(self) -> int:
-        descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_NONBLOCK, 0o666)
+        descriptor = os.open(
+            self.path, os.O_RDWR | os.O_CREAT | os.O_NONBLOCK | os.O_NOFOLLOW, 0o666
+        )
         try:
             if not stat.S_ISREG(os.fstat(descriptor).st_mode):
                 raise BookError(f"{self.path} is not a file")
@@ -276,6 +282,37 @@ class LockedFile:
             raise BookError(
                 f"{self.path} cannot be written ({error.strerror}); nothing more has been sent"
             ) from error
+
+
+def _refuse_foreign_links(path: str | os.PathLike[str]) -> None:
+    """Refuse a path on which another user has put a link, in a folder where everybody can.
+
+    Whoever follows such a link writes where the other user wants it. Links of root are the
+    system's.
+
+    Raises:
+        BookError: There is such a link. The text names it.
+    """
+    place = Path("/")
+    parts = list(Path.cwd().joinpath(path).parts)[::-1]
+    followed = 0
+    while parts and followed < _MOST_LINKS:
+        part = parts.pop()
+        here = place.parent if part == ".." else place / part
+        if not here.is_symlink():
+            place = here
+            continue
+
+        owner = os.lstat(here).st_uid
+        is_foreign = owner not in (0, os.geteuid())
+        if is_foreign and os.stat(place).st_mode & stat.S_IWOTH:
+            raise BookError(
+                f"{here} is a symbolic link of another user (uid {owner}) in a folder where "
+                "everybody can write, and is not followed; nothing has been sent: name the file "
+                "that you mean, or a folder of your own"
+            )
+        followed += 1
+        parts += list(Path(os.readlink(here)).parts)[::-1]
 
 
 def _write(descriptor: int, text: str) -> None:

@@ -8,7 +8,7 @@ import inspect
 import pickle
 import sys
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from types import FunctionType, ModuleType
 
@@ -399,7 +399,7 @@ def test_cached_function_that_a_helper_makes_anew(
 def test_gcw110_the_cache_hands_out_what_was_torn_down() -> None:
     torn_down: list[int] = []
 
-    def connection(number: int) -> Iterator[int]:
+    def connection(number: int) -> Generator[int, None, None]:
         yield number
         torn_down.append(number)
 

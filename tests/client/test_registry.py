@@ -686,6 +686,44 @@ def test_permissions_and_links_stay(book: Path, client: Counting) -> None:
     assert len(FunctionBook.load(book)) == 2
 
 
+@pytest.mark.parametrize("on_the_way", [False, True])
+def test_link_of_another_user_is_not_followed(
+    on_the_way: bool, tmp_path: Path, client: Counting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a folder where everybody can write, as /tmp; in one's own, it is one's own affair."""
+    shared = tmp_path / "shared"
+    own = tmp_path / "own"
+    shared.mkdir()
+    own.mkdir()
+    link = shared / "link"
+    link.symlink_to("../own" if on_the_way else "../own/functions.yaml")
+    book = link / "functions.yaml" if on_the_way else link
+    FunctionBook.register(book, client, [functions.count])
+    before = (own / "functions.yaml").read_text()
+
+    if os.geteuid() == 0:
+        os.lchown(link, 65534, -1)
+    else:  # who cannot give a link away is somebody else
+        another = os.geteuid() + 1
+        monkeypatch.setattr(os, "geteuid", lambda: another)
+    shared.chmod(0o1777)
+    with pytest.raises(BookError, match=rf"{link} is a symbolic link of another user \(uid \d+\)"):
+        FunctionBook.register(book, client, [functions.cluster_energy])
+    assert client.sent == ["count"]
+    assert (own / "functions.yaml").read_text() == before
+
+    shared.chmod(0o755)
+    FunctionBook.register(book, client, [functions.cluster_energy])
+    assert client.sent == ["count", "cluster_energy"]
+
+
+def test_links_in_a_circle_are_an_error(tmp_path: Path, client: Counting) -> None:
+    (tmp_path / "one").symlink_to("two")
+    (tmp_path / "two").symlink_to("one")
+    with pytest.raises(BookError, match="cannot be written"):
+        FunctionBook.register(tmp_path / "one", client, [functions.count])
+
+
 @pytest.mark.parametrize(
     "place", ["missing/functions.yaml", ".", "/dev/null", "/proc/functions.yaml"]
 )

@@ -501,7 +501,7 @@ def test_pickling_what_a_worker_cannot_import() -> None:
 
     main: dict[str, Any] = {"__name__": "__main__", "warm": warm}
     exec("@warm\ndef table(): return 1", main)
-    with pytest.raises(pickle.PicklingError, match="notebook.*: move .* with %%writefile"):
+    with pytest.raises(pickle.PicklingError, match=r"notebook.*: move .* with %%writefile"):
         pickle.dumps(main["table"])
 
 
