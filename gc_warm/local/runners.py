@@ -330,13 +330,20 @@ class SpawnedRunner:
             task_id: Id of the task.
             packed: The packed `Task`.
             function_id: Means nothing here.
-            resources: Means nothing here.
+            resources: The resource specification of the client, of which nothing is used; one that
+                an endpoint's engine refuses is an error of the task.
             serializers: Names of the serialization strategies for the result.
 
         Returns:
             A future that always ends with a packed `Result`.
         """
         job = _Job(task_id, packed, serializers)
+        if resources:
+            try:
+                _check_resources(resources)
+            except Exception as error:
+                job.future.set_result(worker_main.pack_failure(task_id, error))
+                return job.future
 
         with self._lock:
             if self._closed:
@@ -434,6 +441,26 @@ def usable_folder(folder: str) -> str:
     if len(os.fsencode(folder)) > _LONGEST_FOLDER:
         raise ValueError(f"Parsl cannot make its sockets in a folder with so long a name: {advice}")
     return folder
+
+
+def _check_resources(resources: Mapping[str, Any]) -> None:
+    """Raise the error that a GlobusComputeEngine raises for a resource specification.
+
+    Raises:
+        InvalidResourceSpecification: It has other names than the engine knows.
+        TypeError: Its priority is no number.
+    """
+    # with all of Parsl, for which no other task has to wait
+    from parsl.executors import HighThroughputExecutor
+
+    validate: Any = HighThroughputExecutor.validate_resource_spec  # which needs no executor
+    validate(None, dict(resources))
+    priority = resources["priority"]
+    if not isinstance(priority, (int, float)):
+        raise TypeError(
+            f"resource_specification: priority must be a number, not {priority!r}; "
+            "a real endpoint's interchange would end, and with it all tasks"
+        )
 
 
 def _check_workers(workers: int) -> None:

@@ -21,6 +21,7 @@ import types
 import uuid
 from collections.abc import Callable
 from multiprocessing.connection import Connection
+from typing import Any
 
 READY = b"ready"
 
@@ -86,12 +87,30 @@ def _import_execute_task() -> Callable[..., bytes]:
     gc.freeze()
     gc.enable()
 
-    # It logs the traceback of each failed task, which travels to the client anyway, where logging
-    # is not set up.
-    logging.getLogger("globus_compute_endpoint").addHandler(logging.NullHandler())
-    logging.getLogger("globus_compute_endpoint").propagate = False
+    # They log the traceback of each failed task and result, which travels to the client anyway,
+    # where logging is not set up.
+    for name in ("globus_compute_endpoint", "globus_compute_sdk"):
+        logging.getLogger(name).addHandler(logging.NullHandler())
+        logging.getLogger(name).propagate = False
 
     return execute_task  # type: ignore[no-any-return]
+
+
+def _give_commands_a_folder(run_dir: str) -> None:
+    """Have each ShellFunction run in a folder of its own, as with an engine's ``run_in_sandbox``.
+
+    Without that, it puts a warning into what its command says. Other tasks are spared the folder,
+    which takes longer than many a task.
+    """
+    from globus_compute_sdk import ShellFunction
+
+    stock = ShellFunction.execute_cmd_line
+
+    def execute_cmd_line(self: Any, command: str) -> Any:
+        os.environ["GC_TASK_SANDBOX_DIR"] = os.path.join(run_dir, os.environ["GC_TASK_UUID"])
+        return stock(self, command)
+
+    ShellFunction.execute_cmd_line = execute_cmd_line  # type: ignore[assignment, method-assign]
 
 
 def main(descriptor: int, run_dir: str) -> None:
@@ -118,6 +137,7 @@ def main(descriptor: int, run_dir: str) -> None:
     watch.start()
 
     execute_task = _import_execute_task()
+    _give_commands_a_folder(run_dir)
     connection.send_bytes(READY)
     while True:
         try:
