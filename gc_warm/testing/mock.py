@@ -7,15 +7,17 @@ a queue in place of AMQP. Batching, serialization, limits and errors are the SDK
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
 import queue
+import sys
 import threading
 import time
 import uuid
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import CancelledError, Future
 from concurrent.futures import wait as wait_for
 from dataclasses import asdict
 from types import TracebackType
@@ -27,12 +29,13 @@ from globus_compute_common import messagepack
 from globus_compute_sdk import Client, Executor
 from globus_compute_sdk.errors import SerializationError
 from globus_compute_sdk.sdk import executor as sdk_executor
-from globus_compute_sdk.sdk.batch import create_user_runtime
+from globus_compute_sdk.sdk.batch import Batch, create_user_runtime
 from globus_compute_sdk.sdk.utils.uuid_like import as_optional_uuid
 from pika import BasicProperties
 
 from gc_warm.local.runners import SpawnedRunner, SpawnedWorker
 from gc_warm.local.service import Service, ServiceError, TaskRunner
+from gc_warm.testing.next_step import explain_refusal, failure, holds_state
 from gc_warm.worker.ledger import describe
 
 log = logging.getLogger("gc_warm")
@@ -123,6 +126,11 @@ class MockClient(Client):
 
         self.service = Service()
         self.endpoint_id = self.service.add_endpoint(make_runner, endpoint_id)
+        self._spawns = config is None
+
+        self._lock = threading.Lock()  # of what follows, and of who watches which task group
+        self._executors: set[MockExecutor] = set()  # those that may still send tasks
+        self._group: uuid.UUID | None = None
 
         # so that its ids cannot pass for those of the real service
         client_options.setdefault("environment", "local")
@@ -140,6 +148,39 @@ class MockClient(Client):
         """
         runtime = asdict(create_user_runtime())
         return self.service.runner(self.endpoint_id, user_endpoint_config, runtime)
+
+    def batch_run(self, endpoint_id: uuid.UUID | str, batch: Batch) -> dict[str, Any]:
+        """Submit a batch as the SDK does, unless its executor has cancelled it meanwhile."""
+        executor = getattr(_submitter, "executor", None)
+        if executor is not None:
+            executor._begin_sending()
+        answer: dict[str, Any] = super().batch_run(endpoint_id, batch)
+        return answer
+
+    def _default_group(self) -> uuid.UUID:
+        """Return the group of all executors that were given none, a new one at first."""
+        with self._lock:
+            self._group = self._group or uuid.uuid4()
+            return self._group
+
+    def _join(self, executor: MockExecutor) -> None:
+        with self._lock:
+            self._executors.add(executor)
+
+    def _leave(self, executor: MockExecutor) -> None:
+        with self._lock:
+            self._executors.discard(executor)
+        for watcher in self._watchers():
+            watcher.wake()
+
+    def _watchers(self) -> list[_Watcher]:
+        """Return those who watch for results of this client."""
+        watchers = list(sdk_executor._RESULT_WATCHERS.values())
+        return [
+            watcher
+            for watcher in watchers
+            if isinstance(watcher, _Watcher) and watcher.client is self
+        ]
 
     def close(self) -> None:
         """End the workers. Idempotent."""
@@ -183,7 +224,8 @@ class MockExecutor(Executor):
         rate_limit: Keep the SDK's throttle, which delays more than 4 submissions in 16 s. Off by
             default: no service needs it here.
         user_endpoint_config: As for the SDK's executor.
-        task_group_id: Id of the group that the tasks belong to; a new one if None.
+        task_group_id: Id of the group that the tasks belong to; that of the client's other
+            executors if None.
         **options: Options of the SDK's executor, such as ``serializer``.
 
     Raises:
@@ -216,17 +258,27 @@ class MockExecutor(Executor):
                 "give this to MockClient"
             )
 
-        self._gate = threading.Lock()  # of submissions against shutdown
+        self._gate = threading.RLock()  # a signal's handler may submit, too; guards what follows
         self._closing = False
+        self._cancelled = False
+        self._ended = False  # nothing is sent any more
+        self._submitting: dict[object, int] = {}  # submissions under way, and their threads
+        self._unsent: set[Future[Any]] = set()
+        self._in_hand: Sequence[Any] = ()  # futures of the batch that is being sent
+
+        self._inside = threading.local()  # whether a thread is in a method of the SDK's
+        self._stateful: set[str] = set()  # ids of @warm functions
+        self._ending: threading.Thread | None = None
+
         self._own_client = client is None
         self._mock_client = client or MockClient(endpoint_id=endpoint_id, **client_options)
+        self._chooses_group = False  # not yet: the constructor has the SDK's own default
 
         try:
             self._mock_client.runner(user_endpoint_config)
             super().__init__(
                 endpoint_id=endpoint_id or self._mock_client.endpoint_id,
                 client=self._mock_client,
-                task_group_id=task_group_id or uuid.uuid4(),
                 user_endpoint_config=user_endpoint_config,
                 **options,
             )
@@ -234,6 +286,13 @@ class MockExecutor(Executor):
             self._close_client()
             raise
 
+        self._chooses_group = True
+        self._task_group_id = self._mock_client._group
+        self._shares_group = True
+        if task_group_id:
+            self.task_group_id = task_group_id
+
+        self._mock_client._join(self)
         if not rate_limit:
             self.api_burst_window_s = 0
 
@@ -246,15 +305,19 @@ class MockExecutor(Executor):
 
     @property
     def task_group_id(self) -> uuid.UUID | None:
-        """Id of the group that the executor's tasks belong to.
+        """Id of the group that the executor's tasks belong to; None before there is one.
 
-        Each executor has a group of its own, where the SDK's executors share that of the first.
+        Executors of one client share theirs by default, as those of a process do with the SDK. One
+        that is set is the default of those that are made later.
         """
         return self._task_group_id
 
     @task_group_id.setter
     def task_group_id(self, task_group_id: uuid.UUID | str | None) -> None:
         self._task_group_id = as_optional_uuid(task_group_id)
+        self._shares_group = False
+        if self._task_group_id and self._chooses_group:
+            self._mock_client._group = self._task_group_id
 
     @property
     def workers(self) -> tuple[SpawnedWorker, ...]:
@@ -280,30 +343,68 @@ class MockExecutor(Executor):
             cancel_futures: Cancel what has not been sent to the service yet.
         """
         # after an error, the SDK's own doing: what runs may still end
-        if threading.current_thread() is self._task_submitter:
+        if self._within_sdk():
             super().shutdown(wait, cancel_futures=cancel_futures)  # type: ignore[no-untyped-call]
             return
 
-        if wait and threading.current_thread() is sdk_executor._RESULT_WATCHERS.get(self._group):
+        if _interrupted():
+            wait = False
+            cancel_futures = True
+        if wait and threading.current_thread() in self._mock_client._watchers():
             raise RuntimeError(
                 "shutdown() in a callback of a future would wait for itself: "
                 "call shutdown(wait=False) there"
             )
 
-        watcher = None
         try:
-            self._send_all(cancel_futures)
+            self._refuse_submissions(cancel_futures)
             super().shutdown(wait, cancel_futures=cancel_futures)  # type: ignore[no-untyped-call]
-            self._task_submitter.join()
-
-            watcher = sdk_executor._RESULT_WATCHERS.get(self._group)
-            # the SDK does not wait for what its submitter was about to send
-            if wait and watcher is not None:
-                wait_for(watcher.get_open_futures(self).values())
+            if wait:
+                # the SDK does not wait for what its submitter was about to send
+                self._task_submitter.join()
+                self._wait_for_results()
+            else:
+                self._leave_results()
         finally:
-            self._close_client()  # whatever still runs fails, so that every future ends
-            if watcher is not None:
-                watcher.shutdown(wait=wait or self._own_client)
+            self._end(wait)
+
+    def register_function(
+        self, fn: Callable[..., Any], function_id: str | None = None, **options: Any
+    ) -> str:
+        """Register a function as the SDK's executor does.
+
+        Args:
+            fn: The function.
+            function_id: Its id, if it has been registered.
+            **options: Options of the SDK's `Client.register_function`.
+
+        Returns:
+            The function's id.
+        """
+        try:
+            with self._calling_sdk():
+                own_id = str(super().register_function(fn, function_id, **options))
+        except SerializationError as error:
+            explain_refusal(fn, error)
+            raise
+
+        if holds_state(fn):
+            self._stateful.add(own_id)
+        return own_id
+
+    def register_source_code(self, source: str, function_name: str, **options: Any) -> str:
+        """Register source code as the SDK's executor does.
+
+        Args:
+            source: The source code.
+            function_name: Name of the function in it to call.
+            **options: Options of the SDK's `Client.register_source_code`.
+
+        Returns:
+            The function's id.
+        """
+        with self._calling_sdk():
+            return str(super().register_source_code(source, function_name, **options))
 
     def submit_to_registered_function(
         self,
@@ -323,24 +424,126 @@ class MockExecutor(Executor):
 
         Raises:
             RuntimeError: The executor has been shut down.
+            ValueError: The executor has no ``endpoint_id``; it is shut down then.
         """
+        submission = object()
         with self._gate:
             if self._closing:
                 raise RuntimeError(f"{self!r} is shutdown; no new functions may be executed")
-            return super().submit_to_registered_function(function_id, args, kwargs)
+            self._submitting[submission] = threading.get_ident()
 
-    def _send_all(self, cancel_futures: bool) -> None:
-        """Refuse further tasks, and let the submitter empty its queue unless tasks are cancelled.
+        # no lock is held: the SDK may shut the executor down
+        try:
+            with self._calling_sdk():
+                future = super().submit_to_registered_function(function_id, args, kwargs)
+            self._keep(future)
+            return future
+        finally:
+            with self._gate:
+                self._submitting.pop(submission, None)
+
+    @contextlib.contextmanager
+    def _calling_sdk(self) -> Iterator[None]:
+        before = getattr(self._inside, "sdk", False)
+        self._inside.sdk = True
+        try:
+            yield
+        finally:
+            self._inside.sdk = before
+
+    def _within_sdk(self) -> bool:
+        """Return whether a method of the SDK's calls, which does so after an error."""
+        is_submitter = threading.current_thread() is self._task_submitter
+        return is_submitter or getattr(self._inside, "sdk", False)
+
+    def _keep(self, future: Any) -> None:
+        """Remember a future until its task is sent, and cancel it if nothing is sent any more."""
+        with self._gate:
+            if _SENT in future._metadata:
+                return
+            self._unsent.add(future)
+            ended = self._ended
+
+        if ended:
+            self._cancel_unsent()
+
+    def _refuse_submissions(self, cancel: bool) -> None:
+        """Refuse further tasks, and cancel those that wait, or let the submitter send them.
 
         The SDK's shutdown waits for the queue with a lock held that its submitter needs, for ever.
         """
+        own_thread = threading.get_ident()
         with self._gate:
             self._closing = True
-        if cancel_futures:
-            return
+            self._cancelled = self._cancelled or cancel
+            for submission, thread in list(self._submitting.items()):
+                if thread == own_thread:  # in a handler of a signal
+                    del self._submitting[submission]
+
+        while self._submitting:
+            time.sleep(_INTERVAL)
+        if cancel:
+            self._cancel_unsent()
 
         while self._task_submitter.is_alive() and not self._tasks_to_send.empty():
-            time.sleep(0.001)
+            if self._stopped:  # another shutdown has let it go, and its last word is there
+                return
+            time.sleep(_INTERVAL)
+
+    def _cancel_unsent(self) -> None:
+        """Cancel what has not been sent, also what the submitter has in hand."""
+        with contextlib.suppress(queue.Empty):
+            while True:
+                waiting = self._tasks_to_send.get(block=False)
+                if waiting[0] is None:  # the submitter's signal to end
+                    self._tasks_to_send.put(waiting)
+                    break
+                with self._gate:
+                    self._unsent.add(waiting[0])
+
+        with self._gate:
+            unsent = self._unsent
+            self._unsent = set()
+
+        for future in unsent - wait_for(unsent, timeout=0).done:
+            future.cancel()
+            future.set_running_or_notify_cancel()
+
+    def _open_futures(self) -> list[Future[Any]]:
+        return [
+            future
+            for watcher in self._mock_client._watchers()
+            for future in watcher.get_open_futures(self).values()
+        ]
+
+    def _wait_for_results(self) -> None:
+        wait_for(self._open_futures())
+
+    def _leave_results(self) -> None:
+        """Let the next executor reload the tasks that are under way, as after a restart."""
+        for watcher in self._mock_client._watchers():
+            if watcher.get_open_futures(self):
+                watcher.step_aside()
+
+    def _end(self, wait: bool) -> None:
+        """End the workers of the executor's own client, so that what still runs fails."""
+        if not self._own_client and not _interrupted():
+            return
+
+        with self._gate:
+            if self._ending is None:
+                # no daemon: a program ends with its workers
+                self._ending = threading.Thread(target=self._end_workers, name="gc_warm-shutdown")
+                self._ending.start()
+
+        if wait:
+            self._ending.join()
+            for watcher in self._mock_client._watchers():
+                watcher.shutdown()
+
+    def _end_workers(self) -> None:
+        self._mock_client.close()
+        self._wait_for_results()
 
     def __exit__(
         self,
@@ -351,26 +554,54 @@ class MockExecutor(Executor):
         # Ctrl-C means now, not after the tasks
         if kind is not None and not issubclass(kind, Exception):
             self.shutdown(wait=False, cancel_futures=True)
+            if self._ending is not None:
+                self._ending.join()
             return None
         return super().__exit__(kind, error, trace)
-
-    @property
-    def _group(self) -> uuid.UUID:
-        assert self._task_group_id is not None
-        return self._task_group_id
 
     def _close_client(self) -> None:
         if self._own_client:
             self._mock_client.close()
 
-    def _submit_tasks(self, *batch: Any) -> None:
+    def _task_submitter_impl(self) -> None:
+        _submitter.executor = self
         try:
+            super()._task_submitter_impl()
+        finally:
+            with self._gate:
+                self._ended = True
+            self._cancel_unsent()
+            self._mock_client._leave(self)
+
+    def _begin_sending(self) -> None:
+        """Let the batch in hand go to the service, from where no task comes back.
+
+        Raises:
+            CancelledError: The executor has cancelled it.
+        """
+        with self._gate:
+            if self._cancelled:
+                raise CancelledError
+            for future in self._in_hand:
+                future._metadata[_SENT] = True
+            self._unsent.difference_update(self._in_hand)
+
+    def _submit_tasks(self, *batch: Any) -> None:
+        futures, tasks = batch[-2:]
+        if self._cancelled:  # while they waited for the throttle
+            return
+
+        self._in_hand = futures
+        for future, task in zip(futures, tasks, strict=True):
+            future._metadata[_STATEFUL] = str(task.function_uuid) in self._stateful
+
+        try:
+            self._take_group(batch[0])
             super()._submit_tasks(*batch)  # type: ignore[no-untyped-call, unused-ignore]
         except Exception as error:
             # the futures show the error; the thread need not
             self._submitter_thread_exception_captured = True
 
-            futures, tasks = batch[-2:]
             for future, task in zip(futures, tasks, strict=True):
                 if not future.done():  # the SDK leaves it pending for ever
                     future.set_exception(self._explain(task, error))
@@ -396,70 +627,159 @@ class MockExecutor(Executor):
 
         return error
 
-    def _get_result_watcher(self) -> sdk_executor._ResultWatcher:
-        watcher = sdk_executor._RESULT_WATCHERS.get(self._group)
+    def _take_group(self, chosen: uuid.UUID | None) -> None:
+        """Have a task group, and make sure that results of it can be watched for.
+
+        Raises:
+            ValueError: The group belongs to another client.
+        """
+        if chosen is None and self._shares_group:
+            self._task_group_id = self._mock_client._default_group()
+
+        group = chosen or self._task_group_id
+        watcher = sdk_executor._RESULT_WATCHERS.get(group)  # type: ignore[arg-type]
         if watcher is not None and watcher.is_alive() and watcher.client is not self._mock_client:
             raise ValueError(
-                f"task group {self._group} belongs to another client: "
+                f"task group {group} belongs to another client: "
                 "pass that client, or another task group"
             )
 
-        if watcher is None or not watcher.is_alive():
-            watcher = _Watcher(self._group, self._mock_client)
-            watcher.start()
-        return watcher
+    def _get_result_watcher(self) -> sdk_executor._ResultWatcher:
+        self._take_group(self._task_group_id)
+        group = self._task_group_id
+        assert group is not None
+
+        with self._mock_client._lock:
+            watcher = sdk_executor._RESULT_WATCHERS.get(group)
+            if watcher is None or not watcher.is_alive():
+                watcher = _Watcher(group, self._mock_client)
+                watcher.start()
+            return watcher
 
 
 _CLIENT_OPTIONS = ("config", "on", "workers", "pythonpath", "env", "fresh_process_per_task")
+_INTERVAL = 0.001  # seconds between looks at what is still to be sent
+
+# in the metadata of a future: whether its task has gone to the service, and is that of a @warm
+# function
+_SENT = "gc_warm_sent"
+_STATEFUL = "gc_warm_stateful"
+
+_submitter = threading.local()  # in the thread of a submitter: its executor
+
+
+def _interrupted() -> bool:
+    """Return whether Ctrl-C has ended the program, which the SDK's threads still hold up."""
+    if threading.main_thread().is_alive() or hasattr(sys, "ps1"):  # a prompt has gone on since
+        return False
+    unhandled = getattr(sys, "last_type", None)
+    return isinstance(unhandled, type) and issubclass(unhandled, KeyboardInterrupt)
 
 
 class _Watcher(sdk_executor._ResultWatcher):
-    """The SDK's result watcher, fed by the service in this process and not by AMQP."""
+    """The SDK's result watcher, fed by the service in this process and not by AMQP.
+
+    It ends with the last executor of its client, but not before the last of its futures.
+    """
+
+    client: MockClient
 
     def __init__(self, task_group_id: uuid.UUID, client: MockClient) -> None:
         super().__init__(task_group_id, client)
         self.daemon = True
-        self._service = client.service
         self._inbox: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
+
+    def wake(self) -> None:
+        """Have the thread look again at whether there is anything left to do."""
+        self._inbox.put(None)
+
+    def step_aside(self) -> None:
+        """Be no longer the one who is found by the id of the group.
+
+        Under another id, the SDK still waits at the end of the program for what is watched here.
+        """
+        with self.client._lock:
+            if sdk_executor._RESULT_WATCHERS.get(self.task_group_id) is self:
+                del sdk_executor._RESULT_WATCHERS[self.task_group_id]
+                sdk_executor._RESULT_WATCHERS[uuid.uuid4()] = self
 
     def watch_for_task_results(self, executor: Executor, futures: list[Any]) -> int:
         """Watch for results as the SDK does, and look again at those that came before."""
         watched: int = super().watch_for_task_results(executor, futures)
-        self._inbox.put(None)
+        self.wake()
         return watched
 
     def run(self) -> None:
-        """Match results to futures until the watcher is stopped."""
+        """Match results to futures until there is nothing left to do."""
         self._thread_id = threading.get_ident()
-        unsubscribe = self._service.subscribe(str(self.task_group_id), self._inbox.put)
+        unsubscribe = self.client.service.subscribe(str(self.task_group_id), self._inbox.put)
 
-        try:
-            # the failures of tasks that were running at the end have still to be delivered
-            while not (self._time_to_stop and self._inbox.empty()):
-                try:
-                    self._take_in()
-                    self._match_results_to_futures()  # type: ignore[no-untyped-call]
-                except Exception:
-                    # a future that its owner cancelled, say: the others still want their results
-                    log.exception("a result could not be delivered")
-        finally:
+        while not self._retire(unsubscribe):
+            try:
+                self._take_in()
+                self._explain_failures()
+                self._match_results_to_futures()  # type: ignore[no-untyped-call]
+            except Exception:
+                # a future that its owner cancelled, say: the others still want their results
+                log.exception("a result could not be delivered")
+
+    def _retire(self, unsubscribe: Callable[[], None]) -> bool:
+        """Take the last step if no future is left, and nobody who might bring one."""
+        if self._open_futures or not self._inbox.empty():
+            return False
+
+        # An executor that is made after this finds no trace of this watcher. One that was made
+        # before keeps it, also while it waits for the answer to what it has sent.
+        with self.client._lock, self._new_futures_lock:
+            if self._open_futures or (self.client._executors and not self._closed):
+                return False
+            self._closed = True
+
             unsubscribe()
+            for key, watcher in list(sdk_executor._RESULT_WATCHERS.items()):
+                if watcher is self:
+                    del sdk_executor._RESULT_WATCHERS[key]
+            return True
 
     def _take_in(self) -> None:
-        try:
-            packed = self._inbox.get(timeout=_STOP_INTERVAL)
-        except queue.Empty:
-            return
-
+        packed = self._inbox.get()
         if packed is not None:
             result: Any = messagepack.unpack(packed)
             self._received_results[str(result.task_id)] = (BasicProperties(headers={}), result)
 
-    def _stop_ioloop(self) -> None:
-        self._time_to_stop = True
+    def _explain_failures(self) -> None:
+        """End the futures of tasks whose error asks for a next step."""
+        explained = []
+        with self._new_futures_lock:
+            for task_id in self._open_futures.keys() & self._received_results.keys():
+                _, result = self._received_results[task_id]
+                if not result.is_error:
+                    continue
 
+                stateful = self._open_futures[task_id]._metadata.get(_STATEFUL, False)
+                error = failure(result.data, spawned=self.client._spawns, stateful=stateful)
+                if error is not None:
+                    explained.append((self._open_futures.pop(task_id), error))
+                    del self._received_results[task_id]
 
-_STOP_INTERVAL = 0.05  # seconds between looks at whether to stop
+        for future, error in explained:
+            if not future.cancelled():
+                future.set_exception(error)
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        """End the watcher after the last of its futures, or at once if Ctrl-C ends the program.
+
+        Args:
+            wait: Wait for that.
+            cancel_futures: Means nothing here.
+        """
+        if _interrupted():
+            self.client.close()
+
+        self._closed = True
+        self.wake()
+        if wait and threading.current_thread() is not self:
+            self.join()
 
 
 class _InProcess(requests.adapters.BaseAdapter):

@@ -123,7 +123,7 @@ def client() -> Iterator[MockClient]:
 
 @pytest.fixture
 def executor(client: MockClient) -> Iterator[WarmExecutor]:
-    with WarmExecutor(MockExecutor(client=client)) as executor:
+    with WarmExecutor(MockExecutor(client=client, task_group_id=uuid.uuid4())) as executor:
         yield executor
 
 
@@ -426,7 +426,7 @@ def test_shutdown_waits_for_what_hangs_on_a_future(client: MockClient) -> None:
 
 
 def test_tasks_of_an_earlier_executor_have_their_records(client: MockClient) -> None:
-    with WarmExecutor(MockExecutor(client=client)) as executor:
+    with WarmExecutor(MockExecutor(client=client, task_group_id=uuid.uuid4())) as executor:
         executor.submit(functions.cluster_energy).result(120)
         group = executor.task_group_id
         (future,) = executor.reload_tasks()

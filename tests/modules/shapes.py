@@ -6,6 +6,7 @@ Which of them are warm is what the persistence table says.
 from __future__ import annotations
 
 import functools
+import sys
 from collections.abc import Callable
 
 from gc_warm import warm
@@ -18,6 +19,11 @@ def import_in_body() -> int:
 
     shapes.count += 1
     return shapes.count
+
+
+@warm
+def unsendable_state() -> list[object]:
+    return [sys._getframe()]
 
 
 def module_global() -> int:

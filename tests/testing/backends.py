@@ -34,6 +34,7 @@ engine:
   type: GlobusComputeEngine
   max_workers_per_node: {number}
   cores_per_worker: 0.01
+  run_in_sandbox: true
   address: 127.0.0.1
   heartbeat_period: 1
   heartbeat_threshold: 5

@@ -5,26 +5,32 @@ These are its own classes, and its habits are what a user meets.
 
 from __future__ import annotations
 
+import inspect
 import logging
 import os
 import re
 import threading
 import uuid
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from pathlib import Path
 from typing import Any
 
 import globus_sdk
 import pytest
 import tasks
-from globus_compute_sdk import Executor
-from globus_compute_sdk.errors import SerializationError, TaskExecutionFailed, TaskPending
+from globus_compute_sdk import Executor, MPIFunction, ShellFunction
+from globus_compute_sdk.errors import (
+    SerializationError,
+    TaskExecutionFailed,
+    TaskPending,
+)
 from globus_compute_sdk.sdk import executor as sdk_executor
+from globus_compute_sdk.sdk.batch import Batch
 from globus_compute_sdk.serialize import ComputeSerializer, DillDataBase64, JSONData
 
 from gc_warm import MockClient, MockExecutor, functions
-from tests.support import Clock, wait_until
+from tests.support import MODULES, Clock, wait_until
 
 # what does not depend on the backend
 spawned_only = pytest.mark.parametrize("client", ["spawned"], indirect=True)
@@ -76,9 +82,11 @@ class SerializedLate:
     """An argument that holds its own serialization, and those after it, until told to go on."""
 
     def __init__(self) -> None:
+        self.begun = threading.Event()
         self.go_on = threading.Event()
 
     def __reduce__(self) -> tuple[type, tuple[()]]:
+        self.begun.set()
         assert self.go_on.wait(120)
         return list, ()
 
@@ -342,10 +350,10 @@ def submitted(client: MockClient, task_group_id: uuid.UUID, path: Path) -> list[
 
 @spawned_only
 def test_second_executor_finds_the_results_of_the_first(client: MockClient) -> None:
-    with MockExecutor(client=client) as first:
+    with MockExecutor(client=client, task_group_id=uuid.uuid4()) as first:
         assert first.submit(tasks.same, 1).result() == 1
     with MockExecutor(client=client) as second:
-        assert [future.result() for future in second.reload_tasks(first.task_group_id)] == [1]
+        assert [future.result() for future in second.reload_tasks()] == [1]
 
 
 @pytest.mark.parametrize("already_ended", [False, True])
@@ -378,9 +386,9 @@ def states(client: MockClient, task_ids: list[str]) -> dict[str, dict[str, Any]]
 
 @spawned_only
 def test_task_that_two_executors_wait_for(client: MockClient, gate: Path) -> None:
-    first = MockExecutor(client=client)
+    first = MockExecutor(client=client, task_group_id=uuid.uuid4())
     future = first.submit(tasks.wait_for_file, str(gate))
-    wait_until(lambda: bool(future.task_id), "the task has been sent")
+    wait_until(lambda: bool(first._open_futures()), "the task has been sent")
     first.shutdown(wait=False)
     with MockExecutor(client=client, task_group_id=first.task_group_id) as second:
         (reloaded,) = second.reload_tasks()
@@ -454,12 +462,329 @@ def test_each_user_endpoint_configuration_has_workers_of_its_own() -> None:
 
 
 @spawned_only
-def test_task_group_of_the_sdk_is_left_alone(client: MockClient) -> None:
-    group = Executor._default_task_group_id
-    with MockExecutor(client=client) as first, MockExecutor(client=client) as second:
-        futures: list[Future[int]] = [
-            executor.submit(tasks.same, 1) for executor in (first, second)
+def test_executors_of_one_client_share_a_group(client: MockClient, gate: Path) -> None:
+    of_the_sdk = Executor._default_task_group_id
+    chosen = uuid.uuid4()
+    with MockExecutor(client=client, task_group_id=chosen), MockExecutor(client=client) as first:
+        assert first.task_group_id == chosen, "the last one that was set"
+        waiting = first.submit(tasks.wait_for_file, str(gate))
+        wait_until(lambda: bool(first._open_futures()), "the task has been sent")
+
+        with MockExecutor(client=client) as second:
+            assert second.task_group_id == chosen
+            first.shutdown(wait=False)
+            later = second.submit(tasks.same, 1)
+            gate.touch()
+            assert waiting.result(120) == str(gate), "its executor's end does not end it"
+            assert later.result(120) == 1, "nor does it starve the other's"
+            reloaded = {future.task_id for future in second.reload_tasks()}
+            assert reloaded == {waiting.task_id, later.task_id}
+    assert Executor._default_task_group_id == of_the_sdk
+
+
+def test_group_is_none_before_the_first_task() -> None:
+    with MockClient(workers=1, pythonpath=[MODULES]) as client:
+        with MockExecutor(client=client) as first, MockExecutor(client=client) as second:
+            assert first.task_group_id is None
+            with pytest.raises(ValueError, match="must specify a task_group_id"):
+                first.reload_tasks()
+            futures = [executor.submit(tasks.same, 1) for executor in (first, second)]
+            assert [future.result() for future in futures] == [1, 1]
+            assert first.task_group_id == second.task_group_id != None  # noqa: E711
+
+            first.task_group_id = None
+            assert first.submit(tasks.same, 2).result() == 2
+            assert first.task_group_id != second.task_group_id, "it asked for a new one"
+
+        with MockExecutor(workers=1) as other:
+            assert other.task_group_id is None, "another client has another"
+
+
+RESOURCES: list[tuple[dict[str, Any], str | None]] = [
+    ({}, None),
+    ({"priority": 2}, None),
+    ({"num_nodes": 2}, "InvalidResourceSpecification: .*{'num_nodes'}. .* of resources: priority$"),
+    ({"priority": 1, "cores": 3}, "InvalidResourceSpecification: .*{'cores'}. .*: priority$"),
+]
+
+
+@pytest.mark.parametrize(("specification", "message"), RESOURCES)
+def test_resources_that_the_engine_does_not_know(
+    client: MockClient, specification: dict[str, Any], message: str | None
+) -> None:
+    """An MPIFunction runs serially where it names no nodes, and not at all where it does."""
+    with MockExecutor(client=client, resource_specification=specification) as executor:
+        futures = [
+            executor.submit(MPIFunction("echo {word}", return_dict=True), word="hello"),
+            executor.submit(tasks.same, "hello\n"),
         ]
-        assert [future.result() for future in futures] == [1, 1]
-        assert first.task_group_id != second.task_group_id
-    assert Executor._default_task_group_id == group
+        for future in futures:
+            if message is None:
+                result = future.result(120)
+                assert (result["stdout"] if isinstance(result, dict) else result) == "hello\n"
+            else:
+                lines = remote_error(future.exception(120)).remote_data.splitlines()
+                assert (lines[0], lines[-1]) == ("+" * 68, "-" * 68)
+                assert re.search(f"^parsl.executors.errors.{message}", lines[-2])
+
+
+@spawned_only
+@pytest.mark.parametrize("priority", ["high", None])
+def test_priority_that_ends_a_real_interchange(client: MockClient, priority: Any) -> None:
+    with MockExecutor(client=client, resource_specification={"priority": priority}) as executor:
+        error = remote_error(executor.submit(tasks.same, 1).exception(120))
+        assert f"priority must be a number, not {priority!r}" in error.remote_data
+
+
+def test_shell_function_has_a_folder_and_a_clean_stderr(executor: MockExecutor) -> None:
+    command = ShellFunction("cat mine 2>/dev/null; echo {word} | tee mine; echo oops >&2; exit 3")
+    for word in ("first", "second"):
+        result: Any = executor.submit(command, word=word).result(120)
+        assert result.stdout == f"{word}\n", "it finds nothing of the task before"
+        assert (result.stderr, result.returncode) == ("oops\n", 3)
+
+
+def breaks_here() -> Any:
+    """Return what a worker can pickle, and nobody can unpickle."""
+
+    class Broken:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return int, ("x",)
+
+    return Broken()
+
+
+@spawned_only
+def test_result_that_the_client_cannot_read(client: MockClient) -> None:
+    with MockExecutor(client=client, task_group_id=uuid.uuid4()) as executor:
+        source = inspect.getsource(breaks_here).replace("Any", "object")
+        future = executor.submit_to_registered_function(
+            executor.register_source_code(source, "breaks_here")
+        )
+        assert "Malformed or unexpected data structure" in str(future.exception(120))
+        assert isinstance(future.exception().__cause__, ValueError)
+        (reloaded,) = executor.reload_tasks()
+        assert "Failed to set result or exception" in str(reloaded.exception(0))
+
+
+@spawned_only
+def test_without_endpoint_id_a_submission_ends_the_executor(client: MockClient, gate: Path) -> None:
+    executor = MockExecutor(client=client)
+    running = executor.submit(tasks.wait_for_file, str(gate))
+    wait_until(lambda: bool(executor._open_futures()), "the first task is submitted")
+    executor.endpoint_id = None
+    with pytest.raises(ValueError, match=r"No endpoint_id set\.  Did you forget"):
+        executor.submit(tasks.same, 1)
+    executor._task_submitter.join(120)
+    with pytest.raises(RuntimeError, match="is shutdown"):
+        executor.submit(tasks.same, 1)
+    gate.touch()
+    assert running.result(120) == str(gate), "what was submitted before still ends"
+    executor.shutdown()
+
+
+class Unsendable:
+    __name__ = "unsendable"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        raise TypeError("not this one")
+
+
+@spawned_only
+@pytest.mark.parametrize(
+    "register",
+    [
+        lambda executor: executor.register_function(Unsendable()),
+        lambda executor: executor.submit(Unsendable()),
+        lambda executor: executor.register_source_code(f"{1:>{TEXT_LIMIT}}", object()),
+    ],
+    ids=["function", "submission", "source"],
+)
+def test_failed_registration_ends_the_executor(
+    client: MockClient, register: Callable[[MockExecutor], None]
+) -> None:
+    executor = MockExecutor(client=client)
+    with pytest.raises((SerializationError, TypeError)):
+        register(executor)
+    executor._task_submitter.join(120)
+    with pytest.raises(RuntimeError, match="is shutdown; refusing to register function"):
+        executor.register_function(tasks.same)
+    with pytest.raises(RuntimeError, match="is shutdown; refusing to register function"):
+        executor.register_source_code("def one(): return 1", "one")
+
+
+@spawned_only
+def test_function_is_registered_once(
+    executor: MockExecutor, caplog: pytest.LogCaptureFixture
+) -> None:
+    function_id = executor.register_function(tasks.same)
+    assert executor.register_function(tasks.same, function_id=function_id) == function_id
+    assert "already registered" in caplog.text
+    for options in ({}, {"function_id": str(uuid.uuid4())}):
+        with pytest.raises(ValueError, match=f"already registered as function id: {function_id}"):
+            executor.register_function(tasks.same, **options)
+    assert executor.submit(tasks.same, 1).result() == 1
+
+
+@spawned_only
+def test_cancelled_shutdown_does_not_wait_for_a_slow_argument(client: MockClient) -> None:
+    late = SerializedLate()
+    executor = MockExecutor(client=client)
+    cancelled: list[bool] = []
+    futures = [executor.submit(tasks.same, value) for value in (late, 1, 2)]
+    for future in futures:
+        future.add_done_callback(lambda done: cancelled.append(done.cancelled()))
+    wait_until(late.begun.is_set, "the first is being serialized")
+    executor.shutdown(wait=False, cancel_futures=True)
+    assert wait(futures, 0).not_done == set()
+    assert cancelled == [True] * 3
+    late.go_on.set()
+    executor._task_submitter.join(120)
+    assert executor.task_count_submitted == 0
+
+
+class HeldClock(Clock):
+    """A clock whose sleepers sleep until they are told to go on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sleeps = threading.Event()
+        self.go_on = threading.Event()
+
+    def sleep(self, _seconds: float) -> None:
+        self.sleeps.set()
+        assert self.go_on.wait(120)
+
+
+@spawned_only
+def test_cancelled_shutdown_does_not_wait_for_the_throttle(
+    client: MockClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = HeldClock()
+    monkeypatch.setattr(sdk_executor, "time", clock)
+    executor = MockExecutor(client=client, rate_limit=True, api_burst_limit=2)
+    assert [executor.submit(tasks.same, number).result(120) for number in range(2)] == [0, 1]
+    throttled = executor.submit(tasks.same, 1)
+    wait_until(clock.sleeps.is_set, "the throttle is on")
+    queued = executor.submit(tasks.same, 2)
+    executor.shutdown(wait=False, cancel_futures=True)
+    assert throttled.cancelled()
+    assert queued.cancelled()
+    clock.go_on.set()
+    executor._task_submitter.join(120)
+    assert executor.task_count_submitted == 2
+
+
+@spawned_only
+def test_specification_counts_as_it_was_at_the_submission(executor: MockExecutor) -> None:
+    late = SerializedLate()
+    specification = {"priority": 1}
+    executor.resource_specification = specification
+    first = executor.submit(tasks.same, late)
+    second = executor.submit(tasks.same, 1)
+    specification["num_nodes"] = 2
+    late.go_on.set()
+    assert (first.result(120), second.result(120)) == ([], 1)
+
+
+@spawned_only
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("resource_specification", "2 nodes"),
+        ("resource_specification", {"nodes": object()}),
+        ("user_endpoint_config", ["nodes"]),
+        ("user_endpoint_config", {"nodes": object()}),
+        ("serializer", "dill"),
+    ],
+)
+def test_attribute_of_a_wrong_type(executor: MockExecutor, name: str, value: Any) -> None:
+    before = getattr(executor, name)
+    with pytest.raises(TypeError):
+        setattr(executor, name, value)
+    assert getattr(executor, name) is before
+    setattr(executor, name, before)
+
+
+@spawned_only
+def test_batches_are_no_larger_than_asked_for(
+    client: MockClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes = []
+    stock = client.batch_run
+
+    def batch_run(endpoint_id: uuid.UUID, batch: Batch) -> dict[str, Any]:
+        sizes.append(len(batch))
+        return stock(endpoint_id, batch)
+
+    monkeypatch.setattr(client, "batch_run", batch_run)
+    late = SerializedLate()
+    with MockExecutor(client=client, batch_size=3) as executor:
+        futures = [executor.submit(tasks.same, value) for value in [late, *range(10)]]
+        late.go_on.set()
+        assert [future.result(120) for future in futures[1:]] == list(range(10))
+    assert max(sizes) <= 3
+    assert sum(sizes) == 11
+
+
+@spawned_only
+def test_future_says_where_its_task_went(executor: MockExecutor) -> None:
+    groups = [uuid.uuid4(), uuid.uuid4()]
+    futures: list[Any] = []
+    for group in [*groups, groups[0]]:
+        executor.task_group_id = group
+        futures.append(executor.submit(tasks.same, 1))
+        assert futures[-1].result(120) == 1
+    told = [future._metadata["task_group_uuid"] for future in futures]
+    assert told == [*groups, groups[0]]
+    assert {future._metadata["endpoint_uuid"] for future in futures} == {executor.endpoint_id}
+    watched = [watcher.task_group_id for watcher in executor._mock_client._watchers()]
+    assert sorted(watched) == sorted(groups), "one watcher a group"
+
+
+@spawned_only
+def test_reload_leaves_out_what_is_watched_already(
+    client: MockClient, gate: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with MockExecutor(client=client, task_group_id=uuid.uuid4(), batch_size=2) as executor:
+        ended = [executor.submit(tasks.same, number) for number in range(5)]
+        assert [future.result(120) for future in ended] == list(range(5))
+        waiting = executor.submit(tasks.wait_for_file, str(gate))
+        wait_until(lambda: bool(executor._open_futures()), "the task has been sent")
+        reloaded = {future.task_id: future.result(0) for future in executor.reload_tasks()}
+        assert reloaded == {future.task_id: future.result() for future in ended}
+
+        group = uuid.uuid4()
+        executor.task_group_id = group
+        lone = executor.submit(tasks.wait_for_file, str(gate))
+        wait_until(lambda: len(executor._open_futures()) == 2, "the task has been sent")
+        assert list(executor.reload_tasks(group)) == []
+        assert f"Received no tasks for Task Group ID: {group}" in caplog.text
+        gate.touch()
+        assert (waiting.result(120), lone.result(120)) == (str(gate), str(gate))
+
+
+@spawned_only
+def test_shutdown_in_a_submission_of_another_thread(client: MockClient) -> None:
+    """As when two threads find out at the same time that there is no endpoint id."""
+    executor = MockExecutor(client=client)
+    executor.register_function(tasks.same)
+    executor.endpoint_id = None
+    errors: list[type[Exception]] = []
+    ready = threading.Barrier(4)
+
+    def submit() -> None:
+        ready.wait()
+        try:
+            executor.submit(tasks.same, 1)
+        except (ValueError, RuntimeError) as error:
+            errors.append(type(error))
+
+    threads = [threading.Thread(target=submit, daemon=True) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(120)
+    assert ValueError in errors
+    assert len(errors) == 4
+    executor.shutdown()

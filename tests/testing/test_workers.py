@@ -339,10 +339,12 @@ def test_client_that_is_ended_by_a_signal_takes_its_workers_along(
     assert path.read_text() == "loaded\ntorn down after 1\n"
 
 
-def test_client_that_forgets_to_shut_down_ends() -> None:
+def test_client_that_forgets_to_shut_down_ends_after_its_tasks() -> None:
     script = (
-        "import gc_warm, gc_warm.functions as f; "
-        "print(gc_warm.MockExecutor(workers=1).submit(f.count).result())"
+        "import sys, gc_warm, gc_warm.functions as f\n"
+        "future = gc_warm.MockExecutor(workers=1).submit(f.count)\n"
+        "future.add_done_callback(lambda _: print(future.result()))\n"
+        "sys.exit()"
     )
     run = subprocess.run(
         [sys.executable, "-c", script],
