@@ -20,6 +20,8 @@ from globus_compute_sdk.errors import SerializationError, TaskExecutionFailed
 class ExplainedFailure(TaskExecutionFailed):
     """The SDK's error of a task, with one more line: the cause, and what to do.
 
+    It goes by the SDK's name, which a user meets on a real endpoint.
+
     Attributes:
         next_step: That line.
     """
@@ -32,7 +34,16 @@ class ExplainedFailure(TaskExecutionFailed):
         return f"{super().__str__().rstrip()}\n\ngc_warm: {self.next_step}"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self.remote_data, self.completion_t, self.next_step)
+        return _explained, (self.remote_data, self.completion_t, self.next_step)
+
+
+ExplainedFailure.__module__ = TaskExecutionFailed.__module__
+ExplainedFailure.__name__ = ExplainedFailure.__qualname__ = TaskExecutionFailed.__name__
+
+
+def _explained(remote_data: str, completion_t: str | None, next_step: str) -> ExplainedFailure:
+    """Return an error that was pickled."""
+    return ExplainedFailure(remote_data, completion_t, next_step)
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,8 @@ def resident() -> int:
     Source: ``/proc/self/statm``, second field, see proc(5).
     """
     try:
-        with open("/proc/self/statm", encoding="ascii") as file:
+        # as bytes: to decode text, Python may have to import a codec, which a forked child must not
+        with open("/proc/self/statm", "rb") as file:
             return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     except OSError:
         return 0

@@ -162,8 +162,8 @@ def _file_of(module: str) -> str | None:
 def _older_than_this_process(path: str) -> bool:
     try:
         status = os.stat(path)
-        with open("/proc/self/stat") as file:
-            fields = file.read().rpartition(")")[2].split()
+        with open("/proc/self/stat", "rb") as file:
+            fields = file.read().rpartition(b")")[2].split()
     except OSError:
         return False
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import stat
 import threading
+import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -206,11 +207,14 @@ def test_version_of_a_record_comes_first(tmp_path: Path, caplog: pytest.LogCaptu
     assert "1 lines are of another version" in caplog.text
 
 
-def test_call_of_another_version_says_so(executor: WarmExecutor) -> None:
+def test_call_of_another_version_says_so(client: MockClient) -> None:
     sent = {"gc_warm_record": json.dumps({"version": 99}), "result": 5}
-    function = executor.client.register_function(tasks.same)
-    executor.executor.submit_to_registered_function(function, (sent,)).result(120)
-    (future,) = [future for future in executor.reload_tasks() if future.result(120) == 5]
+    function = client.register_function(tasks.same)
+    inner = MockExecutor(client=client, task_group_id=uuid.uuid4())
+    with WarmExecutor(inner) as executor:
+        inner.submit_to_registered_function(function, (sent,)).result(120)
+        (future,) = executor.reload_tasks()
+        assert future.result(120) == 5
     assert str(future.warmth) == "unknown (came with a record of version 99)"
 
 

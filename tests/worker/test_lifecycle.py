@@ -482,6 +482,26 @@ def test_fork_while_another_thread_imports(script: Script) -> None:
     assert (status, said) == (0, ["open a", "child: has a", "child ended 0", "close a"])
 
 
+def test_load_in_a_forked_child_imports_nothing(script: Script) -> None:
+    """Neither its first load nor one that evicts; codecs that decode text are modules, too."""
+    status, said, _ = script("""
+        @warm(maxsize=1)
+        def table(key):
+            yield key
+
+        before = set(sys.modules)
+        child = os.fork()
+        if child:
+            wait_for(child)
+        else:
+            for key in range(3):
+                table(key)
+            table.clear()
+            say("imported", *sorted(set(sys.modules) - before))
+    """)
+    assert (status, said) == (0, ["child: imported", "child ended 0"])
+
+
 @pytest.mark.parametrize(
     ("leasing", "in_child"),
     [("other", "other thread's lease is over"), ("forking", "own lease holds")],
