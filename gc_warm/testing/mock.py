@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import math
 import os
 import queue
 import sys
@@ -20,6 +21,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError, Future
 from concurrent.futures import wait as wait_for
 from dataclasses import asdict
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
@@ -33,6 +35,7 @@ from globus_compute_sdk.sdk.batch import Batch, create_user_runtime
 from globus_compute_sdk.sdk.utils.uuid_like import as_optional_uuid
 from pika import BasicProperties
 
+from gc_warm.local.failed_preloads import FailedPreloads
 from gc_warm.local.runners import SpawnedRunner, SpawnedWorker
 from gc_warm.local.service import Service, ServiceError, TaskRunner
 from gc_warm.testing.next_step import explain_refusal, failure, holds_state
@@ -44,6 +47,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 if TYPE_CHECKING:
+    from gc_warm.local.engine import EngineRunner
 
     class _TaskFuture(Future[T]):
         """The SDK's ComputeFuture, which is not generic."""
@@ -108,6 +112,10 @@ class MockClient(Client):
         if on is not None and config is None:
             raise TypeError(f"on={on!r} says where to run a config: give config=, too")
 
+        self._engines: list[EngineRunner] = []
+        self._failed_preloads: dict[str, FailedPreloads] = {}
+        self._looked_at = -math.inf
+
         def make_runner(
             user_endpoint_config: Mapping[str, Any], _runtime: Mapping[str, Any]
         ) -> TaskRunner:
@@ -115,7 +123,9 @@ class MockClient(Client):
                 # with Parsl, which takes as long to import as all the rest
                 from gc_warm.local.engine import EngineRunner
 
-                return EngineRunner(config, user_endpoint_config, on)
+                runner = EngineRunner(config, user_endpoint_config, on)
+                self._engines.append(runner)
+                return runner
 
             return SpawnedRunner(
                 workers=2 if workers is None else workers,
@@ -182,8 +192,28 @@ class MockClient(Client):
             if isinstance(watcher, _Watcher) and watcher.client is self
         ]
 
+    def _tell_failed_preloads(self) -> None:
+        """Log which preloads have failed on the workers of engines, which keep it to themselves."""
+        for runner in self._engines:
+            engine = runner._engine
+            if engine is None:
+                continue
+
+            folder = engine._folder
+            failed = self._failed_preloads.setdefault(folder, FailedPreloads(Path(folder)))
+            with contextlib.suppress(OSError):  # the folder is just being removed
+                for line in failed.news():
+                    log.warning("%s", line)
+
+    def _look_at_preloads(self) -> None:
+        """Do so now and then, since a worker's preload is over when a result of it comes."""
+        if self._engines and time.monotonic() > self._looked_at + _PRELOAD_INTERVAL:
+            self._looked_at = time.monotonic()
+            self._tell_failed_preloads()
+
     def close(self) -> None:
         """End the workers. Idempotent."""
+        self._tell_failed_preloads()
         self.service.close()
 
     def __enter__(self) -> MockClient:
@@ -659,6 +689,7 @@ class MockExecutor(Executor):
 
 _CLIENT_OPTIONS = ("config", "on", "workers", "pythonpath", "env", "fresh_process_per_task")
 _INTERVAL = 0.001  # seconds between looks at what is still to be sent
+_PRELOAD_INTERVAL = 1.0  # seconds between looks at the logs of an engine's workers
 
 # in the metadata of a future: whether its task has gone to the service, and is that of a @warm
 # function
@@ -744,6 +775,7 @@ class _Watcher(sdk_executor._ResultWatcher):
     def _take_in(self) -> None:
         packed = self._inbox.get()
         if packed is not None:
+            self.client._look_at_preloads()
             result: Any = messagepack.unpack(packed)
             self._received_results[str(result.task_id)] = (BasicProperties(headers={}), result)
 
