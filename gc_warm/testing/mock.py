@@ -120,12 +120,7 @@ class MockClient(Client):
             user_endpoint_config: Mapping[str, Any], _runtime: Mapping[str, Any]
         ) -> TaskRunner:
             if config is not None:
-                # with Parsl, which takes as long to import as all the rest
-                from gc_warm.local.engine import EngineRunner
-
-                runner = EngineRunner(config, user_endpoint_config, on)
-                self._engines.append(runner)
-                return runner
+                return self._start_engine(config, user_endpoint_config, on)
 
             return SpawnedRunner(
                 workers=2 if workers is None else workers,
@@ -158,6 +153,16 @@ class MockClient(Client):
         """
         runtime = asdict(create_user_runtime())
         return self.service.runner(self.endpoint_id, user_endpoint_config, runtime)
+
+    def _start_engine(
+        self, config: str | os.PathLike[str], options: Mapping[str, Any], on: str | None
+    ) -> EngineRunner:
+        # with Parsl, which takes as long to import as all the rest
+        from gc_warm.local.engine import EngineRunner
+
+        runner = EngineRunner(config, options, on)
+        self._engines.append(runner)
+        return runner
 
     def batch_run(self, endpoint_id: uuid.UUID | str, batch: Batch) -> dict[str, Any]:
         """Submit a batch as the SDK does, unless its executor has cancelled it meanwhile."""

@@ -20,8 +20,6 @@ from globus_compute_sdk.errors import SerializationError, TaskExecutionFailed
 class ExplainedFailure(TaskExecutionFailed):
     """The SDK's error of a task, with one more line: the cause, and what to do.
 
-    It goes by the SDK's name, which a user meets on a real endpoint.
-
     Attributes:
         next_step: That line.
     """
@@ -34,15 +32,16 @@ class ExplainedFailure(TaskExecutionFailed):
         return f"{super().__str__().rstrip()}\n\ngc_warm: {self.next_step}"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _explained, (self.remote_data, self.completion_t, self.next_step)
+        return _rebuild, (self.remote_data, self.completion_t, self.next_step)
 
 
+# a traceback reads as with a real endpoint
 ExplainedFailure.__module__ = TaskExecutionFailed.__module__
-ExplainedFailure.__name__ = ExplainedFailure.__qualname__ = TaskExecutionFailed.__name__
+ExplainedFailure.__qualname__ = TaskExecutionFailed.__qualname__
 
 
-def _explained(remote_data: str, completion_t: str | None, next_step: str) -> ExplainedFailure:
-    """Return an error that was pickled."""
+def _rebuild(remote_data: str, completion_t: str, next_step: str) -> ExplainedFailure:
+    """Return the error that was pickled, whose class is not found by its name."""
     return ExplainedFailure(remote_data, completion_t, next_step)
 
 
