@@ -29,7 +29,6 @@ import globus_sdk
 from globus_compute_sdk import Executor
 from globus_compute_sdk.sdk.asynchronous.compute_future import ComputeFuture
 from globus_compute_sdk.serialize import ComputeSerializer
-from globus_compute_sdk.serialize.facade import validate_strategylike
 
 from gc_warm.client.report import Report
 from gc_warm.client.warm_up import WarmUp, WarmUpRun
@@ -357,9 +356,9 @@ class WarmExecutor(Executor):
 
     def _can_carry_records(self) -> bool:
         """Return whether results may travel as data; functions alone would be refused as such."""
-        strategies = list(self.executor.result_serializers or ())
-        types = [validate_strategylike(strategy).type_ for strategy in strategies]
-        return not types or any(not strategy.for_code for strategy in types)
+        # what the SDK goes by, too: an iterable that was given to it may be at its end
+        strategies = self.executor._validated_result_serializers
+        return not strategies or any(not strategy.type_.for_code for strategy in strategies)
 
     def _id_of(self, template: str, function: Callable[..., Any]) -> str:
         """Return the id of a function's carrier, which is registered when it is first needed."""
@@ -530,6 +529,7 @@ class WarmExecutor(Executor):
 _SET_BY_THE_SDK = (
     "_function_registry",
     "_stopped",
+    "_validated_result_serializers",
     "api_burst_limit",
     "api_burst_window_s",
     "batch_size",

@@ -66,14 +66,19 @@ def counts(modules: Iterable[str]) -> dict[str, Counts]:
         modules: Names of modules; those that have not been imported are passed over.
 
     Returns:
-        The counts, by ``module.function``. What a module has from another one is not in them.
+        The counts, by ``module.function``: by the first name that the module has for it, since a
+        function may have another one of its own, or none. What a module has from another one is not
+        in them.
     """
     found = {}
-    for name in modules:
-        for value in list(getattr(sys.modules.get(name), "__dict__", {}).values()):
-            if type(value) is _CacheType and value.__module__ == name:
+    for module in modules:
+        seen: set[int] = set()
+        for name, value in list(getattr(sys.modules.get(module), "__dict__", {}).items()):
+            is_own = type(value) is _CacheType and value.__module__ == module
+            if is_own and id(value) not in seen:
+                seen.add(id(value))
                 info = value.cache_info()
-                found[f"{name}.{value.__name__}"] = Counts(value, info.hits, info.misses)
+                found[f"{module}.{name}"] = Counts(value, info.hits, info.misses)
     return found
 
 
@@ -91,9 +96,10 @@ def changes(before: dict[str, Counts], after: dict[str, Counts]) -> dict[str, tu
     for name, now in after.items():
         then = before.get(name)
         # of a module that was imported anew, or a cache that was cleared, all are new
-        if then is None or then.function is not now.function or now.misses < then.misses:
+        is_same = then is not None and then.function is now.function
+        if then is None or not is_same or now.hits < then.hits or now.misses < then.misses:
             then = Counts(now.function, 0, 0)
 
         if (now.hits, now.misses) != (then.hits, then.misses):
-            changed[name] = (max(now.hits - then.hits, 0), now.misses - then.misses)
+            changed[name] = (now.hits - then.hits, now.misses - then.misses)
     return changed

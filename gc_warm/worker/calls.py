@@ -7,18 +7,22 @@ needs no longer for it than for a word.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import json
+import logging
 import os
 import sys
 import time
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, Protocol
 
 from gc_warm.worker import caches, ledger, lifecycle, module_versions
+
+log = logging.getLogger("gc_warm")
 
 VERSION = 2
 """The version of a record's form. Version 1 had no such number."""
@@ -84,20 +88,36 @@ def recorded(
 
     Returns:
         A dictionary of the record and the result. Functions travel another way than data, so a
-        result that can be called is in it as text; or alone, if that serializer cannot write it.
+        result that can be called is in it as text; or alone, if that serializer cannot write it. A
+        result is also alone if there is no record of the call, for whatever reason.
     """
     recording = Recording()
     to_call = serializer.deserialize(function)
     with recording.of(to_call):
         result = to_call(*args, **kwargs)
 
+    record = ""
+    with _unharmed():
+        record = json.dumps(recording.record())
+    if not record:
+        return result
     if not callable(result):
-        return {RECORD: json.dumps(recording.record()), RESULT: result}
+        return {RECORD: record, RESULT: result}
+
     try:
         code = serializer.serialize(result)
     except Exception:  # the endpoint may know another way, or will say what is wrong
         return result
-    return {RECORD: json.dumps(recording.record()), CODE: code}
+    return {RECORD: record, CODE: code}
+
+
+@contextlib.contextmanager
+def _unharmed() -> Iterator[None]:
+    """Log an error of the bookkeeping, which looks at modules of the user's: the call goes on."""
+    try:
+        yield
+    except Exception:
+        log.warning("a call could not be recorded in full", exc_info=True)
 
 
 class Recording:
@@ -117,6 +137,7 @@ class Recording:
         self._imported = frozenset(sys.modules)
         self._modules: set[str] = set()
         self._with_caches: frozenset[str] = frozenset()
+        self._cached: dict[str, caches.Counts] = {}
         self._is_alone = True
 
     def of(self, function: Callable[..., Any]) -> Recording:
@@ -130,22 +151,24 @@ class Recording:
         Returns:
             This recording.
         """
-        function = getattr(function, "__func__", function)  # of a method
-        name = getattr(function, "__module__", None) or ""
-        if _named(name, getattr(function, "__qualname__", "")) is function:
-            module_versions.note_imported(name, now=name not in self._imported)
-            self._modules.add(name)
+        with _unharmed():
+            function = getattr(function, "__func__", function)  # of a method
+            name = getattr(function, "__module__", None) or ""
+            if _named(name, getattr(function, "__qualname__", "")) is function:
+                module_versions.note_imported(name, now=name not in self._imported)
+                self._modules.add(name)
 
-        self._with_caches = caches.modules_of(function) | self._modules
+            self._with_caches = caches.modules_of(function) | self._modules
         return self
 
     def __enter__(self) -> Recording:
-        for other in list(_running):
+        _running.add(self)  # first, so that of two that begin at once, one sees the other
+        for other in list(_running - {self}):
             other._is_alone = False
             self._is_alone = False
-        _running.add(self)
 
-        self._cached = caches.counts(self._with_caches)
+        with _unharmed():
+            self._cached = caches.counts(self._with_caches)
         self._mark = ledger.mark()
         self._uses = ledger.uses()
         self._at = time.time()

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import stat
+import sys
 import threading
+import types
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import cached
 import history
@@ -63,7 +65,8 @@ def test_a_function_that_comes_back_can_be_called(executor: WarmExecutor) -> Non
 
 @pytest.mark.parametrize("strategies", [[DillCode()], [JSONData(), DillCode()]])
 def test_functions_by_a_strategy_for_code(client: MockClient, strategies: list[Any]) -> None:
-    with WarmExecutor(MockExecutor(client=client, result_serializers=strategies)) as executor:
+    given = iter(strategies)  # the SDK takes any iterable, and looks at it once
+    with WarmExecutor(MockExecutor(client=client, result_serializers=given)) as executor:
         future = executor.submit(odd_results.make, "lambda")
         assert future.result(120)(2) == 3
     has_record = future.warmth.worker is not None
@@ -235,6 +238,52 @@ def test_lru_cache_counts(executor: WarmExecutor) -> None:
         assert states[1:] == ["warm", FIRST, FIRST, "warm"]
     executor.serializer = ComputeSerializer()
     assert states[0] == "warm", "the second function finds what the first has left"
+
+
+def test_lru_cache_by_any_name() -> None:
+    """One without a name, two of the same name, and one with a second name in the module."""
+
+    def changes(call: Callable[[], object]) -> Any:
+        with Recording().of(cached.use) as recording:
+            call()
+        return recording.record()["cached"]
+
+    cached.longer_table.cache_clear()
+    cached.table.cache_clear()
+    assert changes(lambda: cached.doubled(3)) == {"cached.doubled": (0, 1)}
+    assert changes(lambda: [cached.longer_table("a") for _ in range(3)]) == {
+        "cached.longer_table": (2, 1)
+    }
+
+    def clear() -> None:
+        cached.longer_table.cache_clear()
+        cached.use("a")
+        cached.longer_table("b")
+
+    assert changes(clear) == {"cached.table": (0, 1), "cached.longer_table": (0, 1)}
+
+
+def test_what_cannot_be_recorded_costs_no_result(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Of a function from a module that raises when it is asked for anything, say."""
+
+    def is_asked(name: str) -> NoReturn:
+        raise LookupError(name)
+
+    module: Any = types.ModuleType("lazy_module")
+    module.__getattr__ = is_asked
+    monkeypatch.setitem(sys.modules, "lazy_module", module)
+
+    function: Any = types.FunctionType(tasks.same.__code__, {})
+    function.__module__ = "lazy_module"
+    serializer: Any = types.SimpleNamespace(deserialize=lambda _: function)
+    assert calls.recorded(serializer, "", (5,), {})[calls.RESULT] == 5
+    assert "LookupError: same" in caplog.text
+
+    monkeypatch.setattr(Recording, "record", None)
+    assert calls.recorded(serializer, "", (5,), {}) == 5
+    assert "a call could not be recorded in full" in caplog.text
 
 
 def test_lru_cache_in_two_threads_is_unknown(tmp_path: Path) -> None:

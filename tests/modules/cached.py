@@ -15,6 +15,18 @@ def use(name: str) -> str:
     return table(name)[0]
 
 
+class _Doubler:
+    def __call__(self, number: int) -> int:
+        return 2 * number
+
+
+# has no name of its own
+doubled = functools.lru_cache(_Doubler())
+
+# the name that this has is that of another one
+longer_table = functools.lru_cache(maxsize=9)(table.__wrapped__)
+
+
 @functools.cache
 def slow_table(name: str, begun: str, gate: str) -> list[str]:
     from tasks import wait_for_file
