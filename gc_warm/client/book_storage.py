@@ -19,6 +19,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
 
+from gc_warm.client.links import refuse_foreign_links
 from gc_warm.exceptions import BookError
 
 log = logging.getLogger("gc_warm")
@@ -29,7 +30,6 @@ version: 1
 functions:
 """
 _SAY_WAITING = 1.0  # seconds of waiting for another process, after which it is said
-_MOST_LINKS = 40  # on a path, beyond which the kernel refuses to open it
 _RETRY_INTERVAL = 0.02  # seconds between two attempts to get the lock
 
 
@@ -187,7 +187,10 @@ class LockedFile:
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        _refuse_foreign_links(path)
+        try:
+            refuse_foreign_links(path)
+        except OSError as error:
+            raise BookError(f"{error}; nothing has been sent") from error
         self.path = Path(os.path.realpath(path))
 
     def __enter__(self) -> LockedFile:
@@ -282,37 +285,6 @@ class LockedFile:
             raise BookError(
                 f"{self.path} cannot be written ({error.strerror}); nothing more has been sent"
             ) from error
-
-
-def _refuse_foreign_links(path: str | os.PathLike[str]) -> None:
-    """Refuse a path on which another user has put a link, in a folder where everybody can.
-
-    Whoever follows such a link writes where the other user wants it. Links of root are the
-    system's.
-
-    Raises:
-        BookError: There is such a link. The text names it.
-    """
-    place = Path("/")
-    parts = list(Path.cwd().joinpath(path).parts)[::-1]
-    followed = 0
-    while parts and followed < _MOST_LINKS:
-        part = parts.pop()
-        here = place.parent if part == ".." else place / part
-        if not here.is_symlink():
-            place = here
-            continue
-
-        owner = os.lstat(here).st_uid
-        is_foreign = owner not in (0, os.geteuid())
-        if is_foreign and os.stat(place).st_mode & stat.S_IWOTH:
-            raise BookError(
-                f"{here} is a symbolic link of another user (uid {owner}) in a folder where "
-                "everybody can write, and is not followed; nothing has been sent: name the file "
-                "that you mean, or a folder of your own"
-            )
-        followed += 1
-        parts += list(Path(os.readlink(here)).parts)[::-1]
 
 
 def _write(descriptor: int, text: str) -> None:

@@ -30,6 +30,7 @@ from globus_compute_sdk import Executor
 from globus_compute_sdk.sdk.asynchronous.compute_future import ComputeFuture
 from globus_compute_sdk.serialize import ComputeSerializer
 
+from gc_warm.client.links import refuse_foreign_links
 from gc_warm.client.report import Report
 from gc_warm.client.warm_up import WarmUp, WarmUpRun
 from gc_warm.client.warmth import Call, Warmth, is_readable, parse_record, unknown, was_lost
@@ -143,7 +144,8 @@ class WarmExecutor(Executor):
             `StaleModuleError`. The modules compared are those of the ``@warm`` loaders that a call
             used, and that of the function itself where it is sent by name.
         records: File to which a line is appended for each call, for ``gc-warm report``. One that is
-            made here is for its owner only.
+            made here is for its owner only. A link that another user has put where everybody can
+            write is not followed.
         record_keys: Have the keys of loads in that file, as text of at most 120 characters. They
             are the arguments of loaders.
 
@@ -492,8 +494,10 @@ class WarmExecutor(Executor):
                 return
             try:
                 plain = call.plain(keys=self._record_keys)
-                self._file.write(json.dumps(plain).encode() + b"\n")
-            except OSError as error:  # a full disk: results matter more
+                line = json.dumps(plain).encode() + b"\n"
+                if self._file.write(line) != len(line):
+                    raise BlockingIOError("it takes no more")
+            except OSError as error:  # a full disk or pipe: results matter more
                 log.error("no more records are written to %s: %s", self._file.name, error)
                 self._file.close()
                 self._file = None
@@ -577,6 +581,7 @@ class _Life:
 
 def _append_to(records: str | os.PathLike[str]) -> io.FileIO:
     """Open a file of records for appending, and end a line that another client left incomplete."""
+    refuse_foreign_links(os.fsdecode(records))
     file = io.FileIO(os.fspath(records), "a+", opener=_private)
     if file.seekable() and file.seek(0, os.SEEK_END):
         file.seek(-1, os.SEEK_END)
@@ -586,8 +591,11 @@ def _append_to(records: str | os.PathLike[str]) -> io.FileIO:
 
 
 def _private(path: str, flags: int) -> int:
-    """Open a file; one that is made by it is for its owner only."""
-    return os.open(path, flags, 0o600)
+    """Open a file; one that is made by it is for its owner only.
+
+    It is one that nobody has to wait for: a pipe whose reader is slow would hold up all results.
+    """
+    return os.open(path, flags | os.O_NONBLOCK, 0o600)
 
 
 def _source_of(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import functools
 import importlib
 import json
@@ -399,12 +400,25 @@ def test_records_are_in_the_file_when_the_executor_has_ended(
     assert both.records[3:] == report.records
 
 
-def test_a_disk_that_is_full_costs_records_and_no_results(
-    client: MockClient, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize("is_pipe", [False, True])
+def test_a_full_place_costs_records_and_no_results(
+    is_pipe: bool, client: MockClient, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with WarmExecutor(MockExecutor(client=client), records="/dev/full") as executor:
+    """On a disk, or in a pipe that nobody reads."""
+    place = Path("/dev/full")
+    if is_pipe:
+        place = tmp_path / "pipe"
+        os.mkfifo(place)
+        pipe = os.open(place, os.O_RDWR | os.O_NONBLOCK)
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                os.write(pipe, bytes(4096))
+
+    with WarmExecutor(MockExecutor(client=client), records=place) as executor:
         assert [executor.submit(len, "ab").result(120) for _ in range(2)] == [2, 2]
-    assert caplog.text.count("no more records are written to /dev/full") == 1
+    if is_pipe:
+        os.close(pipe)
+    assert caplog.text.count(f"no more records are written to {place}") == 1
 
 
 def test_many_threads_submit_at_the_same_time(executor: WarmExecutor) -> None:

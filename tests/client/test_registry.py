@@ -12,6 +12,7 @@ import sys
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import globus_sdk
@@ -22,7 +23,7 @@ from globus_compute_sdk.serialize import ComputeSerializer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gc_warm import BookError, FunctionBook, MockClient, MockExecutor, functions
+from gc_warm import BookError, FunctionBook, MockClient, MockExecutor, WarmExecutor, functions
 from gc_warm.client import book_storage, registry
 from tests.support import client_environment, wait_until
 
@@ -709,6 +710,9 @@ def test_link_of_another_user_is_not_followed(
     shared.chmod(0o1777)
     with pytest.raises(BookError, match=rf"{link} is a symbolic link of another user \(uid \d+\)"):
         FunctionBook.register(book, client, [functions.cluster_energy])
+    executor: Any = SimpleNamespace(shutdown=lambda wait: None)
+    with pytest.raises(PermissionError, match="is a symbolic link of another user"):
+        WarmExecutor(executor, records=book)
     assert client.sent == ["count"]
     assert (own / "functions.yaml").read_text() == before
 
@@ -814,6 +818,7 @@ WORKER = (
     CLIENT
     + """
 from pathlib import Path
+from types import SimpleNamespace
 book_storage._SAY_WAITING = 0.05
 folder, wait_at = Path(sys.argv[1]), sys.argv[2]
 class Waiting(Client):
