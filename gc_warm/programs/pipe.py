@@ -13,9 +13,9 @@ import os
 import select
 import signal
 import socket
-import sys
 import time
 from collections.abc import Callable, Sequence
+from typing import AnyStr
 
 from gc_warm.exceptions import (
     ProcessDiedError,
@@ -23,6 +23,7 @@ from gc_warm.exceptions import (
     ProcessStartError,
     ProcessTimeoutError,
 )
+from gc_warm.programs.evidence import Evidence
 
 # bytes of output that are kept for a reply; a program gone wild must not fill its worker's memory
 _OUTPUT_LIMIT = 128 * 2**20
@@ -36,17 +37,102 @@ _WAIT_SLICE = 0.5
 
 _WATCH_INTERVAL = 0.05  # seconds between looks at the supervisor
 _LAST_WORDS = 0.5  # seconds for the exit status to follow the end of the output
+_SHOWN = 200  # bytes of unexpected output in a message
+_GREETING = (
+    "wrote {text!r} before its first request, and was ended: read it in on_start=, or it would be "
+    "taken for a reply"
+)
+_OUT_OF_STEP = (
+    "is out of step, and was ended: {when}, it had written {text!r}, which no call has read. A "
+    "call has to read all of its reply; that of the call before may have been another's"
+)
+_UNFINISHED = (
+    "waits for more input, and was ended: the request is not finished, such as by an open quote or "
+    "bracket; or the program holds its output back, see stdbuf"
+)
 _HELD_BACK = "if a reply is among it, the program holds output or input back; see stdbuf"
 
 # reads before a call; a program that never stops writing must not keep the call from beginning
 _DRAIN_READS = 1000
 
+# seconds to the first look whether a silent program waits for input; the next come ever later
+_FIRST_LOOK = 0.01
+
+# the same before a request: it has just answered, or has just been started
+_SHORTEST_LOOK = 0.0002
+_LONGEST_LOOK = 0.05
+
+# seconds that a program has been seen asleep, and not waiting for input, before it is asked anyway
+_UNSEEN = 0.5
+
+
+class Output:
+    """One output stream of a running program.
+
+    Attributes:
+        unread: The bytes that have come, and that no call has read.
+        searched: The number of them in which the end that is looked for does not begin.
+        tail: The end of all that has come in this call.
+    """
+
+    def __init__(self) -> None:
+        self.unread = bytearray()
+        self.searched = 0
+        self.tail = b""
+
+    def add(self, data: bytes) -> None:
+        """Take in what has come."""
+        self.unread += data
+        self.tail = (self.tail + data)[-_QUOTED:]
+
+    def take(self, end: int, following: int) -> bytes:
+        """Return the bytes before *end*, and drop all before *following*."""
+        taken = bytes(self.unread[:end])
+        del self.unread[:following]
+        self.searched = 0
+        return taken
+
+    def drop_unread(self) -> None:
+        """Drop the bytes that no call has read."""
+        self.unread.clear()
+        self.searched = 0
+
+    def find(self, marker: bytes, echo: bytes | None, is_line: bool) -> tuple[int, int] | None:
+        """Return where a marker begins, and where what follows it begins.
+
+        Args:
+            marker: The bytes to look for.
+            echo: The end of lines that do not count: they are dropped.
+            is_line: The marker counts at a line's end only.
+        """
+        while (begin := self.unread.find(marker, self.searched)) >= 0:
+            end = begin + len(marker)
+            if not is_line:
+                return begin, end
+
+            newline = self.unread.find(b"\n", end)
+            if newline < 0:  # the end of its line is to come
+                self.searched = begin
+                return None
+
+            line = self.unread.rfind(b"\n", 0, begin) + 1
+            if echo and self.unread[line:newline].rstrip().endswith(echo):
+                del self.unread[line : newline + 1]
+                self.searched = line
+            elif self.unread[end:newline].strip():
+                self.searched = end
+            else:
+                return begin, newline + 1
+
+        self.searched = max(self.searched, len(self.unread) - len(marker) + 1)
+        return None
+
 
 class Pipe:
-    """Standard input, output and error of a running program, during one call; text is UTF-8.
+    """Standard input, output and error of a running program, during one call.
 
-    A protocol uses `write`, `readline`, `read_until`, `stderr` and `error`. The rest is for the
-    code that keeps the program alive.
+    A protocol uses `write`, `readline`, `read`, `read_until`, `stderr` and `error`. The rest is for
+    the code that keeps the program alive.
 
     Args:
         name: The program's name, for messages.
@@ -56,35 +142,43 @@ class Pipe:
     Attributes:
         name: The program's name, for messages.
         answered: Whether the program has answered anything since it was started.
+        told_all: Whether all that this call has to say is written: a program that waits for more
+            will not answer.
         touched: Whether this call has begun to write to the program, or to read from it.
         asked: Whether the program has been asked to end.
         over: Whether the program has ended, or can no longer be asked or answer.
         silent: Whether the program writes no more. Processes beyond the supervisor's reach, to
             which it may have handed its streams, do not count.
         supervisor_gone: Whether the supervisor has ended, and so everything that it keeps.
+        keeps_errors: Whether all of standard error in a call is kept for `read_errors`, and not
+            only its end.
     """
 
     def __init__(self, name: str, streams: Sequence[int], control: socket.socket) -> None:
         self.name = name
         self.answered = False
+        self.told_all = False
         self.touched = False
         self.asked = False
         self.over = False
         self.silent = False
         self.supervisor_gone = False
+        self.keeps_errors = False
 
         self._stdin, self._stdout, self._stderr = streams
         self._control = control
-        self._buffer = bytearray()
-        self._searched = 0  # bytes of the buffer in which there is no line's end
-        self._stdout_tail = b""  # the end of what was written in this call
-        self._stderr_tail = b""
+        self._out = Output()
+        self._err = Output()
         self._open = set(streams)  # those that the program has not closed, as far as is known
         self._report_data = b""  # from the supervisor
         self._reports: dict[str, str] = {}  # by their first word: started, failed, ended
         self._deadline = 0.0
         self._seconds = 0.0
         self._start_seconds = 0.0
+        self._evidence: Evidence | None = None
+        self._look = _FIRST_LOOK  # seconds to the next look for evidence
+        self._is_strict = False  # what is unread when a request is written, is out of step
+        self._was_seen = True  # that it waits for input can be seen, as far as is known
 
         self._poll = select.poll()
         for descriptor in streams:
@@ -98,18 +192,23 @@ class Pipe:
         """The program's exit status, negative for a signal; None until it has ended by itself."""
         return int(self._reports["ended"]) if "ended" in self._reports else None
 
-    def begin(self, now: float, seconds: float, start_seconds: float = 0.0) -> None:
+    def begin(
+        self, now: float, seconds: float, start_seconds: float = 0.0, *, strict: bool = False
+    ) -> None:
         """Begin a call that may take *seconds* from *now*, in monotonic time.
 
         Args:
             now: The present, in monotonic time.
             seconds: Seconds for the call.
             start_seconds: Seconds on top for the start of the program, until it is `ready`.
+            strict: What the program has written without having been asked, is an error.
         """
         self._seconds = seconds
         self._start_seconds = start_seconds
         self._deadline = now + seconds + start_seconds
+        self._is_strict = strict
         self.touched = False
+        self.told_all = False
 
     def wait_for_start(self) -> int:
         """Wait until the program runs, and return its process id.
@@ -126,24 +225,28 @@ class Pipe:
             self._wait()
         return int(self._reports["started"])
 
-    def write(self, text: str) -> None:
-        """Send *text* to the program.
+    def write(self, data: str | bytes) -> None:
+        """Send *data* to the program.
 
         Output of the program is read meanwhile, so neither waits for the other.
 
         Args:
-            text: The text to write to its standard input.
+            data: The text or the bytes to write to its standard input.
 
         Raises:
             ProcessDiedError: The program has ended, or reads no more.
             ProcessTimeoutError: The deadline has passed.
-            TypeError: *text* is not text; nothing has been sent.
+            ProcessError: The program has written what no call has read.
+            TypeError: *data* is neither text nor bytes; nothing has been sent.
         """
-        if not isinstance(text, str):
-            raise TypeError(f"to {self.name} text is written, not {type(text).__name__}")
+        if isinstance(data, str):
+            data = data.encode()
+        elif not isinstance(data, bytes):
+            kind = type(data).__name__
+            raise TypeError(f"to {self.name} text or bytes are written, not {kind}")
 
-        data = text.encode()
-        self.touched = True
+        if not self.touched:
+            self._touch()
         try:
             written = self._write_some(data)
             if written < len(data):
@@ -151,6 +254,47 @@ class Pipe:
         except BrokenPipeError:
             self._mark_closed(self._stdin)
             raise self._end_error() from None
+
+    def _touch(self) -> None:
+        """Note that this call has begun, on streams that are in step."""
+        if self._is_strict:
+            self._settle()
+        self.touched = True
+
+    def _settle(self) -> None:
+        """Wait until the program waits for a request, and see that it has written nothing else."""
+        asleep = 0.0
+        look = _SHORTEST_LOOK
+        while not self._out.unread and not self.over and self._was_seen:
+            evidence = self._see()
+            if evidence.waits_for_input():
+                self.drain()
+                break
+
+            asleep = asleep + look if evidence.is_asleep() else 0.0
+            self._was_seen = asleep < _UNSEEN
+            self._wait(look)
+            look = min(2 * look, _LONGEST_LOOK)
+        self.refuse_unread("before this request")
+
+    def refuse_unread(self, when: str) -> None:
+        """Raise an error if the program has written what no call has read.
+
+        Args:
+            when: The time of it, in words.
+        """
+        self.drain()
+        if self._out.unread:
+            words = _OUT_OF_STEP if self.answered or self.touched else _GREETING
+            self.touched = True
+            text = _text(bytes(self._out.unread[:_SHOWN]))
+            raise self.error(ProcessError, words.format(when=when, text=text))
+
+    def _see(self) -> Evidence:
+        if self._evidence is None:
+            pid = int(self._reports["started"])
+            self._evidence = Evidence(pid, self._stdin, self._stdout, self._stderr)
+        return self._evidence
 
     def _write_rest(self, rest: memoryview) -> None:
         """Write the data that the program has not yet made room for."""
@@ -170,65 +314,125 @@ class Pipe:
         except BlockingIOError:
             return 0
 
-    def readline(self) -> str:
+    def readline(self, errors: str = "strict") -> str:
         """Return the next line of the program's standard output, without the line's end.
 
+        Args:
+            errors: The treatment of bytes that are no UTF-8, as for `bytes.decode`.
+
         Raises:
             ProcessDiedError: The program has ended, or closed its output.
             ProcessTimeoutError: The deadline has passed.
-            ProcessError: The line has no end within 128 MiB.
+            ProcessError: The line has no end within 128 MiB, or is no text.
         """
-        self.touched = True
-        while (end := self._buffer.find(b"\n", self._searched)) < 0:
-            self._searched = len(self._buffer)
-            if self.silent and not self.pump(0):
-                raise self._end_error()
-            self._wait()
+        self._begin_to_read()
+        out = self._out
+        while (end := out.unread.find(b"\n", out.searched)) < 0:
+            out.searched = len(out.unread)
+            self._wait_for_output()
+        return self.decoded(out.take(end, end + 1), errors=errors)
 
-        line = self._buffer[:end].decode(errors="replace")
-        del self._buffer[: end + 1]
-        self._searched = 0
-        return line
-
-    def read_until(self, marker: str, echo: str | None = None) -> str:
-        """Return the program's standard output up to *marker* at a line's end.
+    def read(self, size: int) -> bytes:
+        """Return the next bytes of the program's standard output.
 
         Args:
-            marker: The text to look for.
-            echo: The end of lines that do not count, in which the program repeats its input.
-
-        Returns:
-            The output before the marker; lines are separated by newlines, with none at the end.
+            size: The number of bytes to wait for.
 
         Raises:
             ProcessDiedError: The program has ended, or closed its output.
             ProcessTimeoutError: The deadline has passed.
-            ProcessError: There was no marker within 128 MiB.
         """
-        lines: list[str] = []
-        size = 0
-        while True:
-            line = self.readline().rstrip()
-            if echo and line.endswith(echo):
-                continue
-            if line.endswith(marker):
-                break
+        self._begin_to_read()
+        while len(self._out.unread) < size:
+            self._wait_for_output()
+        return self._out.take(size, size)
 
-            lines.append(line)
-            size += sys.getsizeof(line)
-            if size > _OUTPUT_LIMIT:
-                raise self._overflow_error()
+    def read_until(
+        self, marker: AnyStr, echo: AnyStr | None = None, *, line: bool = True
+    ) -> AnyStr:
+        """Return the program's standard output up to *marker*.
 
-        if line != marker:
-            lines.append(line[: -len(marker)])
+        Args:
+            marker: The text to look for, or bytes.
+            echo: The end of lines that do not count, in which the program repeats its input.
+            line: The marker counts at a line's end only, and that end is read, too. A prompt, after
+                which no line ends, needs False.
+
+        Returns:
+            The output before the marker: bytes as they are, text without the newline at its end.
+
+        Raises:
+            ProcessDiedError: The program has ended, or closed its output.
+            ProcessTimeoutError: The deadline has passed.
+            ProcessError: There was no marker within 128 MiB, the output is no text, or the program
+                waits for more input though it is `told_all`.
+        """
+        self._begin_to_read()
+        data = self._take_until(self._out, _bytes(marker), _bytes(echo) if echo else None, line)
+        if isinstance(marker, bytes):
+            return data
+        return self.decoded(data.removesuffix(b"\n") if line else data)
+
+    def read_errors_until(self, marker: bytes, echo: bytes | None = None) -> bytes:
+        """Return the program's standard error up to the line that ends with *marker*.
+
+        Args:
+            marker: The bytes to look for.
+            echo: The end of lines that do not count, in which the program repeats its input.
+        """
+        return self._take_until(self._err, marker, echo, True)
+
+    def read_errors(self) -> bytes:
+        """Return what has come of the program's standard error, and has not been read."""
+        self.drain()
+        return self._err.take(len(self._err.unread), len(self._err.unread))
+
+    def _take_until(
+        self, output: Output, marker: bytes, echo: bytes | None, is_line: bool
+    ) -> bytes:
+        while (found := output.find(marker, echo, is_line)) is None:
+            self._wait_for_output()
+
         # nobody has to wonder about a marker in an error
-        self._stdout_tail = self._stdout_tail.replace(marker.encode(), b"")
-        return "\n".join(lines)
+        output.tail = output.tail.replace(marker, b"")
+        return output.take(*found)
+
+    def _begin_to_read(self) -> None:
+        if not self.touched:
+            # it may have something to say before the first request
+            if self.answered:
+                self._touch()
+            self.touched = True
+
+    def _wait_for_output(self) -> None:
+        if self.silent and not self.pump(0):
+            raise self._end_error()
+        self._wait()
+
+    def decoded(self, data: bytes, encoding: str = "utf-8", errors: str = "strict") -> str:
+        """Return output of the program as text.
+
+        Raises:
+            ProcessError: It is no text in this encoding.
+        """
+        try:
+            return data.decode(encoding, errors)
+        except UnicodeDecodeError as error:
+            shown = data[max(0, error.start - _SHOWN // 2) :][:_SHOWN]
+            raise self.error(ProcessError, f"wrote what is no {encoding}: {shown!r}") from None
 
     def stderr(self) -> str:
         """Return the end of the program's standard error in this call, at most 8 KiB."""
         self.drain()
-        return _text(self._stderr_tail)
+        return _text(self._err.tail)
+
+    def way_of_errors(self) -> str | None:
+        """Return the name of a process whose errors take another way than its output.
+
+        It is asked for while the program is idle, and remembers what that looks like.
+        """
+        self._see().note_idle()
+        return self._see().way_of_errors()
 
     def ready(self) -> None:
         """Note that the program is up: the time for its start is over.
@@ -240,30 +444,36 @@ class Pipe:
             self._start_seconds = 0.0
             self._deadline = min(self._deadline, time.monotonic() + self._seconds)
 
-    def forget(self) -> None:
-        """Drop all output so far: it is neither read any more nor quoted in errors."""
-        self.drain()
-        self._stdout_tail = b""
-        self._stderr_tail = b""
-        self._buffer.clear()
-        self._searched = 0
+    def forget(self, *, unread: bool = True) -> None:
+        """Drop all output so far: it is not quoted in errors any more.
 
-    def error(self, kind: type[ProcessError], what: str) -> ProcessError:
+        Args:
+            unread: Nor is it read any more.
+        """
+        self.drain()
+        for output in (self._out, self._err):
+            output.tail = b""
+        if unread:
+            self._out.drop_unread()
+        self._err.drop_unread()
+
+    def error(self, kind: type[ProcessError], what: str, stderr: str | None = None) -> ProcessError:
         """Return an error about the program that quotes its output in this call.
 
         Args:
             kind: The class of the error.
             what: The message, without the program's name, with which it begins.
+            stderr: The part of its standard error to quote; None for the end of it.
         """
         self.drain()
-        out = _text(self._stdout_tail)
-        err = _text(self._stderr_tail)
+        out = _text(self._out.tail)
+        err = _text(self._err.tail) if stderr is None else stderr[-_QUOTED:]
         return kind(f"{self.name} {what}", self.status, out, err)
 
     def with_last_words(self, error: ProcessTimeoutError) -> ProcessTimeoutError:
         """Return the same error, quoting also the output that the program has written since."""
-        out = _text(self._stdout_tail)
-        err = _text(self._stderr_tail)
+        out = _text(self._out.tail)
+        err = _text(self._err.tail)
         late = "" if out == error.stdout else f"; then only came some of its output ({_HELD_BACK})"
         return ProcessTimeoutError(error.message + late, error.status, out, err)
 
@@ -307,10 +517,11 @@ class Pipe:
         if not data:
             self._mark_closed(descriptor)
         elif descriptor == self._stdout:
-            self._buffer += data
-            self._stdout_tail = (self._stdout_tail + data)[-_QUOTED:]
+            self._out.add(data)
         else:
-            self._stderr_tail = (self._stderr_tail + data)[-_QUOTED:]
+            self._err.add(data)
+            if not self.keeps_errors:
+                self._err.drop_unread()
 
     def _read_reports(self) -> None:
         """Read the supervisor's reports on the program: a line each, ``started PID`` for one."""
@@ -331,10 +542,14 @@ class Pipe:
             self.over = True
             self.silent = True
 
-    def _wait(self) -> None:
-        """Wait a moment for output; raise an error if there is too much of it, or no time left."""
+    def _wait(self, most: float = _WAIT_SLICE) -> None:
+        """Wait a moment for output; raise an error if there is too much of it, or no time left.
+
+        Args:
+            most: Seconds to wait at most.
+        """
         left = self._deadline - time.monotonic()
-        if len(self._buffer) > _OUTPUT_LIMIT:
+        if max(len(self._out.unread), len(self._err.unread)) > _OUTPUT_LIMIT:
             raise self._overflow_error()
 
         if left <= 0:
@@ -342,7 +557,14 @@ class Pipe:
             what = f"did not answer within {self._seconds:g} s{start}, and was ended"
             raise self.error(ProcessTimeoutError, what)
 
-        self.pump(min(left, _WAIT_SLICE))
+        if not self.told_all:
+            self.pump(min(left, most))
+        elif self.pump(min(left, self._look)):
+            self._look = _FIRST_LOOK
+        else:
+            self._look = min(2 * self._look, _WAIT_SLICE)
+            if self._see().waits_for_input() and not self.pump(0):
+                raise self.error(ProcessError, _UNFINISHED)
 
     def finish(self, seconds: float, ended: Callable[[], bool]) -> None:
         """Read the last output of a program that is ending, until its supervisor has ended.
@@ -358,7 +580,8 @@ class Pipe:
         while not self.supervisor_gone and (left := deadline - time.monotonic()) > 0:
             if not self.pump(min(left, _WATCH_INTERVAL)) and ended():
                 break
-            self._buffer.clear()  # its tail is all that is wanted now
+            self._out.drop_unread()  # its tail is all that is wanted now
+            self._err.drop_unread()
 
     def end_input(self) -> None:
         """Write nothing any more: the descriptor of the input is about to be closed."""
@@ -417,6 +640,10 @@ class Pipe:
         if self.answered:
             return self.error(ProcessDiedError, f"{self.how_it_ended()} in the middle of a call")
         return self.error(ProcessStartError, f"{self.how_it_ended()} before its first answer")
+
+
+def _bytes(text: str | bytes) -> bytes:
+    return text.encode() if isinstance(text, str) else text
 
 
 def _text(data: bytes) -> str:

@@ -43,7 +43,7 @@ from weakref import WeakSet
 from gc_warm.exceptions import ProcessStartError, ProcessTimeoutError, ProgramError
 from gc_warm.programs import supervisor
 from gc_warm.programs.pipe import Pipe
-from gc_warm.programs.protocols import Protocol, json_lines
+from gc_warm.programs.protocols import Protocol, is_chatty, json_lines
 from gc_warm.worker import ledger, lifecycle
 
 log = logging.getLogger("gc_warm")
@@ -169,14 +169,20 @@ class ExternalProcess:
                 program = self._program
                 if program is None or not program.begin(seconds, self._start_timeout):
                     program = self._start(seconds)
-                return program.call(self._protocol, request)
+                return program.call(request)
 
     def _start(self, seconds: float) -> Program:
         if self._program is not None:
             self._program.clear_up()
 
         program = Program(
-            self._command, self._cwd, self._env, self._order, self._lock, self._calling
+            self._command,
+            self._protocol,
+            self._cwd,
+            self._env,
+            self._order,
+            self._lock,
+            self._calling,
         )
         self._program = program
 
@@ -234,6 +240,7 @@ class Program:
 
     Args:
         command: The program and its arguments, as for `ExternalProcess`.
+        protocol: How a request and its reply cross the pipe, as for `ExternalProcess`.
         cwd: Directory to run in, as for `ExternalProcess`.
         env: Environment variables to set, as for `ExternalProcess`.
         order: Position in the ledger: that at which the `ExternalProcess` was made. It comes before
@@ -253,6 +260,7 @@ class Program:
     def __init__(
         self,
         command: list[str],
+        protocol: Protocol,
         cwd: str | os.PathLike[str] | None,
         env: Mapping[str, str],
         order: float,
@@ -263,6 +271,8 @@ class Program:
         self.pid: int | None = None
         self._name = _short_name(command)
         self._command = command
+        self._protocol = protocol
+        self._is_strict = not is_chatty(protocol)
         self._lock = lock
         self._calling = calling
         self._clearing = threading.Lock()  # held while it is cleared up
@@ -296,7 +306,7 @@ class Program:
         ledger.hold(self)
 
         try:
-            self._pipe.begin(self._begun, seconds, start_seconds)
+            self._pipe.begin(self._begun, seconds, start_seconds, strict=self._is_strict)
             self.pid = self._pipe.wait_for_start()
             self._in_step = True
         except BaseException as error:
@@ -319,22 +329,23 @@ class Program:
         now = time.monotonic()
         if not self._loaded_at:
             self._begun = now
-        self._pipe.begin(now, seconds, 0.0 if self._pipe.answered else start_seconds)
+        start_seconds = 0.0 if self._pipe.answered else start_seconds
+        self._pipe.begin(now, seconds, start_seconds, strict=self._is_strict)
 
         # what is left of earlier calls; not so in `wait_for_start`, where what there is may be the
         # program's only words
-        self._pipe.forget()
+        self._pipe.forget(unread=not self._is_strict)
         if self._pipe.over:
             text = "%s %s while it was idle; it is started again"
             log.warning(text, self._name, self._pipe.how_it_ended())
         return not self._pipe.over
 
-    def call(self, protocol: Protocol, request: Any) -> Any:
+    def call(self, request: Any) -> Any:
         """Make the call that `wait_for_start` or `begin` has begun, and return the reply."""
         self._in_step = False
 
         try:
-            reply = protocol(self._pipe, request)
+            reply = self._answer(request)
             self._record_answer()
             return reply
         except ProgramError:
@@ -350,6 +361,21 @@ class Program:
             if isinstance(error, ProcessTimeoutError):
                 raise self._pipe.with_last_words(error) from None
             raise
+
+    def _answer(self, request: Any) -> Any:
+        """Return the reply, or raise the error, of a protocol that has read all of it."""
+        try:
+            reply = self._protocol(self._pipe, request)
+        except ProgramError:
+            self._refuse_unread()
+            raise
+
+        self._refuse_unread()
+        return reply
+
+    def _refuse_unread(self) -> None:
+        if self._is_strict:
+            self._pipe.refuse_unread("after the reply to this request")
 
     def _record_answer(self) -> None:
         self._pipe.answered = True

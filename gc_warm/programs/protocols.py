@@ -10,6 +10,10 @@ next request: such a program stays warm. After any other exception the program's
 of step, and the program is ended. (So a protocol calls no other program: the other's `ProgramError`
 would be taken for its own.)
 
+A reply belongs to its request, or the call fails: what a protocol leaves unread, and what the
+program writes to standard output between two calls, is an error. A protocol that tells its reply
+from other output, as those here do, says so with the decorator `chatty`.
+
 Example:
     A protocol for ``dc``, which reads reverse Polish expressions and answers each with a line:
 
@@ -31,20 +35,22 @@ interactive programs as they are.
 
 from __future__ import annotations
 
+import codecs
 import itertools
 import json
 import os
 import re
 import secrets
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, TypeVar
 
 from gc_warm.exceptions import ProcessError, ProgramError
 from gc_warm.programs.pipe import Pipe
 from gc_warm.worker import ledger
 
 Protocol = Callable[[Pipe, Any], Any]
+_AnyProtocol = TypeVar("_AnyProtocol", bound=Protocol)
 
 _OBJECT = re.compile(r'\{\s*"(?:id|reply|error)"\s*:')
 _REPLY = r"""\s*\{{\s*["']id["']\s*:\s*["']?{number}["']?\s*,\s*["']?(?:reply|error)"""
@@ -64,10 +70,35 @@ _WITHOUT_ID = (
     "what is no reply belongs on stderr"
 )
 
+_OTHER_WAY = (
+    "cannot be called like this: the errors of {other} take another way than its replies, and "
+    "could come too late to be seen. Have the marker printed on stderr, too, such as by "
+    "Marker('echo {{marker}}; echo {{error_marker}} >&2'); or start the program without the one "
+    "in between"
+)
+
 # one for all programs of this process: two of them never wait for the same
 _numbers = itertools.count(1)
 
 
+def chatty(protocol: _AnyProtocol) -> _AnyProtocol:
+    """Decorate a protocol that tells its reply from whatever else the program writes.
+
+    Such a protocol may leave output unread, which is dropped before the next call.
+
+    Args:
+        protocol: A protocol that skips what is not the reply to its request.
+    """
+    vars(protocol)["chatty"] = True
+    return protocol
+
+
+def is_chatty(protocol: Protocol) -> bool:
+    """Return whether a protocol tells its reply from whatever else the program writes."""
+    return bool(getattr(protocol, "chatty", False))
+
+
+@chatty
 def json_lines(pipe: Pipe, request: Any) -> Any:
     """Exchange one JSON object a line each way; skip other output, which is noise.
 
@@ -106,7 +137,7 @@ def json_lines(pipe: Pipe, request: Any) -> Any:
     pipe.write(in_json({"id": number, "request": request}) + "\n")
 
     while True:
-        line = pipe.readline()
+        line = pipe.readline("surrogateescape")
         message = _object(line)
         if message is None:
             if re.match(_REPLY.format(number=number), line):
@@ -119,6 +150,7 @@ def json_lines(pipe: Pipe, request: Any) -> Any:
 
         is_ours = reply_id == number or reply_id == str(number)
         if is_ours:
+            pipe.decoded(line.encode(errors="surrogateescape"))  # an error if it is no text
             error = message.get("error")
             if error is not None:
                 raise _program_error(pipe, error)
@@ -207,19 +239,35 @@ class Marker:
     r"""The protocol for an interactive program as it is, which prints a random marker on request.
 
     The program is made to print a marker before and after each request. Its output between the two
-    is the reply, so neither a banner nor late output of an earlier request is part of it. Output on
-    stderr during the call is an error, since such programs report success with an empty answer.
+    is the reply, so neither a banner nor late output of an earlier request is part of it. A request
+    that leaves the program waiting for more input, such as one with an open quote, is an error as
+    soon as that can be seen (on Linux, of programs that read by themselves and not through a
+    launcher), and else at the deadline.
+
+    By default, any output on stderr during the call is an error, since such programs report success
+    with an empty answer. Errors must not come later than the reply: a program whose errors take
+    another way than its replies, as through ``mpiexec`` or a shell's ``2> >(...)``, is refused
+    unless its command prints a marker on stderr, too.
 
     The program must answer on a pipe as it does on a terminal. One that buffers its output until
-    much has come together is started with ``stdbuf -oL``; one that writes to stderr what is no
-    error, with ``sh -c "exec program 2>/dev/null"``.
+    much has come together is started with ``stdbuf -oL``.
 
     Attributes:
-        command: A line that makes the program print a text and a newline, with ``{marker}`` in
-            place of that text.
+        command: One or more lines that make the program print a text and a newline, with
+            ``{marker}`` in place of that text; and, if they make it print one on stderr as well,
+            with ``{error_marker}`` in place of that.
+        terminator: Lines that end a request which does not end by itself, such as ``;`` for SQL.
+            They are sent after every request, so they must do no harm where there is nothing to
+            end.
+        error: A regular expression, for which each line of the output is searched, on stdout and on
+            stderr: if it is found, the call is an error. None: any output on stderr is one.
+        notice: A regular expression: lines in which it is found, on stderr, are no errors.
+        encoding: The encoding of requests and replies. None for replies in bytes, exactly as the
+            program wrote them, and requests in bytes or UTF-8.
 
     Raises:
-        ValueError: There is no ``{marker}`` in the command.
+        ValueError: There is no ``{marker}`` in the command, or an expression is not valid.
+        LookupError: There is no such encoding.
 
     Example:
         bc = ExternalProcess(["bc", "-q"], Marker('print "{marker}\\n"'))
@@ -230,6 +278,12 @@ class Marker:
     """
 
     command: str
+    terminator: str = field(default="", kw_only=True)
+    error: str | None = field(default=None, kw_only=True)
+    notice: str | None = field(default=None, kw_only=True)
+    encoding: str | None = field(default="utf-8", kw_only=True)
+
+    chatty: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if "{marker}" not in self.command:
@@ -238,47 +292,149 @@ class Marker:
                 "the command that prints the marker must contain {marker}"
             )
 
-    def __call__(self, pipe: Pipe, request: Any) -> str:
-        """Send a request, and return what the program prints, without trailing blanks of lines.
+        for name in ("error", "notice"):
+            try:
+                re.compile(getattr(self, name) or "")
+            except re.error as error:
+                text = f"Marker({name}={getattr(self, name)!r}) is no regular expression: {error}"
+                raise ValueError(text) from None
+        codecs.lookup(self.encoding or "utf-8")
+
+    def __call__(self, pipe: Pipe, request: Any) -> Any:
+        """Send a request, and return what the program prints, without the newline at its end.
 
         Args:
             pipe: The program's streams.
             request: One or more lines of the program's own language.
 
+        Returns:
+            The output as text, or in bytes if there is no encoding.
+
         Raises:
-            ProgramError: The program wrote to stderr meanwhile, and that is the message.
+            ProgramError: The program wrote an error, and that is the message; or a reply that is no
+                text in the encoding.
+            ProcessError: The request is not finished; or errors take another way than replies.
             TypeError: The request is not text; nothing has been sent.
         """
-        if not isinstance(request, str):
-            raise TypeError(
-                f"a request to {pipe.name} is text in its own language, "
-                f"not {type(request).__name__}: {request!r}"
-            )
-
-        begin = secrets.token_hex(16)
-        end = secrets.token_hex(16)
+        data = self._encoded(pipe, request)
         if not pipe.answered:
-            pipe.write(self._printing(begin))
-            pipe.read_until(begin, self._echo(begin))
-            pipe.forget()
-            pipe.ready()
+            self._make_ready(pipe)
 
-        pipe.write(f"{self._printing(begin)}{request}\n{self._printing(end)}")
-        pipe.read_until(begin, self._echo(begin))
-        reply = pipe.read_until(end, self._echo(end))
+        begin = _Marks()
+        end = _Marks()
+        terminator = f"{self.terminator}\n" if self.terminator else ""
+        parts = [
+            self._printing(begin).encode(),
+            data,
+            f"\n{terminator}{self._printing(end)}".encode(),
+        ]
+        pipe.write(b"".join(parts))
+        pipe.told_all = True
 
-        complaint = pipe.stderr()
-        if complaint:
-            raise pipe.error(ProgramError, f"complained: {complaint}")
-        return reply
+        _, before = self._read_until(pipe, begin)
+        reply, errors = self._read_until(pipe, end)
+        if not self._marks_errors:
+            errors = pipe.read_errors()
+        # what is put in front of every line, the marker's too, by what is in between
+        label = before.rpartition(b"\n")[2]
+        if label == errors.rpartition(b"\n")[2]:
+            errors = errors.removesuffix(label)
+        self._check(pipe, reply, errors)
+        return self._decoded(pipe, reply)
 
-    def _printing(self, marker: str) -> str:
-        return self.command.replace("{marker}", marker) + "\n"
+    def _encoded(self, pipe: Pipe, request: Any) -> bytes:
+        if isinstance(request, str):
+            return request.encode(self.encoding or "utf-8")
+        if isinstance(request, bytes) and self.encoding is None:
+            return request
 
-    def _echo(self, marker: str) -> str | None:
+        raise TypeError(
+            f"a request to {pipe.name} is text in its own language, "
+            f"not {type(request).__name__}: {request!r}"
+        )
+
+    def _make_ready(self, pipe: Pipe) -> None:
+        """Wait until the program answers, and see that its errors come in time."""
+        pipe.keeps_errors = True
+        marks = _Marks()
+        pipe.write(self._printing(marks))
+        pipe.told_all = True
+        try:
+            self._read_until(pipe, marks)
+        except ProcessError as error:
+            if marks.out in pipe.read_errors().split():
+                what = "printed the marker on its standard error, and not on its standard output"
+                raise pipe.error(type(error), what) from None
+            raise
+        pipe.told_all = False
+
+        other = pipe.way_of_errors()
+        if other and not self._marks_errors:
+            raise pipe.error(ProcessError, _OTHER_WAY.format(other=other))
+        pipe.forget()
+        pipe.ready()
+
+    def _read_until(self, pipe: Pipe, marks: _Marks) -> tuple[bytes, bytes]:
+        """Return what the program has written on both streams before it printed the markers."""
+        reply = pipe.read_until(marks.out, self._echo(marks, marks.out))
+        if not self._marks_errors:
+            return reply, b""
+        return reply, pipe.read_errors_until(marks.err, self._echo(marks, marks.err))
+
+    def _check(self, pipe: Pipe, reply: bytes, errors: bytes) -> None:
+        """Raise an error if the program has written one."""
+        encoding = self.encoding or "utf-8"
+        complaint = errors.decode(encoding, "replace")
+        if self.notice is not None:
+            lines = complaint.splitlines()
+            complaint = "\n".join(line for line in lines if not re.search(self.notice, line))
+
+        text = complaint
+        if self.error is not None:
+            outputs = (complaint, reply.decode(encoding, "replace"))
+            text = "\n".join(filter(None, map(self._from_error_on, outputs)))
+        if text.strip():
+            shortened = ledger.shortened(text.strip(), _ERROR_LENGTH)
+            raise pipe.error(ProgramError, f"complained: {shortened}", stderr=complaint.strip())
+
+    def _from_error_on(self, output: str) -> str:
+        """Return the output from the first line on that is an error."""
+        lines = output.splitlines()
+        first = (number for number, line in enumerate(lines) if re.search(self.error or "", line))
+        return "\n".join(lines[next(first, len(lines)) :])
+
+    def _decoded(self, pipe: Pipe, reply: bytes) -> str | bytes:
+        if self.encoding is None:
+            return reply
+
+        try:
+            return pipe.decoded(reply.removesuffix(b"\n"), self.encoding)
+        except ProcessError as error:  # it has answered, and is in step
+            message = f"{error.message}; see Marker(encoding=...)"
+            raise ProgramError(message, None, error.stdout, error.stderr) from None
+
+    @property
+    def _marks_errors(self) -> bool:
+        return "{error_marker}" in self.command
+
+    def _printing(self, marks: _Marks) -> str:
+        """Return the command that prints markers, with the line's end."""
+        command = self.command.replace("{marker}", marks.out.decode())
+        return command.replace("{error_marker}", marks.err.decode()) + "\n"
+
+    def _echo(self, marks: _Marks, marker: bytes) -> bytes | None:
         """Return the end of a line in which the program repeats the command.
 
         It is None for a command that is nothing but the marker.
         """
-        command = self._printing(marker).rstrip()
-        return None if command == marker else command
+        lines = self._printing(marks).encode().splitlines()
+        line = next(line for line in lines if marker in line).rstrip()
+        return None if line == marker else line
+
+
+class _Marks:
+    """Two random markers: one for standard output, one for standard error."""
+
+    def __init__(self) -> None:
+        self.out = secrets.token_hex(16).encode()
+        self.err = secrets.token_hex(16).encode()

@@ -386,7 +386,7 @@ def shell() -> Iterator[ExternalProcess]:
 
 def test_an_interactive_program_keeps_its_state(shell: ExternalProcess) -> None:
     assert [shell.call("count=$((count+1)); echo $count") for _ in range(3)] == ["1", "2", "3"]
-    assert shell.call("echo one\necho\necho '  three  '\n") == "one\n\n  three"
+    assert shell.call("echo one\necho\necho '  three  '\n") == "one\n\n  three  "
     assert shell.call("") == ""
     assert shell.call("printf 'no end'") == "no end"
 
@@ -441,8 +441,11 @@ def test_an_interactive_program_that_repeats_its_input() -> None:
         assert shell.call("echo 1") == "echo 1\n1"
 
 
-def test_a_request_that_swallows_the_marker_is_a_timeout(shell: ExternalProcess) -> None:
-    assert type(failure(shell, "cat", SECONDS)) is ProcessTimeoutError
+@pytest.mark.parametrize("request_text", ["cat", "echo 'never closed", "if true", "(", "read line"])
+def test_an_unfinished_request_fails_at_once(request_text: str, shell: ExternalProcess) -> None:
+    error = failure(shell, request_text)
+    assert (type(error), error.stdout, error.stderr) == (ProcessError, "", "")
+    assert "sh waits for more input, and was ended: the request is not finished" in str(error)
     assert shell.call("echo ${count:-new}") == "new"
 
 
@@ -454,9 +457,4 @@ def test_an_interactive_program_that_hangs(
     error = failure_at_the_deadline(shell, request, clock, reached)
     assert type(error) is ProcessTimeoutError
     assert error.stdout.endswith("begun")
-    assert shell.call("echo ${count:-new}") == "new"
-
-
-def test_an_unclosed_quote_is_a_timeout_that_shows_nothing_else(shell: ExternalProcess) -> None:
-    assert type(failure(shell, "echo 'never closed", SECONDS)) is ProcessTimeoutError
     assert shell.call("echo ${count:-new}") == "new"

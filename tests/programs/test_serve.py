@@ -314,7 +314,7 @@ def test_all_ranks_of_an_mpi_program_take_part(program: Program, clock: Clock) -
 def stderr(program: ExternalProcess) -> bytes:
     """Return the program's standard error in the call that is under way."""
     assert program._program is not None
-    return program._program._pipe._stderr_tail
+    return program._program._pipe._err.tail
 
 
 @pytest.mark.programs
