@@ -3,17 +3,18 @@
 No output for a while says nothing: a program may compute for hours in silence. But one that has
 been given all of its input, and waits in ``read`` for more of it, has nothing left to do. Where the
 system does not show that, there is no evidence, and a call waits for its deadline.
+
+There are no generators here: an exception from outside, such as a task's time-out, is lost if it
+strikes while one is being closed.
 """
 
 from __future__ import annotations
 
 import fcntl
-import itertools
 import os
 import stat
 import struct
 import termios
-from collections.abc import Iterator
 from pathlib import Path
 
 _PROC = Path("/proc")
@@ -54,11 +55,13 @@ class Evidence:
         # in this order: what waits now in an empty pipe, waits since it has read all of it
         if _READ < 0 or not _is_empty(self._stdin):
             return False
-        return any(self._reads(process) for process in _family(self._pid))
+        readers = [process for process in _family(self._pid) if self._reads(process)]
+        return bool(readers)
 
     def is_asleep(self) -> bool:
         """Return whether all threads of the program wait for something."""
-        return all(all(_places(process).values()) for process in _family(self._pid))
+        places = [place for process in _family(self._pid) for place in _places(process).values()]
+        return [] not in places
 
     def _reads(self, process: Path) -> bool:
         """Return whether a process reads the program's input, and all of its threads wait."""
@@ -67,12 +70,9 @@ class Evidence:
         if len(first) < 2 or first[0] != str(_READ):
             return False
 
-        is_alone = all(
-            place and (self._idle.get(thread) == place or _waits_for_others(place))
-            for thread, place in places.items()
-        )
-        if not is_alone:
-            return False
+        for thread, place in places.items():
+            if not place or (self._idle.get(thread) != place and not _waits_for_others(place)):
+                return False
 
         stdin, stdout, _ = self._links
         try:
@@ -91,7 +91,8 @@ class Evidence:
         """
         for process in _family(self._pid):
             try:
-                out, err = (os.readlink(process / "fd" / number) for number in ("1", "2"))
+                out = os.readlink(process / "fd" / "1")
+                err = os.readlink(process / "fd" / "2")
                 mode = os.stat(process / "fd" / "2").st_mode
                 name = (process / "comm").read_text().strip()
             except OSError:  # it has ended, or has closed them
@@ -116,18 +117,19 @@ def _is_empty(pipe: int) -> bool:
     return struct.unpack("i", unread) == (0,)
 
 
-def _family(pid: int) -> Iterator[Path]:
-    """Yield the folders of a process and of its descendants, the nearest first."""
-    pids = [str(pid)]
-    for number in itertools.islice(pids, _FAMILY):  # grows while it is walked
-        process = _PROC / number
-        yield process
-
+def _family(pid: int) -> list[Path]:
+    """Return the folders of a process and of its descendants, the nearest first."""
+    family = [_PROC / str(pid)]
+    for process in family:  # grows while it is walked
         try:
             for thread in os.listdir(process / "task"):
-                pids += (process / "task" / thread / "children").read_text().split()
+                children = (process / "task" / thread / "children").read_text()
+                family += [_PROC / child for child in children.split()]
         except OSError:  # it has ended, or this kernel shows no children
             continue
+        if len(family) > _FAMILY:
+            break
+    return family
 
 
 def _places(process: Path) -> dict[str, list[str]]:

@@ -2,8 +2,8 @@
 
 A protocol (`gc_warm.programs.protocols`) writes a request to a `Pipe` and reads the reply from it.
 The pipe deals with deadlines, the end of the program and its noise, so that a protocol is free of
-them. One loop over all streams runs whenever a protocol waits: there is no helper thread, and
-between calls nothing is read.
+them. One loop over all streams runs whenever a protocol waits. Until a protocol touches the pipe,
+and between calls, it is lent to the thread of `gc_warm.programs.idle`.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import os
 import select
 import signal
 import socket
+import threading
 import time
 from collections.abc import Callable, Sequence
 from typing import AnyStr
@@ -23,6 +24,7 @@ from gc_warm.exceptions import (
     ProcessStartError,
     ProcessTimeoutError,
 )
+from gc_warm.programs import idle
 from gc_warm.programs.evidence import Evidence
 
 # bytes of output that are kept for a reply; a program gone wild must not fill its worker's memory
@@ -37,6 +39,8 @@ _WAIT_SLICE = 0.5
 
 _WATCH_INTERVAL = 0.05  # seconds between looks at the supervisor
 _LAST_WORDS = 0.5  # seconds for the exit status to follow the end of the output
+_LAST_LINES = 1000  # bytes of what an idle program wrote last, in a message
+_IDLE_LIMIT = 2**20  # bytes that are read before a protocol begins to read
 _SHOWN = 200  # bytes of unexpected output in a message
 _GREETING = (
     "wrote {text!r} before its first request, and was ended: read it in on_start=, or it would be "
@@ -180,11 +184,15 @@ class Pipe:
         self._is_strict = False  # what is unread when a request is written, is out of step
         self._was_seen = True  # that it waits for input can be seen, as far as is known
 
-        self._poll = select.poll()
+        # whoever reads, has both; the thread of idle pipes does not wait for them
+        self._reading = threading.Lock()
+        self._is_lent = False
+
+        self._poll = select.epoll()
         for descriptor in streams:
             os.set_blocking(descriptor, False)
         for descriptor in (self._stdout, self._stderr, control.fileno()):
-            self._poll.register(descriptor, select.POLLIN)
+            self._poll.register(descriptor, select.EPOLLIN)
         self._poll.register(self._stdin, 0)  # tells when the program has closed it
 
     @property
@@ -209,6 +217,44 @@ class Pipe:
         self._is_strict = strict
         self.touched = False
         self.told_all = False
+
+    def fileno(self) -> int:
+        """Return a descriptor that can be read when the program has written something."""
+        return self._poll.fileno()
+
+    def lend(self) -> None:
+        """Have the thread of idle pipes read, until the next call begins to write or to read."""
+        if not self._is_lent:
+            self._is_lent = True
+            idle.reader.read(self)
+
+    def take_back(self) -> None:
+        """Be the only one who reads."""
+        if self._is_lent:
+            idle.reader.leave(self)
+            with self._reading:
+                self._is_lent = False
+
+    def read_idle(self) -> None:
+        """Read the output that is there, in the thread of idle pipes."""
+        if not self._reading.acquire(blocking=False):
+            return
+
+        try:
+            if self._is_lent:
+                self.pump(0)
+                self._bound()
+        finally:
+            self._reading.release()
+
+    def _bound(self) -> None:
+        """Keep no more of unread output than one needs to know."""
+        if self.answered:
+            # a call drops it, or that there is some is an error
+            del self._out.unread[_QUOTED:]
+            self._err.drop_unread()
+        elif len(self._out.unread) > _IDLE_LIMIT or len(self._err.unread) > _IDLE_LIMIT:
+            idle.reader.leave(self)
 
     def wait_for_start(self) -> int:
         """Wait until the program runs, and return its process id.
@@ -257,6 +303,7 @@ class Pipe:
 
     def _touch(self) -> None:
         """Note that this call has begun, on streams that are in step."""
+        self.take_back()
         if self._is_strict:
             self._settle()
         self.touched = True
@@ -298,7 +345,7 @@ class Pipe:
 
     def _write_rest(self, rest: memoryview) -> None:
         """Write the data that the program has not yet made room for."""
-        self._poll.modify(self._stdin, select.POLLOUT)
+        self._poll.modify(self._stdin, select.EPOLLOUT)
 
         try:
             while rest:
@@ -380,7 +427,12 @@ class Pipe:
             marker: The bytes to look for.
             echo: The end of lines that do not count, in which the program repeats its input.
         """
-        return self._take_until(self._err, marker, echo, True)
+        told_all = self.told_all
+        # it may wait for input by now, with its errors on their way
+        self.told_all = False
+        errors = self._take_until(self._err, marker, echo, True)
+        self.told_all = told_all
+        return errors
 
     def read_errors(self) -> bytes:
         """Return what has come of the program's standard error, and has not been read."""
@@ -399,6 +451,7 @@ class Pipe:
 
     def _begin_to_read(self) -> None:
         if not self.touched:
+            self.take_back()
             # it may have something to say before the first request
             if self.answered:
                 self._touch()
@@ -447,15 +500,20 @@ class Pipe:
     def forget(self, *, unread: bool = True) -> None:
         """Drop all output so far: it is not quoted in errors any more.
 
+        That of a program which has ended is kept, for `last_words`.
+
         Args:
             unread: Nor is it read any more.
         """
-        self.drain()
-        for output in (self._out, self._err):
-            output.tail = b""
-        if unread:
-            self._out.drop_unread()
-        self._err.drop_unread()
+        with self._reading:
+            self._drain()
+            if self.over:
+                return
+            for output in (self._out, self._err):
+                output.tail = b""
+            if unread:
+                self._out.drop_unread()
+            self._err.drop_unread()
 
     def error(self, kind: type[ProcessError], what: str, stderr: str | None = None) -> ProcessError:
         """Return an error about the program that quotes its output in this call.
@@ -479,6 +537,10 @@ class Pipe:
 
     def drain(self) -> None:
         """Read the output that is there, without waiting."""
+        self.take_back()
+        self._drain()
+
+    def _drain(self) -> None:
         for _ in range(_DRAIN_READS):
             if not self.pump(0):
                 break
@@ -492,11 +554,11 @@ class Pipe:
         Returns:
             Whether anything came.
         """
-        events = self._poll.poll(1000 * seconds)
+        events = self._poll.poll(seconds)
 
         for descriptor, event in events:
             if descriptor == self._stdin:
-                if event & select.POLLERR:  # nobody can read it any more
+                if event & select.EPOLLERR:  # nobody can read it any more
                     self._mark_closed(descriptor)
             elif descriptor in (self._stdout, self._stderr):
                 self._read_output(descriptor)
@@ -508,7 +570,7 @@ class Pipe:
         self._open.discard(descriptor)
         self.silent = self.silent or descriptor in (self._stdout, self._control.fileno())
         self.over = self.silent or self.over or descriptor == self._stdin
-        with contextlib.suppress(KeyError):  # it is no longer waited for
+        with contextlib.suppress(OSError, ValueError):  # it is no longer waited for
             self._poll.unregister(descriptor)
 
     def _read_output(self, descriptor: int) -> None:
@@ -576,6 +638,7 @@ class Pipe:
             seconds: Seconds to wait at most.
             ended: Tells whether the supervisor has ended.
         """
+        self.take_back()
         deadline = time.monotonic() + seconds
         while not self.supervisor_gone and (left := deadline - time.monotonic()) > 0:
             if not self.pump(min(left, _WATCH_INTERVAL)) and ended():
@@ -594,7 +657,7 @@ class Pipe:
 
         The descriptors are about to be closed, and their numbers given to others.
         """
-        self._poll = select.poll()
+        self._poll.close()
         self._stdin = -1
         self._stdout = -1
         self._stderr = -1
@@ -604,11 +667,17 @@ class Pipe:
         self.silent = True
         self.supervisor_gone = True
 
+    def last_words(self) -> str:
+        """Return the end of all that the program has written since the last call, for a message."""
+        texts = (_text(output.tail[-_LAST_LINES:]) for output in (self._out, self._err))
+        return "".join(f"\n{text}" for text in texts if text)
+
     def how_it_ended(self) -> str:
         """Return how the program ended, in words: the predicate of a sentence about it."""
         if self.asked:
             return "was closed"
 
+        self.take_back()
         deadline = time.monotonic() + _LAST_WORDS
         while self.status is None and not self.supervisor_gone:
             left = deadline - time.monotonic()

@@ -27,6 +27,7 @@ import os
 import pickle
 import secrets
 import shlex
+import shutil
 import socket
 import subprocess
 import sys
@@ -41,7 +42,7 @@ from typing import Any
 from weakref import WeakSet
 
 from gc_warm.exceptions import ProcessStartError, ProcessTimeoutError, ProgramError
-from gc_warm.programs import supervisor
+from gc_warm.programs import idle, supervisor
 from gc_warm.programs.pipe import Pipe
 from gc_warm.programs.protocols import Protocol, is_chatty, json_lines
 from gc_warm.worker import ledger, lifecycle
@@ -282,7 +283,8 @@ class Program:
         self._load_seconds = 0.0
 
         try:
-            self._supervisor, self._control = _start_supervisor(command, cwd, env)
+            self._folder = _temporary_folder() if cwd is None else ""
+            self._supervisor, self._control = _start_supervisor(command, cwd, env, self._folder)
         except OSError as error:
             ledger.record("failed", self._name, command, error=error)
             raise ProcessStartError(f"{self._name} cannot be started: {error}") from error
@@ -308,6 +310,8 @@ class Program:
         try:
             self._pipe.begin(self._begun, seconds, start_seconds, strict=self._is_strict)
             self.pid = self._pipe.wait_for_start()
+            idle.reader.add(self._pipe)
+            self._pipe.lend()
             self._in_step = True
         except BaseException as error:
             self._give_up(error)
@@ -336,8 +340,9 @@ class Program:
         # program's only words
         self._pipe.forget(unread=not self._is_strict)
         if self._pipe.over:
-            text = "%s %s while it was idle; it is started again"
-            log.warning(text, self._name, self._pipe.how_it_ended())
+            how = self._pipe.how_it_ended()
+            text = "%s %s while it was idle; it is started again%s"
+            log.warning(text, self._name, how, self._pipe.last_words())
         return not self._pipe.over
 
     def call(self, request: Any) -> Any:
@@ -354,6 +359,7 @@ class Program:
         except BaseException as error:
             if not self._pipe.touched:
                 self._in_step = True
+                self._pipe.lend()
                 raise
 
             self._give_up(error)
@@ -374,7 +380,7 @@ class Program:
         return reply
 
     def _refuse_unread(self) -> None:
-        if self._is_strict:
+        if self._is_strict and self._pipe.touched:  # else it talks to it in another way
             self._pipe.refuse_unread("after the reply to this request")
 
     def _record_answer(self) -> None:
@@ -386,6 +392,7 @@ class Program:
             ledger.record("loaded", self._name, self._command, seconds=self._load_seconds)
 
         self._in_step = True
+        self._pipe.lend()
         if self._pipe.asked:
             self.clear_up()
 
@@ -464,9 +471,11 @@ class Program:
             ledger.release(self)
             if self._loaded_at:
                 ledger.record("cleared", self._name, self._command)
+            idle.reader.remove(self._pipe)
             self._close_descriptors()
 
     def _close_input(self) -> None:
+        self._pipe.take_back()
         self._pipe.end_input()
         self._streams[0].close()
 
@@ -487,6 +496,8 @@ class Program:
                 return
 
             time.sleep(_WATCH_INTERVAL)
+        if self._folder and os.path.lexists(self._folder):  # it was killed
+            shutil.rmtree(self._folder, ignore_errors=True)
 
     def _supervisor_has_ended(self) -> bool:
         if self._supervisor.returncode is not None:
@@ -522,8 +533,12 @@ class Program:
         ledger.release(self)
 
 
+def _temporary_folder() -> str:
+    return os.path.join(tempfile.gettempdir(), f"gc_warm-{secrets.token_hex(8)}")
+
+
 def _start_supervisor(
-    command: list[str], cwd: str | os.PathLike[str] | None, env: Mapping[str, str]
+    command: list[str], cwd: str | os.PathLike[str] | None, env: Mapping[str, str], folder: str
 ) -> tuple[subprocess.Popen[bytes], socket.socket]:
     """Start the supervisor, which then starts the program; return it and the socket to it."""
     _expect_descriptors()
@@ -531,7 +546,10 @@ def _start_supervisor(
 
     try:
         with theirs:
-            return _popen(command, theirs.fileno(), cwd, env), control
+            if folder:
+                env = {"TMPDIR": folder, **env}
+            arguments = [str(theirs.fileno()), str(os.getpid()), folder, *command]
+            return _popen(arguments, theirs.fileno(), cwd, env), control
     except BaseException:
         control.close()
         raise
@@ -565,16 +583,8 @@ def _expect_descriptors() -> None:
 
 
 def _popen(
-    command: list[str], control: int, cwd: str | os.PathLike[str] | None, env: Mapping[str, str]
+    arguments: list[str], control: int, cwd: str | os.PathLike[str] | None, env: Mapping[str, str]
 ) -> subprocess.Popen[bytes]:
-    if cwd is None:
-        folder = os.path.join(tempfile.gettempdir(), f"gc_warm-{secrets.token_hex(8)}")
-        temporary = {"TMPDIR": folder}
-    else:
-        folder = ""
-        temporary = {}
-
-    arguments = [str(control), str(os.getpid()), folder, *command]
     return subprocess.Popen(
         [sys.executable, "-I", "-S", _SUPERVISOR, *arguments],
         bufsize=0,
@@ -583,7 +593,7 @@ def _popen(
         stderr=subprocess.PIPE,
         pass_fds=[control],
         cwd=cwd,
-        env={**os.environ, **temporary, **env},
+        env={**os.environ, **env},
         start_new_session=True,
     )
 

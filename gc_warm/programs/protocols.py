@@ -150,7 +150,8 @@ def json_lines(pipe: Pipe, request: Any) -> Any:
 
         is_ours = reply_id == number or reply_id == str(number)
         if is_ours:
-            pipe.decoded(line.encode(errors="surrogateescape"))  # an error if it is no text
+            if not line.isascii():
+                pipe.decoded(line.encode(errors="surrogateescape"))  # an error if it is no text
             error = message.get("error")
             if error is not None:
                 raise _program_error(pipe, error)
@@ -387,7 +388,7 @@ class Marker:
         complaint = errors.decode(encoding, "replace")
         if self.notice is not None:
             lines = complaint.splitlines()
-            complaint = "\n".join(line for line in lines if not re.search(self.notice, line))
+            complaint = "\n".join([line for line in lines if not re.search(self.notice, line)])
 
         text = complaint
         if self.error is not None:
@@ -400,8 +401,10 @@ class Marker:
     def _from_error_on(self, output: str) -> str:
         """Return the output from the first line on that is an error."""
         lines = output.splitlines()
-        first = (number for number, line in enumerate(lines) if re.search(self.error or "", line))
-        return "\n".join(lines[next(first, len(lines)) :])
+        for number, line in enumerate(lines):
+            if re.search(self.error or "", line):
+                return "\n".join(lines[number:])
+        return ""
 
     def _decoded(self, pipe: Pipe, reply: bytes) -> str | bytes:
         if self.encoding is None:
@@ -427,8 +430,8 @@ class Marker:
 
         It is None for a command that is nothing but the marker.
         """
-        lines = self._printing(marks).encode().splitlines()
-        line = next(line for line in lines if marker in line).rstrip()
+        before, _, after = self._printing(marks).encode().partition(marker)
+        line = before.rpartition(b"\n")[2] + marker + after.partition(b"\n")[0].rstrip()
         return None if line == marker else line
 
 
