@@ -219,8 +219,11 @@ class Pipe:
         self.told_all = False
 
     def fileno(self) -> int:
-        """Return a descriptor that can be read when the program has written something."""
-        return self._poll.fileno()
+        """Return a descriptor that can be read when the program has written something.
+
+        It is -1 once the pipe is closed.
+        """
+        return -1 if self._poll.closed else self._poll.fileno()
 
     def lend(self) -> None:
         """Have the thread of idle pipes read, until the next call begins to write or to read."""
@@ -657,15 +660,15 @@ class Pipe:
 
         The descriptors are about to be closed, and their numbers given to others.
         """
-        self._poll.close()
+        self.over = True
+        self.silent = True
+        self.supervisor_gone = True
+
         self._stdin = -1
         self._stdout = -1
         self._stderr = -1
         self._open.clear()
-
-        self.over = True
-        self.silent = True
-        self.supervisor_gone = True
+        self._poll.close()
 
     def last_words(self) -> str:
         """Return the end of all that the program has written since the last call, for a message."""
