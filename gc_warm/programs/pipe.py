@@ -228,6 +228,9 @@ class Pipe:
     def lend(self) -> None:
         """Have the thread of idle pipes read, until the next call begins to write or to read."""
         if not self._is_lent:
+            if self.answered:
+                self._out.tail = b""
+                self._err.tail = b""
             self._is_lent = True
             idle.reader.read(self)
 

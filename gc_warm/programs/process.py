@@ -35,13 +35,20 @@ import tempfile
 import threading
 import time
 import warnings
+import weakref
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from weakref import WeakSet
 
-from gc_warm.exceptions import ProcessStartError, ProcessTimeoutError, ProgramError
+from gc_warm.exceptions import (
+    ProcessDiedError,
+    ProcessStartError,
+    ProcessTimeoutError,
+    ProgramError,
+)
 from gc_warm.programs import idle, supervisor
 from gc_warm.programs.pipe import Pipe
 from gc_warm.programs.protocols import Protocol, is_chatty, json_lines
@@ -63,6 +70,9 @@ _WATCH_INTERVAL = 0.002
 # seconds; the supervisor takes one, and more only for a process that the kernel does not let go
 _END_TIMEOUT = 5.0
 
+# seconds between looks whether the session of another caller is over
+_TURN_INTERVAL = 0.01
+
 _processes: WeakSet[ExternalProcess] = WeakSet()
 
 
@@ -80,8 +90,14 @@ class ExternalProcess:
     Args:
         command: The program and its arguments; no shell is involved.
         protocol: How a request and its reply cross the pipe, see `gc_warm.programs.protocols`.
+        on_start: Is called with the pipe of every program that has been started, before its first
+            request: to read a greeting, or to set up what every call expects, such as by
+            ``lambda pipe: protocol(pipe, "scale=20")``.
+        restart: Whether a call starts a program again that has ended by itself, or in a call that
+            failed. If not, what was set up in it is lost: calls raise until ``close``.
         start_timeout: Seconds that a call which has to start the program has on top. With `Marker`,
-            and with `serve` on the other side, they are over once the program is up.
+            with `on_start`, and with `serve` on the other side, they are over once the program is
+            up.
         call_timeout: Seconds for a call that does not say otherwise.
         cwd: Directory to run in. The default is a new temporary one for each start, which is also
             the program's ``TMPDIR``, and is removed when the program has ended.
@@ -104,26 +120,29 @@ class ExternalProcess:
         1267650600228229401496703205376
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - options that one reads by their names
         self,
         command: Sequence[str | os.PathLike[str]],
         protocol: Protocol = json_lines,
         *,
+        on_start: Callable[[Pipe], object] | None = None,
+        restart: bool = True,
         start_timeout: float = 60.0,
         call_timeout: float = 300.0,
         cwd: str | os.PathLike[str] | None = None,
         env: Mapping[str, str] | None = None,
     ) -> None:
-        self._command = _checked_command(command)
+        checked = _checked_command(command)
         if not callable(protocol):
             raise TypeError(f"a protocol is a function (pipe, request) -> reply, not {protocol!r}")
+        if on_start is not None and not callable(on_start):
+            raise TypeError(f"on_start is a function of the pipe, not {on_start!r}")
 
-        self._protocol = protocol
+        environment = _checked_environment(env or {})
+        self._launch = Launch(checked, protocol, on_start, cwd, environment, ledger.mark())
+        self._restart = restart
         self._start_timeout = _checked_seconds("start_timeout", start_timeout)
         self._call_timeout = _checked_seconds("call_timeout", call_timeout)
-        self._cwd = cwd
-        self._env = _checked_environment(env or {})
-        self._order = ledger.mark()
 
         self._renew()
         _processes.add(self)
@@ -136,6 +155,14 @@ class ExternalProcess:
         self._program: Program | None = None
         self._lock = threading.RLock()
         self._calling = threading.Lock()  # held in a call, so that one thread never has two
+        self._session: weakref.ref[Session] | None = None
+        self._lost = ""  # how the program ended whose state this process has lost
+
+    def _renew_in_child(self) -> None:
+        program = self._program
+        self._renew()
+        if program is not None and program.loaded():
+            self._lost = "belongs to the process that this one was forked from"
 
     def call(self, request: Any, timeout: float | None = None) -> Any:
         """Send a request to the program, and return its reply.
@@ -154,37 +181,99 @@ class ExternalProcess:
         Raises:
             ProgramError: The program answered with an error; it stays warm.
             ProcessStartError: The program could not be started, or ended before its first answer.
-            ProcessDiedError: The program ended in the middle of the call.
+            ProcessDiedError: The program ended in the middle of the call; or before it, and is not
+                to be started again.
             ProcessTimeoutError: No answer came within the time allowed; the program was ended.
+            ProcessError: The program cannot answer, or what it wrote cannot belong to this request;
+                the program was ended.
             RuntimeError: The call comes from the protocol of a call to the same program.
         """
+        return self._call(request, timeout, None)
+
+    def session(self) -> Session:
+        """Return a session: one caller, and one life of the program, for the length of a block.
+
+        What a call in the block has set up is there for the next ones: other callers wait until the
+        block is over, and a call raises `ProcessDiedError` if the program has ended since the first
+        one. What earlier callers have left in the program is there, too.
+
+        Returns:
+            A context manager, which gives a function to call in place of `call`.
+
+        Example:
+            with bc.session() as call:
+                call("scale=20; g=9.81")
+                call("g*2")
+        """
+        return Session(self)
+
+    def _call(self, request: Any, timeout: float | None, session: Session | None) -> Any:
         seconds = self._call_timeout if timeout is None else _checked_seconds("timeout", timeout)
 
-        with self._lock:
-            if self._calling.locked():  # and by this thread, since it has the other lock
-                raise RuntimeError(
-                    f"{self!r} is called by its own protocol, which is given a pipe to write to"
-                )
+        while True:
+            with self._lock:
+                if self._is_free_for(session):
+                    return self._call_in_turn(request, seconds, session)
+            time.sleep(_TURN_INTERVAL)
 
-            with self._calling:
-                program = self._program
-                if program is None or not program.begin(seconds, self._start_timeout):
-                    program = self._start(seconds)
-                return program.call(request)
+    def _is_free_for(self, session: Session | None) -> bool:
+        """Return whether no other caller has a session; to be asked with the lock."""
+        holder = self._holder()
+        return holder in (None, session) or holder.thread == threading.get_ident()
+
+    def _holder(self) -> Session | None:
+        """Return the session that is under way; to be asked with the lock."""
+        if self._session is None:
+            return None
+
+        holder = self._session()
+        if holder is None or holder.is_over:
+            self._session = None
+            return None
+        return holder
+
+    def _call_in_turn(self, request: Any, seconds: float, session: Session | None) -> Any:
+        if self._calling.locked():  # and by this thread, since it has the other lock
+            raise RuntimeError(
+                f"{self!r} is called by its own protocol, which is given a pipe to write to"
+            )
+
+        with self._calling:
+            program = self._program
+            if program is None or not program.begin(seconds, self._start_timeout):
+                self._refuse_restart(session)
+                program = self._start(seconds)
+
+            if session is not None:
+                session.check(program)
+            return program.call(request)
+
+    def _refuse_restart(self, session: Session | None) -> None:
+        """Raise an error if something is lost with the program that has ended."""
+        program = self._program
+        if program is not None:
+            program.clear_up()
+            if program.is_lost:
+                self._lost = program.ending
+
+        if session is not None and session.life is not None:
+            raise _lost_error(session.life)
+        if self._lost and not self._restart:
+            name = _short_name(self._launch.command)
+            raise ProcessDiedError(
+                f"{name} {self._lost}, and what was set up in it is lost; it is not to be started "
+                "again (restart=False): close() it, and set it up anew"
+            )
+
+        if program is not None and program.last_words is not None:
+            text = "%s %s; it is started again%s"
+            log.warning(text, program.name, program.ending, program.last_words)
 
     def _start(self, seconds: float) -> Program:
         if self._program is not None:
             self._program.clear_up()
 
-        program = Program(
-            self._command,
-            self._protocol,
-            self._cwd,
-            self._env,
-            self._order,
-            self._lock,
-            self._calling,
-        )
+        program = Program(self._launch, self._lock, self._calling)
         self._program = program
 
         program.wait_for_start(seconds, self._start_timeout)
@@ -198,6 +287,7 @@ class ExternalProcess:
         """
         if self._program is not None:
             self._program.end()
+        self._lost = ""
 
     @property
     def pid(self) -> int | None:
@@ -216,7 +306,7 @@ class ExternalProcess:
     def __repr__(self) -> str:
         pid = self.pid
         state = "not running" if pid is None else f"pid {pid}"
-        return f"<ExternalProcess {ledger.describe(self._command)}: {state}>"
+        return f"<ExternalProcess {ledger.describe(self._launch.command)}: {state}>"
 
     def __reduce__(self) -> str:
         raise pickle.PicklingError(
@@ -232,6 +322,103 @@ class ExternalProcess:
             warnings.warn(text, ResourceWarning, stacklevel=2, source=self)
 
 
+class Session:
+    """One caller's use of one life of a program; see `ExternalProcess.session`.
+
+    The program knows it by a weak reference: a block that an exception kept from beginning, or from
+    ending, leaves nobody waiting.
+
+    Args:
+        process: The program.
+
+    Attributes:
+        thread: The thread whose block it is.
+        is_over: Whether its block has ended.
+        life: The life of the program in which its first call was.
+    """
+
+    def __init__(self, process: ExternalProcess) -> None:
+        self._process = process
+        self.thread = 0
+        self.is_over = False
+        self.life: Program | None = None
+
+    def __enter__(self) -> Session:
+        try:
+            self._wait_for_turn()
+        except BaseException:
+            self.is_over = True
+            raise
+        return self
+
+    def _wait_for_turn(self) -> None:
+        process = self._process
+        self.thread = threading.get_ident()
+        while True:
+            with process._lock:
+                holder = process._holder()
+                if holder is None:
+                    process._session = weakref.ref(self)
+                    return
+                if holder.thread == self.thread:
+                    raise RuntimeError(f"this thread has a session of {process!r} already")
+            time.sleep(_TURN_INTERVAL)
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.is_over = True
+
+    def __call__(self, request: Any, timeout: float | None = None) -> Any:
+        """Send a request, as `ExternalProcess.call` does, to the program of this session.
+
+        Args:
+            request: As for `ExternalProcess.call`.
+            timeout: As for `ExternalProcess.call`.
+
+        Raises:
+            ProcessDiedError: The program has ended since the first call; or as for
+                `ExternalProcess.call`, as other errors.
+            RuntimeError: The session is over, or has not begun.
+        """
+        if self.is_over or not self.thread:
+            raise RuntimeError("a session is called within its block")
+        return self._process._call(request, timeout, self)
+
+    def check(self, program: Program) -> None:
+        """Raise an error if this is another life of the program than before."""
+        if self.life is None:
+            self.life = program
+        elif self.life is not program:
+            raise _lost_error(self.life)
+
+
+def _lost_error(life: Program) -> ProcessDiedError:
+    words = f"{life.name} {life.ending}, and what was set up in this session is lost: begin another"
+    return ProcessDiedError(words)
+
+
+@dataclass(frozen=True)
+class Launch:
+    """How a program is started and talked to.
+
+    Attributes:
+        command: The program and its arguments, as for `ExternalProcess`.
+        protocol: How a request and its reply cross the pipe.
+        on_start: Is called with the pipe after every start, or None.
+        cwd: Directory to run in; None for a temporary one.
+        env: Environment variables to set.
+        order: Position in the ledger: that at which the `ExternalProcess` was made. It comes before
+            the `warm` state that uses the program was complete, so that the teardown of that state
+            finds the program alive.
+    """
+
+    command: list[str]
+    protocol: Protocol
+    on_start: Callable[[Pipe], object] | None
+    cwd: str | os.PathLike[str] | None
+    env: dict[str, str]
+    order: float
+
+
 class Program:
     """One life of the program of an `ExternalProcess`, from its start to its end.
 
@@ -240,40 +427,33 @@ class Program:
     the middle of the constructor leaves nothing behind once the exception itself is forgotten.
 
     Args:
-        command: The program and its arguments, as for `ExternalProcess`.
-        protocol: How a request and its reply cross the pipe, as for `ExternalProcess`.
-        cwd: Directory to run in, as for `ExternalProcess`.
-        env: Environment variables to set, as for `ExternalProcess`.
-        order: Position in the ledger: that at which the `ExternalProcess` was made. It comes before
-            the `warm` state that uses the program was complete, so that the teardown of that state
-            finds the program alive.
+        launch: How it is started and talked to.
         lock: Held by the thread that calls; all methods but `ask`, `end` and `close` are for that
             thread.
         calling: Held by that thread, too, while it calls.
 
     Attributes:
+        order: As in `Launch`.
         pid: Process id of the program; None before its start and after its end.
+        name: Its name, for messages.
+        ending: How it ended, in words.
+        last_words: The end of what it wrote before it ended while it was idle; else None.
 
     Raises:
         ProcessStartError: Not even the supervisor can be started.
     """
 
-    def __init__(
-        self,
-        command: list[str],
-        protocol: Protocol,
-        cwd: str | os.PathLike[str] | None,
-        env: Mapping[str, str],
-        order: float,
-        lock: Any,
-        calling: Any,
-    ) -> None:
-        self.order = order
+    def __init__(self, launch: Launch, lock: Any, calling: Any) -> None:
+        self.order = launch.order
         self.pid: int | None = None
-        self._name = _short_name(command)
-        self._command = command
-        self._protocol = protocol
-        self._is_strict = not is_chatty(protocol)
+        self.name = _short_name(launch.command)
+        self.ending = "was ended in the middle of a call"
+        self.last_words: str | None = None
+        self._command = launch.command
+        self._protocol = launch.protocol
+        self._on_start = launch.on_start
+        self._is_strict = not is_chatty(launch.protocol)
+        self._is_closed = False  # by who uses it, or with the worker
         self._lock = lock
         self._calling = calling
         self._clearing = threading.Lock()  # held while it is cleared up
@@ -283,15 +463,15 @@ class Program:
         self._load_seconds = 0.0
 
         try:
-            self._folder = _temporary_folder() if cwd is None else ""
-            self._supervisor, self._control = _start_supervisor(command, cwd, env, self._folder)
+            self._folder = _temporary_folder() if launch.cwd is None else ""
+            self._supervisor, self._control = _start_supervisor(launch, self._folder)
         except OSError as error:
-            ledger.record("failed", self._name, command, error=error)
-            raise ProcessStartError(f"{self._name} cannot be started: {error}") from error
+            ledger.record("failed", self.name, self._command, error=error)
+            raise ProcessStartError(f"{self.name} cannot be started: {error}") from error
 
         streams = (self._supervisor.stdin, self._supervisor.stdout, self._supervisor.stderr)
         self._streams = [stream for stream in streams if stream]
-        self._pipe = Pipe(self._name, [stream.fileno() for stream in self._streams], self._control)
+        self._pipe = Pipe(self.name, [stream.fileno() for stream in self._streams], self._control)
 
     def wait_for_start(self, seconds: float, start_seconds: float) -> None:
         """Wait until the program runs, and begin the first call.
@@ -312,10 +492,26 @@ class Program:
             self.pid = self._pipe.wait_for_start()
             idle.reader.add(self._pipe)
             self._pipe.lend()
+            if self._on_start is not None:
+                self._set_up(self._on_start, seconds, start_seconds)
             self._in_step = True
         except BaseException as error:
             self._give_up(error)
+            if isinstance(error, ProgramError):
+                what = f"{self.name} could not be set up by on_start: {error.message}"
+                text = ProcessStartError(what, None, error.stdout, error.stderr)
+                raise text from None
             raise
+
+    def _set_up(
+        self, on_start: Callable[[Pipe], object], seconds: float, start_seconds: float
+    ) -> None:
+        """Do what is to be done at every start, in the time for that."""
+        self._pipe.begin(self._begun, start_seconds)
+        on_start(self._pipe)
+
+        self._pipe.answered = True
+        self._pipe.begin(time.monotonic(), seconds, strict=self._is_strict)
 
     def begin(self, seconds: float, start_seconds: float) -> bool:
         """Begin a call to a program that has been started before.
@@ -340,9 +536,8 @@ class Program:
         # program's only words
         self._pipe.forget(unread=not self._is_strict)
         if self._pipe.over:
-            how = self._pipe.how_it_ended()
-            text = "%s %s while it was idle; it is started again%s"
-            log.warning(text, self._name, how, self._pipe.last_words())
+            self.ending = f"{self._pipe.how_it_ended()} while it was idle"
+            self.last_words = self._pipe.last_words()
         return not self._pipe.over
 
     def call(self, request: Any) -> Any:
@@ -385,11 +580,11 @@ class Program:
 
     def _record_answer(self) -> None:
         self._pipe.answered = True
-        _answers[self._name] += 1
+        _answers[self.name] += 1
         if not self._loaded_at:
             self._load_seconds = time.monotonic() - self._begun
             self._loaded_at = time.time()
-            ledger.record("loaded", self._name, self._command, seconds=self._load_seconds)
+            ledger.record("loaded", self.name, self._command, seconds=self._load_seconds)
 
         self._in_step = True
         self._pipe.lend()
@@ -398,8 +593,10 @@ class Program:
 
     def _give_up(self, error: BaseException) -> None:
         self._in_step = False
+        if not self._is_closed:
+            self.ending = f"was ended after {type(error).__name__}"
         if not self._loaded_at:
-            ledger.record("failed", self._name, self._command, error=error)
+            ledger.record("failed", self.name, self._command, error=error)
 
         self.ask(interrupt=True)
         self.clear_up()
@@ -421,6 +618,7 @@ class Program:
 
         A call that is running fails, and its thread clears up.
         """
+        self._note_closed()
         self.ask(interrupt=self._calling.locked())
 
         # this thread is in a call, or ends it already, and this is the handler of a signal
@@ -448,11 +646,22 @@ class Program:
             self.end()
             return
 
+        self._note_closed()
         self._in_step = False
         busy = self._calling.locked()
         self.ask(interrupt=busy)
         if not busy:
             self._close_input()
+
+    def _note_closed(self) -> None:
+        self._is_closed = True
+        if self._control.fileno() >= 0:  # it has not ended before
+            self.ending = "was closed"
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether it has answered, and has ended without having been closed."""
+        return bool(self._loaded_at) and not self._is_closed
 
     def clear_up(self) -> None:
         """End the program, and give back all that it takes."""
@@ -470,7 +679,8 @@ class Program:
             self.pid = None
             ledger.release(self)
             if self._loaded_at:
-                ledger.record("cleared", self._name, self._command)
+                kind: ledger.Kind = "cleared" if self._is_closed else "ended"
+                ledger.record(kind, self.name, self._command)
             idle.reader.remove(self._pipe)
             self._close_descriptors()
 
@@ -492,7 +702,7 @@ class Program:
                     "%s has been killed, but the system does not let go of it or of something it "
                     "started: see the children of process %d"
                 )
-                log.warning(text, self._name, self._supervisor.pid)
+                log.warning(text, self.name, self._supervisor.pid)
                 return
 
             time.sleep(_WATCH_INTERVAL)
@@ -524,7 +734,7 @@ class Program:
             return None
 
         command = ledger.describe(self._command)
-        return ledger.Loaded(self._name, command, self._loaded_at, self._load_seconds)
+        return ledger.Loaded(self.name, command, self._loaded_at, self._load_seconds)
 
     def disown(self) -> None:
         """Give up a forked child's copies of the streams; the parent's program goes on."""
@@ -537,19 +747,17 @@ def _temporary_folder() -> str:
     return os.path.join(tempfile.gettempdir(), f"gc_warm-{secrets.token_hex(8)}")
 
 
-def _start_supervisor(
-    command: list[str], cwd: str | os.PathLike[str] | None, env: Mapping[str, str], folder: str
-) -> tuple[subprocess.Popen[bytes], socket.socket]:
+def _start_supervisor(launch: Launch, folder: str) -> tuple[subprocess.Popen[bytes], socket.socket]:
     """Start the supervisor, which then starts the program; return it and the socket to it."""
     _expect_descriptors()
     control, theirs = _socket_pair()
 
     try:
         with theirs:
-            if folder:
-                env = {"TMPDIR": folder, **env}
-            arguments = [str(theirs.fileno()), str(os.getpid()), folder, *command]
-            return _popen(arguments, theirs.fileno(), cwd, env), control
+            temporary = {"TMPDIR": folder} if folder else {}
+            env = {**os.environ, **temporary, **launch.env}
+            arguments = [str(theirs.fileno()), str(os.getpid()), folder, *launch.command]
+            return _popen(arguments, theirs.fileno(), launch.cwd, env), control
     except BaseException:
         control.close()
         raise
@@ -593,7 +801,7 @@ def _popen(
         stderr=subprocess.PIPE,
         pass_fds=[control],
         cwd=cwd,
-        env={**os.environ, **env},
+        env=env,
         start_new_session=True,
     )
 
@@ -649,7 +857,7 @@ def _checked_seconds(name: str, value: float) -> float:
 
 def _after_fork() -> None:
     for process in _processes:
-        process._renew()  # the program is the parent's; `lifecycle` has it disowned
+        process._renew_in_child()  # the program is the parent's; `lifecycle` has it disowned
 
 
 os.register_at_fork(after_in_child=_after_fork)

@@ -318,7 +318,7 @@ class Marker:
             TypeError: The request is not text; nothing has been sent.
         """
         data = self._encoded(pipe, request)
-        if not pipe.answered:
+        if not pipe.keeps_errors:
             self._make_ready(pipe)
 
         begin = _Marks()

@@ -41,7 +41,8 @@ ANOTHER_KEY = "another key"
 _WHY = {
     "failed": "failed before",
     "evicted": "evicted",
-    "cleared": "cleared",  # or, where it is a program, ended
+    "cleared": "cleared",
+    "ended": "program restarted",
     "discarded": "discarded",
     "invalid": "not valid any more",
     "replaced": "module changed",

@@ -25,7 +25,9 @@ from dataclasses import dataclass, field
 from operator import attrgetter
 from typing import Literal, Protocol
 
-Kind = Literal["loaded", "failed", "evicted", "cleared", "discarded", "invalid", "replaced"]
+Kind = Literal[
+    "loaded", "failed", "evicted", "cleared", "ended", "discarded", "invalid", "replaced"
+]
 
 _EVENTS_KEPT = 1000  # a worker can live for weeks; its memory should not grow with its age
 _FAILED_PRELOADS_KEPT = 20
@@ -43,8 +45,9 @@ class Event:
     Attributes:
         number: Position in this process's history, from 1.
         kind: ``loaded``, ``failed`` (a load that raised), ``evicted`` (made room for another),
-            ``cleared``, ``discarded`` (given up by a task), ``invalid`` (a predicate said no), or
-            ``replaced`` (its module was imported anew).
+            ``cleared``, ``ended`` (a program that nobody has closed), ``discarded`` (given up by a
+            task), ``invalid`` (a predicate said no), or ``replaced`` (its module was imported
+            anew).
         name: The loader, as ``module.function``; for a program, the two ends of its command line.
         key: The loader's arguments, as short text; for a program, its command line.
         at: When the event was over, in seconds since the epoch.
