@@ -393,11 +393,12 @@ class WarmExecutor(Executor):
                 self._keep(Call(name, inner.task_id, submitted, time.time(), warmth))
             except Exception:  # whatever it is, somebody waits for the result
                 log.exception("a call could not be recorded")
-            outer._end(warmth, result, error)
-
-            with self._lock:
-                self._open.discard(outer)
-            self._close_file()
+            try:
+                outer._end(warmth, result, error)
+            finally:  # a callback of the user's may raise SystemExit
+                with self._lock:
+                    self._open.discard(outer)
+                self._close_file()
 
         inner.add_done_callback(end)
         return outer
@@ -509,8 +510,9 @@ class WarmExecutor(Executor):
         are waited for.
         """
         with self._lock:
-            # the SDK leaves some of those that it cannot send
-            left = [outer for outer in self._open if outer._inner.done()]
+            # the SDK leaves some of those that it cannot send; and one that is done may be that
+            # in whose callback this is called
+            left = [outer for outer in self._open if outer._inner.done() and not outer.done()]
         if wait:
             concurrent.futures.wait(left)
 

@@ -15,12 +15,14 @@ import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import history as history_module
 import pytest
 import tasks
 from globus_compute_sdk import Executor
+from globus_compute_sdk.sdk.asynchronous.compute_future import ComputeFuture
 from globus_compute_sdk.serialize import ComputeSerializer, JSONData, PureSourceDill
 
 from gc_warm import (
@@ -263,6 +265,18 @@ def test_a_future_that_was_cancelled_before_it_was_sent(client: MockClient) -> N
         concurrent.futures.wait([held], 60)
         assert held.done()
         assert cancelled == (str(held.warmth) == "unknown (cancelled)")
+
+
+def test_callback_of_a_cancelled_future_may_shut_down() -> None:
+    sent = ComputeFuture()
+    inner: Any = SimpleNamespace(
+        submit_to_registered_function=lambda *_: sent, shutdown=lambda **_: None
+    )
+    executor = WarmExecutor(inner)
+    future = executor.submit_to_registered_function("id")
+    future.add_done_callback(lambda _: executor.shutdown())
+    assert future.cancel(), "it does not wait for itself"
+    assert future.cancelled()
 
 
 def test_workers_without_gc_warm_run_the_function_without_a_record(tmp_path: Path) -> None:
