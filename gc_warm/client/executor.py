@@ -180,8 +180,9 @@ class WarmExecutor(Executor):
         self.executor = executor
         self._stale = stale
         self._record_keys = record_keys
-        self._lock = threading.Lock()
-        self._registering = threading.Lock()
+        # a signal's handler may submit, too, in the thread that it interrupts
+        self._lock = threading.RLock()
+        self._registering = threading.RLock()
         self._ids: dict[tuple[str, Any], str] = {}  # of carriers and visitors, by function
         self._open: set[WarmFuture] = set()
         self._calls: deque[Call] = deque(maxlen=_CALLS_KEPT)

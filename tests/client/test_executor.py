@@ -267,6 +267,24 @@ def test_a_future_that_was_cancelled_before_it_was_sent(client: MockClient) -> N
         assert cancelled == (str(held.warmth) == "unknown (cancelled)")
 
 
+def test_handler_of_a_signal_may_submit(
+    client: MockClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While its thread registers a function, which takes longest."""
+    stock = client.register_source_code
+    with WarmExecutor(MockExecutor(client=client)) as executor:
+        futures: list[Any] = []
+
+        def interrupted(*args: Any) -> str:
+            monkeypatch.setattr(client, "register_source_code", stock)
+            futures.append(executor.submit(len, "ab"))
+            return str(stock(*args))
+
+        monkeypatch.setattr(client, "register_source_code", interrupted)
+        futures.append(executor.submit(tasks.same, 3))
+        assert [future.result(120) for future in futures] == [2, 3]
+
+
 def test_callback_of_a_cancelled_future_may_shut_down() -> None:
     sent = ComputeFuture()
     inner: Any = SimpleNamespace(
