@@ -147,7 +147,7 @@ class WarmExecutor(Executor):
             made here is for its owner only. A link that another user has put where everybody can
             write is not followed.
         record_keys: Have the keys of loads in that file, as text of at most 120 characters. They
-            are the arguments of loaders.
+            are the arguments of loaders, and the command lines of programs.
 
     Attributes:
         executor: The executor inside.

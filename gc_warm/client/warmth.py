@@ -126,11 +126,14 @@ class Call:
         """Return the call as a dictionary that can be written as JSON.
 
         Args:
-            keys: Have the texts of keys in it, cut short.
+            keys: Have the texts of keys in it, cut short; and of programs, which go by their
+                command lines, more than the first word.
         """
         plain = {"version": VERSION, **asdict(self)}
         for load in plain["warmth"]["loads"]:
             load["key"] = shortened(load["key"], _KEY_LENGTH) if keys else ""
+            if not keys:
+                load["name"] = load["name"].partition(" ")[0]
         return plain
 
     @classmethod

@@ -25,7 +25,7 @@ from globus_compute_sdk.serialize import ComputeSerializer, DillCode, JSONData, 
 from gc_warm import BookError, FunctionBook, MockClient, MockExecutor, WarmExecutor
 from gc_warm.client.registry import Step
 from gc_warm.client.report import Report
-from gc_warm.client.warmth import parse_record
+from gc_warm.client.warmth import Call, Load, Warmth, parse_record
 from gc_warm.worker import calls, ledger
 from gc_warm.worker.calls import VERSION, Recording
 from tests.support import MODULES, wait_until
@@ -187,6 +187,15 @@ def test_records_are_private(client: MockClient, tmp_path: Path, record_keys: bo
     (load,) = call.warmth.loads
     assert ("secret" in file.read_text(), bool(load.key)) == (record_keys, record_keys)
     assert len(load.key) < 160
+
+
+@pytest.mark.parametrize("keys", [True, False])
+def test_arguments_of_programs_are_keys(keys: bool) -> None:
+    load = Load("my_program --token secret", "['my_program', '--token', 'secret']", 1.0, 2.0, FIRST)
+    call = Call("use", None, 0.0, 1.0, Warmth("cold", loads=(load,)))
+    (plain,) = call.plain(keys=keys)["warmth"]["loads"]
+    assert plain["name"] == (load.name if keys else "my_program")
+    assert ("secret" in plain["key"]) == keys
 
 
 def test_version_of_a_record_comes_first(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
