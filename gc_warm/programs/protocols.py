@@ -385,26 +385,20 @@ class Marker:
     def _check(self, pipe: Pipe, reply: bytes, errors: bytes) -> None:
         """Raise an error if the program has written one."""
         encoding = self.encoding or "utf-8"
-        complaint = errors.decode(encoding, "replace")
-        if self.notice is not None:
-            lines = complaint.splitlines()
-            complaint = "\n".join([line for line in lines if not re.search(self.notice, line)])
-
-        text = complaint
-        if self.error is not None:
+        complaint = _from_first(errors.decode(encoding, "replace"), self._is_no_notice)
+        if self.error is None:
+            text = complaint
+        else:
             outputs = (complaint, reply.decode(encoding, "replace"))
-            text = "\n".join(filter(None, map(self._from_error_on, outputs)))
+            texts = [_from_first(output, re.compile(self.error).search) for output in outputs]
+            text = "\n".join(filter(None, texts))
+
         if text.strip():
             shortened = ledger.shortened(text.strip(), _ERROR_LENGTH)
             raise pipe.error(ProgramError, f"complained: {shortened}", stderr=complaint.strip())
 
-    def _from_error_on(self, output: str) -> str:
-        """Return the output from the first line on that is an error."""
-        lines = output.splitlines()
-        for number, line in enumerate(lines):
-            if re.search(self.error or "", line):
-                return "\n".join(lines[number:])
-        return ""
+    def _is_no_notice(self, line: str) -> bool:
+        return self.notice is None or not re.search(self.notice, line)
 
     def _decoded(self, pipe: Pipe, reply: bytes) -> str | bytes:
         if self.encoding is None:
@@ -433,6 +427,15 @@ class Marker:
         before, _, after = self._printing(marks).encode().partition(marker)
         line = before.rpartition(b"\n")[2] + marker + after.partition(b"\n")[0].rstrip()
         return None if line == marker else line
+
+
+def _from_first(output: str, is_meant: Callable[[str], object]) -> str:
+    """Return the output from the first line on that is meant; nothing if there is none."""
+    lines = output.splitlines()
+    for number, line in enumerate(lines):
+        if is_meant(line):
+            return "\n".join(lines[number:])
+    return ""
 
 
 class _Marks:
