@@ -135,7 +135,8 @@ def test_check_says_what_a_config_means() -> None:
         "the endpoint stops after 10 min, and starts again for the next task",
         "a job ends": "after 10 h at the latest; it takes no new tasks after 9 h 44 min",
         "a worker that dies": "is replaced, cold, within 5 s; its task fails",
-        "a task": "may take any time",
+        "a task": "may take 16 min, less what worker_init takes: "
+        "a longer one is lost if its job ends first",
         "being idle costs": "2 node-hours an hour; "
         "from the last task until cold, 0.35 node-hours at most",
         "the worst case costs": "20 node-hours, if every job runs to its walltime; "
@@ -287,6 +288,22 @@ def test_check_runs_no_python(tmp_path: Path) -> None:
     assert "a configuration in Python is only known by running it" in result.stderr
 
 
+def test_check_names_a_configuration_in_python(tmp_path: Path) -> None:
+    (tmp_path / "old").mkdir()
+    path = tmp_path / "old" / "config.py"
+    path.write_text(
+        "from globus_compute_endpoint.endpoint.config import UserEndpointConfig\n"
+        "config = UserEndpointConfig()\n"
+    )
+    for name in (path, path.parent):
+        result = checked(str(name))
+        assert (result.exit_code, result.stdout) == (1, "")
+        assert f"{path} is an endpoint configuration in Python" in result.stderr
+
+    path.write_text("config = dict()\n")
+    assert "none, since nothing is sent from here" in checked(str(path)).stdout
+
+
 def test_check_finds_a_template_that_lies_elsewhere(tmp_path: Path) -> None:
     template = tmp_path / "template.yaml.j2"
     template.write_text(BAD)
@@ -306,7 +323,7 @@ def test_check_of_what_is_not_text(name: str, tmp_path: Path) -> None:
 
 def test_check_says_so_when_state_cannot_live_as_long_as_asked_for() -> None:
     said = checked("slurm", "-o", "keep_warm=90", "-o", "walltime=00:30:00").stdout
-    sentence = "stays warm +until its job ends after 30 min, which is sooner than keep_warm;"
+    sentence = "stays warm +until its job ends after 30 min, which is sooner than its idle time;"
     assert re.search(sentence, said)
 
 

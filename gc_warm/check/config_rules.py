@@ -27,21 +27,20 @@ from parsl.jobs.strategy import Strategy
 from gc_warm.check import preload as preloads
 from gc_warm.check.rules import Finding, Level, Rule, RuleSet, is_silenced
 from gc_warm.check.task_facts import Numbers
-from gc_warm.configs import loading, meaning
-from gc_warm.exceptions import ConfigError
+from gc_warm.configs import folders, loading, meaning, templates
+from gc_warm.configs.repairs import ENGINE as _ENGINE
+from gc_warm.configs.repairs import PROVIDER as _PROVIDER
+from gc_warm.configs.repairs import Repair
+from gc_warm.configs.text import line_at, parse_with_nodes
 
-_ENGINE = ("engine",)
-_PROVIDER = ("engine", "provider")
 _SCALING = ("engine", "job_status_kwargs")
 _LAUNCHERS = {"SlurmProvider": "SrunLauncher", "PBSProProvider": "MpiExecLauncher"}
+_BRACES_OF_PARSL = ("launch_cmd", "container_cmd_options", "prepend")
 _CONTAINERS_WITHOUT_INIT = ("docker", "podman", "podman-hpc")
-_ON_ALL_NODES = re.compile(
-    r"\b(srun|mpi(exec|run)\w*|aprun|[jlp]s?run|ibrun|brun|flux|blaunch|prterun|orterun"
-    r"|pbsdsh|pdsh|clush|parallel)\b"
-)
 _HERE_DOCUMENT_OR_ARITHMETIC = re.compile(
     r"<<-?\s*['\"]?(\w+).*?\n\s*\1\s*$|\$\(\(.*?\)\)", re.DOTALL | re.MULTILINE
 )
+_COMMENT = re.compile(r"(?:^|(?<=\s))#.*$", re.MULTILINE)
 _GPU_REQUEST = re.compile(
     r"(?:--gpus-per-node[= ]|--gres[= ]gpu:|\bngpus=)(?:([A-Za-z][\w.-]*):)?(\d+)\b"
 )
@@ -63,11 +62,13 @@ class Examined:
 
 @dataclass(frozen=True)
 class _Written:
-    """A config as it is written."""
+    """A config as it is written, but for old settings, which are repaired."""
 
     document: Any
     root: yaml.Node | None
+    repairs: Sequence[Repair]
     refusal: tuple[int, str] | None
+    is_rendered: bool
 
     @property
     def engine(self) -> Mapping[str, Any]:
@@ -117,8 +118,11 @@ class _Workers:
 
     @property
     def cores_here(self) -> int | None:
-        """Cores of this machine, where it is the node; None where it is not."""
-        return len(os.sched_getaffinity(0)) if self.is_local else None
+        """Cores of this machine, where it is the node; None where it is not.
+
+        A manager counts all of them, also those that it may not run on.
+        """
+        return os.cpu_count() if self.is_local else None
 
     @property
     def memory(self) -> float | None:
@@ -181,19 +185,18 @@ def examine(
     Returns:
         The findings, and the config as the endpoint loads it.
     """
-    document, root = _parsed(text)
-    config: UserEndpointConfig | None = None
-    refusal: tuple[int, str] | None = None
-    try:
-        config = loading.load(text, "")
-    except ConfigError as error:
-        refusal = _refusal(str(error), root)
+    _, root = parse_with_nodes(text)
+    loaded = loading.load_repaired(text)
+    refusal = _refusal(loaded.refusal, text, root) if loaded.refusal else None
 
-    broken = list(_WRITTEN.broken(_Written(document, root, refusal)))
-    if any(rule in _UNRELIABLE for rule, *_ in broken):
-        config = None
-    if config is not None:
-        broken += _WORKERS.broken(_Workers(document, config, numbers or Numbers()))
+    is_rendered = source_lines is not None
+    written = _Written(loaded.document, root, loaded.repairs, refusal, is_rendered)
+    broken = list(_WRITTEN.broken(written))
+    unreliable = sum(rule in _UNRELIABLE for rule, *_ in broken)
+    # each repair is a finding, and no reason not to look at the rest
+    if loaded.config is not None and unreliable == len(loaded.repairs):
+        broken += _WORKERS.broken(_Workers(loaded.document, loaded.config, numbers or Numbers()))
+    config = None if unreliable else loaded.config
 
     findings = list(_findings(broken, root, text, source, source_lines))
     # "error" comes before "warning"
@@ -214,7 +217,7 @@ def _findings(
     origins = source_lines() if source_lines and broken else list(rendered)
 
     for rule, level, place, message in broken:
-        line: int = place if isinstance(place, int) else _line_of(root, place)
+        line: int = place if isinstance(place, int) else line_at(root, place)
         origin = origins[line - 1] if line <= len(origins) else 1
 
         lines = (rendered.get(line, ""), original.get(origin, ""))
@@ -223,21 +226,23 @@ def _findings(
             yield Finding(rule, level, os.fspath(source), origin, one_line)
 
 
-def _refusal(message: str, root: yaml.Node | None) -> tuple[int, str] | None:
+def _refusal(message: str, text: str, root: yaml.Node | None) -> tuple[int, str] | None:
     """Return the line and the text of the loader's complaint; None if there is just no engine.
 
-    The line is that of the setting that the complaint names.
+    The line is that of the setting that the complaint names. What is no YAML may be a template.
     """
     match = re.fullmatch(r":(\d+): ((?:[\w.]+: )?(.*))", message, re.DOTALL)
     if match is None:
         return None
-    line, text, reason = match.groups()
+    line, complaint, reason = match.groups()
+    if root is None and (template := templates.template_complaint(text)):
+        return template
 
     keys = [key for section in _sections(root) for key, _ in section.value if key.value != "type"]
     named = [key for key in keys if re.search(rf"\b{re.escape(str(key.value))}\b", reason)]
     if named:
         line = max(named, key=lambda key: len(key.value)).start_mark.line + 1
-    return int(line), text
+    return int(line), complaint
 
 
 def _sections(root: yaml.Node | None) -> Iterator[yaml.MappingNode]:
@@ -259,34 +264,6 @@ def _sections(root: yaml.Node | None) -> Iterator[yaml.MappingNode]:
             nodes += node.value
 
 
-def _parsed(text: str) -> tuple[Any, yaml.Node | None]:
-    """Return the document, and its nodes as they are written; None for both if it is no YAML.
-
-    The nodes are composed anew: making a document of nodes merges each `<<` into them.
-    """
-    try:
-        return yaml.safe_load(text), yaml.compose(text, yaml.SafeLoader)
-    except (yaml.YAMLError, ValueError, RecursionError):
-        # the endpoint's loader has complained about it
-        return None, None
-
-
-def _line_of(root: yaml.Node | None, place: tuple[str, ...]) -> int:
-    """Return the line of a setting, or of the innermost section around it that there is."""
-    line = 1
-    node = root
-    for name in place:
-        pairs = node.value if isinstance(node, yaml.MappingNode) else []
-        named = [(key, value) for key, value in pairs if key.value == name]
-        if not named:
-            break
-
-        # of two, the last is the one that counts
-        key, node = named[-1]
-        line = key.start_mark.line + 1
-    return line
-
-
 def _numbered(text: str) -> dict[int, str]:
     return dict(enumerate(text.splitlines(), 1))
 
@@ -301,6 +278,9 @@ def refused(config: _Written) -> Iterator[tuple[Any, ...]]:
 
     No user endpoint starts with it, and every task that is sent to it fails.
     """
+    for repair in config.repairs:
+        if repair.is_refused:
+            yield repair.place, repair.text
     if config.refusal is None:
         return
 
@@ -329,8 +309,14 @@ def unchecked(config: _Written) -> Iterator[tuple[Any, ...]]:
     `strategy_period` that is text, ends the engine at its start. A `max_idletime` that is text is
     an error at each look once there is no task, so that idle jobs never end. Nor are the arguments
     of LocalProvider, PBSProProvider and some others checked: with numbers of blocks that are text,
-    no further job starts.
+    no further job starts. A name in double braces that nobody fills in is taken as it stands.
     """
+    for repair in config.repairs:
+        if not repair.is_refused:
+            yield repair.place, repair.text
+    if not config.is_rendered:
+        yield from _unfilled(config.root)
+
     engine = config.engine
     scaling = engine.get("job_status_kwargs")
     if isinstance(scaling, dict):
@@ -346,6 +332,24 @@ def unchecked(config: _Written) -> Iterator[tuple[Any, ...]]:
     provider = engine.get("provider")
     if isinstance(provider, dict):
         yield from _wrong_types(provider)
+
+
+def _unfilled(root: yaml.Node | None) -> Iterator[tuple[Any, ...]]:
+    """Yield the settings whose text has names in braces that a template would fill in."""
+    for section in _sections(root):
+        for key, value in section.value:
+            is_text = isinstance(value, yaml.ScalarNode)
+            if not is_text or key.value in _BRACES_OF_PARSL:
+                continue
+
+            names = templates.variables(value.value)
+            if names:
+                shown = ", ".join(f"{{{{ {name} }}}}" for name in names)
+                text = (
+                    f"{key.value} has {shown}, which nobody fills in: write a value, or put the "
+                    f"file into a folder as {folders.TEMPLATE} and give options"
+                )
+                yield key.start_mark.line + 1, text
 
 
 def _wrong_scaling(scaling: Mapping[str, Any]) -> Iterator[tuple[Any, ...]]:
@@ -568,7 +572,7 @@ def affinity(config: _Workers) -> Iterator[tuple[Any, ...]]:
         return
 
     place = (*_ENGINE, "cpu_affinity")
-    workers = config.profile.copies_per_node
+    workers = config.profile.workers_per_manager
     if value.startswith("list"):
         entries = value.split(":")[1:]
         if not all(re.fullmatch(r"\d+(-\d+)?(,\d+(-\d+)?)*", entry) for entry in entries):
@@ -589,7 +593,9 @@ def affinity(config: _Workers) -> Iterator[tuple[Any, ...]]:
         yield place, text
         return
 
-    cores = _first(getattr(config.provider, "cores_per_node", None), config.cores_here)
+    # a worker is bound to what it may run on, whatever its manager counts
+    bindable = len(os.sched_getaffinity(0)) if config.is_local else None
+    cores = _first(getattr(config.provider, "cores_per_node", None), bindable)
     if workers is not None and cores is not None and workers > cores:
         text = (
             f"cpu_affinity {value!r} needs a core for each worker: "
@@ -606,7 +612,7 @@ def no_such_device(config: _Workers) -> Iterator[tuple[Any, ...]]:
     divided by that. Where they do not divide evenly, the last workers get a number that no GPU has:
     there, CUDA finds no device.
     """
-    workers = config.profile.copies_per_node
+    workers = config.profile.workers_per_manager
     gpus = config.gpus
     if not gpus or workers is None:
         return
@@ -656,17 +662,14 @@ def one_node_launcher(config: _Workers) -> Iterator[tuple[Any, ...]]:
     """A job of several nodes, of which one is used.
 
     SingleNodeLauncher, the default, starts all managers on the job's first node, and SimpleLauncher
-    starts one manager there. The other nodes are billed and idle, and the first has as many times
-    the copies of the state.
+    starts one manager there. The other nodes are billed and idle, and with SingleNodeLauncher the
+    first has as many times the copies of the state. Nothing is said of a SimpleLauncher whose
+    `worker_init` starts a program on all nodes, such as a server that the workers share.
     """
-    nodes = config.profile.nodes_per_job
-    launcher = getattr(config.provider, "launcher", None)
-    if nodes < 2 or config.is_local or config.is_mpi or launcher is None:
-        return
-
-    prefix = getattr(launcher, "prepend", "")
-    container_options = config.engine.container_cmd_options or ""
-    if _ON_ALL_NODES.search(f"{prefix} {config.executor.launch_cmd} {container_options}"):
+    profile = config.profile
+    nodes = profile.nodes_per_job
+    launcher: Any = getattr(config.provider, "launcher", None)
+    if profile.nodes_with_workers == nodes or config.is_local or config.is_mpi:
         return
 
     kind = type(launcher).__name__
@@ -676,7 +679,7 @@ def one_node_launcher(config: _Workers) -> Iterator[tuple[Any, ...]]:
 
     if kind == "SingleNodeLauncher":
         yield place, f"{given}: all {nodes} managers on the first node; use {better}"
-    elif kind == "SimpleLauncher":
+    elif kind == "SimpleLauncher" and not _starts_on_all_nodes(config.provider.worker_init):
         yield place, f"{given}: one manager, on the first node; use {better}"
     elif kind == "WrappedLauncher":
         unless = f"unless {launcher.prepend!r} starts one on each node"
@@ -866,8 +869,7 @@ def prefetch(config: _Workers) -> Iterator[tuple[Any, ...]]:
     there, also behind a cold load, and cannot be warmed up node by node. Where all workers belong
     to one manager, it does no harm.
     """
-    managers_per_job = 1 if config.is_mpi else config.profile.nodes_per_job
-    managers = config.profile.max_jobs * managers_per_job
+    managers = config.profile.max_jobs * config.profile.managers_per_job
     number = config.executor.prefetch_capacity
 
     if number > 0 and managers > 1:
@@ -972,6 +974,7 @@ def background(config: _Workers) -> Iterator[tuple[Any, ...]]:
         return
 
     script = _HERE_DOCUMENT_OR_ARITHMETIC.sub("", config.provider.worker_init)
+    script = _COMMENT.sub("", script)
     started = [line for line in script.splitlines() if _starts_a_program(line)]
     if started and not re.search(r"\bwait\b", script):
         text = (
@@ -982,6 +985,11 @@ def background(config: _Workers) -> Iterator[tuple[Any, ...]]:
         yield (*_PROVIDER, "worker_init"), text
 
 
+def _starts_on_all_nodes(script: str) -> bool:
+    """Tell whether a script, but for its comments, has a program that starts others on nodes."""
+    return meaning.starts_on_all_nodes(_COMMENT.sub("", script))
+
+
 def _starts_a_program(line: str) -> bool:
     """Tell whether a line of a script leaves something running, on the node where it runs."""
     words = shlex.shlex(line, posix=True, punctuation_chars=True)
@@ -989,7 +997,7 @@ def _starts_a_program(line: str) -> bool:
         is_background = any(re.fullmatch(r"[();]*&[();]*", word) for word in words)
     except ValueError:  # a quote that goes on in the next line
         return False
-    return is_background and not _ON_ALL_NODES.search(line)
+    return is_background and not meaning.starts_on_all_nodes(line)
 
 
 @_WORKERS.rule(

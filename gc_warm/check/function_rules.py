@@ -248,6 +248,21 @@ def examine(target: str, strategy: str = DEFAULT_STRATEGY) -> list[Finding]:
         SourceError: There is no such module, or it is not Python.
         OSError: The file cannot be read.
     """
+    findings, _ = examine_all(target, strategy)
+    return findings
+
+
+def examine_all(target: str, strategy: str = DEFAULT_STRATEGY) -> tuple[list[Finding], int]:
+    """Return the findings of `examine`, and the number of functions and loaders looked at.
+
+    Args:
+        target: A dotted name as workers import it, or the path of a Python file.
+        strategy: The serialization strategy by which the functions travel.
+
+    Raises:
+        SourceError: There is no such module, or it is not Python.
+        OSError: The file cannot be read.
+    """
     is_path = target.endswith(".py") or os.sep in target
     path = target if is_path else source.file_of(target)
 
@@ -263,7 +278,8 @@ def examine(target: str, strategy: str = DEFAULT_STRATEGY) -> list[Finding]:
 
         sent += [_Sent(module, _meant(call), strategy, call) for call in module.calls]
         called, helpers = _called_by(sent, library)
-        return _findings(sent, [*loaders, *called], helpers)
+        found = _findings(sent, [*loaders, *called], helpers)
+        return found, len(sent) + len(loaders)
     except RecursionError:
         raise SourceError(f"{path} is nested too deeply to be read") from None
 

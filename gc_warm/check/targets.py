@@ -5,6 +5,7 @@ A target is a config, a rendered YAML, an endpoint of this user, a Python file, 
 
 from __future__ import annotations
 
+import ast
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,6 +20,8 @@ from gc_warm.configs import folders, options, rendering
 from gc_warm.configs.text import read_text
 from gc_warm.exceptions import ConfigError
 
+_ENDPOINT_PACKAGES = ("globus_compute_endpoint", "funcx_endpoint")
+
 
 @dataclass(frozen=True)
 class Target:
@@ -31,6 +34,7 @@ class Target:
         config: The config that the endpoint makes of the YAML; None for functions, and where it
             makes nothing that can be relied on.
         is_folder: Whether it is the folder of a config, from which an endpoint can be made.
+        is_empty: Whether there is nothing in it that a rule could look at.
     """
 
     name: str
@@ -38,6 +42,7 @@ class Target:
     text: str | None = None
     config: UserEndpointConfig | None = None
     is_folder: bool = False
+    is_empty: bool = False
 
 
 def numbers(assignments: Sequence[str]) -> Numbers:
@@ -83,8 +88,13 @@ def inspect_target(
         SourceError: The target is named as Python, and is not.
         OSError: There is no such target.
     """
+    if (in_python := _python_config(name)) is not None:
+        raise ConfigError(
+            f"{in_python} is an endpoint configuration in Python, which is only known by running "
+            f"it: write it as YAML, as `engine:` and its settings in config.yaml"
+        )
     if name.endswith(".py"):
-        return Target(name, function_rules.examine(name, strategy))
+        return _inspect_python(name, strategy)
     if file := _yaml_of(name):
         if assignments or options_file:
             raise ConfigError(f"{file} is no template, so that options would mean nothing")
@@ -95,10 +105,15 @@ def inspect_target(
     except FileNotFoundError as error:
         if os.sep in name or not source.exists(name):
             raise FileNotFoundError(f"{error}; nor is there a Python module of that name") from None
-        return Target(name, function_rules.examine(name, strategy))
+        return _inspect_python(name, strategy)
 
     given, origin = _options(folder, assignments, options_file)
     return _inspect_folder(folder, given, origin, known)
+
+
+def _inspect_python(name: str, strategy: str) -> Target:
+    findings, number = function_rules.examine_all(name, strategy)
+    return Target(name, findings, is_empty=number == 0)
 
 
 def _inspect_yaml(file: Path, known: Numbers) -> Target:
@@ -119,6 +134,41 @@ def _inspect_folder(
         lambda: rendering.template_lines(folder, given, text),
     )
     return Target(str(folder), examined.findings, text, examined.config, is_folder=True)
+
+
+def _python_config(name: str) -> Path | None:
+    """Return the file of an endpoint's configuration in Python; None if the target is no such.
+
+    It is the file itself, or the one in the folder of an endpoint that has no other.
+    """
+    candidates = [Path(name)] if name.endswith(".py") else []
+    candidates += [
+        folder / "config.py"
+        for folder in (Path(name), folders.user_folder() / name)
+        if not (folder / folders.TEMPLATE).is_file()
+    ]
+    return next((path for path in candidates if _sets_a_config(path)), None)
+
+
+def _sets_a_config(path: Path) -> bool:
+    """Return whether a Python file makes what the endpoint takes for its configuration."""
+    try:
+        body = ast.parse(path.read_bytes()).body
+    except (OSError, ValueError, SyntaxError, RecursionError):
+        return False
+
+    imports_endpoint = any(
+        isinstance(node, ast.ImportFrom) and (node.module or "").startswith(_ENDPOINT_PACKAGES)
+        for node in body
+    )
+    names = [
+        target.id
+        for node in body
+        if isinstance(node, ast.Assign)
+        for target in node.targets
+        if isinstance(target, ast.Name)
+    ]
+    return imports_endpoint and "config" in names
 
 
 def _yaml_of(name: str) -> Path | None:

@@ -131,7 +131,9 @@ def _show(target: targets.Target, answers: list[environment.Answer]) -> None:
 def _show_rows(console: Console, target: targets.Target, sentences: list[tuple[str, str]]) -> None:
     """Print a target's name and what it amounts to, as two columns."""
     rows = [("functions" if target.text is None else "config", target.name), *sentences]
-    if not target.findings:
+    if target.is_empty:
+        rows.append(("rules broken", "none, since nothing is sent from here and no state is kept"))
+    elif not target.findings:
         rows.append(("rules broken", "none"))
 
     width = max(len(heading) for heading, _ in rows)

@@ -39,11 +39,7 @@ def line_of(error: ClickException, text: str, source: str | os.PathLike[str]) ->
         text: The YAML that it refused.
         source: The file that the YAML is from; if there is no such file, the text is taken for it.
     """
-    if os.path.isfile(source):
-        lines = Path(source).read_text(encoding="utf-8").splitlines()
-    else:
-        lines = text.splitlines()
-
+    lines = _lines_of(text, source)
     mark = getattr(error.__cause__, "problem_mark", None)
     if mark is not None:
         return _line_of_mark(mark, text.splitlines(), lines)
@@ -53,7 +49,34 @@ def line_of(error: ClickException, text: str, source: str | os.PathLike[str]) ->
     named = _line_of_name(reasons, lines)
     if named is not None:
         return named
-    return _line_of_setting(refused[0][0], lines) if refused else 1
+    if not refused:
+        return 1
+    # a type says of the section around it what that is
+    place = [name for name in refused[0][0] if name != "type"]
+    return line_of_setting(place, text, source)
+
+
+def line_of_setting(place: Sequence[str], text: str, source: str | os.PathLike[str]) -> int:
+    """Return the line of the source to which the names of a setting and its sections lead.
+
+    Args:
+        place: The names of the sections that the setting is in, and its own.
+        text: The YAML.
+        source: The file that the YAML is from; if there is no such file, the text is taken for it.
+    """
+    lines = _lines_of(text, source)
+    at = 0
+    for name in place:
+        setting = re.compile(rf"(.*[{{,])?\s*(- )?{re.escape(name)}:")
+        below = (number for number in range(at, len(lines)) if setting.match(lines[number]))
+        at = next(below, at)
+    return at + 1
+
+
+def _lines_of(text: str, source: str | os.PathLike[str]) -> list[str]:
+    if os.path.isfile(source):
+        return Path(source).read_text(encoding="utf-8").splitlines()
+    return text.splitlines()
 
 
 def _refused_settings(error: ClickException) -> list[tuple[list[str], str]]:
@@ -87,16 +110,3 @@ def _line_of_name(reasons: str, lines: Sequence[str]) -> int | None:
         if setting and setting[2] in words:
             ranked.append((len(setting[2]), len(setting[1]), -number))
     return -max(ranked)[2] if ranked else None
-
-
-def _line_of_setting(path: Sequence[str], lines: Sequence[str]) -> int:
-    """Return the line of a setting, by the names of the sections that it is in and its own."""
-    at = 0
-    for name in path:
-        if name == "type":  # which says of the section around it what that is
-            continue
-
-        setting = re.compile(rf"\s*(- )?{re.escape(name)}:")
-        below = (number for number in range(at, len(lines)) if setting.match(lines[number]))
-        at = next(below, at)
-    return at + 1

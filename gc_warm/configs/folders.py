@@ -179,8 +179,9 @@ def _parent_config(folder: Path) -> CoreEndpointConfig:
         )
 
     in_yaml = folder / "config.yaml"
-    if in_yaml.exists():
-        read_text(in_yaml)  # the loader lets the error of what is not text through
+    # before the loader looks at what does not count here, such as an address
+    if in_yaml.exists() and has_engine(in_yaml):
+        raise ConfigError(_engine_beside_template(in_yaml))
     try:
         parent = get_config(folder)
     except ClickException as error:
@@ -188,7 +189,11 @@ def _parent_config(folder: Path) -> CoreEndpointConfig:
 
     if isinstance(parent, CoreEndpointConfig):
         return parent
-    raise ConfigError(
-        f"{in_yaml} has an 'engine:' section; in a config with a template, that belongs in the "
+    raise ConfigError(_engine_beside_template(in_yaml))
+
+
+def _engine_beside_template(path: Path) -> str:
+    return (
+        f"{path} has an 'engine:' section; in a config with a template, that belongs in the "
         "template"
     )

@@ -33,6 +33,10 @@ Others hand it on, and their schedulers also take seconds.
 """
 
 
+_ON_ALL_NODES = re.compile(
+    r"(?<![\w-])(srun|mpi(exec|run)\w*|aprun|[jlp]s?run|ibrun|brun|flux|blaunch|prterun|orterun"
+    r"|pbsdsh|pdsh|clush|parallel)(?![\w-])"
+)
 _NAME = r"[^\W\d]\w*(?:\.[^\W\d]\w*)*"
 _PRELOAD = re.compile(f"{_NAME}(?::{_NAME})?")
 
@@ -42,19 +46,27 @@ class WarmthProfile:
     """The meaning of a config for warm state and for the bill.
 
     Attributes:
-        copies_per_node: Workers on a node, each with its own copy of the state; None if that
-            depends on the node's cores.
+        copies_per_node: Workers on a node that has any, each with its own copy of the state; None
+            if that depends on the node's cores.
+        workers_per_manager: Workers that one manager starts; None if that depends on the cores.
+        managers_per_job: Managers of one job.
         nodes_per_job: Nodes of one job.
+        nodes_with_workers: Nodes of one job on which there are managers.
         max_jobs: Jobs at the same time, at most.
         copies: Copies of the state in all, at most.
         keep_warm: Seconds without tasks that state is kept, at least; infinite if their lack ends
             nothing.
         job_idle: Seconds without tasks after which jobs end; infinite if never.
+        ends_beside_busy: Whether one job without tasks ends after that time though others are busy.
         endpoint_idle: Seconds without tasks after which the endpoint itself stops; infinite if
             never.
         walltime: Seconds that a job lives at most; None where there is no such limit.
         drain: Seconds after which a job takes no more tasks; None if it never drains.
-        task_timeout: Seconds that a task may take; None if there is no limit.
+        task_timeout: Seconds after which a task is ended; None if there is no limit.
+        task_limit: Seconds that a task has before endpoint or job end, whenever it begins, less
+            what ``worker_init`` takes; infinite if they do not end it.
+        movement_limit: Seconds in which no task or result has moved, after which the endpoint
+            stops though a task runs; infinite if never.
         restart: Seconds after which a worker that died is back, at most.
         idle_hour: Node-hours that an hour of idle, warm workers costs; None where nothing is
             billed.
@@ -64,15 +76,21 @@ class WarmthProfile:
     """
 
     copies_per_node: int | None
+    workers_per_manager: int | None
+    managers_per_job: int
     nodes_per_job: int
+    nodes_with_workers: int
     max_jobs: int
     copies: int | None
     keep_warm: float
     job_idle: float
+    ends_beside_busy: bool
     endpoint_idle: float
     walltime: int | None
     drain: int | None
     task_timeout: float | None
+    task_limit: float
+    movement_limit: float
     restart: float
     idle_hour: float | None
     idle_cost: float | None
@@ -100,32 +118,34 @@ def warmth_profile(config: UserEndpointConfig) -> WarmthProfile:
 
     nodes = provider.nodes_per_block
     jobs = provider.max_blocks
-    per_node = _workers(executor)
-    # an MPI engine has workers on the first node only
-    nodes_with_workers = 1 if type(engine).__name__ == "GlobusMPIEngine" else nodes
+    each = _workers(executor)
+    managers, nodes_with_workers = _managers(engine, provider)
 
     endpoint_idle = config.idle_heartbeats_soft * config.heartbeat_period or math.inf
     job_idle = _job_idle(engine, provider)
     until_cold = _until_cold(config, job_idle, endpoint_idle)
 
     walltime = _seconds(provider)
-    idle_hour = idle_cost = worst_case = None
-    if walltime is not None:
-        idle_hour = float(nodes * jobs)
-        idle_cost = nodes * jobs * min(until_cold, walltime) / 3600
-        worst_case = nodes * jobs * walltime / 3600
+    movement_limit = _movement_limit(config)
+    idle_hour, idle_cost, worst_case = _bill(nodes * jobs, walltime, until_cold)
 
     return WarmthProfile(
-        copies_per_node=per_node,
+        copies_per_node=None if each is None else each * managers // nodes_with_workers,
+        workers_per_manager=each,
+        managers_per_job=managers,
         nodes_per_job=nodes,
+        nodes_with_workers=nodes_with_workers,
         max_jobs=jobs,
-        copies=None if per_node is None else per_node * jobs * nodes_with_workers,
+        copies=None if each is None else each * managers * jobs,
         keep_warm=min(job_idle, endpoint_idle),
         job_idle=job_idle,
+        ends_beside_busy=_ends_beside_busy(engine, provider),
         endpoint_idle=endpoint_idle,
         walltime=walltime,
         drain=executor.drain_period,
         task_timeout=exported(provider, "GC_TASK_TIMEOUT"),
+        task_limit=_task_limit(walltime, executor.drain_period, movement_limit),
+        movement_limit=movement_limit,
         restart=executor.heartbeat_period,
         idle_hour=idle_hour,
         idle_cost=idle_cost,
@@ -154,8 +174,7 @@ def in_words(profile: WarmthProfile) -> list[tuple[str, str]]:
 
     restart = f"is replaced, cold, within {_time(profile.restart)}; its task fails"
     lines.append(("a worker that dies", restart))
-    duration = _time(profile.task_timeout) if profile.task_timeout else "any time"
-    lines.append(("a task", f"may take {duration}"))
+    lines.append(("a task", _task_in_words(profile)))
     return lines + _costs(profile)
 
 
@@ -222,6 +241,61 @@ def module_folders(provider: Any) -> list[str]:
     return folders
 
 
+def starts_on_all_nodes(script: str) -> bool:
+    """Tell whether a command, or a line of a script, starts a program on each node of a job.
+
+    Args:
+        script: The command.
+    """
+    return _ON_ALL_NODES.search(script) is not None
+
+
+def _managers(engine: Any, provider: Any) -> tuple[int, int]:
+    """Return the number of managers of a job, and on how many of its nodes they are.
+
+    Parsl asks launchers for one manager a node. SimpleLauncher and WrappedLauncher start one in
+    all, SingleNodeLauncher starts all of them on the first node.
+    """
+    nodes = max(provider.nodes_per_block, 1)
+    launcher = getattr(provider, "launcher", None)
+    kind = type(launcher).__name__
+    if type(engine).__name__ == "GlobusMPIEngine":
+        return 1, 1
+    if kind not in ("SimpleLauncher", "WrappedLauncher", "SingleNodeLauncher"):
+        return nodes, nodes
+
+    prefix = getattr(launcher, "prepend", "")
+    options = engine.container_cmd_options or ""
+    if starts_on_all_nodes(f"{prefix} {engine.executor.launch_cmd} {options}"):
+        return nodes, nodes
+    return (nodes if kind == "SingleNodeLauncher" else 1), 1
+
+
+def _ends_beside_busy(engine: Any, provider: Any) -> bool:
+    """Tell whether one job ends for lack of tasks though others have some."""
+    scaling = engine._job_status_kwargs
+    is_by_job = scaling["strategy"] == "htex_auto_scale" and math.isfinite(scaling["max_idletime"])
+    return is_by_job and provider.max_blocks > max(provider.min_blocks, 1)
+
+
+def _movement_limit(config: UserEndpointConfig) -> float:
+    """Return the seconds in which nothing moves after which the endpoint stops, tasks or not.
+
+    It stops when more heartbeats than the limit have passed without a task or a result.
+    """
+    soft = config.idle_heartbeats_soft
+    if not soft:
+        return math.inf
+    return float((max(soft + 1, config.idle_heartbeats_hard) + 1) * config.heartbeat_period)
+
+
+def _task_limit(walltime: int | None, drain: int | None, movement_limit: float) -> float:
+    """Return the seconds that a task has for certain, whenever it begins."""
+    if walltime is None or not drain or drain >= walltime:
+        return movement_limit
+    return min(movement_limit, walltime - drain)
+
+
 def _job_idle(engine: Any, provider: Any) -> float:
     """Return the seconds without tasks after which jobs end; infinite if their lack ends none."""
     scaling = engine._job_status_kwargs
@@ -246,6 +320,15 @@ def _until_cold(config: UserEndpointConfig, job_idle: float, endpoint_idle: floa
     return job_idle + period
 
 
+def _bill(
+    nodes: int, walltime: int | None, until_cold: float
+) -> tuple[float | None, float | None, float | None]:
+    """Return the node-hours of an idle hour, of an end for lack of tasks, and of whole jobs."""
+    if walltime is None:
+        return None, None, None
+    return float(nodes), nodes * min(until_cold, walltime) / 3600, nodes * walltime / 3600
+
+
 def _workers(executor: Any) -> int | None:
     """Return the number of workers on a node, by the rule of the manager that starts them.
 
@@ -253,7 +336,7 @@ def _workers(executor: Any) -> int | None:
     """
     provider = executor.provider
     cores = getattr(provider, "cores_per_node", None) or exported(provider, "PARSL_CORES")
-    if cores is None and not hasattr(provider, "walltime"):
+    if cores is None and type(provider).__name__ == "LocalProvider":
         cores = os.cpu_count()
 
     memory = getattr(provider, "mem_per_node", None)
@@ -313,8 +396,13 @@ def _seconds(provider: Any) -> int | None:
 
 
 def _copies_in_words(profile: WarmthProfile) -> str:
-    workers = "one for each core of a node"
-    if profile.copies_per_node is not None:
+    is_on_first_only = profile.nodes_with_workers < profile.nodes_per_job
+    if profile.copies_per_node is None:
+        workers = "one for each core of a node"
+    elif is_on_first_only:
+        of_each = "" if profile.max_jobs == 1 else " of each job"
+        workers = f"{profile.copies} in all, on the first node{of_each}"
+    else:
         workers = f"{profile.copies_per_node} on each node, {profile.copies} in all"
 
     nodes = _count(profile.nodes_per_job, "node")
@@ -325,16 +413,40 @@ def _copies_in_words(profile: WarmthProfile) -> str:
 def _keep_warm_in_words(profile: WarmthProfile) -> str:
     if profile.walltime is not None and profile.walltime <= profile.keep_warm:
         ends = _time(profile.walltime)
-        stays = f"until its job ends after {ends}, which is sooner than keep_warm"
+        stays = f"until its job ends after {ends}, which is sooner than its idle time"
     elif math.isfinite(profile.keep_warm):
         stays = f"for {_time(profile.keep_warm)} without any task"
     else:
         stays = "however long there is no task"
 
+    if profile.ends_beside_busy and math.isfinite(profile.job_idle):
+        idle = _time(profile.job_idle)
+        stays += f"; a job without tasks ends after {idle} though others are busy"
     if not math.isfinite(profile.endpoint_idle):
         return stays
     idle = _time(profile.endpoint_idle)
     return f"{stays}; the endpoint stops after {idle}, and starts again for the next task"
+
+
+def _task_in_words(profile: WarmthProfile) -> str:
+    """Return how long a task may take, and what ends one that takes longer.
+
+    A time-out of tasks counts if it strikes first; what runs at a walltime without a drain is told
+    beside the walltime.
+    """
+    limit = profile.task_limit
+    if profile.task_timeout and profile.task_timeout <= limit:
+        return f"may take {_time(profile.task_timeout)}"
+    if math.isinf(limit):
+        return "may take any time"
+
+    if limit == profile.movement_limit:
+        why = "if nothing else moves meanwhile, the endpoint stops then (idle_heartbeats_hard)"
+        return f"may take {_time(limit)}: {why}"
+    return (
+        f"may take {_time(limit)}, less what worker_init takes: a longer one is lost if its job "
+        "ends first"
+    )
 
 
 def _costs(profile: WarmthProfile) -> list[tuple[str, str]]:

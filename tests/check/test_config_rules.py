@@ -20,7 +20,7 @@ from globus_compute_endpoint.endpoint import config as endpoint_config
 from gc_warm.check import config_rules, function_rules, targets
 from gc_warm.check.rules import REPRODUCED, Finding
 from gc_warm.check.task_facts import Numbers
-from gc_warm.configs import folders
+from gc_warm.configs import folders, loading, meaning
 from tests.support import MODULES
 
 OLDER_LOADER = not hasattr(endpoint_config, "CoreEndpointConfig")
@@ -156,9 +156,9 @@ CASES: list[tuple[str, Case]] = [
     (
         "GCW001",
         Case(
-            engine("strategy: {type: SimpleStrategy}"),
-            engine("strategy: simple"),
-            "is none of none, simple",
+            engine("strategy: {type: SimpleStrategy, max_idletime: 300}"),
+            engine("strategy: simple", IDLE % 300),
+            "write strategy: simple and job_status_kwargs: {max_idletime: 300}",
             "strategy",
         ),
     ),
@@ -863,6 +863,11 @@ def test_template_that_reckons_with_what_it_renders_is_looked_at_all_the_same(
             "launcher: {type: SrunLauncher}",
             "worker_init: |\n      fetch & wait",
         ),
+        slurm(
+            "nodes_per_block: 2",
+            "launcher: {type: SimpleLauncher}",
+            "worker_init: mpirun -n 2 bash -c start_server",
+        ),
         engine(
             "container_type: custom",
             "container_cmd_options: podman run --init image {EXECUTOR_LAUNCH_CMD}",
@@ -902,6 +907,22 @@ def test_nothing_is_said_of_what_is_as_it_should_be(text: str) -> None:
             ),
         ),
         (
+            "GCW022",
+            slurm(
+                "nodes_per_block: 2",
+                "launcher: {type: SrunLauncher}",
+                "worker_init: |\n      serve --tensor-parallel-size 4 &  # no need to wait",
+            ),
+        ),
+        (
+            "GCW010",
+            slurm(
+                "nodes_per_block: 2",
+                "launcher: {type: SimpleLauncher}",
+                "worker_init: export A=1  # not with mpirun",
+            ),
+        ),
+        (
             "GCW023",
             engine(
                 "container_type: custom",
@@ -909,13 +930,142 @@ def test_nothing_is_said_of_what_is_as_it_should_be(text: str) -> None:
             ),
         ),
         ("GCW006", engine(job=("worker_init: export PARSL_CORES=0",))),
-        ("GCW000", "engine: &e\n  type: GlobusComputeEngine\n  foo: *e\n"),
+        ("GCW000", "engine: &e\n  type: GlobusComputeEngine\n  provider: *e\n"),
         ("GCW000", engine() + "\0"),
         ("GCW000", "engine: " + 500 * "["),
     ],
 )
 def test_each_rule_finds_what_it_is_about_in_other_words(rule: str, text: str) -> None:
     assert [found.rule for found in problems(text)] == [rule]
+
+
+OLD = """\
+engine:
+  type: HighThroughputEngine
+  max_workers: 3
+  cores_per_worker: 0
+  worker_port_range: [50000, 50100]
+  strategy: {type: SimpleStrategy}
+  max_blockss: 1
+  provider:
+    type: SlurmProvider
+    account: 0123
+    nodes_per_blocks: 2
+    walltime: 12:00:00
+"""
+
+
+@pytest.mark.skipif(OLDER_LOADER, reason="says it in other words")
+def test_old_settings_are_all_named_at_once_and_the_rest_is_looked_at() -> None:
+    said = {(found.line, found.rule): found.text for found in problems(OLD)}
+    assert said.pop((1, "GCW016")).startswith("drain_period is not given")
+    assert said.pop((3, "GCW000")).endswith("write max_workers_per_node: 3")
+    assert said.pop((4, "GCW005")).startswith("cores_per_worker 0 leaves no worker")
+    assert said.pop((6, "GCW001")).endswith("write strategy: simple")
+    assert said.pop((8, "GCW010")).startswith("nodes_per_block 2 with SingleNodeLauncher")
+    assert said == {
+        (2, "GCW000"): "HighThroughputEngine is gone: write GlobusComputeEngine",
+        (5, "GCW000"): "worker_port_range [50000, 50100]: the loader takes no range; "
+        "give worker_port, one of them: worker_port: 50000",
+        (7, "GCW000"): "HighThroughputExecutor.__init__() got an unexpected keyword argument "
+        "'max_blockss'; remove it",
+        (10, "GCW000"): 'write account: "0123", in quotes: YAML reads it as the number 83',
+        (11, "GCW000"): "SlurmProvider.__init__() got an unexpected keyword argument "
+        "'nodes_per_blocks'; did you mean 'nodes_per_block'?",
+        (12, "GCW000"): 'write walltime: "12:00:00", in quotes: YAML reads it as the number 43200',
+    }
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "says"),
+    [
+        (
+            "engine:\ntype: GlobusComputeEngine\nmax_workers_per_node: 1\n",
+            1,
+            "engine: is empty, and type, max_workers_per_node stand beside it: indent them",
+        ),
+        (
+            engine().replace("    type: Local", "  init_blocks: 0\n  type: Local"),
+            5,
+            "provider: is empty, and init_blocks stand beside it: indent them",
+        ),
+        (
+            slurm("account: {{ who }}"),
+            9,
+            "this is a template ({{ who }}): put it into a folder as user_config_template.yaml.j2",
+        ),
+        (slurm("account: 'a-{{ who }}'"), 9, "account has {{ who }}, which nobody fills in"),
+        (slurm("partition: yes"), 9, 'write partition: "yes", in quotes'),
+    ],
+)
+@pytest.mark.skipif(OLDER_LOADER, reason="says it in other words")
+def test_common_mistake_is_told_from_what_follows_of_it(text: str, line: int, says: str) -> None:
+    found = problems(text)
+    assert [says in each.text and each.line == line for each in found].count(True) == 1
+    # where a section has lost its indentation, its type is given twice
+    assert {each.rule for each in found} <= {"GCW000", "GCW001", "GCW002"}
+
+
+def test_pods_are_looked_at_without_kubernetes() -> None:
+    pods = engine(
+        "encrypted: false", provider="KubernetesProvider", job=("image: a", "min_blocks: 1")
+    )
+    assert [found.rule for found in problems(pods)] == ["GCW013"]
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="binds to one core")
+def test_cores_are_those_that_a_manager_counts() -> None:
+    allowed = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(allowed)})
+    try:
+        assert problems(engine(f"cores_per_worker: {os.cpu_count()}", workers="1")) == []
+    finally:
+        os.sched_setaffinity(0, allowed)
+
+
+WORDS = {
+    "one manager for all nodes": (
+        slurm("nodes_per_block: 2", "max_blocks: 3", "launcher: {type: SimpleLauncher}"),
+        "copies of the state",
+        "6 in all, on the first node of each job (2 nodes a job, 3 jobs at most)",
+    ),
+    "all managers on one node": (
+        slurm("nodes_per_block: 2"),
+        "copies of the state",
+        "4 in all, on the first node (2 nodes a job, 1 job at most)",
+    ),
+    "one job ends beside others": (
+        engine(
+            "job_status_kwargs: {strategy: htex_auto_scale, max_idletime: 6}",
+            job=("max_blocks: 2",),
+        ),
+        "stays warm",
+        "for 6 s without any task; a job without tasks ends after 6 s though others are busy",
+    ),
+    "the endpoint ends a long task": (
+        engine(top=("heartbeat_period: 5", "idle_heartbeats_soft: 1", "idle_heartbeats_hard: 2")),
+        "a task",
+        "may take 15 s: if nothing else moves meanwhile, the endpoint stops then "
+        "(idle_heartbeats_hard)",
+    ),
+    "a job ends a long task": (
+        slurm(),
+        "a task",
+        "may take 10 min, less what worker_init takes: a longer one is lost if its job ends first",
+    ),
+    "a time-out ends it before": (
+        slurm("worker_init: export GC_TASK_TIMEOUT=60"),
+        "a task",
+        "may take 60 s",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", WORDS)
+def test_summary_says_what_ends_state_and_tasks(case: str) -> None:
+    text, heading, expected = WORDS[case]
+    profile = meaning.warmth_profile(loading.load(text, ""))
+    assert dict(meaning.in_words(profile))[heading] == expected
 
 
 @pytest.mark.parametrize("value", ['"60"', "60  # a minute", "60;", "'60.0'"])

@@ -221,6 +221,22 @@ def test_gcw008_a_worker_is_pinned_to_a_gpu_that_is_not_there(tmp_path: Path) ->
 
 
 @engine
+def test_jobs_of_mpi_run_on_this_machine(tmp_path: Path) -> None:
+    """With two nodes there is one manager, which is told of both."""
+    text = (
+        "engine:\n  type: GlobusMPIEngine\n  address: 127.0.0.1\n  heartbeat_period: 1\n"
+        "  provider:\n    type: SlurmProvider\n    nodes_per_block: 2\n    init_blocks: 0\n"
+        "    launcher: {type: SimpleLauncher}\n"
+        f"    worker_init: {EXPORT_MODULES}\n"
+    )
+    path = tmp_path / "endpoint.yaml"
+    path.write_text(text)
+    with MockExecutor(config=path, on="local") as executor:
+        executor.resource_specification = {"num_nodes": 2, "ranks_per_node": 1}
+        assert executor.submit(tasks.rank).result(START) == 0
+
+
+@engine
 def test_gcw011_a_job_is_cancelled_before_it_was_ever_warm(tmp_path: Path) -> None:
     """It waits for what never comes, as in a queue, while there is no task."""
     part = tmp_path / "part"

@@ -1333,6 +1333,20 @@ def test_engine_section_belongs_in_the_template(tmp_path: Path) -> None:
     )
 
 
+def test_engine_section_is_named_before_the_loader_looks_into_it(tmp_path: Path) -> None:
+    address = "  address: {type: address_by_interface, ifname: nobody0}\n"
+    folder = make_folder(tmp_path, core=ENGINE + address)
+    assert "has an 'engine:' section" in failing(folder)
+
+
+def test_old_setting_is_explained_where_an_endpoint_is_to_start() -> None:
+    with pytest.raises(ConfigError) as caught:
+        loading.load_to_start(f"{ENGINE}  address: 127.0.0.1\n  max_workers: 3\n", "x")
+    assert str(caught.value) == (
+        "x:4: max_workers is now max_workers_per_node: write max_workers_per_node: 3"
+    )
+
+
 def test_setting_that_the_endpoint_itself_does_not_know_is_named(tmp_path: Path) -> None:
     said = failing(make_folder(tmp_path, core="display: a\n"))
     assert said.startswith(f"{tmp_path}/config.yaml: display: ")
