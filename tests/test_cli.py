@@ -130,7 +130,7 @@ def test_check_says_what_a_config_means() -> None:
     assert lines == {
         "rules broken": "none",
         "copies of the state": "4 on each node, 8 in all (2 nodes a job, 1 job at most)",
-        "devices of a node's workers": "0, 0, 1, 1",
+        "devices of a node's workers": "0, 0, 1, 1; 2 workers share a device, and its memory",
         "stays warm": "for 10 min without any task; "
         "the endpoint stops after 10 min, and starts again for the next task",
         "a job ends": "after 10 h at the latest; it takes no new tasks after 9 h 44 min",

@@ -11,6 +11,7 @@ import math
 import os
 import re
 import shlex
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,6 +37,9 @@ Others hand it on, and their schedulers also take seconds.
 _ON_ALL_NODES = re.compile(
     r"(?<![\w-])(srun|mpi(exec|run)\w*|aprun|[jlp]s?run|ibrun|brun|flux|blaunch|prterun|orterun"
     r"|pbsdsh|pdsh|clush|parallel)(?![\w-])"
+)
+_GPU_REQUEST = re.compile(
+    r"(?:--gpus-per-node[= ]|--gres[= ]gpu:|\bngpus=)(?:([A-Za-z][\w.-]*):)?(\d+)\b"
 )
 _NAME = r"[^\W\d]\w*(?:\.[^\W\d]\w*)*"
 _PRELOAD = re.compile(f"{_NAME}(?::{_NAME})?")
@@ -150,7 +154,7 @@ def warmth_profile(config: UserEndpointConfig) -> WarmthProfile:
         idle_hour=idle_hour,
         idle_cost=idle_cost,
         worst_case=worst_case,
-        devices=_devices(executor),
+        devices=_devices(executor, each),
     )
 
 
@@ -162,7 +166,7 @@ def in_words(profile: WarmthProfile) -> list[tuple[str, str]]:
     """
     lines = [("copies of the state", _copies_in_words(profile))]
     if profile.devices:
-        lines.append(("devices of a node's workers", ", ".join(profile.devices)))
+        lines.append(("devices of a node's workers", _devices_in_words(profile)))
     lines.append(("stays warm", _keep_warm_in_words(profile)))
 
     if profile.walltime is not None:
@@ -365,16 +369,49 @@ def _fitting(room: float | None, each: float | None) -> float:
     return number if math.isinf(number) else math.floor(number)
 
 
-def _devices(executor: Any) -> tuple[str, ...]:
-    """Return the device of each worker; with fewer GPUs than workers, the GPUs are shared."""
-    names = tuple(executor.available_accelerators)
-    gpus = getattr(executor.provider, "gpus_per_node", None)
+def requested_gpus(provider: Any) -> tuple[int | None, bool]:
+    """Return how many GPUs of a node a job asks for by number, and whether they are AMD's.
 
-    are_numbers = names == tuple(str(number) for number in range(len(names)))
-    if gpus and len(names) > gpus and are_numbers:
-        # as Parsl does where there is nvidia-smi
-        return tuple(str(number * gpus // len(names)) for number in range(len(names)))
-    return names
+    The number is None if the job does not say.
+
+    Args:
+        provider: The provider of a loaded config.
+    """
+    scheduler_options = getattr(provider, "scheduler_options", "")
+    select_options = getattr(provider, "select_options", "")
+    gres = getattr(provider, "gres", "")
+    directives = re.findall(r"^#(?:SBATCH|PBS) .*$", scheduler_options, re.MULTILINE)
+    options = "\n".join([*directives, select_options, f"--gres={gres}"])
+
+    requested = getattr(provider, "gpus_per_node", None) or None
+    is_amd = False
+    for kind, number in _GPU_REQUEST.findall(options):
+        is_amd = kind.lower().startswith("mi")
+        # the last request counts, after the provider's own
+        requested = getattr(provider, "gpus_per_node", None) or int(number)
+    return requested, is_amd
+
+
+def divided_devices(names: Sequence[str], gpus: int) -> tuple[str, ...]:
+    """Return the device of each worker on a node with so many GPUs and ``nvidia-smi``.
+
+    Parsl divides a name that is a number by the workers of a GPU, rounded down.
+
+    Args:
+        names: The entries of ``available_accelerators``, one for each worker.
+        gpus: The GPUs of the node.
+    """
+    share = len(names) // gpus
+    return tuple(
+        str(int(name) // share) if share and re.fullmatch(r"\d+", name) else name for name in names
+    )
+
+
+def _devices(executor: Any, workers: int | None) -> tuple[str, ...]:
+    """Return the device of each worker; with fewer GPUs than workers, the GPUs are shared."""
+    names = tuple(executor.available_accelerators)[:workers]
+    gpus, is_amd = requested_gpus(executor.provider)
+    return divided_devices(names, gpus) if gpus and not is_amd else names
 
 
 def _seconds(provider: Any) -> int | None:
@@ -408,6 +445,12 @@ def _copies_in_words(profile: WarmthProfile) -> str:
     nodes = _count(profile.nodes_per_job, "node")
     jobs = _count(profile.max_jobs, "job")
     return f"{workers} ({nodes} a job, {jobs} at most)"
+
+
+def _devices_in_words(profile: WarmthProfile) -> str:
+    most = max(profile.devices.count(device) for device in profile.devices)
+    shared = f"; {most} workers share a device, and its memory" if most > 1 else ""
+    return f"{', '.join(profile.devices)}{shared}"
 
 
 def _keep_warm_in_words(profile: WarmthProfile) -> str:

@@ -705,6 +705,76 @@ CASES: list[tuple[str, Case]] = [
             "worker_init",
         ),
     ),
+    (
+        "GCW027",
+        Case(
+            slurm(
+                "gpus_per_node: 2",
+                engine_settings=("available_accelerators: ['0', '0', '1', '1']",),
+                workers="4",
+            ),
+            slurm("gpus_per_node: 2", engine_settings=("available_accelerators: 4",), workers="4"),
+            "Parsl divides them by 2, and workers are on GPU 0, 0, 0, 0; write the number of",
+            "available_accelerators",
+        ),
+    ),
+    (
+        "GCW027",
+        Case(
+            slurm(
+                "gres: 'gpu:2'",
+                engine_settings=("available_accelerators: ['0', '1', '0', '1']",),
+                workers="4",
+            ),
+            slurm(
+                "gres: 'gpu:2'",
+                engine_settings=("available_accelerators: [MIG-a, MIG-a, MIG-b, MIG-b]",),
+                workers="4",
+            ),
+            "available_accelerators 0, 1, 0, 1: Parsl divides them by 2",
+            "available_accelerators",
+        ),
+    ),
+    (
+        "GCW028",
+        Case(
+            slurm("scheduler_options: '#SBATCH --gpus-per-node=4'", workers="4"),
+            slurm("scheduler_options: '#SBATCH --gpus-per-node=4'", workers="1"),
+            "4 GPUs asked for, 4 workers, and no available_accelerators: all 4 copies",
+            "engine",
+        ),
+    ),
+    (
+        "GCW028",
+        Case(
+            engine(
+                "drain_period: 1500",
+                provider="PBSProProvider",
+                job=("walltime: 3600", "select_options: ngpus=2"),
+            ),
+            engine(
+                "drain_period: 1500",
+                "available_accelerators: 2",
+                provider="PBSProProvider",
+                job=("walltime: 3600", "select_options: ngpus=2"),
+            ),
+            "write available_accelerators: 2",
+            "engine",
+        ),
+    ),
+    (
+        "GCW029",
+        Case(
+            slurm(
+                "gres: 'gpu:mi250:4'", engine_settings=("available_accelerators: 4",), workers="4"
+            ),
+            slurm(
+                "gres: 'gpu:mi250:1'", engine_settings=("available_accelerators: 1",), workers="1"
+            ),
+            "workers on AMD GPUs get CUDA_VISIBLE_DEVICES beside ROCR_VISIBLE_DEVICES",
+            "available_accelerators",
+        ),
+    ),
 ]
 
 
@@ -843,7 +913,6 @@ def test_template_that_reckons_with_what_it_renders_is_looked_at_all_the_same(
             engine_settings=("available_accelerators: 4",),
             workers="4",
         ),
-        slurm("gres: 'gpu:mi250:3'", engine_settings=("available_accelerators: 4",), workers="4"),
         engine(
             "run_in_sandbox: true",
             job=("worker_init: export TZ=Europe/Berlin HF_MODEL=meta/llama CFLAGS=-I/usr/include",),

@@ -198,13 +198,63 @@ def test_gcw001_and_gcw005_no_job_ever_starts() -> None:
         assert not any(future.done() for future in waiting)
 
 
-@engine
-def test_gcw008_a_worker_is_pinned_to_a_gpu_that_is_not_there(tmp_path: Path) -> None:
-    """Two GPUs, as far as Parsl looks: it counts the lines of nvidia-smi."""
-    program = tmp_path / "bin" / "nvidia-smi"
+def two_gpus(folder: Path) -> Path:
+    """Write a program after which Parsl takes the machine for one with two NVIDIA GPUs."""
+    program = folder / "bin" / "nvidia-smi"
     program.parent.mkdir()
     program.write_text("#!/bin/sh\necho 'GPU 0: a'\necho 'GPU 1: b'\n")
     program.chmod(0o755)
+    return program
+
+
+def pinned(text: str, number: int, folder: Path) -> list[str | None]:
+    """Return the device of each worker of a node, in the order of their ranks."""
+    meeting = folder / "meeting"
+    meeting.mkdir()
+    with running(text) as executor:
+        futures = [executor.submit(tasks.meet_as, str(meeting), number) for _ in range(number)]
+        answers = [future.result(START) for future in futures]
+    return [device for _, device in sorted((rank, device) for _, rank, _, device in answers)]
+
+
+@engine
+def test_gcw027_all_workers_are_on_the_first_gpu(tmp_path: Path) -> None:
+    settings = (
+        "max_workers_per_node: 4",
+        "cores_per_worker: 0.1",
+        "available_accelerators: ['0', '0', '1', '1']",
+    )
+    on_slurm = config("drain_period: 60", *settings)
+    breaks(on_slurm.replace("LocalProvider", "SlurmProvider\n    gpus_per_node: 2"), "GCW027")
+    text = config(*settings, init=f"export PATH={two_gpus(tmp_path).parent}:$PATH")
+    assert pinned(text, 4, tmp_path) == ["0"] * 4
+
+
+@engine
+def test_gcw028_no_worker_is_pinned(tmp_path: Path) -> None:
+    settings = ("max_workers_per_node: 2", "cores_per_worker: 0.1")
+    on_slurm = config("drain_period: 60", *settings)
+    breaks(on_slurm.replace("LocalProvider", "SlurmProvider\n    gpus_per_node: 2"), "GCW028")
+    text = config(*settings, init=f"export PATH={two_gpus(tmp_path).parent}:$PATH")
+    assert pinned(text, 2, tmp_path) == [None] * 2
+
+
+@engine
+def test_gcw029_both_variables_name_the_second_gpu() -> None:
+    """Without nvidia-smi, as on a node of AMD."""
+    settings = ("max_workers_per_node: 1", "available_accelerators: ['1']")
+    on_slurm = config("drain_period: 60", *settings)
+    breaks(on_slurm.replace("LocalProvider", "SlurmProvider\n    gres: 'gpu:mi250:2'"), "GCW029")
+    with running(config(*settings)) as executor:
+        names = ("CUDA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES")
+        futures = [executor.submit(tasks.environment, name) for name in names]
+        assert [future.result(START) for future in futures] == ["1", "1"]
+
+
+@engine
+def test_gcw008_a_worker_is_pinned_to_a_gpu_that_is_not_there(tmp_path: Path) -> None:
+    """Two GPUs, as far as Parsl looks: it counts the lines of nvidia-smi."""
+    program = two_gpus(tmp_path)
 
     settings = ("max_workers_per_node: 3", "cores_per_worker: 0.1", "available_accelerators: 3")
     with_gpus = config(*settings).replace("LocalProvider", "SlurmProvider\n    gpus_per_node: 2")

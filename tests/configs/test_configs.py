@@ -311,6 +311,15 @@ def has_what_is_said(name: str, options: Values, config: UserEndpointConfig) -> 
     executor = config.engine.executor
     each = workers(name, options) // (len(device_names(name, options)) or 1)
     devices = [device for device in device_names(name, options) for _ in range(each)]
+    given_names = device_names(name, options)
+    gpus = options.get("gpus_per_node", len(given_names))
+    share = workers(name, options) // (gpus or 1)
+    if options.get("accelerators") and share > 1:
+        shift = each if len(given_names) == gpus else 1
+        devices = [
+            str(int(device) * share + rank % shift) if device.isdigit() else device
+            for rank, device in enumerate(devices)
+        ]
     if devices and not options.get("accelerators"):
         devices = [str(number) for number in range(workers(name, options))]
     low, high = options.get("worker_port_range", [0, 0])
@@ -1003,6 +1012,30 @@ def test_whole_number_with_a_point_works_or_is_refused_by_name(name: str) -> Non
             assert str(error).startswith(f"options: {option}: ")  # noqa: PT017
         else:
             assert made == meaning.warmth_profile(loaded(name, {option: number}))
+
+
+@pytest.mark.parametrize("name", ["slurm-gpu", "pbs"])
+@pytest.mark.parametrize(
+    ("options", "names", "devices"),
+    [
+        ({"accelerators": ["0", "1"], "workers_per_node": 4}, "0 1 2 3", "0 0 1 1"),
+        ({"accelerators": ["1", "0"], "workers_per_node": 4}, "2 3 0 1", "1 1 0 0"),
+        (
+            {"accelerators": ["0", "3"], "gpus_per_node": 4, "workers_per_node": 8},
+            "0 0 0 0 6 6 6 6",
+            "0 0 0 0 3 3 3 3",
+        ),
+        ({"accelerators": ["0.0", "MIG-a"], "workers_per_node": 4}, "0.0 0.0 MIG-a MIG-a", ""),
+    ],
+)
+def test_named_devices_are_those_that_workers_get(
+    name: str, options: Values, names: str, devices: str
+) -> None:
+    config = loaded(name, options)
+    assert config.engine.executor.available_accelerators == names.split()
+    assert list(meaning.warmth_profile(config).devices) == (devices or names).split()
+    text = rendering.render(FOLDERS[name], options)
+    assert config_rules.examine(text, "x").findings == []
 
 
 def test_name_of_a_device_is_no_option_of_the_manager() -> None:
