@@ -17,7 +17,7 @@ import contextlib
 import time
 import uuid
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from rich.console import Console
@@ -242,6 +242,8 @@ class WarmUpRun:
         place = (worker.host, worker.pool, number)
         known = self._reached.get(place)
         if known is None or known.worker != worker:
+            if record["error"] is not None and warmth.state == "unknown":
+                warmth = replace(warmth, why="failed")
             self.keep(future, self._submitted, warmth)
         self._reached[place] = Visit(worker, warmth, record["error"])
 

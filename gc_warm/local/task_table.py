@@ -165,6 +165,18 @@ class TaskTable:
                 self._groups[task.group_id].waiting[task_id] = None
             self._trim()
 
+    def result(self, task_id: str) -> bytes | None:
+        """Return the packed `Result` of a task; None as long as it has not ended.
+
+        Args:
+            task_id: The task's id.
+        """
+        with self._lock:
+            task = self._tasks.get(task_id)
+            if task is not None and not task.ended_at:
+                return None
+            return (task and task.packed) or _pack_gone(task_id)
+
     def status(self, task_id: str) -> dict[str, Any] | None:
         """Describe a task, as the service's answers do; its result counts as asked for.
 

@@ -136,6 +136,7 @@ class MockClient(Client):
         self._lock = threading.Lock()  # of what follows, and of who watches which task group
         self._executors: set[MockExecutor] = set()  # those that may still send tasks
         self._group: uuid.UUID | None = None
+        self._has_successors = False  # a group has had more than one watcher at a time
 
         # so that its ids cannot pass for those of the real service
         client_options.setdefault("environment", "local")
@@ -725,6 +726,12 @@ class _Watcher(sdk_executor._ResultWatcher):
         self.daemon = True
         self._inbox: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
 
+    def start(self) -> None:
+        """Start the thread; from here on, no result of the group is missed."""
+        service = self.client.service
+        self._unsubscribe = service.subscribe(str(self.task_group_id), self._inbox.put)
+        super().start()
+
     def wake(self) -> None:
         """Have the thread look again at whether there is anything left to do."""
         self._inbox.put(None)
@@ -738,28 +745,36 @@ class _Watcher(sdk_executor._ResultWatcher):
             if sdk_executor._RESULT_WATCHERS.get(self.task_group_id) is self:
                 del sdk_executor._RESULT_WATCHERS[self.task_group_id]
                 sdk_executor._RESULT_WATCHERS[uuid.uuid4()] = self
+                self.client._has_successors = True
 
     def watch_for_task_results(self, executor: Executor, futures: list[Any]) -> int:
-        """Watch for results as the SDK does, and look again at those that came before."""
+        """Watch for results as the SDK does, and look again at those that came before.
+
+        Those of a task that was sent before this watcher began may have gone to the one before.
+        """
         watched: int = super().watch_for_task_results(executor, futures)
+        if self.client._has_successors:
+            for future in futures:
+                packed = self.client.service.tasks.result(future.task_id)
+                if packed is not None:
+                    self._inbox.put(packed)
         self.wake()
         return watched
 
     def run(self) -> None:
         """Match results to futures until there is nothing left to do."""
         self._thread_id = threading.get_ident()
-        unsubscribe = self.client.service.subscribe(str(self.task_group_id), self._inbox.put)
-
-        while not self._retire(unsubscribe):
+        while not self._retire():
             try:
                 self._take_in()
                 self._explain_failures()
                 self._match_results_to_futures()  # type: ignore[no-untyped-call]
-            except Exception:
-                # a future that its owner cancelled, say: the others still want their results
+            except BaseException:
+                # a future that its owner cancelled, or a callback that calls sys.exit: the others
+                # still want their results
                 log.exception("a result could not be delivered")
 
-    def _retire(self, unsubscribe: Callable[[], None]) -> bool:
+    def _retire(self) -> bool:
         """Take the last step if no future is left, and nobody who might bring one."""
         if self._open_futures or not self._inbox.empty():
             return False
@@ -771,7 +786,7 @@ class _Watcher(sdk_executor._ResultWatcher):
                 return False
             self._closed = True
 
-            unsubscribe()
+            self._unsubscribe()
             for key, watcher in list(sdk_executor._RESULT_WATCHERS.items()):
                 if watcher is self:
                     del sdk_executor._RESULT_WATCHERS[key]

@@ -164,10 +164,12 @@ def test_book_of_recorded_functions(client: MockClient, tmp_path: Path) -> None:
 def test_warm_ups_are_in_the_records(client: MockClient, tmp_path: Path) -> None:
     file = tmp_path / "records.jsonl"
     with WarmExecutor(MockExecutor(client=client), records=file) as executor:
+        executor.warm_up(tasks.invert, 0.0, workers=1)
         executor.warm_up(history.use, "warm-up", NOWHERE, workers=1)
         executor.submit(history.use, "warm-up", NOWHERE).result(120)
 
-    warm_up, call = Report.read(file).records
+    failed, warm_up, call = Report.read(file).records
+    assert (failed.function, str(failed.warmth)) == ("invert (warm-up)", "unknown (failed)")
     assert (warm_up.function, warm_up.warmth.state) == ("use (warm-up)", "cold")
     assert [load.name for load in warm_up.warmth.loads] == ["history.table"]
     assert warm_up.task_id != call.task_id

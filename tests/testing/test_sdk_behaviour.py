@@ -482,6 +482,34 @@ def test_executors_of_one_client_share_a_group(client: MockClient, gate: Path) -
     assert Executor._default_task_group_id == of_the_sdk
 
 
+@spawned_only
+def test_result_that_went_to_the_watcher_before(
+    client: MockClient, gate: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The worst moment for the watcher of the next executor is after its task has ended."""
+    later: Future[Any] | None = None
+    subscribe = client.service.subscribe
+    with MockExecutor(client=client, task_group_id=uuid.uuid4()) as first:
+        second = MockExecutor(client=client)
+        waiting = first.submit(tasks.wait_for_file, str(gate))
+        wait_until(lambda: bool(first._open_futures()), "the task has been sent")
+        first.shutdown(wait=False)
+
+        def subscribe_late(*args: Any) -> Any:
+            wait_until(lambda: later is not None, "the task is known here")
+            task_id = getattr(later, "task_id")  # noqa: B009
+            table = client.service.tasks
+            wait_until(lambda: table.result(task_id) is not None, "the task has ended")
+            return subscribe(*args)
+
+        monkeypatch.setattr(client.service, "subscribe", subscribe_late)
+        later = second.submit(tasks.same, 1)
+        gate.touch()
+        assert later.result(120) == 1
+        assert waiting.result(120) == str(gate)
+        second.shutdown()
+
+
 def test_group_is_none_before_the_first_task() -> None:
     with MockClient(workers=1, pythonpath=[MODULES]) as client:
         with MockExecutor(client=client) as first, MockExecutor(client=client) as second:
