@@ -49,6 +49,11 @@ def call(bc: ExternalProcess) -> None:
     assert bc.call("6*7") == "42"
 
 
+def in_session(bc: ExternalProcess) -> None:
+    with bc.session() as call:
+        assert call("6*7") == "42"
+
+
 def complain(bc: ExternalProcess) -> None:
     with contextlib.suppress(ProgramError):
         bc.call("1/0")
@@ -69,6 +74,7 @@ OPERATIONS: dict[
     # name: what precedes it, the operation, and where the last point of interest is
     "first call": (nothing, call, "None"),
     "warm call": (warm, call, "None"),
+    "warm call in a session": (warm, in_session, "None"),
     "call of a dead program": (dead, call, "_popen"),  # from there on it is a first call
     "call with a complaint": (warm, complain, "None"),
     "call that ends the program": (warm, die, "None"),

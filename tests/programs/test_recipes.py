@@ -129,7 +129,7 @@ TALKS = [
 ]
 
 
-@pytest.fixture(scope="module", autouse=True)
+@pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """A PostgreSQL that psql finds, if there is one."""
     found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
@@ -176,7 +176,7 @@ INSTALLED = [talk for talk in TALKS if is_installed(talk)]
 
 
 @pytest.fixture(scope="module", params=INSTALLED, ids=[talk.program for talk in INSTALLED])
-def talk(request: pytest.FixtureRequest) -> Talk:
+def talk(request: pytest.FixtureRequest, server: None) -> Talk:
     talk: Talk = request.param
     return talk
 
