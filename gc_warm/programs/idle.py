@@ -68,7 +68,7 @@ class IdleReader:
             known = self._pipes.get(pipe.fileno())
             if known is None or known() is not pipe or self._epoll is None:
                 return
-            self._set(pipe.fileno(), None)
+            self.change(pipe.fileno(), None)
             del self._pipes[pipe.fileno()]
             is_last = not self._pipes
 
@@ -77,16 +77,13 @@ class IdleReader:
             self._close()
             self.resume()  # for one that has come meanwhile
 
-    def read(self, pipe: Readable) -> None:
-        """Read a pipe from now on."""
-        self._set(pipe.fileno(), select.EPOLLIN)
+    def change(self, descriptor: int, events: int | None) -> None:
+        """Change whether a pipe is read.
 
-    def leave(self, pipe: Readable) -> None:
-        """Read a pipe no more for now."""
-        self._set(pipe.fileno(), 0)
-
-    def _set(self, descriptor: int, events: int | None) -> None:
-        """Change what is waited for; a descriptor that is closed or unknown does no harm."""
+        Args:
+            descriptor: That of the pipe; one that is closed or unknown does no harm.
+            events: ``EPOLLIN`` to read it, 0 to leave it alone, None to forget it.
+        """
         epoll = self._epoll
         try:
             if epoll is None:
@@ -108,7 +105,7 @@ class IdleReader:
     def _awaken(self) -> None:
         bell = self._bell
         if bell is not None:
-            self._set(bell.fileno(), select.EPOLLOUT)
+            self.change(bell.fileno(), select.EPOLLOUT)
 
     def _run_thread(self) -> None:
         if self._thread is None or not self._thread.is_alive():
@@ -132,7 +129,7 @@ class IdleReader:
                 return
         except Exception:
             log.exception("the output of an idle program cannot be read")
-        self._set(descriptor, 0)  # the bell; or nobody is there any more
+        self.change(descriptor, 0)  # the bell; or nobody is there any more
 
     def stop(self) -> None:
         """End the thread, and wait for its end."""

@@ -189,6 +189,7 @@ class Pipe:
         self._is_lent = False
 
         self._poll = select.epoll()
+        self._number = self._poll.fileno()
         for descriptor in streams:
             os.set_blocking(descriptor, False)
         for descriptor in (self._stdout, self._stderr, control.fileno()):
@@ -223,7 +224,7 @@ class Pipe:
 
         It is -1 once the pipe is closed.
         """
-        return -1 if self._poll.closed else self._poll.fileno()
+        return self._number
 
     def lend(self) -> None:
         """Have the thread of idle pipes read, until the next call begins to write or to read."""
@@ -232,12 +233,12 @@ class Pipe:
                 self._out.tail = b""
                 self._err.tail = b""
             self._is_lent = True
-            idle.reader.read(self)
+            idle.reader.change(self._number, select.EPOLLIN)
 
     def take_back(self) -> None:
         """Be the only one who reads."""
         if self._is_lent:
-            idle.reader.leave(self)
+            idle.reader.change(self._number, 0)
             with self._reading:
                 self._is_lent = False
 
@@ -260,7 +261,7 @@ class Pipe:
             del self._out.unread[_QUOTED:]
             self._err.drop_unread()
         elif len(self._out.unread) > _IDLE_LIMIT or len(self._err.unread) > _IDLE_LIMIT:
-            idle.reader.leave(self)
+            idle.reader.change(self._number, 0)
 
     def wait_for_start(self) -> int:
         """Wait until the program runs, and return its process id.
@@ -670,6 +671,7 @@ class Pipe:
         self._stdin = -1
         self._stdout = -1
         self._stderr = -1
+        self._number = -1
         self._open.clear()
         self._poll.close()
 
