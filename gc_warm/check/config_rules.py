@@ -35,6 +35,8 @@ from gc_warm.configs.text import line_at, parse_with_nodes
 
 _SCALING = ("engine", "job_status_kwargs")
 _LAUNCHERS = {"SlurmProvider": "SrunLauncher", "PBSProProvider": "MpiExecLauncher"}
+_MAKES_ENVIRONMENT = re.compile(r"\buv +venv\b|-m +venv\b|\bvirtualenv\b|\bconda +create\b")
+_INSTALLS = re.compile(r"\bpip3? +install\b")
 _BRACES_OF_PARSL = ("launch_cmd", "container_cmd_options", "prepend")
 _CONTAINERS_WITHOUT_INIT = ("docker", "podman", "podman-hpc")
 _HERE_DOCUMENT_OR_ARITHMETIC = re.compile(
@@ -1165,6 +1167,31 @@ def preload(config: _Workers) -> Iterator[tuple[Any, ...]]:
     for mistake in preloads.mistakes(specs, meaning.module_folders(config.provider)):
         text = f"preload: {mistake.text}"
         yield (*_PROVIDER, "worker_init"), text, "error" if mistake.is_certain else "warning"
+
+
+@_WORKERS.rule(
+    "GCW030",
+    "warning",
+    "read in globus_compute_endpoint/endpoint/config/user_config_template.yaml.j2",
+)
+def own_environment(config: _Workers) -> Iterator[tuple[Any, ...]]:
+    """An environment that a job makes for itself, without gc_warm.
+
+    The template that new endpoints get has each job make an environment that fits the client's
+    Python and SDK, and installs globus-compute-endpoint in it, and what the option `requirements`
+    says. Nothing else is there: whatever uses `@warm` fails, also where gc_warm is installed beside
+    the endpoint. Nothing is said where packages come from a file, which may name it.
+    """
+    script = _COMMENT.sub("", config.provider.worker_init)
+    is_made = _MAKES_ENVIRONMENT.search(script) and _INSTALLS.search(script)
+    if not is_made or re.search(r"gc[-_]warm|-r +[^<\s]", script):
+        return
+
+    text = (
+        "worker_init makes an environment without gc_warm: what uses @warm fails there; add it to "
+        "what is installed (in the stock template, by the option requirements)"
+    )
+    yield (*_PROVIDER, "worker_init"), text
 
 
 RULES: Mapping[str, Rule[Any]] = {**_WRITTEN.rules, **_WORKERS.rules}

@@ -6,12 +6,14 @@ A target is a config, a rendered YAML, an endpoint of this user, a Python file, 
 from __future__ import annotations
 
 import ast
+import json
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from globus_compute_endpoint.endpoint.config import UserEndpointConfig
+from globus_compute_sdk.sdk.batch import create_user_runtime
 
 from gc_warm.check import config_rules, function_rules, source
 from gc_warm.check.rules import Finding
@@ -125,15 +127,22 @@ def _inspect_yaml(file: Path, known: Numbers) -> Target:
 def _inspect_folder(
     folder: Path, given: dict[str, object], origin: dict[str, str], known: Numbers
 ) -> Target:
-    text = rendering.render(folder, given, origin)
+    runtime = _runtime()
+    text = rendering.render(folder, given, origin, runtime)
 
     examined = config_rules.examine(
         text,
         folders.template_path(folder),
         known,
-        lambda: rendering.template_lines(folder, given, text),
+        lambda: rendering.template_lines(folder, given, text, runtime),
     )
     return Target(str(folder), examined.findings, text, examined.config, is_folder=True)
+
+
+def _runtime() -> dict[str, object]:
+    """Return the ``user_runtime`` that a client in this process sends, as it arrives."""
+    runtime: dict[str, object] = json.loads(json.dumps(asdict(create_user_runtime())))
+    return runtime
 
 
 def _python_config(name: str) -> Path | None:

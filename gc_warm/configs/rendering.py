@@ -39,7 +39,12 @@ _EATS_LINE_END = re.compile(r"-[%}#]\}\s*$")
 _SET_DEFAULT = re.compile(r"\{%-? set (\w+) = \1 \| default\((.*)\)(?: \| int)? -?%\}")
 
 
-def render(folder: Path, options: Options, origin: Mapping[str, str] | None = None) -> str:
+def render(
+    folder: Path,
+    options: Options,
+    origin: Mapping[str, str] | None = None,
+    runtime: Options | None = None,
+) -> str:
     """Return the YAML that the endpoint makes of a config and options.
 
     Args:
@@ -47,6 +52,7 @@ def render(folder: Path, options: Options, origin: Mapping[str, str] | None = No
         options: The ``user_endpoint_config`` of a task.
         origin: The place that each option comes from, for messages:
             ``{"walltime": "options.yaml:3"}``.
+        runtime: The client's ``user_runtime``, for templates that ask for it; none if not given.
 
     Raises:
         ConfigError: The options do not fit the schema, or the template refuses them. All that do
@@ -75,14 +81,16 @@ def render(folder: Path, options: Options, origin: Mapping[str, str] | None = No
         ]
         if wrong:
             raise ConfigError("\n".join(wrong))
-        return _filled_in(parent, template, text, schema, options)
+        return _filled_in(parent, template, text, schema, (options, runtime or {}))
     except ConfigError:
         raise
     except Exception as error:  # a template can end in any
         raise ConfigError(f"{template}:{_template_line(error)}: {_refusal(error)}") from error
 
 
-def template_lines(folder: Path, options: Options, rendered: str) -> list[int]:
+def template_lines(
+    folder: Path, options: Options, rendered: str, runtime: Options | None = None
+) -> list[int]:
     """Return the line of the template that each line of a rendered YAML comes from.
 
     The template is rendered once more, with marks where a setting ends its line. What has no mark
@@ -93,6 +101,7 @@ def template_lines(folder: Path, options: Options, rendered: str) -> list[int]:
         folder: The config's folder.
         options: The options that it was rendered with.
         rendered: The YAML that `render` has made of both.
+        runtime: The client's ``user_runtime`` that it was rendered with.
 
     Raises:
         ConfigError: The schema, or the endpoint's own configuration, cannot be read.
@@ -102,7 +111,8 @@ def template_lines(folder: Path, options: Options, rendered: str) -> list[int]:
     text = load_user_config_template(path)
     schema = schema_of(rules)
     try:
-        with_marks = _filled_in(parent, path, _marked(text), schema, options).splitlines()
+        given = (options, runtime or {})
+        with_marks = _filled_in(parent, path, _marked(text), schema, given).splitlines()
     except Exception:  # the template reckons with its output, so that marks are in its way
         return [1] * len(without)
 
@@ -116,12 +126,13 @@ def _filled_in(
     path: Path,
     template: str,
     schema: Mapping[str, Any],
-    options: Options,
+    given: tuple[Options, Options],
 ) -> str:
-    """Return a template's text filled in with options, for the user of this process."""
+    """Return a template's text filled in with options and runtime, for this process's user."""
+    options, runtime = map(dict, given)
     user = MappedPosixIdentity(_user(), [], uuid.UUID(int=0))
     return str(
-        render_config_user_template(parent, template, path, user, dict(schema), dict(options), {})
+        render_config_user_template(parent, template, path, user, dict(schema), options, runtime)
     )
 
 

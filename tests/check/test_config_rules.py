@@ -775,6 +775,15 @@ CASES: list[tuple[str, Case]] = [
             "available_accelerators",
         ),
     ),
+    (
+        "GCW030",
+        Case(
+            engine(job=("worker_init: python -m venv env && env/bin/pip install dill",)),
+            engine(job=("worker_init: python -m venv env && env/bin/pip install dill gc-warm",)),
+            "worker_init makes an environment without gc_warm",
+            "worker_init",
+        ),
+    ),
 ]
 
 
@@ -1183,7 +1192,7 @@ def test_what_is_found_in_the_examples_of_globus_computes_documentation(name: st
         assert expected in said
 
 
-def test_nothing_is_found_in_the_template_that_new_endpoints_get(tmp_path: Path) -> None:
+def test_stock_template_is_rendered_as_for_a_client_of_this_version(tmp_path: Path) -> None:
     def find(assignments: list[str], load_seconds: float) -> list[Finding]:
         numbers = Numbers(load_seconds=load_seconds)
         return targets.inspect_target(
@@ -1193,10 +1202,13 @@ def test_nothing_is_found_in_the_template_that_new_endpoints_get(tmp_path: Path)
     shipped = Path(inspect.getfile(endpoint_config)).parent
     for name in (folders.TEMPLATE, "user_config_schema.json"):
         (tmp_path / name).write_text((shipped / name).read_text())
-    for assignments in ([], ["endpoint_setup=true"]):
-        assert find(assignments, 60) == []
+    makes_environments = "uv venv" in (tmp_path / folders.TEMPLATE).read_text()
+    found = [(each.rule, each.line) for each in find([], 60)]
+    assert [rule for rule, _ in found] == ["GCW030"] * makes_environments
+    assert find(["endpoint_setup=true", "requirements=gc-warm"], 60) == []
+    assert find(["requirements=gc-warm", "worker_init=export A=1"], 60) == []
 
-    (slow,) = find([], 200)
+    slow = find(["requirements=gc-warm"], 200)[-1]
     assert slow.text.startswith(
         "workers end after 120 s without tasks, and it takes 200 s to be warm again"
     ), "its idle time is Parsl's"
