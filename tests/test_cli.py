@@ -133,7 +133,8 @@ def test_check_says_what_a_config_means() -> None:
         "devices of a node's workers": "0, 0, 1, 1; 2 workers share a device, and its memory",
         "stays warm": "for 10 min without any task; "
         "the endpoint stops after 10 min, and starts again for the next task",
-        "a job ends": "after 10 h at the latest; it takes no new tasks after 9 h 44 min",
+        "a job ends": "after 10 h at the latest; it takes no new tasks after 9 h 44 min, "
+        "and what comes then can wait for the last that it has",
         "a worker that dies": "is replaced, cold, within 5 s; its task fails",
         "a task": "may take 16 min, less what worker_init takes: "
         "a longer one is lost if its job ends first",

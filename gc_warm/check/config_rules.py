@@ -35,8 +35,12 @@ from gc_warm.configs.text import line_at, parse_with_nodes
 
 _SCALING = ("engine", "job_status_kwargs")
 _LAUNCHERS = {"SlurmProvider": "SrunLauncher", "PBSProProvider": "MpiExecLauncher"}
+_DAEMON = re.compile(
+    r"\bray +start\b(?!.*--block)|--daemonize\b|\btmux\b.* -d\b|\bscreen +-dm|mps-control +-d\b"
+)
 _MAKES_ENVIRONMENT = re.compile(r"\buv +venv\b|-m +venv\b|\bvirtualenv\b|\bconda +create\b")
 _INSTALLS = re.compile(r"\bpip3? +install\b")
+_LATE = 600  # seconds
 _BRACES_OF_PARSL = ("launch_cmd", "container_cmd_options", "prepend")
 _CONTAINERS_WITHOUT_INIT = ("docker", "podman", "podman-hpc")
 _HERE_DOCUMENT_OR_ARITHMETIC = re.compile(
@@ -1029,7 +1033,7 @@ def background(config: _Workers) -> Iterator[tuple[Any, ...]]:
     script = _HERE_DOCUMENT_OR_ARITHMETIC.sub("", config.provider.worker_init)
     script = _COMMENT.sub("", script)
     started = [line for line in script.splitlines() if _starts_a_program(line)]
-    if started and not re.search(r"\bwait\b", script):
+    if started and not re.search(r"(?<![\w./-])wait(?![\w.-])", script):
         text = (
             "worker_init starts a program in the background, "
             f"on the first of {nodes} nodes only: {started[0].strip()!r}; "
@@ -1045,6 +1049,9 @@ def _starts_on_all_nodes(script: str) -> bool:
 
 def _starts_a_program(line: str) -> bool:
     """Tell whether a line of a script leaves something running, on the node where it runs."""
+    if _DAEMON.search(line):
+        return not meaning.starts_on_all_nodes(line)
+
     words = shlex.shlex(line, posix=True, punctuation_chars=True)
     try:
         is_background = any(re.fullmatch(r"[();]*&[();]*", word) for word in words)
@@ -1192,6 +1199,46 @@ def own_environment(config: _Workers) -> Iterator[tuple[Any, ...]]:
         "what is installed (in the stock template, by the option requirements)"
     )
     yield (*_PROVIDER, "worker_init"), text
+
+
+@_WORKERS.rule("GCW031", "warning", "read in parsl/providers/slurm/template.py")
+def second_walltime(config: _Workers) -> Iterator[tuple[Any, ...]]:
+    """A time limit in the options for Slurm, beside the walltime.
+
+    Parsl writes `scheduler_options` below the line with the walltime, and of two limits Slurm takes
+    the last. What is reckoned with the walltime, such as `drain_period`, is then of another job.
+    """
+    if type(config.provider).__name__ != "SlurmProvider":
+        return
+
+    options = config.provider.scheduler_options
+    second = re.search(r"^#SBATCH\s(?:.*\s)?(?:--time[= ]|-t\s*)([\w:-]+)", options, re.MULTILINE)
+    if second and second[1] != config.provider.walltime:
+        text = (
+            f"scheduler_options ask for a time of {second[1]} below the walltime of "
+            f"{config.provider.walltime}, and Slurm takes the last; write it as walltime"
+        )
+        yield (*_PROVIDER, "scheduler_options"), text
+
+
+@_WORKERS.rule(
+    "GCW032",
+    "warning",
+    "read in parsl/executors/high_throughput/interchange.py, expire_bad_managers",
+)
+def lost_late(config: _Workers) -> Iterator[tuple[Any, ...]]:
+    """A node that is lost is noticed late.
+
+    Its tasks fail, and others are sent elsewhere, when nothing was heard of it for the
+    `heartbeat_threshold`. Until then they seem to run.
+    """
+    threshold = config.executor.heartbeat_threshold
+    if threshold > _LATE:
+        text = (
+            f"heartbeat_threshold {threshold} s: the tasks of a node that is lost seem to run for "
+            "so long; 4 heartbeat_periods are enough"
+        )
+        yield (*_ENGINE, "heartbeat_threshold"), text
 
 
 RULES: Mapping[str, Rule[Any]] = {**_WRITTEN.rules, **_WORKERS.rules}

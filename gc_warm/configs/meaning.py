@@ -173,7 +173,10 @@ def in_words(profile: WarmthProfile) -> list[tuple[str, str]]:
         if profile.drain is None:
             drain = "tasks that still run then are lost"
         else:
-            drain = f"it takes no new tasks after {_time(profile.drain)}"
+            drain = (
+                f"it takes no new tasks after {_time(profile.drain)}, "
+                "and what comes then can wait for the last that it has"
+            )
         lines.append(("a job ends", f"after {_time(profile.walltime)} at the latest; {drain}"))
 
     restart = f"is replaced, cold, within {_time(profile.restart)}; its task fails"

@@ -776,6 +776,33 @@ CASES: list[tuple[str, Case]] = [
         ),
     ),
     (
+        "GCW031",
+        Case(
+            slurm("scheduler_options: '#SBATCH --qos=a --time=00:10:00'"),
+            slurm("scheduler_options: '#SBATCH --time-min=00:10:00'"),
+            "ask for a time of 00:10:00 below the walltime of 01:00:00",
+            "scheduler_options",
+        ),
+    ),
+    (
+        "GCW031",
+        Case(
+            slurm("scheduler_options: '#SBATCH -t 10'"),
+            slurm("scheduler_options: '#SBATCH --tmp=10'"),
+            "ask for a time of 10 below",
+            "scheduler_options",
+        ),
+    ),
+    (
+        "GCW032",
+        Case(
+            engine("heartbeat_threshold: 1200"),
+            engine("heartbeat_threshold: 600"),
+            "the tasks of a node that is lost seem to run for so long",
+            "heartbeat_threshold",
+        ),
+    ),
+    (
         "GCW030",
         Case(
             engine(job=("worker_init: python -m venv env && env/bin/pip install dill",)),
@@ -991,6 +1018,23 @@ def test_nothing_is_said_of_what_is_as_it_should_be(text: str) -> None:
                 "launcher: {type: SrunLauncher}",
                 "worker_init: |\n      serve --tensor-parallel-size 4 &  # no need to wait",
             ),
+        ),
+        *(
+            (
+                "GCW022",
+                slurm(
+                    "nodes_per_block: 2",
+                    "launcher: {type: SrunLauncher}",
+                    f"worker_init: {command}",
+                ),
+            )
+            for command in (
+                "ray start --head --port 6379",
+                "redis-server --daemonize yes",
+                "tmux new-session -d -s a serve",
+                "nvidia-cuda-mps-control -d",
+                "serve & ./wait-for-it.sh here",
+            )
         ),
         (
             "GCW010",
