@@ -39,10 +39,10 @@ class Load:
             loaded others there), "preload failed: ..." (in the first call that loads on a worker
             where one had), "worker restarted", "evicted", "failed before", "module changed",
             "discarded" (given up by a task), "not valid any more" (a predicate said no), "cleared"
-            (torn down on request; of a program: it had ended), or "loaded again" (its loader is
-            made anew in every call). "first", "another key" and "restarted" hold as far as the
-            latest thousand events of the worker, and the records that this client has seen, can
-            tell.
+            (torn down on request), "program restarted" (it had ended, and nobody had closed it), or
+            "loaded again" (its loader is made anew in every call). "first", "another key" and
+            "restarted" hold as far as the latest thousand events of the worker, and the records
+            that this client has seen, can tell.
         grown: Bytes by which the worker grew in the load, by whatever ran there; 0 if that is not
             known.
         tag: A mark that tells keys with the same text apart: two loads in one process with

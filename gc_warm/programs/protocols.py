@@ -267,7 +267,8 @@ class Marker:
             program wrote them, and requests in bytes or UTF-8.
 
     Raises:
-        ValueError: There is no ``{marker}`` in the command, or an expression is not valid.
+        ValueError: There is no ``{marker}`` in the command, it begins with a backslash and there is
+            no terminator, or an expression is not valid.
         LookupError: There is no such encoding.
 
     Example:
@@ -291,6 +292,14 @@ class Marker:
             raise ValueError(
                 f"Marker({self.command!r}): "
                 "the command that prints the marker must contain {marker}"
+            )
+
+        # psql obeys such a command amid a statement, too, which is then part of the next request
+        if self.command.lstrip().startswith("\\") and not self.terminator:
+            raise ValueError(
+                f"Marker({self.command!r}): such a command is obeyed in the middle of a statement, "
+                "so that one which is not finished would look like a success: "
+                "give terminator=';', too, or use gc_warm.programs.recipes.psql"
             )
 
         for name in ("error", "notice"):

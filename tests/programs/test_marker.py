@@ -181,6 +181,7 @@ def test_a_program_that_reads_ahead_is_not_taken_for_idle() -> None:
             ValueError,
             r"Marker\('echo'\): the command that prints the marker must contain",
         ),
+        ("\\echo {marker}", {}, ValueError, "obeyed in the middle of a statement"),
         ("{marker}", {"error": "("}, ValueError, r"Marker\(error='\('\) is no regular expression"),
         (
             "{marker}",
