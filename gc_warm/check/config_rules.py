@@ -24,6 +24,7 @@ from globus_compute_endpoint.endpoint.config import UserEndpointConfig
 from globus_compute_endpoint.engines.globus_compute import JobStatusPollerKwargs
 from parsl.jobs.strategy import Strategy
 
+from gc_warm.check import folder_rules
 from gc_warm.check import preload as preloads
 from gc_warm.check.rules import Finding, Level, Rule, RuleSet, is_silenced
 from gc_warm.check.task_facts import Numbers
@@ -1241,5 +1242,5 @@ def lost_late(config: _Workers) -> Iterator[tuple[Any, ...]]:
         yield (*_ENGINE, "heartbeat_threshold"), text
 
 
-RULES: Mapping[str, Rule[Any]] = {**_WRITTEN.rules, **_WORKERS.rules}
+RULES: Mapping[str, Rule[Any]] = {**_WRITTEN.rules, **_WORKERS.rules, **folder_rules.RULES}
 """All rules for configs, by id."""

@@ -15,7 +15,7 @@ from pathlib import Path
 from globus_compute_endpoint.endpoint.config import UserEndpointConfig
 from globus_compute_sdk.sdk.batch import create_user_runtime
 
-from gc_warm.check import config_rules, function_rules, source
+from gc_warm.check import config_rules, folder_rules, function_rules, source
 from gc_warm.check.rules import Finding
 from gc_warm.check.task_facts import NUMBERS, Numbers
 from gc_warm.configs import folders, options, rendering
@@ -136,7 +136,8 @@ def _inspect_folder(
         known,
         lambda: rendering.template_lines(folder, given, text, runtime),
     )
-    return Target(str(folder), examined.findings, text, examined.config, is_folder=True)
+    findings = [*examined.findings, *folder_rules.examine(folder)]
+    return Target(str(folder), findings, text, examined.config, is_folder=True)
 
 
 def _runtime() -> dict[str, object]:

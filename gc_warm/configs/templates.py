@@ -6,6 +6,7 @@ import re
 
 import jinja2
 import jinja2.meta
+import jinja2.nodes
 
 from gc_warm.configs.folders import TEMPLATE
 
@@ -26,6 +27,19 @@ def variables(text: str) -> list[str]:
     except jinja2.TemplateError:
         return []
     return sorted(names, key=text.index)
+
+
+def names_read(text: str) -> set[str]:
+    """Return all names that a template looks at, also those that it sets itself.
+
+    Args:
+        text: The template; nothing is read in one that Jinja refuses.
+    """
+    try:
+        tree = _ENVIRONMENT.parse(text)
+    except jinja2.TemplateError:
+        return set()
+    return {node.name for node in tree.find_all(jinja2.nodes.Name) if node.ctx == "load"}
 
 
 def template_complaint(text: str) -> tuple[int, str] | None:

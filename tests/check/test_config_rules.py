@@ -7,8 +7,10 @@ should be.
 from __future__ import annotations
 
 import inspect
+import json
 import os
 import re
+import uuid
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,7 @@ import pytest
 import yaml
 from globus_compute_endpoint.endpoint import config as endpoint_config
 
-from gc_warm.check import config_rules, function_rules, targets
+from gc_warm.check import config_rules, folder_rules, function_rules, targets
 from gc_warm.check.rules import REPRODUCED, Finding
 from gc_warm.check.task_facts import Numbers
 from gc_warm.configs import folders, loading, meaning
@@ -845,7 +847,35 @@ def test_each_rule_finds_its_miniature_and_is_content_with_the_repaired_one(numb
 
 
 def test_every_rule_has_a_miniature() -> None:
-    assert {rule for rule, _ in CASES} == set(config_rules.RULES)
+    of_folders = set(folder_rules.RULES)
+    assert {rule for rule, _ in CASES} | of_folders == set(config_rules.RULES)
+
+
+@pytest.mark.parametrize("name", ["slurm", "stock"])
+def test_options_that_undo_a_restriction_are_named(name: str, tmp_path: Path) -> None:
+    stock = Path(inspect.getfile(endpoint_config)).parent
+    source = stock if name == "stock" else folders.shipped()[name]
+    for file in (folders.TEMPLATE, "user_config_schema.json"):
+        (tmp_path / file).write_text((source / file).read_text())
+
+    core = tmp_path / "config.yaml"
+    core.write_text("display_name: a\n")
+    assert folder_rules.examine(tmp_path) == []
+
+    core.write_text("display_name: a\nallowed_functions:\n  - " + str(uuid.UUID(int=1)) + "\n")
+    (found,) = folder_rules.examine(tmp_path)
+    assert (found.rule, found.file, found.line) == ("GCW033", str(core), 2)
+    assert ("worker_init" if name == "stock" else "environment, python_path") in found.text
+
+    schema = json.loads((tmp_path / "user_config_schema.json").read_text())
+    for option in ("environment", "python_path", "preload"):
+        schema["properties"].pop(option, None)
+    (tmp_path / "user_config_schema.json").write_text(json.dumps(schema))
+    is_repaired = name == "slurm"
+    assert folder_rules.examine(tmp_path) == ([] if is_repaired else [found])
+
+    core.write_text(core.read_text().replace("functions:", "functions: # gc-warm: ignore[GCW033]"))
+    assert folder_rules.examine(tmp_path) == [], "a comment silences it"
 
 
 def test_a_comment_silences_its_own_rule_in_its_own_line_only() -> None:

@@ -656,6 +656,8 @@ def dressed(name: str, option: str, text: str) -> Any:
         return [f"/{text}"]
     if option in ("accelerators", "preload"):
         return [text]
+    if option == "launcher_overrides":
+        return f"-{text}"
     return f"{CLUSTERS[name]} {text}" if option == "scheduler_options" else text
 
 
@@ -876,6 +878,26 @@ def test_no_character_that_a_shell_knows_is_let_into_what_reaches_one() -> None:
             if search(text)
         }
         assert let_in <= HARMLESS_IN_A_SHELL | ALSO_ALLOWED.get(option, set()), option
+
+
+@pytest.mark.parametrize("name", CLUSTERS)
+def test_overrides_of_a_launcher_are_options_only(name: str) -> None:
+    fits = re.compile(PROPERTIES[name]["launcher_overrides"]["pattern"]).search
+    assert all(map(fits, ["", " ", "--no-vni", "-n 4 --mem-bind=local", " --cpu-bind=list:0-7 -v"]))
+
+    for text in (
+        "/home/me/program",
+        "program",
+        "-n 4 program",
+        "--prolog=/a",
+        "--task-prolog=a",
+        "--task-ep=a",
+        "-v --epilog=a",
+        "--multi-prog",
+        "-v\n",
+        "-" + "a-" * 5000 + "/",
+    ):
+        assert not fits(text), text
 
 
 @pytest.mark.parametrize("name", CLUSTERS)

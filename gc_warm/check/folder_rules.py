@@ -1,0 +1,102 @@
+"""Rules for the folder of a config: for what its endpoint lets a task's options do."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gc_warm.check.rules import Finding, Rule, RuleSet, is_silenced
+from gc_warm.configs import folders, options, templates
+from gc_warm.configs.text import line_at, parse_with_nodes, read_text
+
+_RUN_CODE = (
+    "environment",
+    "worker_init",
+    "requirements",
+    "python_path",
+    "preload",
+    "endpoint_setup",
+    "launch_cmd",
+    "container_cmd_options",
+)
+"""Options that run what they say, or say where modules are found, by the names that are in use."""
+
+
+@dataclass(frozen=True)
+class _Folder:
+    """A config's folder.
+
+    Attributes:
+        allowed: The functions that its endpoint is restricted to; None if it takes any.
+        offered: The options that its template looks at and its schema lets in.
+    """
+
+    allowed: tuple[str, ...] | None
+    offered: frozenset[str]
+
+
+_RULES: RuleSet[_Folder] = RuleSet()
+
+
+def examine(folder: Path) -> list[Finding]:
+    """Hold the folder of a config against all rules for folders.
+
+    Args:
+        folder: The folder.
+
+    Raises:
+        ConfigError: The folder's own configuration, or its schema, cannot be read.
+    """
+    parent, template, rules = folders.files_of(folder)
+    schema = options.schema_of(rules)
+    looked_at = templates.names_read(read_text(template))
+    is_open = schema.get("additionalProperties", True) is not False
+    offered = [name for name in looked_at if is_open or name in schema.get("properties", {})]
+    subject = _Folder(parent.allowed_functions, frozenset(offered))
+
+    source = folder / "config.yaml"
+    text = read_text(source) if source.is_file() else ""
+    _, root = parse_with_nodes(text)
+    lines = text.splitlines() or [""]
+
+    findings = []
+    for rule, level, place, message in _RULES.broken(subject):
+        line = line_at(root, place)
+        if not is_silenced(rule, lines[line - 1]):
+            findings.append(Finding(rule, level, os.fspath(source), line, message))
+    return findings
+
+
+@_RULES.rule(
+    "GCW033",
+    "warning",
+    "read in globus_compute_endpoint/endpoint/core_endpoint.py: "
+    "options reach the template whatever function comes with them",
+)
+def restriction_undone(folder: _Folder) -> Iterator[tuple[Any, ...]]:
+    """A restriction to some functions, and options that run any code.
+
+    With `allowed_functions` an endpoint takes tasks of these functions only. But options come with
+    each task, and some of them are shell commands (`environment`, `worker_init`), or say where the
+    modules lie that a function imports (`python_path`, `preload`): whoever may send a task can run
+    anything by them. Remove them from the schema, which has to let in no others, and fix their
+    values in the template.
+    """
+    if folder.allowed is None:
+        return
+
+    undoing = [name for name in _RUN_CODE if name in folder.offered]
+    if undoing:
+        text = (
+            f"allowed_functions restricts functions, and the options {', '.join(undoing)} run "
+            "any code all the same: remove them from the schema, with additionalProperties false, "
+            "and fix them in the template"
+        )
+        yield ("allowed_functions",), text
+
+
+RULES: Mapping[str, Rule[Any]] = _RULES.rules
+"""All rules for folders, by id."""
