@@ -1,0 +1,155 @@
+"""Configs as rules see them: as they are written, and as the endpoint loads them."""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import psutil
+import yaml
+from globus_compute_endpoint.endpoint.config import UserEndpointConfig
+
+from gc_warm.check.rules import RuleSet
+from gc_warm.check.task_facts import Numbers
+from gc_warm.configs import meaning
+from gc_warm.configs.repairs import Repair
+
+SCALING = ("engine", "job_status_kwargs")
+"""The place of the settings by which jobs are started and ended."""
+
+COMMENT = re.compile(r"(?:^|(?<=\s))#.*$", re.MULTILINE)
+"""A comment in a shell script."""
+
+
+@dataclass(frozen=True)
+class Written:
+    """A config as it is written, but for old settings, which are repaired."""
+
+    document: Any
+    root: yaml.Node | None
+    repairs: Sequence[Repair]
+    refusal: tuple[int, str] | None
+    is_rendered: bool
+
+    @property
+    def engine(self) -> Mapping[str, Any]:
+        """The engine's section; empty if there is none."""
+        engine = self.document.get("engine") if isinstance(self.document, dict) else None
+        return engine if isinstance(engine, dict) else {}
+
+
+class Workers:
+    """A config as the endpoint loads it, whose engine starts workers in jobs."""
+
+    def __init__(
+        self, document: Mapping[str, Any], config: UserEndpointConfig, numbers: Numbers
+    ) -> None:
+        self.document = document
+        self.config = config
+        self.numbers = numbers
+
+        self.engine: Any = config.engine
+        self.executor = self.engine.executor
+        self.provider = self.executor.provider
+
+        self.is_local = type(self.provider).__name__ == "LocalProvider"
+        self.is_mpi = type(self.engine).__name__ == "GlobusMPIEngine"
+        self.profile = meaning.warmth_profile(config)
+
+    def written(self, *place: str) -> Any:
+        """Return the value at a place of the YAML, None if there is none."""
+        value: Any = self.document
+        for key in place:
+            value = value.get(key) if isinstance(value, dict) else None
+        return value
+
+    @property
+    def max_idletime(self) -> float:
+        """Seconds without tasks after which jobs end; infinite if they never end for that."""
+        return self.profile.job_idle
+
+    @property
+    def cores(self) -> float | None:
+        """Cores of a node, as its manager will count them; None if only the node knows."""
+        return first(
+            getattr(self.provider, "cores_per_node", None),
+            meaning.exported(self.provider, "PARSL_CORES"),
+            self.cores_here,
+        )
+
+    @property
+    def cores_here(self) -> int | None:
+        """Cores of this machine, where it is the node; None where it is not.
+
+        A manager counts all of them, also those that it may not run on.
+        """
+        return os.cpu_count() if self.is_local else None
+
+    @property
+    def memory(self) -> float | None:
+        """Memory of a node in GB, at most, as its manager will count it.
+
+        None if only the node knows.
+        """
+        memory_here = psutil.virtual_memory().total / 2**30 if self.is_local else None
+        return first(
+            getattr(self.provider, "mem_per_node", None),
+            meaning.exported(self.provider, "PARSL_MEMORY_GB"),
+            memory_here,
+        )
+
+    @property
+    def gpus(self) -> int | None:
+        """Number of NVIDIA GPUs of a node, as far as the job asks for them by number."""
+        number, is_amd = meaning.requested_gpus(self.provider)
+        return None if is_amd else number
+
+
+def first(*values: float | None) -> float | None:
+    """Return the first value that is not None; None if there is none."""
+    return next((value for value in values if value is not None), None)
+
+
+WRITTEN: RuleSet[Written] = RuleSet()
+"""The rules for configs as they are written."""
+
+WORKERS: RuleSet[Workers] = RuleSet()
+"""The rules for configs that the endpoint loads, and whose engine starts workers in jobs."""
+
+
+def sections(root: yaml.Node | None) -> Iterator[yaml.MappingNode]:
+    """Yield each mapping of a document once.
+
+    Aliases may lead to a mapping by many ways, and in circles.
+    """
+    seen: set[int] = set()
+    nodes = [root]
+    for node in nodes:
+        if not isinstance(node, yaml.CollectionNode) or id(node) in seen:
+            continue
+
+        seen.add(id(node))
+        if isinstance(node, yaml.MappingNode):
+            yield node
+            nodes += [value for _, value in node.value]
+        else:
+            nodes += node.value
+
+
+def is_nan(value: Any) -> bool:
+    """Tell whether a value is the number that is none."""
+    return isinstance(value, float) and math.isnan(value)
+
+
+def shown(value: Any) -> str:
+    """Return a value as it is written in YAML."""
+    return ".nan" if is_nan(value) else repr(value)
+
+
+def starts_on_all_nodes(script: str) -> bool:
+    """Tell whether a script, but for its comments, has a program that starts others on nodes."""
+    return meaning.starts_on_all_nodes(COMMENT.sub("", script))
