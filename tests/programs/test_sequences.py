@@ -25,6 +25,9 @@ from tests.support import wait_until
 CALLS = 5
 """Calls in a sequence."""
 
+SEQUENCES = int(os.environ.get("GC_WARM_SEQUENCES", "100"))
+"""Sequences of the marked tests; `.ci/run --full` has a thousand."""
+
 JSON_MODEL = """
 import json, os, signal, sys, threading, time
 
@@ -184,7 +187,7 @@ def run_sequences(model: Model, seeds: range) -> None:
 
 
 @pytest.mark.parametrize(
-    "sequences", [range(2), pytest.param(range(2, 1000), marks=pytest.mark.programs)], ids=str
+    "sequences", [range(2), pytest.param(range(2, SEQUENCES), marks=pytest.mark.programs)], ids=str
 )
 @pytest.mark.parametrize("name", ["json_lines", "lines", "marker", "sed"])
 def test_no_call_ends_as_another(name: str, sequences: range) -> None:
@@ -209,7 +212,7 @@ SLOW_TO_START = ("octave-cli", "R", "lmp")
 @pytest.mark.parametrize("talk", INSTALLED, ids=[talk.program for talk in INSTALLED])
 def test_no_call_of_a_recipe_ends_as_another(talk: Talk) -> None:
     numbers = iter(range(10, 10**6))
-    sequences = 100 if talk.program in SLOW_TO_START else 1000
+    sequences = SEQUENCES // 10 if talk.program in SLOW_TO_START else SEQUENCES
     kinds = ["good", "good", "good", "good", "failing", "warning", "unfinished", "killed", "late"]
 
     with talk.make() as program:
