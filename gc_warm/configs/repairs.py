@@ -221,6 +221,7 @@ def _unknown_setting(document: Document, cls: str, name: str, complaint: str) ->
     known = [each for each in _parameters(cls) if each not in section]
     near = difflib.get_close_matches(name, known, 1, cutoff=0.8)
     value = section.pop(name)
+    complaint = complaint.partition(". Did you mean")[0]  # of Python 3.13, about any of its names
     advice = "remove it"
     if near:
         section[near[0]] = value

@@ -47,6 +47,7 @@ class IdleReader:
         self._epoll: select.epoll | None = None
         self._bell: socket.socket | None = None  # can always be written to, which wakes the thread
         self._thread: threading.Thread | None = None
+        self._leaving: list[threading.Thread] = []  # have been told to end
 
     def add(self, pipe: Readable) -> None:
         """Take in a pipe, which is not read yet."""
@@ -129,15 +130,23 @@ class IdleReader:
                 return
         except Exception:
             log.exception("the output of an idle program cannot be read")
-        self.change(descriptor, 0)  # the bell; or nobody is there any more
+
+        # nobody is there any more; or it is the bell, which rings until all have heard it
+        self._leaving = [thread for thread in self._leaving if thread.is_alive()]
+        if not self._leaving:
+            self.change(descriptor, 0)
 
     def stop(self) -> None:
         """End the thread, and wait for its end."""
-        thread = self._thread
-        self._thread = None
+        with self._lock:
+            thread = self._thread
+            self._thread = None
+            if thread is None or thread is threading.current_thread() or not thread.is_alive():
+                return
+            self._leaving = [*self._leaving, thread]
+
         self._awaken()
-        if thread not in (None, threading.current_thread()) and thread.is_alive():
-            thread.join(_END_TIMEOUT)
+        thread.join(_END_TIMEOUT)
 
     def resume(self) -> None:
         """Run the thread again after `stop`."""

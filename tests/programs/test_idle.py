@@ -151,6 +151,33 @@ def test_programs_of_many_threads_begin_and_end() -> None:
     assert threads() == []
 
 
+def test_end_is_heard_by_the_thread_that_is_to_end() -> None:
+    """Where the next one has begun already: of two that wait, the kernel wakes one."""
+    ours, theirs = socket.socketpair()
+
+    class Silent:
+        def fileno(self) -> int:
+            return ours.fileno()
+
+        def read_idle(self) -> None:
+            raise AssertionError("there is nothing to read")
+
+    pipe = Silent()
+    reader = idle.IdleReader()
+    with ours, theirs:
+        reader.add(pipe)
+        for _ in range(20):
+            leaving = reader._thread
+            assert leaving is not None
+            reader._thread = None
+            reader._leaving = [leaving]
+            reader.resume()
+            reader._awaken()
+            leaving.join(5)
+            assert not leaving.is_alive()
+        reader.remove(pipe)
+
+
 def test_it_works_without_the_thread(monkeypatch: pytest.MonkeyPatch) -> None:
     """There can be too many threads, or the interpreter ends."""
 

@@ -281,6 +281,11 @@ def test_exception_at_every_place(operation: str, loader: str, disarm: Callable[
     for place in places:
         error = next(errors)
         injector, problems = interrupt(operation, loader, place, error, disarm)
+        if injector.where is None:
+            # From Python 3.12 on, a run after one that was cut short has the steps of a frame
+            # traced too late for its first jumps.
+            assert problems == []
+            injector, problems = interrupt(operation, loader, place, error, disarm)
         assert injector.where == place
         assert problems == [], f"{error.__name__} at {place}"
 
