@@ -34,9 +34,9 @@ _EMPTY = "\n"
 # In brackets a semicolon does not send a statement, but \gset sends whatever there is: after a
 # finished statement, one that does no harm.
 _PSQL_END = ";\nselect 1 as gc_warm \\gset"
-_PSQL_NOTICE = (
-    r"^\s*$|^(psql:\S+ )?(NOTICE|WARNING|INFO|LOG|DEBUG\d?):|^(DETAIL|HINT|CONTEXT|QUERY|LOCATION):"
-)
+# With -f, each message of psql begins with its place; the further lines of a notice look like
+# anything.
+_PSQL_ERROR = r"^psql:(?!\S+:\d+: (NOTICE|WARNING|INFO|LOG|DEBUG\d?):)"
 
 _GNUPLOT_NOTICE = r"^\s*$|^\s*(line \d+: )?[Ww]arning:"
 
@@ -77,8 +77,8 @@ def psql(*arguments: str, setup: str = "", **options: Any) -> ExternalProcess:
     A request without its semicolon gets one. While a transaction is aborted, every request but its
     end is an error.
     """
-    protocol = Marker("\\echo {marker}", terminator=_PSQL_END, notice=_PSQL_NOTICE)
-    return _process(["psql", "-qAtX", *arguments], protocol, setup, options)
+    protocol = Marker("\\echo {marker}", terminator=_PSQL_END, error=_PSQL_ERROR)
+    return _process(["psql", "-qAtX", *arguments, "-f", "-"], protocol, setup, options)
 
 
 def gnuplot(*arguments: str, setup: str = "", **options: Any) -> ExternalProcess:

@@ -75,7 +75,7 @@ TALKS = [
         ("select 'open", "select $$open", "copy t from stdin;"),
         ("\\echo -n a", "a"),
         "select repeat('x', 10000000);",
-        ("create table if not exists t (n int);", ""),
+        ("do $$ begin raise notice E'two\\nlines'; end $$;", ""),
         "select sum(n) from generate_series(1, 100000000000) as s(n);",
         ("select (1", "syntax error"),
     ),
