@@ -209,11 +209,13 @@ def _defaults(text: str, schema: Mapping[str, Any]) -> tuple[dict[str, int], dic
 
 @functools.cache
 def _default(expression: str) -> Any:
-    """Return the value of a default, which has no variables.
+    """Return the value of a default, as it is written between the brackets of the filter.
 
     There are many, and Jinja compiles each; so the values are kept.
     """
-    return jinja2.sandbox.SandboxedEnvironment().compile_expression(expression)()
+    return jinja2.sandbox.SandboxedEnvironment().compile_expression(
+        f"not_given | default({expression})"
+    )()
 
 
 def _template_line(error: Exception) -> int:

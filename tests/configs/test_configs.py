@@ -1773,6 +1773,7 @@ DEFAULTS: list[tuple[str, str, str]] = [
     ("walltime", '"1-00:00:00"', "walltime: '1-00:00:00' cannot be used."),
     ("walltime", "3600", "walltime: 3600 is not text: write it in quotes."),
     ("account", '"m1234', "account: unexpected char"),
+    ("account", '"m 1234", true', "account: 'm 1234' cannot be used."),
 ]
 
 
@@ -1801,7 +1802,7 @@ def test_default_that_was_edited_is_held_to_the_schema_as_an_option_is(
 
 def test_default_that_was_edited_is_used(tmp_path: Path) -> None:
     edited = {
-        "account": '"m1234"',
+        "account": 'default_value="m1234", boolean=true',
         "environment": r'"module load python\nsource activate mine"',
         "python_path": '["/a b", "/é"]',
     }
