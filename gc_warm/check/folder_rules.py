@@ -52,7 +52,7 @@ def examine(folder: Path) -> list[Finding]:
     """
     parent, template, rules = folders.files_of(folder)
     schema = options.schema_of(rules)
-    looked_at = templates.names_read(read_text(template))
+    looked_at = templates.variables(read_text(template))
     is_open = schema.get("additionalProperties", True) is not False
     offered = [name for name in looked_at if is_open or name in schema.get("properties", {})]
     subject = _Folder(parent.allowed_functions, frozenset(offered))

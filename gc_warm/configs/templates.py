@@ -6,11 +6,11 @@ import re
 
 import jinja2
 import jinja2.meta
-import jinja2.nodes
 
 from gc_warm.configs.folders import TEMPLATE
 
 _ENVIRONMENT = jinja2.Environment()
+_ENVIRONMENT.filters["shell_escape"] = str  # the endpoint's own, without which no name is found
 
 
 def variables(text: str) -> list[str]:
@@ -27,19 +27,6 @@ def variables(text: str) -> list[str]:
     except jinja2.TemplateError:
         return []
     return sorted(names, key=text.index)
-
-
-def names_read(text: str) -> set[str]:
-    """Return all names that a template looks at, also those that it sets itself.
-
-    Args:
-        text: The template; nothing is read in one that Jinja refuses.
-    """
-    try:
-        tree = _ENVIRONMENT.parse(text)
-    except jinja2.TemplateError:
-        return set()
-    return {node.name for node in tree.find_all(jinja2.nodes.Name) if node.ctx == "load"}
 
 
 def template_complaint(text: str) -> tuple[int, str] | None:

@@ -878,6 +878,16 @@ def test_options_that_undo_a_restriction_are_named(name: str, tmp_path: Path) ->
     assert folder_rules.examine(tmp_path) == [], "a comment silences it"
 
 
+def test_value_that_a_template_fixes_is_no_option(tmp_path: Path) -> None:
+    core = f"allowed_functions: [{uuid.UUID(int=1)}]\n"
+    (tmp_path / "config.yaml").write_text(core)
+    fixed = "{% set worker_init = 'module load x' %}worker_init: {{ worker_init | shell_escape }}\n"
+    (tmp_path / folders.TEMPLATE).write_text(fixed)
+    assert folder_rules.examine(tmp_path) == []
+    (tmp_path / folders.TEMPLATE).write_text(fixed.replace("'module load x'", "worker_init"))
+    assert [found.rule for found in folder_rules.examine(tmp_path)] == ["GCW033"]
+
+
 def test_a_comment_silences_its_own_rule_in_its_own_line_only() -> None:
     bad = engine("heartbeat_period: 150")
     others = [
