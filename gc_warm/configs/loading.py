@@ -207,7 +207,7 @@ def _readable_here(text: str) -> str:
         return text
     if isinstance(address, dict):
         is_by_interface = address.get("type") == "address_by_interface"
-        if not is_by_interface or address.get("ifname") in psutil.net_if_addrs():
+        if not is_by_interface or str(address.get("ifname")) in psutil.net_if_addrs():
             return text
 
     engine["address"] = LOOPBACK

@@ -175,7 +175,9 @@ def _old_strategy(document: Document, root: yaml.Node | None) -> Iterator[Repair
     engine["strategy"] = new
     if "max_idletime" in old:
         idle = old["max_idletime"]
-        engine.setdefault("job_status_kwargs", {}).setdefault("max_idletime", idle)
+        scaling = engine.get("job_status_kwargs") or {}
+        if isinstance(scaling, dict):  # else another rule says that it is no section
+            engine["job_status_kwargs"] = {"max_idletime": idle, **scaling}
         advice += f" and job_status_kwargs: {{max_idletime: {idle}}}"
 
     text = f"strategy is a name now, one of none, simple, htex_auto_scale: {advice}"

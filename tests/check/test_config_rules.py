@@ -1236,6 +1236,23 @@ def test_time_out_of_tasks_is_found_however_it_is_exported(value: str) -> None:
     assert [found.rule for found in problems(text, Numbers(load_seconds=90))] == ["GCW018"]
 
 
+OLD_STRATEGY = "strategy: {type: SimpleStrategy, max_idletime: 9}"
+
+
+@pytest.mark.parametrize(
+    ("settings", "rule", "at"),
+    [
+        ((OLD_STRATEGY, "job_status_kwargs:"), "GCW001", "strategy"),
+        ((OLD_STRATEGY, "job_status_kwargs: 3"), "GCW001", "job_status_kwargs"),
+        (("address: {type: address_by_interface, ifname: [eth0]}",), "GCW002", "address"),
+    ],
+)
+def test_odd_value_does_not_end_the_check(settings: tuple[str, ...], rule: str, at: str) -> None:
+    text = engine(*settings)
+    lines = text.splitlines()
+    assert any(each.rule == rule and at in lines[each.line - 1] for each in problems(text))
+
+
 @pytest.mark.parametrize(
     "rule", {**config_rules.RULES, **function_rules.RULES}.values(), ids=lambda rule: rule.id
 )
