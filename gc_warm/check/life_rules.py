@@ -243,7 +243,11 @@ def heartbeats(config: Workers) -> Iterator[tuple[Any, ...]]:
         yield place, text, "warning"
 
 
-@WORKERS.rule("GCW031", "warning", "read in parsl/providers/slurm/template.py")
+@WORKERS.rule(
+    "GCW031",
+    "warning",
+    "read in parsl/providers/slurm/template.py: the last limit counts, as seen with Slurm 22.05",
+)
 def second_walltime(config: Workers) -> Iterator[tuple[Any, ...]]:
     """A time limit in the options for Slurm, beside the walltime.
 
@@ -253,11 +257,12 @@ def second_walltime(config: Workers) -> Iterator[tuple[Any, ...]]:
     if type(config.provider).__name__ != "SlurmProvider":
         return
 
-    options = config.provider.scheduler_options
-    second = re.search(r"^#SBATCH\s(?:.*\s)?(?:--time[= ]|-t\s*)([\w:-]+)", options, re.MULTILINE)
-    if second and second[1] != config.provider.walltime:
+    # sbatch reads no further than a comment in a line
+    limit = r"^#SBATCH\s(?:[^#\n]*\s)?(?:--time[= ]|-t\s*)([\w:-]+)"
+    limits = re.findall(limit, config.provider.scheduler_options, re.MULTILINE)
+    if limits and limits[-1] != config.provider.walltime:
         text = (
-            f"scheduler_options ask for a time of {second[1]} below the walltime of "
+            f"scheduler_options ask for a time of {limits[-1]} below the walltime of "
             f"{config.provider.walltime}, and Slurm takes the last; write it as walltime"
         )
         yield (*PROVIDER, "scheduler_options"), text

@@ -796,6 +796,15 @@ CASES: list[tuple[str, Case]] = [
         ),
     ),
     (
+        "GCW031",
+        Case(
+            slurm("scheduler_options: |", "  #SBATCH -t 9", "  #SBATCH --qos=a -t 10 # minutes"),
+            slurm("scheduler_options: |", "  #SBATCH -t 9", "  #SBATCH -t 01:00:00 # was -t 10"),
+            "ask for a time of 10 below",
+            "scheduler_options",
+        ),
+    ),
+    (
         "GCW032",
         Case(
             engine("heartbeat_threshold: 1200"),
