@@ -19,10 +19,10 @@ def no_such_device(config: Workers) -> Iterator[tuple[Any, ...]]:
 
     On NVIDIA nodes Parsl divides workers by GPUs, rounds down, and gives worker *n* the device *n*
     divided by that. Where they do not divide evenly, the last workers get a number that no GPU has:
-    there, CUDA finds no device.
+    there, CUDA finds no device. On GPUs of AMD nothing is divided, and each worker needs its own.
     """
     workers = config.profile.workers_per_manager
-    gpus = config.gpus
+    gpus, is_amd = meaning.requested_gpus(config.provider)
     if not gpus or workers is None:
         return
 
@@ -32,14 +32,15 @@ def no_such_device(config: Workers) -> Iterator[tuple[Any, ...]]:
         # names of another form are the user's own, who knows what they stand for
         return
 
-    devices = meaning.divided_devices(names, gpus)
+    devices = names if is_amd else meaning.divided_devices(names, gpus)
     missing = [rank for rank, name in enumerate(devices) if int(name) >= gpus]
     if missing:
         ranks = ", ".join(map(str, missing))
-        fitting = max(workers // gpus, 1) * gpus
+        fitting = gpus if is_amd else max(workers // gpus, 1) * gpus
+        which = "AMD GPUs, whose numbers nobody divides" if is_amd else "NVIDIA GPUs do not divide"
         text = (
             f"worker {ranks} would get a GPU that is not there: "
-            f"{workers} workers on {gpus} NVIDIA GPUs do not divide; have {fitting}"
+            f"{workers} workers on {gpus} {which}; have {fitting}"
         )
         yield (*ENGINE, "available_accelerators"), text
 

@@ -41,6 +41,8 @@ _ON_ALL_NODES = re.compile(
 _GPU_REQUEST = re.compile(
     r"(?:--gpus-per-node[= ]|--gres[= ]gpu:|\bngpus=)(?:([A-Za-z][\w.-]*):)?(\d+)\b"
 )
+# a part of an NVIDIA GPU (MIG) has a name like mig-1g.5gb
+_AMD = re.compile(r"(amd[_-]?)?(mi|gfx)\d", re.IGNORECASE)
 _NAME = r"[^\W\d]\w*(?:\.[^\W\d]\w*)*"
 _PRELOAD = re.compile(f"{_NAME}(?::{_NAME})?")
 
@@ -389,7 +391,7 @@ def requested_gpus(provider: Any) -> tuple[int | None, bool]:
     requested = getattr(provider, "gpus_per_node", None) or None
     is_amd = False
     for kind, number in _GPU_REQUEST.findall(options):
-        is_amd = kind.lower().startswith("mi")
+        is_amd = _AMD.match(kind) is not None
         # the last request counts, after the provider's own
         requested = getattr(provider, "gpus_per_node", None) or int(number)
     return requested, is_amd

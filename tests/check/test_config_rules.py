@@ -998,6 +998,11 @@ def test_template_that_reckons_with_what_it_renders_is_looked_at_all_the_same(
             engine_settings=("available_accelerators: 4",),
             workers="4",
         ),
+        slurm(
+            "gres: 'gpu:mig-1g.5gb:1'",
+            engine_settings=("available_accelerators: 2",),
+            workers="2",
+        ),
         engine(
             "run_in_sandbox: true",
             job=("worker_init: export TZ=Europe/Berlin HF_MODEL=meta/llama CFLAGS=-I/usr/include",),
@@ -1243,6 +1248,15 @@ def test_summary_says_what_ends_state_and_tasks(case: str) -> None:
 def test_time_out_of_tasks_is_found_however_it_is_exported(value: str) -> None:
     text = engine(job=("worker_init: |", f"  export A=1 GC_TASK_TIMEOUT={value}"))
     assert [found.rule for found in problems(text, Numbers(load_seconds=90))] == ["GCW018"]
+
+
+def test_workers_that_share_amd_gpus_are_told_apart() -> None:
+    found = problems(
+        slurm("gres: 'gpu:gfx90a:2'", engine_settings=("available_accelerators: 4",), workers="4")
+    )
+    assert [problem.rule for problem in found] == ["GCW008", "GCW029"]
+    says = "worker 2, 3 would get a GPU that is not there: 4 workers on 2 AMD GPUs, whose numbers"
+    assert found[0].text.startswith(says)
 
 
 OLD_STRATEGY = "strategy: {type: SimpleStrategy, max_idletime: 9}"
