@@ -286,12 +286,12 @@ class MockExecutor(Executor):
         task_group_id: uuid.UUID | str | None = None,
         **options: Any,
     ) -> None:
+        task_group_id = as_optional_uuid(task_group_id)  # before there is anything to end
         client_options = {name: options.pop(name) for name in _CLIENT_OPTIONS if name in options}
         if client is not None and client_options:
-            given = ", ".join(sorted(client_options))
             raise TypeError(
-                f"{given}: the client that is passed already has its workers; "
-                "give this to MockClient"
+                f"{', '.join(sorted(client_options))}: the client that is passed already has its "
+                "workers; give this to MockClient"
             )
 
         self._gate = threading.RLock()  # a signal's handler may submit, too; guards what follows
@@ -380,6 +380,8 @@ class MockExecutor(Executor):
         """
         # after an error, the SDK's own doing: what runs may still end
         if self._within_sdk():
+            # in a callback of what could not be sent, the rest would wait for this very thread
+            cancel_futures |= threading.current_thread() is self._task_submitter
             super().shutdown(wait, cancel_futures=cancel_futures)  # type: ignore[no-untyped-call]
             return
 
@@ -541,9 +543,9 @@ class MockExecutor(Executor):
             unsent = self._unsent
             self._unsent = set()
 
-        for future in unsent - wait_for(unsent, timeout=0).done:
+        for future in unsent:
             future.cancel()
-            future.set_running_or_notify_cancel()
+            _is_wanted(future)
 
     def _open_futures(self) -> list[Future[Any]]:
         return [
@@ -634,6 +636,9 @@ class MockExecutor(Executor):
         try:
             self._take_group(batch[0])
             super()._submit_tasks(*batch)  # type: ignore[no-untyped-call, unused-ignore]
+            for future in futures:
+                if future.cancelled():  # nobody watches for its result
+                    _is_wanted(future)
         except Exception as error:
             # the futures show the error; the thread need not
             self._submitter_thread_exception_captured = True
@@ -705,6 +710,16 @@ _STATEFUL = "gc_warm_stateful"
 _submitter = threading.local()  # in the thread of a submitter: its executor
 
 
+def _is_wanted(future: Future[Any]) -> bool:
+    """Return whether a future takes a result, and from now on cannot be cancelled any more.
+
+    If it has been cancelled, whoever waits for it is told, which the SDK leaves out.
+    """
+    if wait_for([future], timeout=0).done:
+        return False
+    return future.set_running_or_notify_cancel()
+
+
 def _interrupted() -> bool:
     """Return whether Ctrl-C has ended the program, which the SDK's threads still hold up."""
     if threading.main_thread().is_alive() or hasattr(sys, "ps1"):  # a prompt has gone on since
@@ -724,7 +739,8 @@ class _Watcher(sdk_executor._ResultWatcher):
     def __init__(self, task_group_id: uuid.UUID, client: MockClient) -> None:
         super().__init__(task_group_id, client)
         self.daemon = True
-        self._inbox: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
+        # results, and ids of tasks whose result may have come before; None to look again
+        self._inbox: queue.SimpleQueue[bytes | str | None] = queue.SimpleQueue()
 
     def start(self) -> None:
         """Start the thread; from here on, no result of the group is missed."""
@@ -755,9 +771,7 @@ class _Watcher(sdk_executor._ResultWatcher):
         watched: int = super().watch_for_task_results(executor, futures)
         if self.client._has_successors:
             for future in futures:
-                packed = self.client.service.tasks.result(future.task_id)
-                if packed is not None:
-                    self._inbox.put(packed)
+                self._inbox.put(future.task_id)
         self.wake()
         return watched
 
@@ -767,12 +781,9 @@ class _Watcher(sdk_executor._ResultWatcher):
         while not self._retire():
             try:
                 self._take_in()
-                self._explain_failures()
-                self._match_results_to_futures()  # type: ignore[no-untyped-call]
-            except BaseException:
-                # a future that its owner cancelled, or a callback that calls sys.exit: the others
-                # still want their results
-                log.exception("a result could not be delivered")
+            except Exception:
+                log.exception("a result could not be read")
+            self._deliver()
 
     def _retire(self) -> bool:
         """Take the last step if no future is left, and nobody who might bring one."""
@@ -794,29 +805,53 @@ class _Watcher(sdk_executor._ResultWatcher):
 
     def _take_in(self) -> None:
         packed = self._inbox.get()
-        if packed is not None:
-            self.client._look_at_preloads()
-            result: Any = messagepack.unpack(packed)
-            self._received_results[str(result.task_id)] = (BasicProperties(headers={}), result)
+        if isinstance(packed, str):  # a second copy would be kept for ever
+            is_open = packed in self._open_futures
+            packed = self.client.service.tasks.result(packed) if is_open else None
+        if packed is None:
+            return
 
-    def _explain_failures(self) -> None:
-        """End the futures of tasks whose error asks for a next step."""
-        explained = []
+        self.client._look_at_preloads()
+        result: Any = messagepack.unpack(packed)
+        self._received_results[str(result.task_id)] = (BasicProperties(headers={}), result)
+
+    def _deliver(self) -> None:
+        """Give the results that are there to their futures, each on its own.
+
+        A callback that calls sys.exit costs the others nothing.
+        """
+        received = self._received_results
         with self._new_futures_lock:
-            for task_id in self._open_futures.keys() & self._received_results.keys():
-                _, result = self._received_results[task_id]
-                if not result.is_error:
-                    continue
+            task_ids = self._open_futures.keys() & received.keys()
 
-                stateful = self._open_futures[task_id]._metadata.get(_STATEFUL, False)
-                error = failure(result.data, spawned=self.client._spawns, stateful=stateful)
-                if error is not None:
-                    explained.append((self._open_futures.pop(task_id), error))
-                    del self._received_results[task_id]
+        for task_id in task_ids:
+            future = self._open_futures[task_id]
+            self._received_results = {task_id: received.pop(task_id)}
+            try:
+                self._end_future(task_id, future)
+            except BaseException as error:
+                log.exception("a result could not be delivered")
+                if future.running():  # reading it has called sys.exit, say
+                    future.set_exception(RuntimeError(f"the result cannot be read: {error!r}"))
+        self._received_results = received
 
-        for future, error in explained:
-            if not future.cancelled():
-                future.set_exception(error)
+    def _end_future(self, task_id: str, future: Any) -> None:
+        """End a future as the SDK does, with the next step if its error asks for one."""
+        _, result = self._received_results[task_id]
+        error = None
+        if result.is_error:
+            stateful = future._metadata.get(_STATEFUL, False)
+            error = failure(result.data, spawned=self.client._spawns, stateful=stateful)
+
+        is_wanted = _is_wanted(future)
+        if is_wanted and error is None:
+            self._match_results_to_futures()  # type: ignore[no-untyped-call]
+            return
+
+        with self._new_futures_lock:
+            del self._open_futures[task_id]
+        if is_wanted:
+            future.set_exception(error)
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """End the watcher after the last of its futures, or at once if Ctrl-C ends the program.

@@ -9,6 +9,7 @@ import inspect
 import logging
 import os
 import re
+import sys
 import threading
 import uuid
 from collections.abc import Callable, Iterator
@@ -580,6 +581,103 @@ def breaks_here() -> Any:
             return int, ("x",)
 
     return Broken()
+
+
+def exits_here() -> Any:
+    """Return what ends the thread that unpickles it."""
+    import sys
+
+    class Exit:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return sys.exit, (3,)
+
+    return Exit()
+
+
+@spawned_only
+def test_result_that_exits_where_it_is_read(executor: MockExecutor) -> None:
+    source = inspect.getsource(exits_here).replace("Any", "object")
+    function_id = executor.register_source_code(source, "exits_here")
+    error = executor.submit_to_registered_function(function_id).exception(120)
+    assert str(error) == "the result cannot be read: SystemExit(3)"
+    assert executor.submit(tasks.same, 1).result(120) == 1
+
+
+@pytest.fixture
+def watched_late(client: MockClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Results come before anybody watches for them: all of a batch at once."""
+    stock = sdk_executor._ResultWatcher.watch_for_task_results
+
+    def watch(watcher: Any, executor: Any, futures: list[Any]) -> int:
+        results = client.service.tasks.result
+        wait_until(lambda: all(results(each.task_id) for each in futures), "all tasks have ended")
+        return stock(watcher, executor, futures)
+
+    monkeypatch.setattr(sdk_executor._ResultWatcher, "watch_for_task_results", watch)
+
+
+@spawned_only
+@pytest.mark.usefixtures("watched_late")
+def test_callback_that_exits_costs_no_other_result(
+    executor: MockExecutor, client: MockClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(client, "_has_successors", True)
+    late = SerializedLate()
+    futures = [executor.submit(tasks.same, value) for value in (late, 0, 1, 2)]
+    for future in futures:
+        future.add_done_callback(lambda _: sys.exit(3))
+    late.go_on.set()
+    assert [future.result(120) for future in futures] == [[], 0, 1, 2]
+
+    # the last word of a watcher comes behind all copies
+    assert executor.submit(tasks.same, 3).result(120) == 3
+    wait_until(
+        lambda: not any(watcher._received_results for watcher in client._watchers()),
+        "no copy of a result is kept",
+    )
+
+
+@spawned_only
+@pytest.mark.parametrize("is_sent", [False, True])
+def test_future_that_its_owner_cancels_ends(client: MockClient, gate: Path, is_sent: bool) -> None:
+    late = SerializedLate()
+    executor = MockExecutor(client=client)
+    if not is_sent:
+        executor.submit(tasks.same, late)
+    future = executor.submit(tasks.wait_for_file, str(gate))
+    if is_sent:
+        wait_until(lambda: bool(executor._open_futures()), "the task has been sent")
+
+    assert future.cancel()
+    late.go_on.set()
+    gate.touch()
+    ending = threading.Thread(target=executor.shutdown, daemon=True)
+    ending.start()
+    ending.join(120)
+    assert not ending.is_alive(), "shutdown hangs"
+    assert wait([future], 0).not_done == set()
+
+
+@spawned_only
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+@pytest.mark.parametrize("waits", [False, True])
+def test_shutdown_in_a_callback_of_what_cannot_be_sent(client: MockClient, waits: bool) -> None:
+    late = SerializedLate()
+    executor = MockExecutor(client=client, batch_size=1)
+    values = (late, (text for text in "abc"), 1, 2)
+    futures = [executor.submit(tasks.same, value) for value in values]
+    futures[1].add_done_callback(lambda _: executor.shutdown(wait=waits))
+    late.go_on.set()
+    assert wait(futures, 120).not_done == set()
+    assert [future.cancelled() for future in futures] == [False, False, True, True]
+    executor.shutdown()
+
+
+def test_wrong_task_group_starts_nothing() -> None:
+    before = set(threading.enumerate())
+    with pytest.raises(ValueError, match="badly formed"):
+        MockExecutor(workers=1, task_group_id="nonsense")
+    assert set(threading.enumerate()) <= before
 
 
 @spawned_only
