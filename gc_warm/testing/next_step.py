@@ -130,13 +130,22 @@ def _unknown_name(failed: _Failed, match: re.Match[str]) -> str:
 @_advises(r"ModuleNotFoundError: No module named '([\w.]+)'")
 def _unknown_module(failed: _Failed, match: re.Match[str]) -> str:
     name = match[1]
-    folder = _folder_of(name.partition(".")[0])
+    package, _, last = name.rpartition(".")
+    if package:  # of what is missing, Python names the outermost
+        return (
+            f"the workers have {package!r}, and no {last!r} in it: it is another version of it, "
+            "something else of that name, or a mistake in the import"
+        )
+
+    folder = _folder_of(name)
     if folder is None:
         return (
             f"the workers cannot import {name!r}, and neither can this client: install it, or "
             f"{failed.importable('its folder')}"
         )
 
+    if os.path.basename(folder) in ("site-packages", "dist-packages"):
+        return f"{name!r} is installed here, and not where the workers are: install it there, too"
     return (
         f"the workers have nothing of this client's import path, where {name!r} is: "
         f"{failed.importable(repr(folder))}. A real endpoint needs it, too"

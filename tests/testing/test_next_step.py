@@ -19,6 +19,8 @@ SOURCES = {
     "name": "def task():\n    return settings\n",
     "module": "def task():\n    import client_only_module\n",
     "nowhere": "def task():\n    import no.such.module\n",
+    "inside": "def task():\n    import json.no_such\n",
+    "installed": "def task():\n    import installed_here_only\n",
     "result": "def task():\n    return (letter for letter in 'abc')\n",
     "large": "def task():\n    return bytes(10_000_000)\n",
     "own": "def task():\n    raise LookupError('mine')\n",
@@ -27,6 +29,8 @@ STEPS = {
     "name": "'settings' is not there where the function ran: .* define 'settings' in its body, or",
     "module": "the workers have nothing of this client's import path, where 'client_only_module' ",
     "nowhere": "the workers cannot import 'no', and neither can this client: install it, or ",
+    "inside": "the workers have 'json', and no 'no_such' in it: ",
+    "installed": "'installed_here_only' is installed here, and not where the workers are: install",
     "result": r"its result cannot be sent \(TypeError: cannot pickle 'generator' object\): return",
     "large": r"its result cannot be sent \(\d+ bytes of text, where 10485760 is the limit\)",
     "own": None,
@@ -37,8 +41,12 @@ STEPS = {
 def test_error_ends_with_the_next_step(
     executor: MockExecutor, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    installed = tmp_path / "site-packages"
+    installed.mkdir()
     (tmp_path / "client_only_module.py").touch()
+    (installed / "installed_here_only.py").touch()
     monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.syspath_prepend(installed)
     task = executor.register_source_code(f"# {executor.task_group_id}\n{SOURCES[kind]}", "task")
     error: Any = executor.submit_to_registered_function(task).exception(120)
     assert isinstance(error, TaskExecutionFailed)
