@@ -7,7 +7,7 @@ the next one. After an error the program is still warm, but for LAMMPS, which en
 
 The arguments are those of the program's command line. Two options are common to all, by name:
 ``setup``, a request to be made at every start; and those of `ExternalProcess`, such as ``env`` or
-``restart``.
+``restart``. An ``on_start`` comes after the setup.
 
 Example:
     As a module that workers import:
@@ -38,6 +38,7 @@ _PSQL_END = ";\nselect 1 as gc_warm \\gset"
 # anything.
 _PSQL_ERROR = r"^psql:(?!\S+:\d+: (NOTICE|WARNING|INFO|LOG|DEBUG\d?):)"
 
+_GNUPLOT_SETUP = "set fit quiet\n"  # else each fit tells its steps on stderr
 _GNUPLOT_NOTICE = r"^\s*$|^\s*(line \d+: )?[Ww]arning:"
 
 _OCTAVE_SETUP = 'PS1(""); PS2(""); page_screen_output(false); page_output_immediately(true);\n'
@@ -85,7 +86,7 @@ def gnuplot(*arguments: str, setup: str = "", **options: Any) -> ExternalProcess
     """Return gnuplot; what it prints is the reply."""
     command = 'set print "-"; print "{marker}"'
     protocol = Marker(command, terminator=_EMPTY, notice=_GNUPLOT_NOTICE)
-    return _process(["gnuplot", *arguments], protocol, setup, options)
+    return _process(["gnuplot", *arguments], protocol, setup, options, _GNUPLOT_SETUP)
 
 
 def octave(*arguments: str, setup: str = "", **options: Any) -> ExternalProcess:
@@ -128,11 +129,13 @@ def _process(
     command: list[str], protocol: Marker, setup: str, options: dict[str, Any], own_setup: str = ""
 ) -> ExternalProcess:
     """Return a program whose starts are followed by the setup of its recipe and of its user."""
+    on_start = options.pop("on_start", None)
 
     def set_up(pipe: Pipe) -> None:
         pipe.write(own_setup)
         protocol(pipe, setup)
+        if on_start is not None:
+            on_start(pipe)
 
-    if own_setup or setup:
-        options["on_start"] = set_up
-    return ExternalProcess(command, protocol, **options)
+    has_setup = bool(own_setup or setup)
+    return ExternalProcess(command, protocol, on_start=set_up if has_setup else on_start, **options)

@@ -20,6 +20,7 @@ from gc_warm import (
     ProgramError,
 )
 from gc_warm.programs import recipes
+from gc_warm.programs.pipe import Pipe
 from tests.support import wait_until
 
 pytestmark = pytest.mark.programs
@@ -42,6 +43,8 @@ class Talk:
 
 
 X16 = "x" * 1000
+FIT = "$d << EOD\n1 2\n2 4\n3 6\nEOD\nb = 1\nfit b * x $d via b"
+
 TALKS = [
     Talk(
         "bc",
@@ -87,7 +90,7 @@ TALKS = [
         ("if (1) {", "$data << EOD"),
         ('set print "-"\nprint "a"', "a"),
         f'do for [i=1:10000] {{ print "{X16}" }}',
-        ("set terminal dumb\nset output '/dev/null'\nplot '-'\n1 2\ne", ""),
+        ("set terminal dumb\nset output '/dev/null'\nplot '-'\n1 2\ne\n" + FIT, ""),
         "while (1) {}",
         ("no_such_command", "invalid command"),
     ),
@@ -227,6 +230,15 @@ def test_an_interrupted_call_leaves_nothing_behind(talk: Talk, program: External
     with pytest.raises(ProcessTimeoutError):
         program.call(talk.endless, timeout=0.5)
     assert program.call(talk.good[0]) == talk.good[1]
+
+
+@pytest.mark.skipif(not shutil.which("bc"), reason="bc is not installed")
+def test_on_start_comes_after_the_setup() -> None:
+    def add(pipe: Pipe) -> None:
+        pipe.write("x = x + 1\n")
+
+    with recipes.bc(setup="x = 1", on_start=add) as bc:
+        assert bc.call("x") == "2"
 
 
 def test_errors_of_lammps_end_it() -> None:
