@@ -161,7 +161,7 @@ class ExternalProcess:
     def _renew_in_child(self) -> None:
         program = self._program
         self._renew()
-        if program is not None and program.loaded():
+        if program is not None and program.is_lost:
             self._lost = "belongs to the process that this one was forked from"
 
     def call(self, request: Any, timeout: float | None = None) -> Any:

@@ -179,6 +179,13 @@ def test_without_restart_a_forked_child_is_told(lasting: ExternalProcess) -> Non
     assert lasting.call("echo $g") == "9.81"
 
 
+def test_without_restart_a_close_before_a_fork_counts(lasting: ExternalProcess) -> None:
+    lasting.call("g=9.81")
+    lasting.close()
+    lasting._renew_in_child()
+    assert lasting.call("echo $g") == ""
+
+
 def test_state_with_restart_false_is_never_silently_new() -> None:
     """A program that is the state of a loader."""
 
