@@ -52,14 +52,15 @@ class IdleReader:
     def add(self, pipe: Readable) -> None:
         """Take in a pipe, which is not read yet."""
         with self._lock:
+            # first: from here on, no other pipe that garbage may take along is the last one
+            self._pipes[pipe.fileno()] = weakref.ref(pipe, self._note_lost)
+
             epoll = self._epoll
             if epoll is None:
                 epoll = select.epoll()
                 self._bell = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
                 epoll.register(self._bell, 0)
                 self._epoll = epoll
-
-            self._pipes[pipe.fileno()] = weakref.ref(pipe, self._note_lost)
             epoll.register(pipe.fileno(), 0)
             self._run_thread()
 

@@ -184,8 +184,9 @@ class Pipe:
         self._is_strict = False  # what is unread when a request is written, is out of step
         self._was_seen = True  # that it waits for input can be seen, as far as is known
 
-        # whoever reads, has both; the thread of idle pipes does not wait for them
-        self._reading = threading.Lock()
+        # whoever reads, has both; the thread of idle pipes does not wait for them. Garbage may be
+        # collected while it reads, and a signal may come: that this very thread ends the program.
+        self._reading = threading.RLock()
         self._is_lent = False
 
         self._poll = select.epoll()
@@ -569,7 +570,7 @@ class Pipe:
                     self._mark_closed(descriptor)
             elif descriptor in (self._stdout, self._stderr):
                 self._read_output(descriptor)
-            else:
+            elif descriptor == self._control.fileno():
                 self._read_reports()
         return bool(events)
 

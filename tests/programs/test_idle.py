@@ -187,3 +187,49 @@ def test_it_works_without_the_thread(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(threading.Thread, "start", start)
     with ExternalProcess(["sh"], SHELL) as shell:
         assert [shell.call("echo 1"), shell.call("echo 2")] == ["1", "2"]
+
+
+def test_garbage_may_end_the_program_that_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The garbage collector runs wherever it likes, and so in the thread that reads."""
+    with ExternalProcess(["sh"], SHELL) as shell:
+        shell.call(f"(until [ -e {tmp_path}/go ]; do sleep 0.01; done; echo late) &")
+        program = shell._program
+        assert program is not None
+        monkeypatch.setattr(program._pipe._out, "add", lambda data: program.end())
+
+        (tmp_path / "go").touch()
+        wait_until(lambda: program.pid is None and not threads(), "the thread has ended it")
+
+
+def test_garbage_may_end_the_last_pipe_while_one_is_added() -> None:
+    reader = idle.IdleReader()
+
+    class Pipe:
+        def __init__(self) -> None:
+            self.end, self.other = socket.socketpair()
+            self.before: Pipe | None = None
+
+        def fileno(self) -> int:
+            if self.before is not None:
+                before, self.before = self.before, None
+                reader.remove(before)
+            return self.end.fileno()
+
+        def read_idle(self) -> None:
+            self.end.recv(1)
+
+        def close(self) -> None:
+            reader.remove(self)
+            self.end.close()
+            self.other.close()
+
+    first = Pipe()
+    second = Pipe()
+    reader.add(first)
+    second.before = first
+    reader.add(second)
+    second.close()
+    first.close()
+    assert threads() == []
