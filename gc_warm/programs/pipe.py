@@ -69,6 +69,10 @@ _LONGEST_LOOK = 0.05
 # seconds that a program has been seen asleep, and not waiting for input, before it is asked anyway
 _UNSEEN = 0.5
 
+# the same of one that never sleeps, as MPI ranks and threads that wait in a loop; before its first
+# answer it is the time for its start, since it may greet at the end of that
+_RESTLESS = 30.0
+
 
 class Output:
     """One output stream of a running program.
@@ -318,6 +322,7 @@ class Pipe:
 
     def _settle(self) -> None:
         """Wait until the program waits for a request, and see that it has written nothing else."""
+        latest = self._latest_request()
         asleep = 0.0
         look = _SHORTEST_LOOK
         while not self._out.unread and not self.over and self._was_seen:
@@ -327,10 +332,18 @@ class Pipe:
                 break
 
             asleep = asleep + look if evidence.is_asleep() else 0.0
-            self._was_seen = asleep < _UNSEEN
+            self._was_seen = asleep < _UNSEEN and time.monotonic() < latest
             self._wait(look)
             look = min(2 * look, _LONGEST_LOOK)
         self.refuse_unread("before this request")
+
+    def _latest_request(self) -> float:
+        """Return when a program is asked that does not show what it does, in monotonic time."""
+        if self._start_seconds:
+            return self._deadline - self._seconds
+
+        now = time.monotonic()
+        return now + min(_RESTLESS, (self._deadline - now) / 2)
 
     def refuse_unread(self, when: str) -> None:
         """Raise an error if the program has written what no call has read.

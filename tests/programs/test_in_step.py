@@ -111,6 +111,31 @@ def test_without_evidence_what_is_unread_is_an_error(monkeypatch: pytest.MonkeyP
         sut.call("1")
 
 
+RESTLESS = """
+import os, threading
+def spin():
+    while True:
+        pass
+threading.Thread(target=spin, daemon=True).start()
+while line := os.read(0, 100):
+    os.write(1, b"ok " + line)
+os._exit(0)
+"""
+
+
+def test_a_program_that_never_sleeps_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Such as one whose MPI ranks wait in a loop: nothing shows that it waits for a request."""
+    monkeypatch.setattr("gc_warm.programs.pipe._RESTLESS", 0.05)
+    command = [sys.executable, "-S", "-c", RESTLESS]
+    with ExternalProcess(command, numbered, start_timeout=0.2) as sut:
+        assert sut.call("1") == "1"
+        pid = sut.pid
+        assert [sut.call("2"), sut.call("3")] == ["2", "3"]
+        assert sut.pid == pid
+    with ExternalProcess(command, numbered, on_start=lambda pipe: None) as sut:
+        assert sut.call("1") == "1"
+
+
 @pytest.fixture
 def asking() -> Iterator[ExternalProcess]:
     """A program with a prompt after which no line ends."""
