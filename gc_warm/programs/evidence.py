@@ -94,7 +94,7 @@ class Evidence:
                 out = os.readlink(process / "fd" / "1")
                 err = os.readlink(process / "fd" / "2")
                 mode = os.stat(process / "fd" / "2").st_mode
-                name = (process / "comm").read_text().strip()
+                name = (process / "comm").read_text(errors="replace").strip()
             except OSError:  # it has ended, or has closed them
                 continue
 

@@ -780,12 +780,13 @@ def _socket_pair() -> tuple[socket.socket, socket.socket]:
 
 
 def _expect_descriptors() -> None:
-    """Raise an OSError if there are fewer descriptors left than Popen needs.
+    """Raise an OSError if there are fewer descriptors left than the start needs.
 
     Older Pythons leave some open where Popen runs out of them.
     """
     with contextlib.ExitStack() as pairs:
-        for _ in range(4):  # three pipes, and one by which it learns of an error
+        # the supervisor's, three pipes, and one by which Popen learns of an error
+        for _ in range(5):
             for end in socket.socketpair():
                 pairs.enter_context(end)
 

@@ -441,7 +441,7 @@ def test_no_room_for_descriptors(shell: ExternalProcess) -> None:
             while True:
                 taken.append(os.open(os.devnull, os.O_RDONLY))
 
-        for _ in range(8):  # each time at another place
+        for _ in range(10):  # each time at another place
             with pytest.raises(
                 ProcessStartError, match=r"sh cannot be started: .*Too many open files"
             ):
