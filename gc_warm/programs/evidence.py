@@ -23,6 +23,8 @@ _PROC = Path("/proc")
 _CALLS = {"x86_64": (0, 202), "aarch64": (63, 98), "ppc64le": (3, 221)}
 _READ, _FUTEX = _CALLS.get(os.uname().machine, (-1, -1))
 
+_ENDED = ["-1", "0x0", "0x0"]  # what is shown of a process that nobody has waited for yet
+
 _FAMILY = 200  # processes that are looked at, at most
 
 
@@ -141,7 +143,8 @@ def _places(process: Path) -> dict[str, list[str]]:
     try:
         for thread in os.listdir(process / "task"):
             words = (process / "task" / thread / "syscall").read_text().split()
-            found[thread] = words if len(words) == 9 else []
+            if words != _ENDED:
+                found[thread] = words if len(words) == 9 else []
     except OSError:  # it has ended, or this user may not look
         return {}
     return found

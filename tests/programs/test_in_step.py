@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import struct
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -209,3 +211,13 @@ def test_evidence_tells_computing_from_waiting() -> None:
     with ExternalProcess(["sh"], look) as shell:
         shell.call("")
     assert seen == [False]
+
+
+def test_a_child_that_has_ended_is_no_sign_of_work() -> None:
+    """Nobody may ever wait for it."""
+    child = subprocess.Popen(["true"])
+    os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
+    try:
+        assert evidence._places(Path(f"/proc/{child.pid}")) == {}
+    finally:
+        child.wait()
