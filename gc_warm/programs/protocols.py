@@ -138,20 +138,21 @@ def json_lines(pipe: Pipe, request: Any) -> Any:
 
     while True:
         line = pipe.readline("surrogateescape")
-        message = _object(line)
-        if message is None:
+        found = _object(line)
+        if found is None:
             if re.match(_REPLY.format(number=number), line):
                 raise pipe.error(ProcessError, f"answered in invalid JSON: {line[:_SHOWN]}")
             continue
 
+        message, text = found
         reply_id = message.get("id")
         if reply_id == 0:
             pipe.ready()
 
         is_ours = reply_id == number or reply_id == str(number)
         if is_ours:
-            if not line.isascii():
-                pipe.decoded(line.encode(errors="surrogateescape"))  # an error if it is no text
+            if not text.isascii():
+                pipe.decoded(text.encode(errors="surrogateescape"))  # an error if it is no text
             error = message.get("error")
             if error is not None:
                 raise _program_error(pipe, error)
@@ -178,21 +179,21 @@ def _refuse_wrong_form(pipe: Pipe, message: dict[str, Any], is_ours: bool, line:
         raise pipe.error(ProcessError, _WITHOUT_ID.format(line=line[:_SHOWN]))
 
 
-def _object(line: str) -> dict[str, Any] | None:
-    """Return the JSON object that is the whole of *line*, or its end.
+def _object(line: str) -> tuple[dict[str, Any], str] | None:
+    """Return the JSON object that is the whole of *line*, or its end; and that part of the line.
 
     Noise before the object is what the program has printed without a line's end.
     """
     if line.startswith("{"):
         message = _object_from(line, 0)
         if message is not None:
-            return message
+            return message, line
 
     places = [place.start() for place in _OBJECT.finditer(line)]
     for place in (*places[:_PLACES], *places[-_PLACES:]):
         message = _object_from(line, place)
         if message:
-            return message
+            return message, line[place:]
     return None
 
 

@@ -183,15 +183,16 @@ def test_a_reply_in_json_that_is_no_text() -> None:
     source = (
         "import json, sys\n"
         "for line in sys.stdin:\n"
-        "    text = json.dumps({'id': json.loads(line)['id'], 'reply': 'x'})\n"
-        "    sys.stdout.buffer.write(text.replace('x', 'ü').encode('latin-1') + b'\\n')\n"
+        "    message = json.loads(line)\n"
+        "    text = json.dumps({'id': message['id'], 'reply': 'x'})\n"
+        "    text = 'noise, ü: ' + text.replace('x', message['request'])\n"
+        "    sys.stdout.buffer.write(text.encode('latin-1') + b'\\n')\n"
         "    sys.stdout.flush()"
     )
-    with (
-        ExternalProcess([sys.executable, "-c", source], json_lines) as program,
-        pytest.raises(ProcessError, match="wrote what is no utf-8"),
-    ):
-        program.call(1)
+    with ExternalProcess([sys.executable, "-c", source], json_lines) as program:
+        assert program.call("noise does no harm") == "noise does no harm"
+        with pytest.raises(ProcessError, match="wrote what is no utf-8"):
+            program.call("ü")
 
 
 @pytest.mark.skipif(shutil.which("stdbuf") is None, reason="stdbuf is not installed")
