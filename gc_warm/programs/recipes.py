@@ -45,10 +45,11 @@ _OCTAVE_SETUP = 'PS1(""); PS2(""); page_screen_output(false); page_output_immedi
 _OCTAVE_NOTICE = r"^\s*$|^warning:|^    \S+ at line \d+ column \d+$"
 
 # The marker is printed for an expression that is nothing but the marker's: in `x <-`, continued by
-# it, it is not printed. An error does not end R; it is told from warnings and messages by a word.
+# it, it is not printed. Attached, its function is none of the objects that users remove. An error
+# does not end R; it is told from warnings and messages by a word.
 _R_SETUP = """\
 options(error = quote(cat("gc_warm error: ", geterrmessage(), sep = "", file = stderr())))
-.gc_warm <- function(marker) invisible(marker)
+attach(list(.gc_warm = function(marker) invisible(marker)), name = "gc_warm")
 invisible(addTaskCallback(function(expr, value, ok, visible) {
   if (is.call(expr) && identical(expr[[1]], quote(.gc_warm))) {
     cat(value, "\\n", sep = "")
@@ -62,7 +63,7 @@ invisible(addTaskCallback(function(expr, value, ok, visible) {
 def bc(*arguments: str, setup: str = "", **options: Any) -> ExternalProcess:
     """Return the calculator ``bc``."""
     protocol = Marker('print "{marker}\\n"', terminator=";")
-    options["env"] = {"BC_LINE_LENGTH": "0", **options.get("env", {})}
+    options["env"] = {"BC_LINE_LENGTH": "0", **(options.get("env") or {})}
     return _process(["bc", "-q", *arguments], protocol, setup, options)
 
 

@@ -114,7 +114,7 @@ TALKS = [
         ("f <- function(x) {", "x <- 'open", "x <-", "(1 +"),
         ("cat('a')", "a"),
         "cat(strrep('x', 10000000))",
-        ("message('mind this'); warning('and this')", ""),
+        ("rm('.gc_warm'); message('mind this'); warning('and this')", ""),
         "while (TRUE) {}",
         ("1 +* 2", "unexpected '*'"),
     ),
