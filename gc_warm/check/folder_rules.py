@@ -54,7 +54,7 @@ def examine(folder: Path) -> list[Finding]:
     schema = options.schema_of(rules)
     looked_at = templates.variables(read_text(template))
     is_open = schema.get("additionalProperties", True) is not False
-    offered = [name for name in looked_at if is_open or name in schema.get("properties", {})]
+    offered = [name for name in looked_at if is_open or name in options.described(schema)]
     subject = _Folder(parent.allowed_functions, frozenset(offered))
 
     source = folder / "config.yaml"

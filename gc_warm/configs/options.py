@@ -76,7 +76,7 @@ def parse(assignment: str, schema: Mapping[str, Any]) -> tuple[str, Any]:
     name, equals, value = assignment.partition("=")
     if not equals:
         raise ConfigError(f"-o {assignment}: write -o name=value")
-    if schema.get("properties", {}).get(name, {}).get("type") == "string":
+    if described(schema).get(name, {}).get("type") == "string":
         return name, value
 
     try:
@@ -99,7 +99,7 @@ def misfits(options: Options, schema: Mapping[str, Any], path: Path) -> Iterator
         ConfigError: The schema itself is wrong.
     """
     lines = path.read_text(encoding="utf-8").splitlines() if schema else []
-    known = schema.get("properties", {})
+    known = described(schema)
     no_numbers: set[tuple[str | int, ...]] = set()
     for error in _errors(options, schema, path):
         if error.validator == "additionalProperties" and not error.path:
@@ -143,6 +143,17 @@ def schema_of(path: Path) -> dict[str, Any]:
     return schema
 
 
+def described(schema: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """Return what a schema says of each option that it names; nothing of one that it just lets in.
+
+    Args:
+        schema: The schema.
+    """
+    properties = schema.get("properties")
+    named = properties.items() if isinstance(properties, dict) else ()
+    return {name: kind if isinstance(kind, dict) else {} for name, kind in named}
+
+
 def _errors(
     options: Options, schema: Mapping[str, Any], path: Path
 ) -> list[jsonschema.ValidationError]:
@@ -154,9 +165,12 @@ def _errors(
         place = ".".join(str(part) for part in error.path)
         raise ConfigError(f"{path}: {place}: {error.message}") from None
 
+    try:
+        found = list(_without_nan(kind)(schema).iter_errors(dict(options)))
+    except Exception as error:  # a reference that leads nowhere, of another class in each version
+        raise ConfigError(f"{path}: {error}") from None
     return sorted(
-        _without_nan(kind)(schema).iter_errors(dict(options)),
-        key=lambda error: ([str(part) for part in error.path], not _wants_number(error)),
+        found, key=lambda error: ([str(part) for part in error.path], not _wants_number(error))
     )
 
 

@@ -26,7 +26,7 @@ from globus_compute_endpoint.endpoint.config.utils import (
 from globus_compute_endpoint.endpoint.identity_mapper import MappedPosixIdentity
 
 from gc_warm.configs.folders import TEMPLATE, CoreEndpointConfig, files_of
-from gc_warm.configs.options import Options, misfits, schema_of
+from gc_warm.configs.options import Options, described, misfits, schema_of
 from gc_warm.exceptions import ConfigError
 
 _MARK = "\ue000"  # of private use, so that nobody else means anything by it
@@ -186,7 +186,7 @@ def _defaults(text: str, schema: Mapping[str, Any]) -> tuple[dict[str, int], dic
     """
     lines: dict[str, int] = {}
     values: dict[str, Any] = {}
-    known = schema.get("properties", {})
+    known = described(schema)
     for number, line in enumerate(text.splitlines(), 1):
         assignment = _SET_DEFAULT.fullmatch(line.strip())
         if assignment is None or assignment[1] not in known:

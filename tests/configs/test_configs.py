@@ -30,7 +30,7 @@ from hypothesis import strategies as st
 
 from gc_warm.check import config_rules
 from gc_warm.configs import folders, loading, meaning, rendering
-from gc_warm.configs.options import read
+from gc_warm.configs.options import parse, read
 from gc_warm.exceptions import ConfigError
 
 Values = dict[str, Any]
@@ -1273,11 +1273,24 @@ def test_folder_is_found_by_its_path_or_by_the_name_of_one_of_ours(
             ": properties.a.type: 'strng' is not valid under any of the given schemas",
         ),
         ({"properties": {"a": {"pattern": "("}}}, ": properties.a.pattern: '(' is not a 'regex'"),
+        (
+            {"properties": {"a": {"$ref": "#/nowhere"}}},
+            ": PointerToNowhere: '/nowhere' does not exist within "
+            "{'properties': {'a': {'$ref': '#/nowhere'}}}",
+        ),
     ],
 )
 def test_broken_schema_is_named(schema: object, what: str, tmp_path: Path) -> None:
     folder = make_folder(tmp_path, schema=schema)
     assert failing(folder, {"a": "b"}) == f"{folder / SCHEMA}{what}"
+
+
+def test_schema_may_let_an_option_in_or_not_without_a_word(tmp_path: Path) -> None:
+    schema = {"properties": {"a": True, "b": False}}
+    assert parse("a=1", schema) == ("a", 1)
+    folder = make_folder(tmp_path, "{%- set a = a | default(2) -%}\na: {{ a }}\n", schema)
+    assert rendering.render(folder, {"a": 1}).strip() == "a: 1"
+    assert "False schema does not allow 1." in failing(folder, {"b": 1})
 
 
 @pytest.mark.parametrize(
