@@ -543,9 +543,10 @@ class MockExecutor(Executor):
             unsent = self._unsent
             self._unsent = set()
 
-        for future in unsent:
-            future.cancel()
-            _is_wanted(future)
+        with contextlib.ExitStack() as each:  # a callback of one may call sys.exit
+            for future in unsent:
+                each.callback(_is_wanted, future)
+                each.callback(future.cancel)
 
     def _open_futures(self) -> list[Future[Any]]:
         return [
@@ -608,8 +609,10 @@ class MockExecutor(Executor):
         finally:
             with self._gate:
                 self._ended = True
-            self._cancel_unsent()
-            self._mock_client._leave(self)
+            try:
+                self._cancel_unsent()
+            finally:
+                self._mock_client._leave(self)
 
     def _begin_sending(self) -> None:
         """Let the batch in hand go to the service, from where no task comes back.
@@ -791,9 +794,12 @@ class _Watcher(sdk_executor._ResultWatcher):
             return False
 
         # An executor that is made after this finds no trace of this watcher. One that was made
-        # before keeps it, also while it waits for the answer to what it has sent.
+        # before keeps it, also while it waits for the answer to what it has sent. One that has
+        # stepped aside is found by nobody.
         with self.client._lock, self._new_futures_lock:
-            if self._open_futures or (self.client._executors and not self._closed):
+            is_found = sdk_executor._RESULT_WATCHERS.get(self.task_group_id) is self
+            is_kept = is_found and self.client._executors and not self._closed
+            if self._open_futures or is_kept:
                 return False
             self._closed = True
 

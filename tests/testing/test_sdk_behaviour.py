@@ -396,6 +396,12 @@ def test_task_that_two_executors_wait_for(client: MockClient, gate: Path) -> Non
         gate.touch()
         assert reloaded.result(120) == future.result(120) == str(gate)
 
+        watchers = sdk_executor._RESULT_WATCHERS
+        wait_until(
+            lambda: client._watchers() == [watchers.get(second.task_group_id)],
+            "the one that has stepped aside has ended",
+        )
+
 
 @spawned_only
 def test_reload_does_not_know_an_unknown_group(client: MockClient) -> None:
@@ -635,6 +641,22 @@ def test_callback_that_exits_costs_no_other_result(
         lambda: not any(watcher._received_results for watcher in client._watchers()),
         "no copy of a result is kept",
     )
+
+
+@spawned_only
+def test_callback_of_a_cancelled_future_exits(client: MockClient) -> None:
+    late = SerializedLate()
+    executor = MockExecutor(client=client)
+    futures = [executor.submit(tasks.same, value) for value in (late, 1, 2)]
+    for future in futures:
+        future.add_done_callback(lambda _: sys.exit(3))
+    wait_until(late.begun.is_set, "the first is being serialized")
+    with pytest.raises(SystemExit):
+        executor.shutdown(wait=False, cancel_futures=True)
+    assert wait(futures, 0).not_done == set()
+    late.go_on.set()
+    executor.shutdown()
+    wait_until(lambda: executor not in client._executors, "it has left its client")
 
 
 @spawned_only
