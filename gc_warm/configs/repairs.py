@@ -102,6 +102,12 @@ def repair_refused(document: Document, root: yaml.Node | None, complaint: str) -
     if no_text:
         return _not_text(document, root, no_text[1])
 
+    no_texts = re.match(
+        r'argument "(\w+)" \(list\) .* item \d+ is not an .* str$', complaint, re.DOTALL
+    )
+    if no_texts:
+        return _not_texts(document, no_texts[1])
+
     unknown_names = re.findall(r"^(\w+): Unexpected keyword argument$", complaint, re.MULTILINE)
     for name in unknown_names:
         document.pop(name, None)
@@ -263,6 +269,18 @@ def _not_text(document: Document, root: yaml.Node | None, name: str) -> list[Rep
         text = f'write {name}: "{written}", in quotes: YAML reads it as {read}'
         return [Repair((*place, name), text)]
     return []
+
+
+def _not_texts(document: Document, name: str) -> list[Repair]:
+    """Make texts of the numbers in a list, such as those of GPUs."""
+    engine = _section(document, *ENGINE)
+    values = engine.get(name)
+    if not isinstance(values, list) or not all(type(each) is int for each in values):
+        return []
+
+    engine[name] = [str(each) for each in values]
+    written = ", ".join(f'"{each}"' for each in values)
+    return [Repair((*ENGINE, name), f"write {name}: [{written}], in quotes: they are names")]
 
 
 def _section(document: Any, *place: str) -> Document:

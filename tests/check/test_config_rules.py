@@ -1172,6 +1172,11 @@ def test_old_settings_are_all_named_at_once_and_the_rest_is_looked_at() -> None:
         ),
         (slurm("account: 'a-{{ who }}'"), 9, "account has {{ who }}, which nobody fills in"),
         (slurm("partition: yes"), 9, 'write partition: "yes", in quotes'),
+        (
+            engine("available_accelerators: [0, 1]"),
+            5,
+            'write available_accelerators: ["0", "1"], in quotes',
+        ),
     ],
 )
 @pytest.mark.skipif(OLDER_LOADER, reason="says it in other words")
