@@ -1292,7 +1292,7 @@ def test_every_rule_explains_itself(rule: Any) -> None:
     body = words.split("\n\n")[1]
     assert len(body) > 60, "it says what happens"
 
-    if rule.evidence != REPRODUCED:
+    if rule.evidence != REPRODUCED and not OLDER_LOADER:  # which had other files
         site_packages = Path(inspect.getfile(endpoint_config)).parents[3]
         source = site_packages / re.split("[,:]", rule.evidence.removeprefix("read in "))[0]
         assert source.exists(), "the source that it names is there"
@@ -1316,8 +1316,12 @@ DOCUMENTED: dict[str, dict[str, Any]] = yaml.safe_load(
 def test_what_is_found_in_the_examples_of_globus_computes_documentation(name: str) -> None:
     example = DOCUMENTED[name]
     found = [f"{each.rule}: {each.text}" for each in problems(example["yaml"])]
-    assert [each[:6] for each in found] == list(example["finds"])
-    for said, expected in zip(found, example["finds"].values(), strict=True):
+    finds: dict[str, str] = example["finds"]
+    if OLDER_LOADER and "GCW000" in finds:  # its words cannot be repaired, to look at the rest
+        finds = {"GCW000": finds["GCW000"]}
+
+    assert [each[:6] for each in found] == list(finds)
+    for said, expected in zip(found, finds.values(), strict=True):
         assert expected in said
 
 
