@@ -38,6 +38,7 @@ from gc_warm.local import worker_main
 
 log = logging.getLogger("gc_warm")
 
+_SHUT_DOWN = "the workers were shut down before the task began"
 _STARTS = 3  # attempts to have a worker ready for a task
 _START_TIMEOUT = 60  # seconds
 _LONGEST_FOLDER = 75  # bytes: 107 for a socket, less /pymp-12345678/listener-12345678
@@ -87,7 +88,7 @@ class SpawnedWorker:
         """Start a process if none is alive, without waiting until it is ready."""
         with self._lock:
             if self._closed:
-                raise RuntimeError("the workers have been shut down")
+                raise RuntimeError(_SHUT_DOWN)
             if self.pid is not None:
                 return
 
@@ -347,7 +348,7 @@ class SpawnedRunner:
 
         with self._lock:
             if self._closed:
-                job.fail("the workers have been shut down")
+                job.fail(_SHUT_DOWN)
             elif self._idle:
                 self._inboxes[self._idle.popleft()].put(job)
             else:
@@ -396,7 +397,7 @@ class SpawnedRunner:
             thread.start()
 
         for job in waiting:
-            job.fail("the workers were shut down before the task began")
+            job.fail(_SHUT_DOWN)
 
         for thread in [*closing, *self._threads]:
             if thread.ident is not None:
