@@ -855,6 +855,7 @@ class TestFollowers:
         wait_until(lambda: reports == [True, False], "the last has gone")
 
         channel.basic_consume("q", print)
+        wait_until(lambda: reports == [True, False, True], "it is consumed again")
         broker.delete("q")
         wait_until(lambda: reports == [True, False, True, False], "the queue has gone")
 
