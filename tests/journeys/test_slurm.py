@@ -89,6 +89,8 @@ def on(cluster: SlurmCluster, config: str = "slurm", **options: Any) -> Iterator
             yield executor
         finally:
             executor.shutdown(wait=False)  # a task may wait for a job that never starts
+            assert executor._ending is not None
+            executor._ending.join()  # which cancels the jobs of this cluster
 
 
 SLURM = f"""
