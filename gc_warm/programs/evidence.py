@@ -66,13 +66,8 @@ class Evidence:
         return [] not in places
 
     def _reads(self, process: Path) -> bool:
-        """Return whether a process reads the program's input, and nothing is left to be done.
-
-        That is, all threads wait; and those of its children, to which it may hand what it reads.
-        """
-        places = {}
-        for member in _family(int(process.name)):
-            places.update(_places(member))
+        """Return whether a process reads the program's input, and all of its threads wait."""
+        places = _places(process)
         first = places.pop(process.name, [])
         if len(first) < 2 or first[0] != str(_READ):
             return False

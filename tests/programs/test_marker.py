@@ -10,8 +10,6 @@ from typing import Any
 import pytest
 
 from gc_warm import ExternalProcess, Marker, ProcessError, ProgramError
-from gc_warm.programs.evidence import Evidence
-from tests.support import wait_until
 
 THROUGH_SED = ["bash", "-c", "exec sh 2> >(sed -u s/^/sh:/ >&2)"]
 BOTH = Marker("echo {marker}; echo {error_marker} >&2")
@@ -172,39 +170,6 @@ def test_a_program_that_reads_ahead_is_not_taken_for_idle() -> None:
             "slow",
             "quick",
         ]
-
-
-HANDING_ON = """
-import io, os, subprocess, threading
-shell = subprocess.Popen(["sh"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0)
-
-def copy(source, to):
-    buffer = bytearray(4096)
-    while number := source.readinto(buffer):
-        os.write(to, buffer[:number])
-    os._exit(0)
-
-threading.Thread(target=copy, args=(shell.stdout, 1)).start()
-copy(io.FileIO(0), shell.stdin.fileno())
-"""
-
-
-def test_a_program_that_hands_on_is_not_taken_for_idle(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each of its threads waits where it waits when there is nothing to do."""
-
-    note = Evidence.note_idle
-
-    def note_idle(evidence: Evidence) -> None:
-        def is_idle() -> bool:
-            note(evidence)
-            return evidence.waits_for_input()
-
-        wait_until(is_idle, "it is idle")
-
-    monkeypatch.setattr(Evidence, "note_idle", note_idle)
-    with ExternalProcess([sys.executable, "-S", "-c", HANDING_ON], Marker("echo {marker}")) as sut:
-        assert sut.call("echo quick") == "quick"
-        assert sut.call("sleep 0.1; echo slow") == "slow"
 
 
 @pytest.mark.parametrize(
