@@ -25,6 +25,7 @@ from gc_warm import (
 )
 from gc_warm.programs.pipe import Pipe
 from gc_warm.worker import ledger
+from tests.programs.test_in_step import numbered
 from tests.support import Clock, has_ended, observe, wait_until
 
 SHELL = Marker("echo {marker}")
@@ -55,13 +56,6 @@ def test_every_start_is_followed_by_the_setup() -> None:
 
 
 def test_a_greeting_is_read() -> None:
-    def numbered(pipe: Pipe, request: str) -> str:
-        pipe.write(f"{request}\n")
-        status, _, text = pipe.readline().partition(" ")
-        if status != "ok":
-            raise ProgramError(text)
-        return text
-
     loop = (
         "echo welcome to the solver; while read -r line; do sleep 0.02; "
         "[ $line -lt 5 ] && echo ok $line || echo bad $line; done"
