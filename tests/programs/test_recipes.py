@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import subprocess
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +20,6 @@ from gc_warm import (
 )
 from gc_warm.programs import recipes
 from gc_warm.programs.pipe import Pipe
-from tests.support import wait_until
 
 pytestmark = pytest.mark.programs
 
@@ -130,41 +128,6 @@ TALKS = [
         "shell sleep 1000",
     ),
 ]
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """A PostgreSQL that psql finds, if there is one."""
-    found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
-    if not found:
-        yield
-        return
-
-    folder = tmp_path_factory.mktemp("postgres", numbered=False)
-    become: list[str | Path] = []
-    if os.getuid() == 0:
-        become = ["runuser", "-u", "postgres", "--"]
-        folder = Path("/tmp") / f"gc_warm-postgres-{os.getpid()}"
-        folder.mkdir()
-        shutil.chown(folder, "postgres")
-    data = folder / "data"
-    options = ["-D", str(data), "-U", "tester", "-A", "trust"]
-    subprocess.run([*become, found[-1], *options], check=True, capture_output=True, cwd="/")
-    server = found[-1].with_name("postgres")
-    command = [*become, server, "-D", data, "-k", folder, "-h", ""]
-    environment = {"PGHOST": str(folder), "PGUSER": "tester", "PGDATABASE": "postgres"}
-    with (
-        pytest.MonkeyPatch.context() as patch,
-        subprocess.Popen(command, cwd="/", stderr=subprocess.DEVNULL) as postgres,
-    ):
-        for name, value in environment.items():
-            patch.setenv(name, value)
-        wait_until((folder / ".s.PGSQL.5432").exists, "it listens")
-        try:
-            yield
-        finally:
-            postgres.terminate()
-    shutil.rmtree(folder)
 
 
 def is_installed(talk: Talk) -> bool:

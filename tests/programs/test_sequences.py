@@ -19,7 +19,7 @@ import pytest
 from gc_warm import ExternalProcess, Marker, ProcessError, ProgramError, json_lines
 from gc_warm.programs.pipe import Pipe
 from gc_warm.programs.protocols import Protocol
-from tests.programs.test_recipes import INSTALLED, Talk, server  # noqa: F401 - a fixture
+from tests.programs.test_recipes import INSTALLED, Talk
 from tests.support import wait_until
 
 CALLS = 5

@@ -81,7 +81,7 @@ def forget() -> None:
     for name in [name for name in sys.modules if name.startswith(mine)]:
         del sys.modules[name]
     for name in ("count", "hits"):
-        vars(sys.modules["__main__"]).pop(name, None)
+        globals().pop(name, None)  # an engine's worker has two modules of the name __main__
 
 
 def outcome(future: Future[Any]) -> Any:
