@@ -31,6 +31,7 @@ if _typing.TYPE_CHECKING:
     from gc_warm.programs.protocols import Marker as Marker
     from gc_warm.programs.protocols import json_lines as json_lines
     from gc_warm.programs.serve import serve as serve
+    from gc_warm.programs.server import ExternalServer as ExternalServer
     from gc_warm.testing.mock import MockClient as MockClient
     from gc_warm.testing.mock import MockExecutor as MockExecutor
     from gc_warm.worker.deadline import time_left as time_left
@@ -47,6 +48,7 @@ __all__ = [
     "EndpointDaemon",
     "EndpointStartError",
     "ExternalProcess",
+    "ExternalServer",
     "FunctionBook",
     "Info",
     "LocalCloud",
@@ -77,6 +79,7 @@ __all__ = [
 _HOMES = {
     "EndpointDaemon": "gc_warm.local.daemon",
     "ExternalProcess": "gc_warm.programs.process",
+    "ExternalServer": "gc_warm.programs.server",
     "FunctionBook": "gc_warm.client.registry",
     "Info": "gc_warm.worker.state",
     "LocalCloud": "gc_warm.local.cloud",

@@ -35,6 +35,7 @@ import psutil
 from gc_warm import processes
 from gc_warm.exceptions import WorkerStartError
 from gc_warm.local import worker_main
+from gc_warm.programs.server import end_servers
 
 log = logging.getLogger("gc_warm")
 
@@ -277,12 +278,13 @@ class SpawnedRunner:
         self._waiting: deque[_Job] = deque()
         self._folder = tempfile.TemporaryDirectory(prefix="gc_warm-", ignore_cleanup_errors=True)
 
+        self._pool = uuid.uuid4().hex[:12]
         environment = {
             **os.environ,
             **(env or {}),
             "PYTHONPATH": path,
             "PARSL_WORKER_COUNT": str(workers),
-            "PARSL_WORKER_POOL_ID": uuid.uuid4().hex[:12],
+            "PARSL_WORKER_POOL_ID": self._pool,
             "PARSL_WORKER_BLOCK_ID": "0",
         }
         folder = self._folder.name
@@ -405,6 +407,7 @@ class SpawnedRunner:
 
         for worker in self.workers:
             worker._discard()
+        end_servers(self._pool)
         self._folder.cleanup()
         remove(self._folder.name)
 

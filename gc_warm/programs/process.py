@@ -26,7 +26,6 @@ import logging
 import os
 import pickle
 import secrets
-import shlex
 import shutil
 import socket
 import subprocess
@@ -49,7 +48,7 @@ from gc_warm.exceptions import (
     ProcessTimeoutError,
     ProgramError,
 )
-from gc_warm.programs import idle, supervisor
+from gc_warm.programs import commands, idle, supervisor
 from gc_warm.programs.pipe import Pipe
 from gc_warm.programs.protocols import Protocol, is_chatty, json_lines
 from gc_warm.worker import ledger, lifecycle
@@ -60,9 +59,6 @@ _answers: Counter[str] = Counter()  # of each program, by its short name
 ledger.count_uses(lambda: _answers)
 
 _SUPERVISOR = str(Path(supervisor.__file__))
-
-# characters of a command line in a message
-_NAME_LENGTH = 60
 
 # seconds between looks whether the supervisor has ended: it ends as soon as its socket is closed
 _WATCH_INTERVAL = 0.002
@@ -132,17 +128,17 @@ class ExternalProcess:
         cwd: str | os.PathLike[str] | None = None,
         env: Mapping[str, str] | None = None,
     ) -> None:
-        checked = _checked_command(command)
+        checked = commands.checked_command(command)
         if not callable(protocol):
             raise TypeError(f"a protocol is a function (pipe, request) -> reply, not {protocol!r}")
         if on_start is not None and not callable(on_start):
             raise TypeError(f"on_start is a function of the pipe, not {on_start!r}")
 
-        environment = _checked_environment(env or {})
+        environment = commands.checked_environment(env or {})
         self._launch = Launch(checked, protocol, on_start, cwd, environment, ledger.mark())
         self._restart = restart
-        self._start_timeout = _checked_seconds("start_timeout", start_timeout)
-        self._call_timeout = _checked_seconds("call_timeout", call_timeout)
+        self._start_timeout = commands.checked_seconds("start_timeout", start_timeout)
+        self._call_timeout = commands.checked_seconds("call_timeout", call_timeout)
 
         self._renew()
         _processes.add(self)
@@ -208,7 +204,9 @@ class ExternalProcess:
         return Session(self)
 
     def _call(self, request: Any, timeout: float | None, session: Session | None) -> Any:
-        seconds = self._call_timeout if timeout is None else _checked_seconds("timeout", timeout)
+        seconds = (
+            self._call_timeout if timeout is None else commands.checked_seconds("timeout", timeout)
+        )
 
         while True:
             with self._lock:
@@ -259,7 +257,7 @@ class ExternalProcess:
         if session is not None and session.life is not None:
             raise _lost_error(session.life)
         if self._lost and not self._restart:
-            name = _short_name(self._launch.command)
+            name = commands.short_name(self._launch.command)
             raise ProcessDiedError(
                 f"{name} {self._lost}, and what was set up in it is lost; it is not to be started "
                 "again (restart=False): close() it, and set it up anew"
@@ -446,7 +444,7 @@ class Program:
     def __init__(self, launch: Launch, lock: Any, calling: Any) -> None:
         self.order = launch.order
         self.pid: int | None = None
-        self.name = _short_name(launch.command)
+        self.name = commands.short_name(launch.command)
         self.ending = "was ended in the middle of a call"
         self.last_words: str | None = None
         self._command = launch.command
@@ -805,55 +803,6 @@ def _popen(
         env=env,
         start_new_session=True,
     )
-
-
-def _short_name(command: list[str]) -> str:
-    """Return the name of a program in messages: its command line, or the two ends of a long one."""
-    line = shlex.join([os.path.basename(command[0]) or command[0], *command[1:]])
-    return ledger.shortened(line, _NAME_LENGTH)
-
-
-def _checked_command(command: Sequence[str | os.PathLike[str]]) -> list[str]:
-    if isinstance(command, (str, bytes)):
-        raise TypeError(
-            f'a command is a list such as ["bc", "-q"], not {command!r}; '
-            'a line for the shell is ["sh", "-c", line]'
-        )
-
-    parts = [os.fspath(part) for part in command]
-    if not parts or not all(isinstance(part, str) for part in parts):
-        kind = TypeError if parts else ValueError
-        raise kind(f"a command is the program and its arguments, all of them text, not {command!r}")
-    if "\0" in "".join(parts):
-        raise ValueError(f"a command cannot contain the character NUL, as {parts!r} does")
-
-    is_relative = os.sep in parts[0] and not os.path.isabs(parts[0])
-    if is_relative:
-        raise ValueError(
-            f"the program has to be an absolute path or be found on the PATH, not {parts[0]!r}: "
-            "it runs in a directory of its own"
-        )
-    return parts
-
-
-def _checked_environment(env: Mapping[str, str]) -> dict[str, str]:
-    for name, value in env.items():
-        if not isinstance(name, str) or not isinstance(value, str):
-            raise TypeError(
-                f"env={{{name!r}: {value!r}}}: names and values of environment variables are text"
-            )
-        if not name or "=" in name or "\0" in name + value:
-            raise ValueError(
-                f"env={{{name!r}: {value!r}}}: there can be no such environment variable"
-            )
-
-    return dict(env)
-
-
-def _checked_seconds(name: str, value: float) -> float:
-    if not value > 0:  # nan included
-        raise ValueError(f"{name} must be a positive number of seconds, not {value!r}")
-    return float(value)
 
 
 def _after_fork() -> None:

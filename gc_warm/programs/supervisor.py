@@ -38,8 +38,7 @@ import time
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
 
-# signals that ask a process to end
-_IGNORED = (
+IGNORED = (
     signal.SIGINT,
     signal.SIGTERM,
     signal.SIGHUP,
@@ -47,6 +46,7 @@ _IGNORED = (
     signal.SIGUSR1,
     signal.SIGUSR2,
 )
+"""Signals that ask a process to end."""
 
 _END_OF_FILE_GRACE = 0.5  # seconds in which a program may end by itself once its input has ended
 _SIGNAL_GRACE = 0.25  # seconds to obey a signal before the next one
@@ -223,7 +223,7 @@ def _become(command: list[str]) -> None:
     os.setsid()
     _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)  # in case the supervisor itself is killed
 
-    for number in (signal.SIGPIPE, signal.SIGXFSZ, *_IGNORED):
+    for number in (signal.SIGPIPE, signal.SIGXFSZ, *IGNORED):
         signal.signal(number, signal.SIG_DFL)
     signal.set_wakeup_fd(-1)
 
@@ -239,13 +239,19 @@ def _become(command: list[str]) -> None:
         raise OSError(f"{error.strerror}: {command[0]}") from error
 
 
+def become_subreaper() -> None:
+    """Have whatever a descendant leaves behind become a child of this process."""
+    _prctl(_PR_SET_CHILD_SUBREAPER, 1)
+
+
 def _prctl(option: int, value: int) -> None:
     library = ctypes.CDLL(None, use_errno=True)
     if library.prctl(option, ctypes.c_ulong(value), 0, 0, 0) != 0:
         raise OSError(ctypes.get_errno(), f"prctl({option}) failed")
 
 
-def _remove(folder: str) -> None:
+def remove(folder: str) -> None:
+    """Remove a folder with all that is in it."""
     import shutil  # not before it is needed: its import would be a third of the start
 
     # nothing can be done here about files that a full or lost file system keeps
@@ -260,13 +266,13 @@ def main() -> None:
     """
     # the thread of the worker that started this may have had another mask
     signal.pthread_sigmask(signal.SIG_SETMASK, [])
-    for number in _IGNORED:
+    for number in IGNORED:
         signal.signal(number, signal.SIG_IGN)
 
     descriptor, worker, folder, *command = sys.argv[1:]
     os.set_inheritable(int(descriptor), False)
     control = socket.socket(fileno=int(descriptor))
-    _prctl(_PR_SET_CHILD_SUBREAPER, 1)
+    become_subreaper()
 
     supervisor = Supervisor(control, int(worker))
     if folder:
@@ -288,7 +294,7 @@ def _run_in(folder: str, supervisor: Supervisor, command: list[str]) -> None:
         supervisor.run(command)
     finally:
         os.chdir("/")
-        _remove(folder)
+        remove(folder)
 
 
 if __name__ == "__main__":

@@ -32,6 +32,8 @@ _ROUNDS = 3
 # asked
 _LAST_SECONDS = 10
 
+_parent = os.getppid()  # as this was imported: a fork of a worker has the worker's manager
+
 _armed = False  # tear_down() is registered to run at the end of this process
 _ending = False  # tear_down() runs: a second SIGTERM must not interrupt it
 
@@ -74,6 +76,11 @@ def worker() -> Worker:
         rank=_number("PARSL_WORKER_RANK"),
         count=_number("PARSL_WORKER_COUNT"),
     )
+
+
+def manager() -> int | None:
+    """Return the process id of this worker's manager; None outside an endpoint."""
+    return _parent if "PARSL_WORKER_RANK" in os.environ else None
 
 
 def _number(variable: str) -> int | None:

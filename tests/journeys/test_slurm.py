@@ -25,6 +25,7 @@ import preloaded
 import programs
 import psutil
 import pytest
+import servers
 import tasks
 
 from gc_warm import MockExecutor, functions
@@ -633,6 +634,15 @@ def test_tasks_know_how_long_their_job_has_left(roomy: SlurmCluster, tmp_path: P
     print(f"of 300 s there are left: {first}")
     said = r"NotEnoughTimeError: 301\.0 s are needed, and this worker's job ends in [12]\d\d\.\d s"
     assert re.search(said, text), text
+
+
+def test_each_node_of_a_job_has_a_server(roomy: SlurmCluster, tmp_path: Path) -> None:
+    with on(roomy, nodes=2, workers_per_node=2, preload=["servers:node.start"]) as executor:
+        arguments = (str(tmp_path), 4)
+        futures = [executor.submit(servers.meet_and_ask, *arguments) for _ in range(4)]
+        pids = sorted({future.result(120) for future in futures})
+        assert [node for node, _ in pids] == ["n1", "n2"]
+    wait_until(lambda: not any(psutil.pid_exists(pid) for _, pid in pids), "they have ended")
 
 
 CANNOT_START: list[tuple[dict[str, Any], str]] = [

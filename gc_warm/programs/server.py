@@ -1,0 +1,798 @@
+"""ExternalServer: a server that is started once per worker or node, and kept for many calls.
+
+A model server, or a solver with a REST interface, is a program that answers over a socket. An
+`ExternalServer` is written once, at the top level of a module that workers import:
+
+    llama = ExternalServer(
+        ["llama-server", "--host", "{socket}", "-m", MODEL], ready="/health", scope="node"
+    )
+
+    def models() -> bytes:
+        with llama.connect() as address:
+            connection = address.http()
+            connection.request("GET", "/v1/models")
+            return connection.getresponse().read()
+
+The server has a supervisor (`gc_warm.programs.server_supervisor`), which is found by a socket in a
+folder whose name all can compute who may use the server. So nobody has to remember anything: a
+worker that dies, or a call that is interrupted, leaves a server that the next call finds as it is.
+Whoever finds none starts one, with a lock in that folder, so that of many only one does.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import io
+import json
+import logging
+import os
+import pickle
+import re
+import secrets
+import signal
+import socket
+import stat
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from gc_warm.exceptions import (
+    ProcessDiedError,
+    ProcessError,
+    ProcessStartError,
+    ProcessTimeoutError,
+)
+from gc_warm.programs import commands, supervisor
+from gc_warm.programs.server_address import ServerAddress, free_port, is_taken
+from gc_warm.programs.server_supervisor import start_time
+from gc_warm.worker import ledger, lifecycle
+
+log = logging.getLogger("gc_warm")
+
+Scope = Literal["worker", "node"]
+
+_CONTROL = "control"  # the supervisor's socket, in the server's folder
+_SOCKET = "server.sock"  # the server's: some take what ends so for a socket
+_LONGEST_FOLDER = 95  # bytes, so that the path of a socket in it has less than 108
+_BACKLOG = 512  # of workers that ask at the same time
+_WATCH_INTERVAL = 0.05  # seconds between looks while a server starts
+_LOCK_INTERVAL = 0.02  # seconds between looks while another starts or ends it
+_DYING_SECONDS = 2.0  # in which a server that refuses connections is found to have ended
+_PROBE_SECONDS = 0.1  # in which one that dies closes a connection that it had still accepted
+_END_TIMEOUT = 5.0  # seconds; a supervisor takes one, and more only for what the kernel keeps
+_PORT_ATTEMPTS = 5
+
+_PLACEHOLDERS = ("{socket}", "{port}", "{token}")
+
+# set by Parsl for one worker; a server of all workers has what the manager has
+_OF_ONE_WORKER = (
+    "CUDA_VISIBLE_DEVICES",
+    "ROCR_VISIBLE_DEVICES",
+    "ZE_AFFINITY_MASK",
+    "ZE_ENABLE_PCI_ID_DEVICE_ORDER",
+    "OMP_NUM_THREADS",
+    "GOMP_CPU_AFFINITY",
+    "KMP_AFFINITY",
+    "PARSL_WORKER_RANK",
+)
+
+_SUPERVISOR = (
+    "import sys; sys.path.append(sys.argv[1]); "
+    "from gc_warm.programs.server_supervisor import main; main()"
+)
+_ROOT = str(Path(supervisor.__file__).parents[2])
+
+_uses: Counter[str] = Counter()  # of each server, by its name
+ledger.count_uses(lambda: _uses)
+
+_children: set[int] = set()  # supervisors that this process has started, to be collected
+os.register_at_fork(after_in_child=_children.clear)
+
+
+class ExternalServer:
+    """A server that is started when it is first used, and kept for the uses that follow.
+
+    It is shared by all threads of a worker or, with ``scope="node"``, by all workers of a manager,
+    which is one node of a job: whoever comes first starts it, and the others wait until it is
+    ready. It ends within a second of the worker, or of the manager, whichever way that ends, and
+    with it everything that it has started on this node. A server that has died is started again by
+    the next use.
+
+    Exactly one of two placeholders says where it is to listen, in the command or in `env`:
+
+    - ``{socket}``, the path of a Unix socket in a folder that only this user can enter. Use this if
+      the server can.
+    - ``{port}``, a free port on 127.0.0.1; tell the server to listen there only. It is open to all
+      users of the node, unless the server asks for a token: ``{token}``, in `env` alone, is a
+      secret that is made at every start. Its health is asked with ``Authorization: Bearer``.
+
+    Args:
+        command: The program and its arguments; no shell is involved.
+        ready: The server is ready when it answers this path, such as ``/health``, with a status
+            below 400; or when a line of what it prints matches this regular expression, as
+            ``re.compile`` makes it. A path is asked before every use, too; without one, before
+            every use it is seen whether the server accepts connections.
+        scope: ``"worker"`` for a server of each worker, which has the devices that the worker is
+            pinned to; ``"node"`` for one of all workers of a manager, which has the devices that
+            the manager has. Outside an endpoint both mean this process.
+        start_timeout: Seconds until it is ready.
+        health_timeout: Seconds for the answer before a use.
+        cwd: Directory to run in. The default is a new temporary one for each start, which is also
+            its ``TMPDIR``, and is removed at its end.
+        env: Environment variables to set, besides those of the worker.
+
+    Raises:
+        TypeError: The command is not a sequence of strings and paths; `ready` or `env` has another
+            type than above.
+        ValueError: There is no place to listen, or two; a token is in the command, where all users
+            of the node can read it; `scope` is unknown; a timeout is not positive.
+
+    Example:
+        >>> import sys
+        >>> from gc_warm import ExternalServer
+        >>> command = [sys.executable, "-m", "http.server", "--bind", "127.0.0.1", "{port}"]
+        >>> server = ExternalServer(command, ready="/")
+        >>> with server.connect() as address:
+        ...     connection = address.http()
+        ...     connection.request("GET", "/")
+        ...     connection.getresponse().status
+        200
+        >>> server.close()
+    """
+
+    def __init__(
+        self,
+        command: Sequence[str | os.PathLike[str]],
+        *,
+        ready: str | re.Pattern[str],
+        scope: Scope = "worker",
+        start_timeout: float = 600.0,
+        health_timeout: float = 30.0,
+        cwd: str | os.PathLike[str] | None = None,
+        env: Mapping[str, str] | None = None,
+    ) -> None:
+        self._command = commands.checked_command(command)
+        self._env = commands.checked_environment(env or {})
+        self._wants = _checked_placeholders(self._command, self._env)
+        self._ready = _checked_ready(ready)
+        if scope not in ("worker", "node"):
+            raise ValueError(f'scope is "worker" or "node", not {scope!r}')
+
+        self.scope: Scope = scope
+        self._start_timeout = commands.checked_seconds("start_timeout", start_timeout)
+        self._health_timeout = commands.checked_seconds("health_timeout", health_timeout)
+        self._cwd = None if cwd is None else os.path.abspath(cwd)
+        self._name = f"{commands.short_name(self._command)} [{scope}]"
+        self._use: _Use | None = None
+        self._order = ledger.mark()
+
+    @contextlib.contextmanager
+    def connect(self) -> Iterator[ServerAddress]:
+        """Give the address of the server for the length of a block.
+
+        A server that is not there is started, and one that is starting is waited for. The server
+        has answered just now when the block begins.
+
+        Yields:
+            The address: a URL, with the `socket` or `port` and the `token` of this start.
+
+        Raises:
+            ProcessStartError: It could not be started, or ended before it was ready.
+            ProcessTimeoutError: It was not ready in time, and was ended; or it does not answer any
+                more, and was ended unless others still use it.
+            ProcessDiedError: It ended in the block, and the block raised an error, which is the
+                cause of this one.
+            ProcessError: It answers with an error when its health is asked, and was ended unless
+                others still use it.
+        """
+        with self._ready_link() as link:
+            _uses[self._name] += 1
+            try:
+                yield link.address
+            except Exception as error:
+                if link.is_ending():
+                    words = f"{self._name} {link.ending()} while it was used{link.log_end()}"
+                    raise ProcessDiedError(words, link.status["exit"]) from error
+                raise
+
+    def start(self) -> None:
+        """Have the server ready, as `connect` does: a config can name this to be preloaded.
+
+        Raises:
+            ProcessError: As in `connect`.
+        """
+        self._ready_link().close()
+
+    def close(self) -> None:
+        """End the server and everything it has started, which takes a second at most.
+
+        A server of the node ends for all workers. The next use starts it again.
+        """
+        link = self._dial()
+        if link is not None:
+            with link:
+                link.end("was closed")
+                link.wait(_END_TIMEOUT)
+            if self._use is not None:
+                self._use.end("cleared")
+                self._use = None
+        _collect_children()
+
+    @property
+    def pid(self) -> int | None:
+        """Process id of the server; None if there is none."""
+        link = self._dial()
+        if link is None:
+            return None
+        with link:
+            pid: int | None = link.status["pid"]
+            return pid
+
+    @property
+    def log_file(self) -> Path:
+        """The file with what the server prints; there as long as the server is.
+
+        It has 4 MiB at most: what was before is in the same file with ``.1`` behind its name.
+        """
+        return Path(self._folder(), "log")
+
+    def __repr__(self) -> str:
+        return f"<ExternalServer {self._name}>"
+
+    def __reduce__(self) -> str:
+        raise pickle.PicklingError(
+            f"{self!r} belongs to the workers of one node and cannot be sent: "
+            "make it at the top level of a module that workers import, and use it from there"
+        )
+
+    # Finding and starting
+
+    def _ready_link(self) -> _Link:
+        """Return a link to the server, which has just answered."""
+        begun = time.monotonic()
+        deadline = begun + self._start_timeout
+        attempts = _PORT_ATTEMPTS
+
+        while True:
+            link = self._find_or_start(deadline)
+            with contextlib.ExitStack() as stack:
+                stack.enter_context(link)
+                try:
+                    is_there = self._await(link, begun, deadline)
+                except _PortTakenError:
+                    attempts -= 1
+                    if not attempts:
+                        raise
+                    continue
+                if is_there:
+                    stack.pop_all()
+                    return link
+
+    def _find_or_start(self, deadline: float) -> _Link:
+        """Return a link to the server that there is, or to one that is started now."""
+        _collect_children()
+        while True:
+            link = self._dial()
+            if link is not None:
+                return link
+
+            try:
+                lock = self._try_lock()
+            except OSError as error:
+                raise self._failed(f"cannot be started: {error}") from error
+            if lock is not None:
+                with lock:
+                    return self._launch(lock.fileno())
+
+            if time.monotonic() > deadline:
+                words = (
+                    f"{self._name} is being started or ended by another process, which has not "
+                    f"come to an end in {self._start_timeout:g} s: see {self._folder()}"
+                )
+                raise ProcessTimeoutError(words)
+            time.sleep(_LOCK_INTERVAL)
+
+    def _dial(self) -> _Link | None:
+        """Return a link to the server if there is one, ready or not."""
+        with (
+            contextlib.suppress(FileNotFoundError, ConnectionError),
+            contextlib.ExitStack() as stack,
+        ):
+            connection = stack.enter_context(socket.socket(socket.AF_UNIX))
+            connection.connect(os.path.join(self._folder(), _CONTROL))
+            link = _Link(connection)
+            if link.status:
+                stack.pop_all()
+                return link
+        return None
+
+    def _try_lock(self) -> io.FileIO | None:
+        """Return the file that locks the server's folder, locked, or None if it is locked.
+
+        The folder is made if there is none. An ending server may remove it at any moment.
+        """
+        folder = self._folder()
+        _make_private(folder)
+        path = os.path.join(folder, "lock")
+        with (
+            contextlib.suppress(BlockingIOError, FileNotFoundError),
+            contextlib.ExitStack() as stack,
+        ):
+            lock = stack.enter_context(io.FileIO(path, "a"))
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.path.samestat(os.fstat(lock.fileno()), os.stat(path)):
+                stack.pop_all()
+                return lock
+        return None
+
+    def _launch(self, lock: int) -> _Link:
+        """Start the supervisor, which starts the server and takes over the lock."""
+        folder = self._folder()
+        launch, environment = self._plan(folder)
+
+        try:
+            with socket.socket(socket.AF_UNIX) as listener, self.log_file.open("ab") as errors:
+                control = os.path.join(folder, _CONTROL)
+                with contextlib.suppress(FileNotFoundError):  # of a supervisor that was killed
+                    os.unlink(control)
+                listener.bind(control)
+                listener.listen(_BACKLOG)
+
+                descriptors = [listener.fileno(), lock]
+                _start_supervisor(descriptors, environment, errors, json.dumps(launch).encode())
+        except OSError as error:
+            raise self._failed(f"cannot be started: {error}") from error
+
+        link = self._dial()
+        if link is None:
+            tail = self.log_file.read_text(errors="replace") if self.log_file.exists() else ""
+            raise self._failed(f"could not be supervised{_quoted(tail)}")
+        return link
+
+    def _plan(self, folder: str) -> tuple[dict[str, Any], dict[str, str]]:
+        """Return what the supervisor is to start, and the environment for that."""
+        address = {
+            "socket": os.path.join(folder, _SOCKET) if "{socket}" in self._wants else None,
+            "port": free_port() if "{port}" in self._wants else None,
+            "token": secrets.token_urlsafe(32) if "{token}" in self._wants else None,
+        }
+        owner = self._owner()
+        environment = _environment_for(owner)
+        work = self._cwd
+        if work is None:
+            work = os.path.join(folder, "work")
+            os.makedirs(work, 0o700, exist_ok=True)
+            environment["TMPDIR"] = work
+        environment |= {name: _filled(value, address) for name, value in self._env.items()}
+
+        pattern = None
+        if not isinstance(self._ready, str):
+            pattern = (self._ready.pattern, self._ready.flags)
+        launch = {
+            "command": [_filled(part, address) for part in self._command],
+            "address": address,
+            "folder": folder,
+            "cwd": work,
+            "pattern": pattern,
+            "owner": owner,
+            "owner_started": start_time(owner),
+            "cpus": None if owner == os.getpid() else sorted(os.sched_getaffinity(owner)),
+        }
+        return launch, environment
+
+    def _owner(self) -> int:
+        """Return the process id of the process with which the server ends."""
+        manager = lifecycle.manager()
+        return manager if self.scope == "node" and manager else os.getpid()
+
+    def _folder(self) -> str:
+        """Return the folder of the server: the same for all who may use it, and for nobody else."""
+        owner = self._owner()
+        key = f"{owner}.{start_time(owner)}"
+        if owner != os.getpid():
+            key = lifecycle.worker().pool or key
+
+        what = (self._command, self._env, self._cwd, self.scope, str(self._ready))
+        digest = hashlib.sha256(repr(what).encode(errors="surrogateescape")).hexdigest()[:8]
+        return _folder_of(f"{key}-{digest}")
+
+    # Readiness and health
+
+    def _await(self, link: _Link, begun: float, deadline: float) -> bool:
+        """Wait until the server answers; return False if it had ended before, while idle."""
+        if link.status["state"] == "ready":
+            is_healthy = self._check_health(link)
+            if not is_healthy:
+                text = "%s %s while it was idle, and is started again%s"
+                log.warning(text, self._name, link.ending(), link.log_end())
+            elif self._use is None:
+                self._begin_use(link, begun)
+            return is_healthy
+
+        self._wait_until_ready(link, deadline)
+        self._begin_use(link, begun, waited=True)
+        return True
+
+    def _wait_until_ready(self, link: _Link, deadline: float) -> None:
+        while True:
+            link.wait(_WATCH_INTERVAL)
+            self._refuse_taken_port(link)
+            if link.is_over:
+                before = " before it was ready" if link.status["pid"] else ""
+                words = f"{link.ending()}{before}{link.log_end()}"
+                raise self._failed(words, link.status["exit"])
+            if link.status["state"] == "ready":
+                return
+            if isinstance(self._ready, str) and self._complaint(link, _WATCH_INTERVAL * 20) is None:
+                link.say("ready")
+                return
+
+            if time.monotonic() > deadline:
+                link.end(f"was not ready within {self._start_timeout:g} s")
+                link.wait(_END_TIMEOUT)
+                words = f"{self._name} {link.ending()}, and was ended{link.log_end()}"
+                raise ProcessTimeoutError(words)
+
+    def _refuse_taken_port(self, link: _Link) -> None:
+        """End a server whose port is another program's, so that it is started on another one."""
+        port = link.address.port
+        if port is None:
+            return
+        family = supervisor.descendants(link.status["supervisor"])
+        if not is_taken(port, family):
+            return
+
+        words = f"found its port {port} taken by another program"
+        if not link.is_over:
+            link.end(words)
+            link.wait(_END_TIMEOUT)
+        raise _PortTakenError(f"{self._name} {words}{link.log_end()}", link.status["exit"])
+
+    def _check_health(self, link: _Link) -> bool:
+        """Return whether the server is there; raise an error if it is, and does not answer well."""
+        complaint = self._complaint(link, self._health_timeout)
+        if complaint is None:
+            return True
+        if link.is_ending():
+            return False
+
+        what, kind = complaint
+        link.say(f"end-unused {what}")
+        link.wait(_END_TIMEOUT, for_news=True)
+        fate = "was ended: the next use starts it again"
+        if not link.is_over:
+            fate = "goes on, since others use it now"
+        raise kind(f"{self._name} {what}, and {fate}{link.log_end()}")
+
+    def _complaint(self, link: _Link, timeout: float) -> tuple[str, type[ProcessError]] | None:
+        """Return what is wrong with the server's answer, and the error for that, or None."""
+        address = link.address
+        try:
+            if not isinstance(self._ready, str):
+                address.connect(timeout).close()
+                return None
+            status = address.ask(self._ready, timeout)
+        except TimeoutError:
+            return f"did not answer within {timeout:g} s", ProcessTimeoutError
+        except (OSError, ValueError) as error:
+            return f"does not answer: {error}", ProcessError
+
+        if status < 400:
+            return None
+        return f"answers {self._ready} with status {status}", ProcessError
+
+    # What this process knows of it
+
+    def _begin_use(self, link: _Link, begun: float, waited: bool = False) -> None:
+        """Note in the ledger that this process has the server, and whether it has waited for it."""
+        if self._use is not None and waited:
+            self._use.end("ended")
+
+        seconds = time.monotonic() - begun if waited else 0.0
+        self._use = _Use(self, seconds)
+        if waited:
+            ledger.record("loaded", self._name, self._command, seconds=seconds)
+
+        lifecycle.arm()
+        ledger.hold(self._use)
+
+    def _failed(self, words: str, status: int | None = None) -> ProcessStartError:
+        failure = ProcessStartError(f"{self._name} {words}", status)
+        ledger.record("failed", self._name, self._command, error=failure)
+        return failure
+
+
+class _PortTakenError(ProcessStartError):
+    """Another program listens on the port that the server was given."""
+
+
+_PortTakenError.__name__ = _PortTakenError.__qualname__ = "ProcessStartError"
+
+
+class _Use:
+    """The use of a server by this process, from its first use to the end of either.
+
+    Args:
+        server: The server.
+        seconds: How long this process has waited for it.
+
+    Attributes:
+        order: The position in the ledger at which the `ExternalServer` was made.
+    """
+
+    def __init__(self, server: ExternalServer, seconds: float) -> None:
+        self.order: float = server._order
+        self._server = server
+        self._at = time.time()
+        self._seconds = seconds
+        self._ending: _Link | None = None
+
+    def end(self, kind: Literal["ended", "cleared"]) -> None:
+        """Note that the server has ended, by itself or since this process has closed it."""
+        ledger.release(self)
+        ledger.record(kind, self._server._name, self._server._command)
+
+    def loaded(self) -> ledger.Loaded | None:
+        """Return the record of the server, or None if there is none now."""
+        if self._server.pid is None:
+            return None
+        command = ledger.describe(self._server._command)
+        return ledger.Loaded(self._server._name, command, self._at, self._seconds)
+
+    def close(self) -> None:
+        """Ask a server of this process to end; at the second call, wait for that."""
+        if self._server._owner() != os.getpid():
+            return
+
+        if self._ending is None:
+            self._ending = self._server._dial()
+            if self._ending is not None:
+                self._ending.end("was closed")
+            return
+
+        with self._ending:
+            self._ending.wait(_END_TIMEOUT)
+        ledger.release(self)
+
+    def disown(self) -> None:
+        """Leave the server to the parent process."""
+        self._server._use = None
+        ledger.release(self)
+
+
+class _Link:
+    """A connection to the supervisor of a server, which counts as a use while it is open.
+
+    Args:
+        connection: The connected socket; closed with the link.
+
+    Attributes:
+        status: The last status that the supervisor has told; empty if it ended before.
+        is_over: Whether the server has ended, with all that it had started.
+    """
+
+    def __init__(self, connection: socket.socket) -> None:
+        self.status: dict[str, Any] = {}
+        self.is_over = False
+        self._connection = connection
+        self._unread = b""
+        self.wait(_END_TIMEOUT, for_news=True)
+
+    @property
+    def address(self) -> ServerAddress:
+        """The address of the server."""
+        return ServerAddress.of(self.status)
+
+    def wait(self, seconds: float, *, for_news: bool = False) -> None:
+        """Read what the supervisor tells, until all is over or the time is.
+
+        Args:
+            seconds: The time.
+            for_news: End with the first status that is told, unless it is the last one.
+        """
+        deadline = time.monotonic() + seconds
+        while not self.is_over:
+            self._connection.settimeout(max(0.001, deadline - time.monotonic()))
+            try:
+                read = self._connection.recv(65536)
+            except TimeoutError:
+                return
+            except ConnectionError:
+                read = b""
+
+            self.is_over = not read
+            *lines, self._unread = (self._unread + read).split(b"\n")
+            if lines:
+                self.status = json.loads(lines[-1])
+                if for_news and self.status["state"] != "ended":
+                    return
+
+    def say(self, line: str) -> None:
+        """Tell the supervisor a line."""
+        with contextlib.suppress(OSError):  # it has ended
+            self._connection.sendall(f"{line}\n".encode())
+
+    def end(self, why: str) -> None:
+        """Have the supervisor end the server."""
+        self.say(f"end {why}")
+
+    def is_ending(self) -> bool:
+        """Return whether the server has ended, or closes what connects to it, and ends then."""
+        self.wait(0.001)
+        if self.is_over:
+            return True
+
+        try:
+            with self.address.connect(_DYING_SECONDS) as probe:
+                probe.settimeout(_PROBE_SECONDS)
+                if probe.recv(1):
+                    return False
+        except TimeoutError:  # it waits for a request
+            return False
+        except OSError:
+            pass
+        self.wait(_DYING_SECONDS)
+        return self.is_over
+
+    def ending(self) -> str:
+        """Return how the server ended, in words."""
+        status = self.status["exit"]
+        if self.status["why"]:
+            return str(self.status["why"])
+        if status is None:
+            return "has lost its supervisor"
+        if status < 0:
+            return f"was ended by {signal.Signals(-status).name}"
+        return f"ended with exit status {status}"
+
+    def log_end(self) -> str:
+        """Return the end of the server's log, as it is quoted in messages."""
+        return _quoted(self.status["tail"])
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._connection.close()
+
+    def __enter__(self) -> _Link:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+
+def _quoted(text: str) -> str:
+    return f"\n--- the end of its log ---\n{text}" if text.strip() else ""
+
+
+def _folder_of(key: str) -> str:
+    """Return the folder with a key in its name, in a place where sockets can be."""
+    name = f"gc_warm-{os.getuid()}-{key}"
+    folder = os.path.join(tempfile.gettempdir(), name)
+    return folder if len(os.fsencode(folder)) <= _LONGEST_FOLDER else os.path.join("/tmp", name)
+
+
+def _make_private(folder: str) -> None:
+    """Make a folder that only this user can enter, if there is none.
+
+    Raises:
+        PermissionError: There is one that others can enter.
+    """
+    with contextlib.suppress(FileExistsError):
+        os.mkdir(folder, 0o700)
+
+    found = os.lstat(folder)
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077:
+        raise PermissionError(f"{folder} is not a folder that only this user can enter: remove it")
+
+
+def _environment_for(owner: int) -> dict[str, str]:
+    """Return the environment of a server: what is set for one worker is not for all of them."""
+    environment = dict(os.environ)
+    if owner == os.getpid():
+        return environment
+
+    try:
+        entries = Path(f"/proc/{owner}/environ").read_bytes().split(b"\0")
+    except OSError:
+        entries = []
+    inherited = dict(os.fsdecode(entry).partition("=")[::2] for entry in entries if entry)
+    for name in _OF_ONE_WORKER:
+        environment.pop(name, None)
+        if name in inherited:
+            environment[name] = inherited[name]
+    return environment
+
+
+def _start_supervisor(
+    descriptors: Sequence[int], environment: Mapping[str, str], errors: Any, launch: bytes
+) -> None:
+    """Start a supervisor with the descriptors of its socket and its lock."""
+    arguments = [_ROOT, *map(str, descriptors)]
+    starter = subprocess.Popen(
+        [sys.executable, "-I", "-S", "-c", _SUPERVISOR, *arguments],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=errors,
+        pass_fds=descriptors,
+        cwd="/",
+        env=environment,
+        start_new_session=True,
+    )
+    _children.add(starter.pid)
+    starter.returncode = 0  # it is collected by `_collect_children`, and may outlive this process
+
+    assert starter.stdin is not None
+    with starter.stdin:
+        starter.stdin.write(launch)
+
+
+def _collect_children() -> None:
+    """Collect supervisors that have ended."""
+    for pid in list(_children):
+        with contextlib.suppress(ChildProcessError):
+            if os.waitpid(pid, os.WNOHANG)[0] == 0:
+                continue
+        _children.discard(pid)
+
+
+def _filled(text: str, address: Mapping[str, Any]) -> str:
+    """Return a text with the placeholders filled in."""
+    for name, value in address.items():
+        if value is not None:
+            text = text.replace(f"{{{name}}}", str(value))
+    return text
+
+
+def _checked_placeholders(command: Sequence[str], env: Mapping[str, str]) -> set[str]:
+    """Return the placeholders that there are in a command and an environment."""
+    in_command = {name for name in _PLACEHOLDERS if any(name in part for part in command)}
+    in_env = {name for name in _PLACEHOLDERS if any(name in value for value in env.values())}
+    found = in_command | in_env
+
+    if "{token}" in in_command:
+        raise ValueError(
+            "all users of a node can read command lines, and a {token} in them: give it to the "
+            'server by its environment, such as env={"LLAMA_API_KEY": "{token}"}'
+        )
+    if len(found & {"{socket}", "{port}"}) != 1:
+        raise ValueError(
+            "either {socket} or {port} in the command, or in env, says where the server is to "
+            f"listen: there is {' and '.join(sorted(found)) or 'none of them'} in {list(command)!r}"
+        )
+    return found
+
+
+def _checked_ready(ready: str | re.Pattern[str]) -> str | re.Pattern[str]:
+    if isinstance(ready, re.Pattern) and isinstance(ready.pattern, str):
+        return ready
+    if isinstance(ready, str) and ready.startswith("/"):
+        return ready
+    raise TypeError(
+        f"ready is a path that the server answers, such as '/health', or a pattern that a line of "
+        f"its log matches, such as re.compile('listening'), not {ready!r}"
+    )
+
+
+def end_servers(pool: str) -> None:
+    """End the servers of a manager's workers on this node.
+
+    A manager's end is their end, too; this is for a stand-in whose workers have no manager.
+
+    Args:
+        pool: The manager's id.
+    """
+    for control in Path(_folder_of(pool)).parent.glob(
+        f"{Path(_folder_of(pool)).name}-*/{_CONTROL}"
+    ):
+        with socket.socket(socket.AF_UNIX) as connection, contextlib.suppress(OSError):
+            connection.connect(os.fspath(control))
+            link = _Link(connection)
+            link.end("was shut down")
+            link.wait(_END_TIMEOUT)

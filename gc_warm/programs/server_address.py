@@ -1,0 +1,151 @@
+"""Addresses of servers on this node, and whom a port of theirs belongs to."""
+
+from __future__ import annotations
+
+import http.client
+import os
+import socket
+import urllib.parse
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+_Socket = socket.socket  # in the class below, the name means the path of one
+
+_LISTENS = "0A"  # the state of a socket in /proc/net/tcp
+
+
+class ServerAddress(str):
+    """The address of a server, as a URL.
+
+    Attributes:
+        socket: Path of its Unix socket, for a server that was given ``{socket}``; else None.
+        port: Its port on 127.0.0.1, for one that was given ``{port}``; else None.
+        token: The secret that was made at its start, for one that was given ``{token}``; else None.
+    """
+
+    socket: str | None
+    port: int | None
+    token: str | None
+
+    @classmethod
+    def of(cls, address: Mapping[str, Any]) -> ServerAddress:
+        """Return the address in a supervisor's status."""
+        path = address["socket"]
+        url = f"http://127.0.0.1:{address['port']}"
+        if path:
+            url = f"http+unix://{urllib.parse.quote(path, safe='')}"
+
+        made = cls(url)
+        made.socket = path
+        made.port = address["port"]
+        made.token = address["token"]
+        return made
+
+    def http(self, timeout: float = 60.0) -> http.client.HTTPConnection:
+        """Return a connection to the server, as of `http.client`.
+
+        Args:
+            timeout: Seconds for each wait for the server.
+        """
+        if self.socket is None:
+            return http.client.HTTPConnection("127.0.0.1", self.port, timeout=timeout)
+        return _UnixConnection(self.socket, timeout)
+
+    def ask(self, path: str, timeout: float) -> int:
+        """Return the status of the server's answer to a path.
+
+        Args:
+            path: The path, such as ``/health``.
+            timeout: Seconds for each wait for the server.
+
+        Raises:
+            OSError: The server does not answer, or not as HTTP has it.
+        """
+        connection = self.http(timeout)
+        headers = {"Authorization": f"Bearer {self.token}"} if self.token else {}
+        try:
+            connection.request("GET", path, headers=headers)
+            return connection.getresponse().status
+        except http.client.HTTPException as error:
+            raise OSError(f"{type(error).__name__}: {error}") from error
+        finally:
+            connection.close()
+
+    def connect(self, timeout: float) -> _Socket:
+        """Return a socket that is connected to the server.
+
+        Args:
+            timeout: Seconds for each wait for the server.
+        """
+        if self.socket is None:
+            return socket.create_connection(("127.0.0.1", self.port or 0), timeout)
+        connection = socket.socket(socket.AF_UNIX)
+        try:
+            connection.settimeout(timeout)
+            connection.connect(self.socket)
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+
+class _UnixConnection(http.client.HTTPConnection):
+    """HTTP over a Unix socket."""
+
+    def __init__(self, path: str, timeout: float) -> None:
+        super().__init__("localhost", timeout=timeout)
+        self._path = path
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX)
+        self.sock.settimeout(self.timeout)
+        self.sock.connect(self._path)
+
+
+def free_port() -> int:
+    """Return a port on 127.0.0.1 that nobody listens on now."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port: int = server.getsockname()[1]
+        return port
+
+
+def is_taken(port: int, processes: Iterable[int]) -> bool:
+    """Return whether somebody listens on a port, and none of these processes does.
+
+    Args:
+        port: The port, on whichever address of this machine.
+        processes: Process ids.
+    """
+    listeners = _listeners(port)
+    return bool(listeners) and not any(listeners & _sockets_of(pid) for pid in processes)
+
+
+def _listeners(port: int) -> set[str]:
+    """Return the sockets that listen on a port, by their numbers in /proc."""
+    found = set()
+    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
+        try:
+            with open(table, encoding="ascii") as file:
+                rows = [line.split() for line in file][1:]
+        except OSError:  # there may be no IPv6
+            continue
+        found |= {row[9] for row in rows if row[3] == _LISTENS and _port_of(row[1]) == port}
+    return found
+
+
+def _port_of(address: str) -> int:
+    return int(address.rpartition(":")[2], 16)
+
+
+def _sockets_of(pid: int) -> set[str]:
+    """Return the numbers of the sockets that a process has open."""
+    found = set()
+    folder = f"/proc/{pid}/fd"
+    try:
+        for name in os.listdir(folder):
+            target = os.readlink(f"{folder}/{name}")
+            if target.startswith("socket:["):
+                found.add(target[len("socket:[") : -1])
+    except OSError:  # it has ended, or has just closed one
+        pass
+    return found
