@@ -35,6 +35,7 @@ if _typing.TYPE_CHECKING:
     from gc_warm.testing.mock import MockClient as MockClient
     from gc_warm.testing.mock import MockExecutor as MockExecutor
     from gc_warm.worker.deadline import time_left as time_left
+    from gc_warm.worker.staging import stage as stage
     from gc_warm.worker.state import Info as Info
     from gc_warm.worker.state import Warm as Warm
     from gc_warm.worker.state import warm as warm
@@ -71,6 +72,7 @@ __all__ = [
     "WorkerStartError",
     "json_lines",
     "serve",
+    "stage",
     "time_left",
     "unchanged",
     "warm",
@@ -94,6 +96,7 @@ _HOMES = {
     "Warmth": "gc_warm.client.warmth",
     "json_lines": "gc_warm.programs.protocols",
     "serve": "gc_warm.programs.serve",
+    "stage": "gc_warm.worker.staging",
     "time_left": "gc_warm.worker.deadline",
     "unchanged": "gc_warm.worker.validity",
     "warm": "gc_warm.worker.state",
