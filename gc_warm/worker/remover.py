@@ -62,8 +62,11 @@ def remove(folder: str, lock: int = fcntl.LOCK_EX) -> None:
     """
     import shutil  # not before it is needed: its import would be a third of the start
 
-    with open(os.path.join(folder, USERS), "ab") as users:
+    path = os.path.join(folder, USERS)
+    with open(path, "ab") as users:
         fcntl.flock(users, lock)
+        if not os.path.samestat(os.fstat(users.fileno()), os.stat(path)):
+            return  # somebody has removed the folder, and there is another by that name
 
         # whoever waits for the lock meanwhile sees by the name that this folder is given up
         removed = f"{folder}-{time.time_ns()}"

@@ -91,9 +91,12 @@ def stage(path: str | os.PathLike[str]) -> Path:
 
     if not _is_complete(target, contents):
         with open(f"{target}.lock", "ab") as file:
-            _lock(file.fileno(), fcntl.LOCK_EX)
-            if not _is_complete(target, contents):  # somebody else has copied it meanwhile
-                _copy(source, contents, target)
+            # a child that was forked in the middle of a copy may have the lock for long after it
+            while not _is_complete(target, contents):
+                if not _try_lock(file.fileno(), fcntl.LOCK_EX):
+                    time.sleep(_WATCH_INTERVAL)
+                elif not _is_complete(target, contents):  # else it was copied just before
+                    _copy(source, contents, target)
     return Path(target, os.path.basename(source))
 
 
@@ -223,7 +226,7 @@ def _home() -> str:
     owner = f"gc_warm-staged-{os.geteuid()}-{_digest(socket.gethostname())}-"
     home = os.path.join(parent, owner + _digest(os.environ.get("PARSL_WORKER_POOL_ID", "")))
 
-    while home not in _held:
+    while not _is_user(home):
         _become_user(home)
 
     with open(os.path.join(home, remover.REMOVER), "ab") as file:
@@ -238,8 +241,17 @@ def _digest(text: str) -> str:
     return hashlib.blake2b(os.fsencode(text), digest_size=8).hexdigest()
 
 
+def _is_user(home: str) -> bool:
+    """Return whether this process has the lock of the folder's users, and the folder is there."""
+    try:
+        users = os.stat(os.path.join(home, remover.USERS))
+    except FileNotFoundError:
+        return False
+    return home in _held and os.path.samestat(os.fstat(_held[home]), users)
+
+
 def _become_user(home: str) -> None:
-    """Take the lock of the folder's users, if nobody removes the folder meanwhile."""
+    """Take the lock of the folder's users; it is worth nothing if the folder was just removed."""
     with contextlib.suppress(FileExistsError):
         os.mkdir(home, 0o700)
 
@@ -249,16 +261,13 @@ def _become_user(home: str) -> None:
     except FileNotFoundError:  # just removed
         return
 
-    _lock(users, fcntl.LOCK_SH)
-    try:
-        is_in_place = os.path.samestat(os.fstat(users), os.stat(os.path.join(home, remover.USERS)))
-    except FileNotFoundError:
-        is_in_place = False
+    while not _try_lock(users, fcntl.LOCK_SH):
+        time.sleep(_WATCH_INTERVAL)
 
-    if is_in_place and home not in _held:
-        _held[home] = users
-    else:
-        os.close(users)
+    former = _held.pop(home, None)
+    _held[home] = users
+    if former is not None:
+        os.close(former)
 
 
 def _check_private(folder: str) -> None:
@@ -274,13 +283,11 @@ def _check_private(folder: str) -> None:
         )
 
 
-def _lock(descriptor: int, operation: int) -> None:
-    """Take a lock, and wait in a way that lets the time-out of a task through."""
-    while not _try_lock(descriptor, operation):
-        time.sleep(_WATCH_INTERVAL)
-
-
 def _try_lock(descriptor: int, operation: int) -> bool:
+    """Take a lock if it is free.
+
+    Who waits for it looks again and again: a call that waits would hold up the time-out of a task.
+    """
     try:
         fcntl.flock(descriptor, operation | fcntl.LOCK_NB)
     except BlockingIOError:

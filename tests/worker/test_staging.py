@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import shutil
 import signal
 import socket
 import stat
@@ -148,6 +149,13 @@ def test_copy_that_lost_a_part_is_made_anew(disk: Path, source: Path) -> None:
     assert copy.read_bytes() == CONTENT
 
 
+def test_folder_that_was_removed_is_made_anew(disk: Path, source: Path) -> None:
+    copy = stage(source)
+    shutil.rmtree(copy.parents[1])
+    assert stage(source) == copy
+    assert copy.read_bytes() == CONTENT
+
+
 def change(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Have the source written to while it is copied."""
     crc32 = zlib.crc32
@@ -255,7 +263,7 @@ def test_lock_in_use_lets_exceptions_through(disk: Path, source: Path) -> None:
     copy = stage(source)
     copy.unlink()
     with open(f"{copy.parent}.lock", "ab") as file:
-        staging._lock(file.fileno(), fcntl.LOCK_EX)
+        staging._try_lock(file.fileno(), fcntl.LOCK_EX)
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(time, "sleep", lambda seconds: pytest.fail("it waits"))
             with pytest.raises(pytest.fail.Exception, match="it waits"):
@@ -273,7 +281,7 @@ def test_abandoned_folders_of_this_user_and_node_are_removed(disk: Path, source:
     in_use = disk / f"{mine}fedcba9876543210"
     in_use.mkdir(mode=0o700)
     with (in_use / remover.USERS).open("ab") as users:
-        staging._lock(users.fileno(), fcntl.LOCK_SH)
+        staging._try_lock(users.fileno(), fcntl.LOCK_SH)
         stage(source)
     assert not abandoned.exists()
     assert of_another_node.exists()
