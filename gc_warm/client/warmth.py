@@ -236,7 +236,7 @@ def _state(
         return "warm", None
     if cached is None:
         return "unknown", "lru_cache was used by several calls at the same time"
-    return "unknown", "used nothing of @warm or ExternalProcess"
+    return "unknown", "used nothing of @warm, ExternalProcess or ExternalServer"
 
 
 def _with_restart(load: Load, died: Collection[tuple[str, str]]) -> Load:

@@ -31,7 +31,6 @@ import os
 import pickle
 import re
 import secrets
-import signal
 import socket
 import stat
 import subprocess
@@ -41,7 +40,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import IO, Any, Literal
 
 from gc_warm.exceptions import (
     ProcessDiedError,
@@ -51,6 +50,7 @@ from gc_warm.exceptions import (
 )
 from gc_warm.programs import commands, supervisor
 from gc_warm.programs.server_address import ServerAddress, free_port, is_taken
+from gc_warm.programs.server_link import Link, quoted
 from gc_warm.programs.server_supervisor import start_time
 from gc_warm.worker import ledger, lifecycle
 
@@ -64,8 +64,6 @@ _LONGEST_FOLDER = 95  # bytes, so that the path of a socket in it has less than 
 _BACKLOG = 512  # of workers that ask at the same time
 _WATCH_INTERVAL = 0.05  # seconds between looks while a server starts
 _LOCK_INTERVAL = 0.02  # seconds between looks while another starts or ends it
-_DYING_SECONDS = 2.0  # in which a server that refuses connections is found to have ended
-_PROBE_SECONDS = 0.1  # in which one that dies closes a connection that it had still accepted
 _END_TIMEOUT = 5.0  # seconds; a supervisor takes one, and more only for what the kernel keeps
 _PORT_ATTEMPTS = 5
 
@@ -232,8 +230,7 @@ class ExternalServer:
         if link is None:
             return None
         with link:
-            pid: int | None = link.status["pid"]
-            return pid
+            return None if link.is_ended else link.status["pid"]
 
     @property
     def log_file(self) -> Path:
@@ -254,7 +251,7 @@ class ExternalServer:
 
     # Finding and starting
 
-    def _ready_link(self) -> _Link:
+    def _ready_link(self) -> Link:
         """Return a link to the server, which has just answered."""
         begun = time.monotonic()
         deadline = begun + self._start_timeout
@@ -275,13 +272,16 @@ class ExternalServer:
                     stack.pop_all()
                     return link
 
-    def _find_or_start(self, deadline: float) -> _Link:
+    def _find_or_start(self, deadline: float) -> Link:
         """Return a link to the server that there is, or to one that is started now."""
         _collect_children()
         while True:
             link = self._dial()
-            if link is not None:
+            if link is not None and not link.is_ended:
                 return link
+            if link is not None:
+                with link:
+                    link.wait(_END_TIMEOUT)  # until it has given all of it back
 
             try:
                 lock = self._try_lock()
@@ -293,13 +293,13 @@ class ExternalServer:
 
             if time.monotonic() > deadline:
                 words = (
-                    f"{self._name} is being started or ended by another process, which has not "
-                    f"come to an end in {self._start_timeout:g} s: see {self._folder()}"
+                    "is being started or ended by another process, which has not come to an end "
+                    f"in {self._start_timeout:g} s: see {self._folder()}"
                 )
-                raise ProcessTimeoutError(words)
+                raise self._failed(words, ProcessTimeoutError)
             time.sleep(_LOCK_INTERVAL)
 
-    def _dial(self) -> _Link | None:
+    def _dial(self) -> Link | None:
         """Return a link to the server if there is one, ready or not."""
         with (
             contextlib.suppress(FileNotFoundError, ConnectionError),
@@ -307,7 +307,7 @@ class ExternalServer:
         ):
             connection = stack.enter_context(socket.socket(socket.AF_UNIX))
             connection.connect(os.path.join(self._folder(), _CONTROL))
-            link = _Link(connection)
+            link = Link(connection)
             if link.status:
                 stack.pop_all()
                 return link
@@ -332,7 +332,7 @@ class ExternalServer:
                 return lock
         return None
 
-    def _launch(self, lock: int) -> _Link:
+    def _launch(self, lock: int) -> Link:
         """Start the supervisor, which starts the server and takes over the lock."""
         folder = self._folder()
         launch, environment = self._plan(folder)
@@ -346,14 +346,16 @@ class ExternalServer:
                 listener.listen(_BACKLOG)
 
                 descriptors = [listener.fileno(), lock]
-                _start_supervisor(descriptors, environment, errors, json.dumps(launch).encode())
+                arguments = [*map(str, descriptors), folder]
+                with _supervisor(descriptors, arguments, environment, errors) as launch_input:
+                    launch_input.write(json.dumps(launch).encode())
         except OSError as error:
             raise self._failed(f"cannot be started: {error}") from error
 
         link = self._dial()
         if link is None:
             tail = self.log_file.read_text(errors="replace") if self.log_file.exists() else ""
-            raise self._failed(f"could not be supervised{_quoted(tail)}")
+            raise self._failed(f"could not be supervised{quoted(tail)}")
         return link
 
     def _plan(self, folder: str) -> tuple[dict[str, Any], dict[str, str]]:
@@ -378,7 +380,6 @@ class ExternalServer:
         launch = {
             "command": [_filled(part, address) for part in self._command],
             "address": address,
-            "folder": folder,
             "cwd": work,
             "pattern": pattern,
             "owner": owner,
@@ -405,7 +406,7 @@ class ExternalServer:
 
     # Readiness and health
 
-    def _await(self, link: _Link, begun: float, deadline: float) -> bool:
+    def _await(self, link: Link, begun: float, deadline: float) -> bool:
         """Wait until the server answers; return False if it had ended before, while idle."""
         if link.status["state"] == "ready":
             is_healthy = self._check_health(link)
@@ -420,14 +421,14 @@ class ExternalServer:
         self._begin_use(link, begun, waited=True)
         return True
 
-    def _wait_until_ready(self, link: _Link, deadline: float) -> None:
+    def _wait_until_ready(self, link: Link, deadline: float) -> None:
         while True:
             link.wait(_WATCH_INTERVAL)
             self._refuse_taken_port(link)
             if link.is_over:
                 before = " before it was ready" if link.status["pid"] else ""
                 words = f"{link.ending()}{before}{link.log_end()}"
-                raise self._failed(words, link.status["exit"])
+                raise self._failed(words, status=link.status["exit"])
             if link.status["state"] == "ready":
                 return
             if isinstance(self._ready, str) and self._complaint(link, _WATCH_INTERVAL * 20) is None:
@@ -437,10 +438,10 @@ class ExternalServer:
             if time.monotonic() > deadline:
                 link.end(f"was not ready within {self._start_timeout:g} s")
                 link.wait(_END_TIMEOUT)
-                words = f"{self._name} {link.ending()}, and was ended{link.log_end()}"
-                raise ProcessTimeoutError(words)
+                words = f"{link.ending()}, and was ended{link.log_end()}"
+                raise self._failed(words, ProcessTimeoutError)
 
-    def _refuse_taken_port(self, link: _Link) -> None:
+    def _refuse_taken_port(self, link: Link) -> None:
         """End a server whose port is another program's, so that it is started on another one."""
         port = link.address.port
         if port is None:
@@ -455,7 +456,7 @@ class ExternalServer:
             link.wait(_END_TIMEOUT)
         raise _PortTakenError(f"{self._name} {words}{link.log_end()}", link.status["exit"])
 
-    def _check_health(self, link: _Link) -> bool:
+    def _check_health(self, link: Link) -> bool:
         """Return whether the server is there; raise an error if it is, and does not answer well."""
         complaint = self._complaint(link, self._health_timeout)
         if complaint is None:
@@ -471,7 +472,7 @@ class ExternalServer:
             fate = "goes on, since others use it now"
         raise kind(f"{self._name} {what}, and {fate}{link.log_end()}")
 
-    def _complaint(self, link: _Link, timeout: float) -> tuple[str, type[ProcessError]] | None:
+    def _complaint(self, link: Link, timeout: float) -> tuple[str, type[ProcessError]] | None:
         """Return what is wrong with the server's answer, and the error for that, or None."""
         address = link.address
         try:
@@ -490,7 +491,7 @@ class ExternalServer:
 
     # What this process knows of it
 
-    def _begin_use(self, link: _Link, begun: float, waited: bool = False) -> None:
+    def _begin_use(self, link: Link, begun: float, waited: bool = False) -> None:
         """Note in the ledger that this process has the server, and whether it has waited for it."""
         if self._use is not None and waited:
             self._use.end("ended")
@@ -503,8 +504,11 @@ class ExternalServer:
         lifecycle.arm()
         ledger.hold(self._use)
 
-    def _failed(self, words: str, status: int | None = None) -> ProcessStartError:
-        failure = ProcessStartError(f"{self._name} {words}", status)
+    def _failed(
+        self, words: str, kind: type[ProcessError] = ProcessStartError, status: int | None = None
+    ) -> ProcessError:
+        """Return the error of a start that failed, which is noted in the ledger."""
+        failure = kind(f"{self._name} {words}", status)
         ledger.record("failed", self._name, self._command, error=failure)
         return failure
 
@@ -532,7 +536,7 @@ class _Use:
         self._server = server
         self._at = time.time()
         self._seconds = seconds
-        self._ending: _Link | None = None
+        self._ending: Link | None = None
 
     def end(self, kind: Literal["ended", "cleared"]) -> None:
         """Note that the server has ended, by itself or since this process has closed it."""
@@ -565,110 +569,6 @@ class _Use:
         """Leave the server to the parent process."""
         self._server._use = None
         ledger.release(self)
-
-
-class _Link:
-    """A connection to the supervisor of a server, which counts as a use while it is open.
-
-    Args:
-        connection: The connected socket; closed with the link.
-
-    Attributes:
-        status: The last status that the supervisor has told; empty if it ended before.
-        is_over: Whether the server has ended, with all that it had started.
-    """
-
-    def __init__(self, connection: socket.socket) -> None:
-        self.status: dict[str, Any] = {}
-        self.is_over = False
-        self._connection = connection
-        self._unread = b""
-        self.wait(_END_TIMEOUT, for_news=True)
-
-    @property
-    def address(self) -> ServerAddress:
-        """The address of the server."""
-        return ServerAddress.of(self.status)
-
-    def wait(self, seconds: float, *, for_news: bool = False) -> None:
-        """Read what the supervisor tells, until all is over or the time is.
-
-        Args:
-            seconds: The time.
-            for_news: End with the first status that is told, unless it is the last one.
-        """
-        deadline = time.monotonic() + seconds
-        while not self.is_over:
-            self._connection.settimeout(max(0.001, deadline - time.monotonic()))
-            try:
-                read = self._connection.recv(65536)
-            except TimeoutError:
-                return
-            except ConnectionError:
-                read = b""
-
-            self.is_over = not read
-            *lines, self._unread = (self._unread + read).split(b"\n")
-            if lines:
-                self.status = json.loads(lines[-1])
-                if for_news and self.status["state"] != "ended":
-                    return
-
-    def say(self, line: str) -> None:
-        """Tell the supervisor a line."""
-        with contextlib.suppress(OSError):  # it has ended
-            self._connection.sendall(f"{line}\n".encode())
-
-    def end(self, why: str) -> None:
-        """Have the supervisor end the server."""
-        self.say(f"end {why}")
-
-    def is_ending(self) -> bool:
-        """Return whether the server has ended, or closes what connects to it, and ends then."""
-        self.wait(0.001)
-        if self.is_over:
-            return True
-
-        try:
-            with self.address.connect(_DYING_SECONDS) as probe:
-                probe.settimeout(_PROBE_SECONDS)
-                if probe.recv(1):
-                    return False
-        except TimeoutError:  # it waits for a request
-            return False
-        except OSError:
-            pass
-        self.wait(_DYING_SECONDS)
-        return self.is_over
-
-    def ending(self) -> str:
-        """Return how the server ended, in words."""
-        status = self.status["exit"]
-        if self.status["why"]:
-            return str(self.status["why"])
-        if status is None:
-            return "has lost its supervisor"
-        if status < 0:
-            return f"was ended by {signal.Signals(-status).name}"
-        return f"ended with exit status {status}"
-
-    def log_end(self) -> str:
-        """Return the end of the server's log, as it is quoted in messages."""
-        return _quoted(self.status["tail"])
-
-    def close(self) -> None:
-        """Close the connection."""
-        self._connection.close()
-
-    def __enter__(self) -> _Link:
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        self.close()
-
-
-def _quoted(text: str) -> str:
-    return f"\n--- the end of its log ---\n{text}" if text.strip() else ""
 
 
 def _folder_of(key: str) -> str:
@@ -710,13 +610,15 @@ def _environment_for(owner: int) -> dict[str, str]:
     return environment
 
 
-def _start_supervisor(
-    descriptors: Sequence[int], environment: Mapping[str, str], errors: Any, launch: bytes
-) -> None:
-    """Start a supervisor with the descriptors of its socket and its lock."""
-    arguments = [_ROOT, *map(str, descriptors)]
-    starter = subprocess.Popen(
-        [sys.executable, "-I", "-S", "-c", _SUPERVISOR, *arguments],
+def _supervisor(
+    descriptors: Sequence[int],
+    arguments: Sequence[str],
+    environment: Mapping[str, str],
+    errors: IO[bytes],
+) -> IO[bytes]:
+    """Start a supervisor, and return the pipe on which it expects what is to be started."""
+    process = subprocess.Popen(
+        [sys.executable, "-I", "-S", "-c", _SUPERVISOR, _ROOT, *arguments],
         stdin=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         stderr=errors,
@@ -725,12 +627,10 @@ def _start_supervisor(
         env=environment,
         start_new_session=True,
     )
-    _children.add(starter.pid)
-    starter.returncode = 0  # it is collected by `_collect_children`, and may outlive this process
-
-    assert starter.stdin is not None
-    with starter.stdin:
-        starter.stdin.write(launch)
+    _children.add(process.pid)
+    process.returncode = 0  # it is collected by `_collect_children`, and may outlive this process
+    assert process.stdin is not None
+    return process.stdin
 
 
 def _collect_children() -> None:
@@ -793,6 +693,6 @@ def end_servers(pool: str) -> None:
     ):
         with socket.socket(socket.AF_UNIX) as connection, contextlib.suppress(OSError):
             connection.connect(os.fspath(control))
-            link = _Link(connection)
+            link = Link(connection)
             link.end("was shut down")
             link.wait(_END_TIMEOUT)

@@ -15,8 +15,8 @@ back by then. The supervisor holds a lock on a file in the folder as long as it 
 nobody starts the server anew before that.
 
 A worker runs `main` in a Python that has nothing but the standard library and this package, with
-two descriptors, the socket and the lock, and writes to its standard input what is to be started, as
-JSON.
+two descriptors, the socket and the lock, and the folder as arguments, and writes to its standard
+input what is to be started, as JSON.
 """
 
 from __future__ import annotations
@@ -45,10 +45,11 @@ class ServerSupervisor(supervisor.Supervisor):
 
     Args:
         listener: A socket, bound in the server's folder.
+        folder: The server's folder.
         launch: What is to be started, as `gc_warm.programs.server` describes it.
     """
 
-    def __init__(self, listener: socket.socket, launch: dict[str, Any]) -> None:
+    def __init__(self, listener: socket.socket, folder: str, launch: dict[str, Any]) -> None:
         self._started = launch["owner_started"]
         super().__init__(listener, launch["owner"])
         self._asked = "interrupt"  # a server does not read its input
@@ -66,7 +67,7 @@ class ServerSupervisor(supervisor.Supervisor):
         pattern = launch["pattern"]
         self._pattern = re.compile(*pattern) if pattern else None
         self._line = ""  # what has come of a line, while the pattern is looked for
-        self._log = _Log(os.path.join(launch["folder"], "log"))
+        self._log = _Log(os.path.join(folder, "log"))
 
         self._output, self._write_end = os.pipe()
         os.set_blocking(self._output, False)
@@ -217,25 +218,26 @@ def start_time(pid: int) -> str:
 
 
 def main() -> None:
-    """Supervise what is to be started, with the two descriptors as the last arguments."""
+    """Supervise what is to be started; the last arguments are two descriptors and the folder."""
     signal.pthread_sigmask(signal.SIG_SETMASK, [])
     for number in supervisor.IGNORED:
         signal.signal(number, signal.SIG_IGN)
 
-    descriptors = [int(argument) for argument in sys.argv[-2:]]
+    *descriptors, folder = sys.argv[-3:]
     for descriptor in descriptors:
-        os.set_inheritable(descriptor, False)
-    listener = socket.socket(fileno=descriptors[0])
+        os.set_inheritable(int(descriptor), False)
+    listener = socket.socket(fileno=int(descriptors[0]))
     supervisor.become_subreaper()
 
-    launch = json.load(sys.stdin)
-    if launch["cpus"]:
-        os.sched_setaffinity(0, launch["cpus"])
     try:
+        launch = json.load(sys.stdin)
         os.chdir(launch["cwd"])
+        if launch["cpus"]:
+            os.sched_setaffinity(0, launch["cpus"])
+
         # its connections stay open until the folder is gone
-        server = ServerSupervisor(listener, launch)
+        server = ServerSupervisor(listener, folder, launch)
         server.serve(launch["command"])
     finally:
         os.chdir("/")
-        supervisor.remove(launch["folder"])
+        supervisor.remove(folder)
