@@ -24,6 +24,7 @@ import stat
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import zlib
 from collections.abc import Mapping
@@ -43,6 +44,7 @@ _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 _held: dict[str, int] = {}
 """The descriptors by which this process is a user of folders."""
+_mutex = threading.Lock()  # held to change that
 
 
 def stage(path: str | os.PathLike[str]) -> Path:
@@ -85,9 +87,8 @@ def stage(path: str | os.PathLike[str]) -> Path:
     """
     source = os.path.abspath(os.fsdecode(path))
     contents = _contents(source)
-    home = _home()
-
-    target = os.path.join(home, _digest(repr((source, sorted(contents.items(), key=str)))))
+    version = _digest(repr((source, sorted(contents.items(), key=str))))
+    target = os.path.join(_home(), version)
 
     if not _is_complete(target, contents):
         with open(f"{target}.lock", "ab") as file:
@@ -128,12 +129,14 @@ def _version(path: str) -> _Version:
 
 def _is_complete(target: str, contents: _Contents) -> bool:
     """Return whether a copy is there, and nobody who cleans up has taken a part of it."""
-    try:
-        statuses = {path: os.stat(os.path.join(target, path)) for path in contents}
-    except OSError:
-        return False
-    sizes = [version[1] for version in contents.values() if version]
-    return sizes == [statuses[path].st_size for path, version in contents.items() if version]
+    for path, version in contents.items():
+        try:
+            size = os.stat(os.path.join(target, path)).st_size
+        except OSError:
+            return False
+        if version is not None and version[1] != size:
+            return False
+    return True
 
 
 def _copy(source: str, contents: _Contents, target: str) -> None:
@@ -226,8 +229,9 @@ def _home() -> str:
     owner = f"gc_warm-staged-{os.geteuid()}-{_digest(socket.gethostname())}-"
     home = os.path.join(parent, owner + _digest(os.environ.get("PARSL_WORKER_POOL_ID", "")))
 
-    while not _is_user(home):
-        _become_user(home)
+    with _mutex:
+        while not _is_user(home):
+            _become_user(home)
 
     with open(os.path.join(home, remover.REMOVER), "ab") as file:
         if _try_lock(file.fileno(), fcntl.LOCK_EX):  # else it has its remover
@@ -284,9 +288,9 @@ def _check_private(folder: str) -> None:
 
 
 def _try_lock(descriptor: int, operation: int) -> bool:
-    """Take a lock if it is free.
+    """Take a lock if it is free, and return whether it was.
 
-    Who waits for it looks again and again: a call that waits would hold up the time-out of a task.
+    Waits are loops around this one: a call that waits would hold up the time-out of a task.
     """
     try:
         fcntl.flock(descriptor, operation | fcntl.LOCK_NB)
@@ -331,6 +335,8 @@ def _manager() -> int:
 
 def _after_fork() -> None:
     """Leave the locks to the parent: a child that outlives it is no reason to keep the files."""
+    global _mutex
+    _mutex = threading.Lock()
     for users in _held.values():
         os.close(users)
     _held.clear()
