@@ -31,8 +31,29 @@ class BookError(ValueError):
 class ConfigError(ValueError):
     """An endpoint config, or the options for it, cannot be right.
 
-    The text names file, line and option.
+    The text names file, line and option. Of several mistakes, the attributes are of the first.
+
+    Attributes:
+        file: The file; None where the mistake is in none.
+        line: The line in that file, from 1; None where that is not known.
+        column: The column in that line, from 1; None where that is not known.
+        option: The option's name, or a setting's with those of its sections and dots between them,
+            such as ``engine.provider.walltime``; None where it is about none.
     """
+
+    def __init__(
+        self,
+        message: str = "",
+        file: str | None = None,
+        line: int | None = None,
+        column: int | None = None,
+        option: str | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.file = file
+        self.line = line
+        self.column = column
+        self.option = option
 
 
 class StaleModuleError(RuntimeError):

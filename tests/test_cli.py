@@ -212,9 +212,9 @@ def test_check_tells_which_rules_are_broken_where_and_what_to_do(tmp_path: Path)
     where = tmp_path / "endpoint.yaml"
     said, _, last = result.stdout.rstrip("\n").partition("\n\n")[2].partition("\n\n")
     assert said.splitlines() == [
-        f"{where}:4: GCW005 error: max_workers_per_node 0 means one for each core; "
+        f"{where}:4:3: GCW005 error: max_workers_per_node 0 means one for each core; "
         "write a number above 0",
-        f"{where}:5: GCW017 warning: prefetch_capacity 3: "
+        f"{where}:5:3: GCW017 warning: prefetch_capacity 3: "
         "tasks wait on one of 2 nodes though others are free; set it to 0",
     ]
     advice = "`gc-warm check --explain GCW005` says why, and how it is known."
@@ -241,6 +241,8 @@ def test_check_takes_configs_and_functions_at_once(tmp_path: Path) -> None:
         "level": "warning",
         "file": str(tmp_path / "mine.py"),
         "line": 1,
+        "column": 1,
+        "option": None,
         "text": said[1]["problems"][0]["text"],
     }
 
@@ -276,7 +278,7 @@ def test_check_of_an_endpoint_of_the_old_kind(
     (tmp_path / "old").mkdir()
     (tmp_path / "old" / "config.yaml").write_text(BAD)
     for name in ("old", str(tmp_path / "old")):
-        assert f"{tmp_path / 'old' / 'config.yaml'}:4: GCW005 error" in checked(name).stdout
+        assert f"{tmp_path / 'old' / 'config.yaml'}:4:3: GCW005 error" in checked(name).stdout
     refused = checked("old", "-o", "nodes=2")
     assert "is no template, so that options would mean nothing" in refused.stderr
 
@@ -310,7 +312,7 @@ def test_check_finds_a_template_that_lies_elsewhere(tmp_path: Path) -> None:
     template.write_text(BAD)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "config.yaml").write_text(f"user_config_template_path: {template}\n")
-    assert f"{template}:4: GCW005 error" in checked(str(tmp_path / "mine")).stdout
+    assert f"{template}:4:3: GCW005 error" in checked(str(tmp_path / "mine")).stdout
 
 
 @pytest.mark.parametrize("name", ["a.yaml", "mine/config.yaml", "mine/user_config_schema.json"])

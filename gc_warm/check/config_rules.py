@@ -9,7 +9,6 @@ rules has a module.
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,12 +30,12 @@ from gc_warm.check.config_subjects import (
     WRITTEN,
     Workers,
     Written,
-    sections,
 )
 from gc_warm.check.rules import Finding, Level, Rule, is_silenced
 from gc_warm.check.task_facts import Numbers
 from gc_warm.configs import loading, templates
-from gc_warm.configs.text import line_at, parse_with_nodes
+from gc_warm.configs.text import Place, Setting, parse_with_nodes, place_of
+from gc_warm.exceptions import ConfigError
 
 FAMILIES = (written_rules, size_rules, gpu_rules, life_rules, script_rules)
 """The modules of the rules for configs, each of which enters its own."""
@@ -80,7 +79,7 @@ def examine(
     """
     _, root = parse_with_nodes(text)
     loaded = loading.load_repaired(text)
-    refusal = _refusal(loaded.refusal, text, root) if loaded.refusal else None
+    refusal = _refusal(loaded.refusal, text, source) if loaded.refusal else None
 
     is_rendered = source_lines is not None
     written = Written(loaded.document, root, loaded.repairs, refusal, is_rendered)
@@ -98,7 +97,7 @@ def examine(
 
 
 def _findings(
-    broken: Sequence[tuple[str, Level, Any, str]],
+    broken: Sequence[tuple[str, Level, Setting | Place, str]],
     root: yaml.Node | None,
     text: str,
     source: str | os.PathLike[str],
@@ -109,33 +108,45 @@ def _findings(
     original = _numbered(_source_text(source))
     origins = source_lines() if source_lines and broken else list(rendered)
 
-    for rule, level, place, message in broken:
-        line: int = place if isinstance(place, int) else line_at(root, place)
-        origin = origins[line - 1] if line <= len(origins) else 1
+    for rule, level, setting, message in broken:
+        place = setting if isinstance(setting, Place) else place_of(root, setting, source)
+        origin = origins[place.line - 1] if place.line <= len(origins) else 1
 
-        lines = (rendered.get(line, ""), original.get(origin, ""))
+        lines = (rendered.get(place.line, ""), original.get(origin, ""))
         if not any(is_silenced(rule, each) for each in lines):
+            column = _column(place.column, *lines) if source_lines else place.column
             one_line = " ".join(message.split())
-            yield Finding(rule, level, os.fspath(source), origin, one_line)
+            yield Finding(rule, level, place.file, origin, column, place.option, one_line)
 
 
-def _refusal(message: str, text: str, root: yaml.Node | None) -> tuple[int, str] | None:
-    """Return the line and the text of the loader's complaint; None if there is just no engine.
+def _column(column: int, rendered: str, original: str) -> int:
+    """Return the column of a template's line in which a setting of a rendered line stands.
 
-    The line is that of the setting that the complaint names. What is no YAML may be a template.
+    Where its name is made by the template, that is the line's first.
     """
-    match = re.fullmatch(r":(\d+): ((?:[\w.]+: )?(.*))", message, re.DOTALL)
-    if match is None:
-        return None
-    line, complaint, reason = match.groups()
-    if root is None and (template := templates.template_complaint(text)):
-        return template
+    name = rendered[column - 1 :].partition(":")[0]
+    found = original.find(name) if name else -1
+    return (found if found >= 0 else len(original) - len(original.lstrip())) + 1
 
-    keys = [key for section in sections(root) for key, _ in section.value if key.value != "type"]
-    named = [key for key in keys if re.search(rf"\b{re.escape(str(key.value))}\b", reason)]
-    if named:
-        line = max(named, key=lambda key: len(key.value)).start_mark.line + 1
-    return int(line), complaint
+
+def _refusal(
+    error: ConfigError, text: str, source: str | os.PathLike[str]
+) -> tuple[Place, str] | None:
+    """Return the place and the text of the loader's complaint; None if there is just no engine.
+
+    What is no YAML may be a template.
+    """
+    if error.line is None:
+        return None
+
+    file = os.fspath(source)
+    is_yaml = parse_with_nodes(text)[1] is not None
+    template = None if is_yaml else templates.template_complaint(text)
+    if template:
+        return Place(file, template[0]), template[1]
+
+    complaint = str(error).removeprefix(f"{error.file}:{error.line}: ")
+    return Place(file, error.line, error.column or 1, error.option), complaint
 
 
 def _numbered(text: str) -> dict[int, str]:

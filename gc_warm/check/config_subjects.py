@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,7 @@ from gc_warm.check.rules import RuleSet
 from gc_warm.check.task_facts import Numbers
 from gc_warm.configs import meaning
 from gc_warm.configs.repairs import Repair
+from gc_warm.configs.text import Place
 
 SCALING = ("engine", "job_status_kwargs")
 """The place of the settings by which jobs are started and ended."""
@@ -32,7 +33,7 @@ class Written:
     document: Any
     root: yaml.Node | None
     repairs: Sequence[Repair]
-    refusal: tuple[int, str] | None
+    refusal: tuple[Place, str] | None
     is_rendered: bool
 
     @property
@@ -119,25 +120,6 @@ WRITTEN: RuleSet[Written] = RuleSet()
 
 WORKERS: RuleSet[Workers] = RuleSet()
 """The rules for configs that the endpoint loads, and whose engine starts workers in jobs."""
-
-
-def sections(root: yaml.Node | None) -> Iterator[yaml.MappingNode]:
-    """Yield each mapping of a document once.
-
-    Aliases may lead to a mapping by many ways, and in circles.
-    """
-    seen: set[int] = set()
-    nodes = [root]
-    for node in nodes:
-        if not isinstance(node, yaml.CollectionNode) or id(node) in seen:
-            continue
-
-        seen.add(id(node))
-        if isinstance(node, yaml.MappingNode):
-            yield node
-            nodes += [value for _, value in node.value]
-        else:
-            nodes += node.value
 
 
 def is_nan(value: Any) -> bool:

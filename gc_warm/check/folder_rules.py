@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 
 from gc_warm.check.rules import Finding, Rule, RuleSet, is_silenced
 from gc_warm.configs import folders, options, templates
-from gc_warm.configs.text import line_at, parse_with_nodes, read_text
+from gc_warm.configs.text import parse_with_nodes, place_of, read_text
 
 _RUN_CODE = (
     "environment",
@@ -63,10 +62,11 @@ def examine(folder: Path) -> list[Finding]:
     lines = text.splitlines() or [""]
 
     findings = []
-    for rule, level, place, message in _RULES.broken(subject):
-        line = line_at(root, place)
-        if not is_silenced(rule, lines[line - 1]):
-            findings.append(Finding(rule, level, os.fspath(source), line, message))
+    for rule, level, setting, message in _RULES.broken(subject):
+        place = place_of(root, setting, source)
+        if not is_silenced(rule, lines[place.line - 1]):
+            where = (place.file, place.line, place.column, place.option)
+            findings.append(Finding(rule, level, *where, message))
     return findings
 
 

@@ -366,10 +366,20 @@ def _findings(
         for rule, level, place, text in problems:
             if any(is_silenced(rule, lines[line - 1]) for line in {place, *_lines_of(each)}):
                 continue
-            by_place.setdefault((rule, path, place), Finding(rule, level, path, place, text))
+            column = _column(each.node, place, lines[place - 1])
+            found = Finding(rule, level, path, place, column, None, text)
+            by_place.setdefault((rule, path, place), found)
 
     findings = by_place.values()
     return sorted(findings, key=lambda finding: (finding.level, finding.file, finding.line))
+
+
+def _column(node: ast.expr | Function, line: int, text: str) -> int:
+    """Return the column, from 1, of what is wrong in a line: the node, or the statement there."""
+    if node.lineno != line:
+        return len(text) - len(text.lstrip()) + 1
+    # the tree counts bytes
+    return len(text.encode()[: node.col_offset].decode(errors="replace")) + 1
 
 
 def _lines_of(subject: _Sent | _Loader | _Helper) -> Iterator[int]:

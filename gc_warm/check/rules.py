@@ -33,6 +33,9 @@ class Finding:
             cold, lost or dear.
         file: The template or YAML file, or the Python file.
         line: The line in that file, from 1.
+        column: The column in that line, from 1.
+        option: The setting, with the names of its sections before it and dots between them, such as
+            ``engine.provider.walltime``; None where it is about none.
         text: What is wrong, with the value, and what to write instead.
     """
 
@@ -40,10 +43,17 @@ class Finding:
     level: Level
     file: str
     line: int
+    column: int
+    option: str | None
     text: str
 
+    @property
+    def place(self) -> str:
+        """File, line and column, in a form that editors and terminals understand."""
+        return f"{self.file}:{self.line}:{self.column}"
+
     def __str__(self) -> str:
-        return f"{self.file}:{self.line}: {self.rule} {self.level}: {self.text}"
+        return f"{self.place}: {self.rule} {self.level}: {self.text}"
 
 
 @dataclass(frozen=True)

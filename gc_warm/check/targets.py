@@ -19,7 +19,7 @@ from gc_warm.check import config_rules, folder_rules, function_rules, source
 from gc_warm.check.rules import Finding
 from gc_warm.check.task_facts import NUMBERS, Numbers
 from gc_warm.configs import folders, options, rendering
-from gc_warm.configs.text import read_text
+from gc_warm.configs.text import Place, read_text
 from gc_warm.exceptions import ConfigError
 
 _ENDPOINT_PACKAGES = ("globus_compute_endpoint", "funcx_endpoint")
@@ -125,7 +125,7 @@ def _inspect_yaml(file: Path, known: Numbers) -> Target:
 
 
 def _inspect_folder(
-    folder: Path, given: dict[str, object], origin: dict[str, str], known: Numbers
+    folder: Path, given: dict[str, object], origin: dict[str, Place | str], known: Numbers
 ) -> Target:
     runtime = _runtime()
     text = rendering.render(folder, given, origin, runtime)
@@ -200,9 +200,11 @@ def _yaml_of(name: str) -> Path | None:
 
 def _options(
     folder: Path, assignments: Sequence[str], file: str | None
-) -> tuple[dict[str, object], dict[str, str]]:
+) -> tuple[dict[str, object], dict[str, Place | str]]:
     """Return all options, and the place of each; the command line has the last word."""
-    given, origin = options.read(file) if file else ({}, {})
+    origin: dict[str, Place | str] = {}
+    given, places = options.read(file) if file else ({}, {})
+    origin.update(places)
     schema = options.schema_of(folders.schema_path(folder))
     for assignment in assignments:
         name, value = options.parse(assignment, schema)

@@ -16,11 +16,11 @@ from gc_warm.check.config_subjects import (
     WRITTEN,
     Written,
     is_nan,
-    sections,
     shown,
 )
 from gc_warm.configs import folders, templates
 from gc_warm.configs.repairs import ENGINE, PROVIDER
+from gc_warm.configs.text import sections
 
 _BRACES_OF_PARSL = ("launch_cmd", "container_cmd_options", "prepend")
 
@@ -81,7 +81,7 @@ def unchecked(config: Written) -> Iterator[tuple[Any, ...]]:
 
 def _unfilled(root: yaml.Node | None) -> Iterator[tuple[Any, ...]]:
     """Yield the settings whose text has names in braces that a template would fill in."""
-    for section in sections(root):
+    for _, section in sections(root):
         for key, value in section.value:
             is_text = isinstance(value, yaml.ScalarNode)
             if not is_text or key.value in _BRACES_OF_PARSL:
@@ -94,7 +94,7 @@ def _unfilled(root: yaml.Node | None) -> Iterator[tuple[Any, ...]]:
                     f"{key.value} has {shown}, which nobody fills in: write a value, or put the "
                     f"file into a folder as {folders.TEMPLATE} and give options"
                 )
-                yield key.start_mark.line + 1, text
+                yield key, text
 
 
 def _wrong_scaling(scaling: Mapping[str, Any]) -> Iterator[tuple[Any, ...]]:
@@ -156,7 +156,7 @@ def duplicate(config: Written) -> Iterator[tuple[Any, ...]]:
 
     YAML takes the last one without a word. The first may be the one you are looking at.
     """
-    for section in sections(config.root):
+    for _, section in sections(config.root):
         seen: set[tuple[str, str]] = set()
 
         for key, _ in section.value:
@@ -165,7 +165,7 @@ def duplicate(config: Written) -> Iterator[tuple[Any, ...]]:
                 text = (
                     f"{key.value} is given twice in this section: the last one counts; remove one"
                 )
-                yield key.start_mark.line + 1, text
+                yield key, text
             seen.add(name)
 
 
@@ -186,7 +186,7 @@ def no_engine(config: Written) -> Iterator[tuple[Any, ...]]:
             "there is no 'engine:' section: workers are described there, "
             "as `engine:` with `type: GlobusComputeEngine`"
         )
-        yield 1, text
+        yield (), text
 
 
 @WRITTEN.rule("GCW019", "warning")

@@ -116,7 +116,7 @@ def _show(target: targets.Target, answers: list[environment.Answer]) -> None:
     if target.findings and sentences:
         console.print()
     for finding in target.findings:
-        where = escape(f"{finding.file}:{finding.line}")
+        where = escape(finding.place)
         level = f"[{_COLOURS[finding.level]}]{finding.rule} {finding.level}[/]"
         console.print(f"{where}: {level}: {escape(finding.text)}", soft_wrap=True)
 

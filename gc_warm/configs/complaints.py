@@ -1,4 +1,4 @@
-"""Errors of the endpoint's loader, as a message and a line of the file that people edit.
+"""Errors of the endpoint's loader, as a message and a place in the file that people edit.
 
 The loader raises a `ClickException`, whose cause is an error of YAML, with a mark, or one of
 pydantic, with the path of names to each setting that it refuses. Any other cause has words only.
@@ -9,10 +9,12 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from click import ClickException
+
+from gc_warm.configs.text import Place, Setting, node_at, parse_with_nodes, place_of, sections
 
 
 def complaint_of(error: ClickException) -> str:
@@ -24,62 +26,43 @@ def complaint_of(error: ClickException) -> str:
     refused = _refused_settings(error)
     if not refused:
         return error.message
-    return "\n".join(f"{'.'.join(path)}: {reason}" for path, reason in refused)
+    return "\n".join(f"{'.'.join(map(str, names))}: {reason}" for names, reason in refused)
 
 
-def line_of(error: ClickException, text: str, source: str | os.PathLike[str]) -> int:
-    """Return the line of the source that the loader's complaint is about.
+def place_of_complaint(error: ClickException, text: str, source: str | os.PathLike[str]) -> Place:
+    """Return the place in the source that the loader's complaint is about.
 
-    Where YAML itself is wrong, that is the marked line. Else it is the line of a setting whose name
-    the complaint uses (of several, the one with the longest name, and then the innermost), or the
-    line to which the setting's path leads. A complaint that leads nowhere is about line 1.
+    Where YAML itself is wrong, that is the mark. Else it is the setting to which the complaint's
+    path of names leads, or one in there whose name the complaint uses: of several, the one with the
+    longest name, and then the innermost. A complaint that leads nowhere is about line 1.
 
     Args:
         error: The error that the loader raised.
         text: The YAML that it refused.
-        source: The file that the YAML is from; if there is no such file, the text is taken for it.
+        source: The file that the YAML is from, or is rendered from.
     """
-    lines = _lines_of(text, source)
     mark = getattr(error.__cause__, "problem_mark", None)
-    if mark is not None:
-        return _line_of_mark(mark, text.splitlines(), lines)
+    if mark is None:
+        return place_in_source(_subject(error, text), text, source)
 
-    refused = _refused_settings(error)
-    reasons = " ".join(reason for _, reason in refused) if refused else error.message
-    named = _line_of_name(reasons, lines)
-    if named is not None:
-        return named
-    if not refused:
-        return 1
-    # a type says of the section around it what that is
-    place = [name for name in refused[0][0] if name != "type"]
-    return line_of_setting(place, text, source)
+    last = max(len(text.splitlines()), 1)
+    place = Place(os.fspath(source), min(mark.line + 1, last), mark.column + 1)
+    return _in_template(place, text)
 
 
-def line_of_setting(place: Sequence[str], text: str, source: str | os.PathLike[str]) -> int:
-    """Return the line of the source to which the names of a setting and its sections lead.
+def place_in_source(setting: Setting, text: str, source: str | os.PathLike[str]) -> Place:
+    """Return the place of a setting in the file that its YAML is from, or is rendered from.
 
     Args:
-        place: The names of the sections that the setting is in, and its own.
+        setting: The setting.
         text: The YAML.
-        source: The file that the YAML is from; if there is no such file, the text is taken for it.
+        source: The file; if there is none, the place is that in the text.
     """
-    lines = _lines_of(text, source)
-    at = 0
-    for name in place:
-        setting = re.compile(rf"(.*[{{,])?\s*(- )?{re.escape(name)}:")
-        below = (number for number in range(at, len(lines)) if setting.match(lines[number]))
-        at = next(below, at)
-    return at + 1
+    _, root = parse_with_nodes(text)
+    return _in_template(place_of(root, setting, source), text)
 
 
-def _lines_of(text: str, source: str | os.PathLike[str]) -> list[str]:
-    if os.path.isfile(source):
-        return Path(source).read_text(encoding="utf-8").splitlines()
-    return text.splitlines()
-
-
-def _refused_settings(error: ClickException) -> list[tuple[list[str], str]]:
+def _refused_settings(error: ClickException) -> list[tuple[tuple[str | int, ...], str]]:
     """Return the path of names to each setting that pydantic refuses, and the reason.
 
     The list is empty where somebody else refuses.
@@ -87,26 +70,52 @@ def _refused_settings(error: ClickException) -> list[tuple[list[str], str]]:
     cause = error.__cause__
     if not isinstance(cause, ValueError) or not hasattr(cause, "errors"):
         return []
-    return [([str(name) for name in each["loc"]], each["msg"]) for each in cause.errors()]
+    return [(tuple(each["loc"]), each["msg"]) for each in cause.errors()]
 
 
-def _line_of_mark(mark: Any, rendered: Sequence[str], lines: Sequence[str]) -> int:
-    """Return the first line of the source that reads as the marked line of the YAML does."""
-    marked = rendered[min(mark.line, len(rendered) - 1)].strip()
-    for number, line in enumerate(lines, 1):
-        if line.strip() == marked:
-            return number
-    return int(mark.line) + 1
+def _subject(error: ClickException, text: str) -> Sequence[str | int]:
+    """Return the setting that a complaint is about; an empty path if it does not say."""
+    _, root = parse_with_nodes(text)
+    refused = _refused_settings(error)
+    path, reason = refused[0] if refused else ((), error.message)
+    # a type says of the section around it what that is
+    within = tuple(name for name in path if name != "type")
+    while within and node_at(root, within) is None:
+        within = within[:-1]
 
-
-def _line_of_name(reasons: str, lines: Sequence[str]) -> int | None:
-    """Return the line of a setting whose name the complaint uses; None if there is none."""
     # "type" is a word of many complaints, and the name of a setting in many sections
-    words = set(re.findall(r"\w+", reasons)) - {"type"}
+    words = set(re.findall(r"\w+", reason)) - {"type"}
+    named = [
+        (*names, str(key.value))
+        for names, section in sections(root)
+        for key, _ in section.value
+        if names[: len(within)] == within and str(key.value) in words
+    ]
+    return max(named, key=lambda names: (len(str(names[-1])), len(names)), default=within)
 
-    ranked = []
-    for number, line in enumerate(lines, 1):
-        setting = re.match(r"(\s*)(?:- )?(\w+):", line)
-        if setting and setting[2] in words:
-            ranked.append((len(setting[2]), len(setting[1]), -number))
-    return -max(ranked)[2] if ranked else None
+
+def _in_template(place: Place, text: str) -> Place:
+    """Return where in the template a place of the YAML comes from, as far as its lines tell.
+
+    That is the first line that reads the same, or else the one to which the setting's names lead.
+    """
+    lines = _lines_of(place.file)
+    rendered = text.splitlines()
+    if not lines or lines == rendered:
+        return place
+
+    marked = rendered[place.line - 1].strip() if rendered else ""
+    same = (number for number, line in enumerate(lines) if line.strip() == marked)
+    at = next(same, None)
+    if at is None:
+        at = 0
+        for name in (place.option or "").split("."):
+            below = range(at, len(lines))
+            at = next((one for one in below if lines[one].strip(" -").startswith(f"{name}:")), at)
+
+    column = len(lines[at]) - len(lines[at].lstrip()) + 1
+    return replace(place, line=at + 1, column=column)
+
+
+def _lines_of(file: str) -> list[str]:
+    return Path(file).read_text(encoding="utf-8").splitlines() if os.path.isfile(file) else []

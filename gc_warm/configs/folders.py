@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import os
 import shlex
+from dataclasses import astuple
 from pathlib import Path
 
 from click import ClickException
 from globus_compute_endpoint.endpoint.config.utils import get_config
 from globus_compute_endpoint.endpoint.endpoint import Endpoint
 
-from gc_warm.configs.complaints import complaint_of
+from gc_warm.configs.complaints import complaint_of, place_in_source, place_of_complaint
 from gc_warm.configs.text import parse_config, read_text
 from gc_warm.exceptions import ConfigError
 
@@ -175,25 +176,28 @@ def _parent_config(folder: Path) -> CoreEndpointConfig:
     if in_python.exists():
         raise ConfigError(
             f"{in_python}: a configuration in Python is only known by running it; write it as "
-            "config.yaml"
+            "config.yaml",
+            os.fspath(in_python),
         )
 
     in_yaml = folder / "config.yaml"
     # before the loader looks at what does not count here, such as an address
     if in_yaml.exists() and has_engine(in_yaml):
-        raise ConfigError(_engine_beside_template(in_yaml))
+        raise _engine_beside_template(in_yaml)
     try:
         parent = get_config(folder)
     except ClickException as error:
-        raise ConfigError(f"{in_yaml}: {complaint_of(error)}") from error
+        place = place_of_complaint(error, read_text(in_yaml), in_yaml)
+        raise ConfigError(f"{in_yaml}: {complaint_of(error)}", *astuple(place)) from error
 
     if isinstance(parent, CoreEndpointConfig):
         return parent
-    raise ConfigError(_engine_beside_template(in_yaml))
+    raise _engine_beside_template(in_yaml)
 
 
-def _engine_beside_template(path: Path) -> str:
-    return (
+def _engine_beside_template(path: Path) -> ConfigError:
+    text = (
         f"{path} has an 'engine:' section; in a config with a template, that belongs in the "
         "template"
     )
+    return ConfigError(text, *astuple(place_in_source(("engine",), read_text(path), path)))

@@ -22,8 +22,8 @@ from globus_compute_endpoint.endpoint.config.utils import load_config_yaml
 from parsl.providers.kubernetes import kube
 
 from gc_warm.configs import repairs
-from gc_warm.configs.complaints import complaint_of, line_of, line_of_setting
-from gc_warm.configs.text import parse_config, parse_with_nodes
+from gc_warm.configs.complaints import complaint_of, place_in_source, place_of_complaint
+from gc_warm.configs.text import Place, all_of, parse_config, parse_with_nodes
 from gc_warm.exceptions import ConfigError
 
 LOOPBACK = "127.0.0.1"
@@ -44,13 +44,13 @@ class Loaded:
         config: The config; None where the loader refuses it all the same.
         document: The repaired YAML, as data.
         repairs: What had to be repaired.
-        refusal: The loader's last complaint, with ``:line: `` before it; None if there is none.
+        refusal: The loader's last complaint; None if there is none.
     """
 
     config: UserEndpointConfig | None
     document: Any
     repairs: list[repairs.Repair]
-    refusal: str | None = None
+    refusal: ConfigError | None = None
 
 
 def load_repaired(text: str) -> Loaded:
@@ -67,7 +67,7 @@ def load_repaired(text: str) -> Loaded:
         try:
             return Loaded(load(changed, "", written=text), document, found)
         except ConfigError as error:
-            refusal = str(error)
+            refusal = error
             cause = error.__cause__
             complaint = complaint_of(cause) if isinstance(cause, ClickException) else ""
 
@@ -123,32 +123,32 @@ def load_to_start(
     except ClickException as error:
         known = written or text
         explained = _explained(known, source)
-        if explained:
-            raise ConfigError(explained) from error
-        line = line_of(error, known, source)
-        raise ConfigError(f"{source}:{line}: {complaint_of(error)}") from error
+        if explained is None:
+            explained = place_of_complaint(error, known, source).error(complaint_of(error))
+        raise explained from error
     except RecursionError as error:  # which older loaders let through
-        raise ConfigError(
-            f"{source}:1: it holds an alias of what the alias is in, so that it has no end"
+        raise Place(os.fspath(source)).error(
+            "it holds an alias of what the alias is in, so that it has no end"
         ) from error
 
     if not isinstance(config, UserEndpointConfig):
         raise ConfigError(
-            f"{source} has no 'engine:' section, so it is not the configuration of a user endpoint"
+            f"{source} has no 'engine:' section, so it is not the configuration of a user endpoint",
+            os.fspath(source),
         )
     return config
 
 
-def _explained(text: str, source: str | os.PathLike[str]) -> str:
-    """Return what is said of each old setting that the loader refuses; empty if there is none."""
+def _explained(text: str, source: str | os.PathLike[str]) -> ConfigError | None:
+    """Return what is said of each old setting that the loader refuses; None if there is none."""
     document, root = parse_with_nodes(text)
     _, found = repairs.repair(document, root)
-    lines = [
-        f"{source}:{line_of_setting(each.place, text, source)}: {each.text}"
+    errors = [
+        place_in_source(each.place, text, source).error(each.text)
         for each in found
         if each.is_refused
     ]
-    return "\n".join(lines)
+    return all_of(errors) if errors else None
 
 
 @contextlib.contextmanager

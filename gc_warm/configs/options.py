@@ -19,44 +19,48 @@ from typing import Any
 import jsonschema
 import yaml
 
-from gc_warm.configs.text import read_text
+from gc_warm.configs.text import Place, place_of, read_text
 from gc_warm.exceptions import ConfigError
 
 Options = Mapping[str, Any]
 
 
-def read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, str]]:
+def read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Place]]:
     """Read options from a YAML or JSON file.
 
     Args:
         path: The file.
 
     Returns:
-        The options, and the place of each: ``{"walltime": "perlmutter.yaml:3"}``.
+        The options, and the place of each.
 
     Raises:
         ConfigError: The file is no mapping of names, or names an option twice.
         OSError: The file cannot be read.
     """
+    file = os.fspath(path)
     text = read_text(path)
     try:
         options = yaml.safe_load(text) or {}
         document = yaml.compose(text, yaml.SafeLoader)
     except yaml.MarkedYAMLError as error:
-        line = error.problem_mark.line + 1 if error.problem_mark else 1
-        raise ConfigError(f"{path}:{line}: {error.problem}") from None
+        mark = error.problem_mark
+        place = Place(file, mark.line + 1, mark.column + 1) if mark else Place(file)
+        raise place.error(str(error.problem)) from None
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         # a control character, a date that is none, too deep a nest
-        raise ConfigError(f"{path} cannot be read: {error}") from None
+        raise ConfigError(f"{path} cannot be read: {error}", file) from None
 
     if not isinstance(options, dict) or not all(isinstance(name, str) for name in options):
-        raise ConfigError(f"{path} has to hold options, one to a line, such as `keep_warm: 30`")
+        raise ConfigError(
+            f"{path} has to hold options, one to a line, such as `keep_warm: 30`", file
+        )
 
-    origin: dict[str, str] = {}
+    origin: dict[str, Place] = {}
     for key, _ in document.value if isinstance(document, yaml.MappingNode) else ():
-        place = f"{path}:{key.start_mark.line + 1}"
+        place = place_of(document, key, path)
         if key.value in origin:
-            raise ConfigError(f"{place}: {key.value} is given twice")
+            raise place.error(f"{key.value} is given twice")
         origin[key.value] = place
     return options, origin
 
@@ -83,7 +87,7 @@ def parse(assignment: str, schema: Mapping[str, Any]) -> tuple[str, Any]:
         return name, yaml.safe_load(value)
     except (yaml.YAMLError, ValueError, RecursionError):
         raise ConfigError(
-            f"-o {assignment}: the value cannot be read; a list is written [a, b]"
+            f"-o {assignment}: the value cannot be read; a list is written [a, b]", option=name
         ) from None
 
 
@@ -136,10 +140,10 @@ def schema_of(path: Path) -> dict[str, Any]:
     try:
         schema = json.loads(read_text(path)) if path.exists() else {}
     except json.JSONDecodeError as error:
-        raise ConfigError(f"{path}:{error.lineno}: {error.msg}") from None
+        raise Place(os.fspath(path), error.lineno, error.colno).error(error.msg) from None
 
     if not isinstance(schema, dict):
-        raise ConfigError(f"{path} has to hold a JSON object, not {schema!r}")
+        raise ConfigError(f"{path} has to hold a JSON object, not {schema!r}", os.fspath(path))
     return schema
 
 
@@ -163,12 +167,12 @@ def _errors(
         kind.check_schema(schema)
     except jsonschema.SchemaError as error:
         place = ".".join(str(part) for part in error.path)
-        raise ConfigError(f"{path}: {place}: {error.message}") from None
+        raise ConfigError(f"{path}: {place}: {error.message}", os.fspath(path)) from None
 
     try:
         found = list(_without_nan(kind)(schema).iter_errors(dict(options)))
     except Exception as error:  # a reference that leads nowhere, of another class in each version
-        raise ConfigError(f"{path}: {error}") from None
+        raise ConfigError(f"{path}: {error}", os.fspath(path)) from None
     return sorted(
         found, key=lambda error: ([str(part) for part in error.path], not _wants_number(error))
     )

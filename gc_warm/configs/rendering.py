@@ -7,7 +7,6 @@ endpoint never checks.
 
 from __future__ import annotations
 
-import functools
 import os
 import pwd
 import re
@@ -27,6 +26,8 @@ from globus_compute_endpoint.endpoint.identity_mapper import MappedPosixIdentity
 
 from gc_warm.configs.folders import TEMPLATE, CoreEndpointConfig, files_of
 from gc_warm.configs.options import Options, described, misfits, schema_of
+from gc_warm.configs.templates import defaults_of
+from gc_warm.configs.text import Place, all_of
 from gc_warm.exceptions import ConfigError
 
 _MARK = "\ue000"  # of private use, so that nobody else means anything by it
@@ -36,13 +37,12 @@ _TAG = re.compile(r"\{\{.*?\}\}|\{%.*?%\}|\{#.*?#\}", re.DOTALL)
 _STATEMENT = re.compile(r"\{%.*?%\}")
 _SETTING = re.compile(r"\s*(- )?[\w.\"'{}| -]+:(\s|$)")
 _EATS_LINE_END = re.compile(r"-[%}#]\}\s*$")
-_SET_DEFAULT = re.compile(r"\{%-? set (\w+) = \1 \| default\((.*)\)(?: \| int)? -?%\}")
 
 
 def render(
     folder: Path,
     options: Options,
-    origin: Mapping[str, str] | None = None,
+    origin: Mapping[str, Place | str] | None = None,
     runtime: Options | None = None,
 ) -> str:
     """Return the YAML that the endpoint makes of a config and options.
@@ -50,8 +50,7 @@ def render(
     Args:
         folder: The config's folder.
         options: The ``user_endpoint_config`` of a task.
-        origin: The place that each option comes from, for messages:
-            ``{"walltime": "options.yaml:3"}``.
+        origin: The place that each option comes from, for messages.
         runtime: The client's ``user_runtime``, for templates that ask for it; none if not given.
 
     Raises:
@@ -70,22 +69,30 @@ def render(
     schema = schema_of(rules)
     places = origin or {}
     wrong = [
-        f"{places.get(name, 'options')}: {why}" for name, why in misfits(options, schema, rules)
+        _misfit(name, why, places.get(name, "options"))
+        for name, why in misfits(options, schema, rules)
     ]
     try:
         text = load_user_config_template(template)
         lines, defaults = _defaults(text, schema)
         wrong += [
-            f"{template}:{lines[name]}: default of {why}"
+            Place(os.fspath(template), lines[name], option=name).error(f"default of {why}")
             for name, why in misfits(defaults, schema, rules)
         ]
         if wrong:
-            raise ConfigError("\n".join(wrong))
+            raise all_of(wrong)
         return _filled_in(parent, template, text, schema, (options, runtime or {}))
     except ConfigError:
         raise
     except Exception as error:  # a template can end in any
-        raise ConfigError(f"{template}:{_template_line(error)}: {_refusal(error)}") from error
+        place = Place(os.fspath(template), _template_line(error))
+        raise place.error(_refusal(error)) from error
+
+
+def _misfit(option: str, why: str, origin: Place | str) -> ConfigError:
+    if isinstance(origin, Place):
+        return origin.error(why)
+    return ConfigError(f"{origin}: {why}", option=option or None)
 
 
 def template_lines(
@@ -187,35 +194,12 @@ def _defaults(text: str, schema: Mapping[str, Any]) -> tuple[dict[str, int], dic
     lines: dict[str, int] = {}
     values: dict[str, Any] = {}
     known = described(schema)
-    for number, line in enumerate(text.splitlines(), 1):
-        assignment = _SET_DEFAULT.fullmatch(line.strip())
-        if assignment is None or assignment[1] not in known:
-            continue
-
-        name, expression = assignment.groups()
-        try:
-            value = _default(expression)
-        except jinja2.TemplateSyntaxError as error:
-            raise jinja2.TemplateSyntaxError(
-                f"default of {name}: {error.message}; text goes in quotes", number
-            ) from None
-
+    for name, value, line in defaults_of(text):
         # else it means: not given
-        if value or (value is not None and "default" in known[name]):
-            lines[name] = number
+        if name in known and (value or (value is not None and "default" in known[name])):
+            lines[name] = line
             values[name] = value
     return lines, values
-
-
-@functools.cache
-def _default(expression: str) -> Any:
-    """Return the value of a default, as it is written between the brackets of the filter.
-
-    There are many, and Jinja compiles each; so the values are kept.
-    """
-    return jinja2.sandbox.SandboxedEnvironment().compile_expression(
-        f"not_given | default({expression})"
-    )()
 
 
 def _template_line(error: Exception) -> int:

@@ -848,6 +848,8 @@ def test_each_rule_finds_its_miniature_and_is_content_with_the_repaired_one(numb
     assert lines[found.line - 1].strip().startswith(case.at), (
         "the line is that of the setting, or of the section where it is missing"
     )
+    names = (found.option or "").split(".")
+    assert lines[found.line - 1][found.column - 1 :].startswith(tuple(names))
     another = "GCW000" if OLDER_LOADER else "GCW999"
     lines[found.line - 1] += f" # gc-warm: ignore[{another}, {rule}]"
     assert problems("\n".join(lines), case.numbers) == [], "a comment silences it there"
@@ -950,8 +952,11 @@ def test_line_is_that_of_the_template_where_the_yaml_comes_from_one(tmp_path: Pa
     )
 
     (tmp_path / "more.yaml").write_text("    min_blocks: 0\n")
-    places = [(problem.rule, problem.line) for problem in find()]
-    assert places == [("GCW005", 13), ("GCW005", 18)]
+    places = [(problem.option, problem.line, problem.column) for problem in find()]
+    assert places == [
+        ("engine.max_workers_per_node", 13, 3),
+        ("engine.provider.max_blocks", 18, 5),
+    ], "a name that the template makes begins where its line does"
 
     silenced = TEMPLATE
     for line, with_comment in (

@@ -10,6 +10,7 @@ import functools
 import json
 import math
 import os
+import pickle
 import re
 import shlex
 import shutil
@@ -1381,6 +1382,12 @@ def test_what_the_loader_refuses_is_named_with_its_line_in_the_template(
         assert re.match(
             rf"{re.escape(str(source))}:{line + shift}: (engine[.\w]*: )?{what}", str(caught.value)
         )
+
+        arrived: ConfigError = pickle.loads(pickle.dumps(caught.value))
+        assert str(arrived) == str(caught.value)
+        assert (arrived.file, arrived.line) == (str(source), line + shift)
+        written = text.splitlines()[line - 1][(arrived.column or 0) - 1 :]
+        assert written.startswith((arrived.option or written).rpartition(".")[2])
 
 
 @pytest.mark.parametrize("text", ["", "a: 1\n", "engine:\n"])

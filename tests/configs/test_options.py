@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from gc_warm.configs import folders, options
+from gc_warm.configs.text import Place
 from gc_warm.exceptions import ConfigError
 
 SCHEMA = options.schema_of(folders.schema_path(folders.find_folder("slurm-gpu")))
@@ -57,13 +58,20 @@ def test_file_tells_each_option_and_its_line(tmp_path: Path) -> None:
     )
     found, origin = options.read(path)
     assert found == {"keep_warm": 5, "walltime": "10:00:00", "environment": "one\ntwo\n"}
-    assert origin == {"keep_warm": f"{path}:2", "walltime": f"{path}:4", "environment": f"{path}:5"}
+    assert [*origin.values()] == [
+        Place(str(path), 2, 1, "keep_warm"),
+        Place(str(path), 4, 1, "walltime"),
+        Place(str(path), 5, 1, "environment"),
+    ]
 
 
 def test_file_may_be_json_or_empty(tmp_path: Path) -> None:
     path = tmp_path / "mine.json"
     path.write_text('{"keep_warm": 5}')
-    assert options.read(path) == ({"keep_warm": 5}, {"keep_warm": f"{path}:1"})
+    assert options.read(path) == (
+        {"keep_warm": 5},
+        {"keep_warm": Place(str(path), 1, 2, "keep_warm")},
+    )
     path.write_text("")
     assert options.read(path) == ({}, {})
 
