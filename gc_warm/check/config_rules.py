@@ -49,10 +49,12 @@ class Examined:
         findings: All that are not silenced, the worst first.
         config: The config as the endpoint loads it; None where the endpoint cannot load it, or
             where what it loads cannot be relied on.
+        is_seen_whole: Whether the rules for workers could look, too.
     """
 
     findings: list[Finding]
     config: UserEndpointConfig | None
+    is_seen_whole: bool
 
 
 _UNRELIABLE = ("GCW000", "GCW001", "GCW003", "GCW019")
@@ -86,14 +88,15 @@ def examine(
     broken = list(WRITTEN.broken(written))
     unreliable = sum(rule in _UNRELIABLE for rule, *_ in broken)
     # each repair is a finding, and no reason not to look at the rest
-    if loaded.config is not None and unreliable == len(loaded.repairs):
+    is_seen_whole = unreliable == len(loaded.repairs)
+    if loaded.config is not None and is_seen_whole:
         broken += WORKERS.broken(Workers(loaded.document, loaded.config, numbers or Numbers()))
     config = None if unreliable else loaded.config
 
     findings = list(_findings(broken, root, text, source, source_lines))
     # "error" comes before "warning"
     findings.sort(key=lambda finding: (finding.level, finding.rule))
-    return Examined(findings, config)
+    return Examined(findings, config, loaded.config is not None and is_seen_whole)
 
 
 def _findings(

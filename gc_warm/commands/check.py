@@ -8,16 +8,19 @@ import math
 import os
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from rich.console import Console
 from rich.markup import escape
 
-from gc_warm.check import environment, rules, source, targets
+from gc_warm.check import rules, source, targets
+from gc_warm.check.inspected import Target
 from gc_warm.commands import interrupts
-from gc_warm.configs import folders, meaning
 from gc_warm.exceptions import ConfigError
+
+if TYPE_CHECKING:  # else functions, which need none of it, would wait for the endpoint's loader
+    from gc_warm.check import environment
 
 _COLOURS = {"ok": "green", "warning": "yellow", "error": "red"}
 
@@ -67,7 +70,7 @@ def _examine(
     options_file: str | None,
     numbers: tuple[str, ...],
     strategy: str,
-) -> targets.Target:
+) -> Target:
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())  # so that modules are found which lie here
 
@@ -79,9 +82,11 @@ def _examine(
         raise click.ClickException(str(error)) from error
 
 
-def _as_json(target: targets.Target, answers: list[environment.Answer]) -> dict[str, Any]:
+def _as_json(target: Target, answers: list[environment.Answer]) -> dict[str, Any]:
     profile: dict[str, Any] = {}
     if target.config is not None:
+        from gc_warm.configs import meaning
+
         profile = dataclasses.asdict(meaning.warmth_profile(target.config))
     # JSON has no infinity
     figures = {name: None if value == math.inf else value for name, value in profile.items()}
@@ -94,10 +99,13 @@ def _as_json(target: targets.Target, answers: list[environment.Answer]) -> dict[
     }
 
 
-def _look_around(target: targets.Target, modules: tuple[str, ...]) -> list[environment.Answer]:
+def _look_around(target: Target, modules: tuple[str, ...]) -> list[environment.Answer]:
     """Look whether this machine has what a config needs; functions need nothing of it."""
     if target.text is None:
         return []
+
+    from gc_warm.check import environment
+
     if target.config is None:
         unreliable = "not looked at, since the config cannot be relied on"
         return [environment.Answer("warning", "environment", unreliable)]
@@ -106,10 +114,12 @@ def _look_around(target: targets.Target, modules: tuple[str, ...]) -> list[envir
         return list(environment.look(target.config, modules))
 
 
-def _show(target: targets.Target, answers: list[environment.Answer]) -> None:
+def _show(target: Target, answers: list[environment.Answer]) -> None:
     console = Console(highlight=False)
     sentences: list[tuple[str, str]] = []
     if target.config is not None:
+        from gc_warm.configs import meaning
+
         sentences = meaning.in_words(meaning.warmth_profile(target.config))
     _show_rows(console, target, sentences)
 
@@ -128,10 +138,13 @@ def _show(target: targets.Target, answers: list[environment.Answer]) -> None:
     _show_what_follows(console, target, bool(answers))
 
 
-def _show_rows(console: Console, target: targets.Target, sentences: list[tuple[str, str]]) -> None:
+def _show_rows(console: Console, target: Target, sentences: list[tuple[str, str]]) -> None:
     """Print a target's name and what it amounts to, as two columns."""
     rows = [("functions" if target.text is None else "config", target.name), *sentences]
-    if target.is_empty:
+    if not target.is_seen_whole:
+        known = "known in part: the endpoint makes nothing of this that all rules could look at"
+        rows.append(("rules broken", known))
+    elif target.is_empty:
         rows.append(("rules broken", "none, since nothing is sent from here and no state is kept"))
     elif not target.findings:
         rows.append(("rules broken", "none"))
@@ -141,16 +154,20 @@ def _show_rows(console: Console, target: targets.Target, sentences: list[tuple[s
         console.print(f"[bold]{escape(heading):{width}}[/]  {escape(sentence)}", soft_wrap=True)
 
 
-def _show_what_follows(console: Console, target: targets.Target, was_looked_at: bool) -> None:
+def _show_what_follows(console: Console, target: Target, was_looked_at: bool) -> None:
     """Print where an endpoint's logs are, and how to make one of a config that is none yet."""
     folder = Path(target.name)
     is_installed = not target.is_folder or (folder / "user_environment.yaml").exists()
 
     if was_looked_at:
+        from gc_warm.check import environment
+
         home = str(folder) if is_installed else "~/.globus_compute/my-endpoint"
         heading = f"[bold]what the logs in {escape(home)} know[/]"
         console.print(f"\n{heading}\n{escape(environment.LOGS)}", soft_wrap=True)
     if not is_installed:
+        from gc_warm.configs import folders
+
         heading = "[bold]make an endpoint of it (options are not part of it) with[/]"
         console.print(f"\n{heading}\n{folders.deploy_command(folder)}", soft_wrap=True)
 

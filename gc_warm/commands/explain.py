@@ -16,14 +16,13 @@ def run(rule: str) -> None:
     Raises:
         click.BadParameter: There is no such rule.
     """
-    if rule in function_rules.RULES:
-        click.echo(function_rules.RULES[rule].explanation())
-        return
+    known = function_rules.RULES
+    if rule not in known:
+        # with Parsl and the SDK, which rules for functions need not wait for
+        from gc_warm.check import rulebook
 
-    # with Parsl and the SDK, which rules for function_rules need not wait for
-    from gc_warm.check import config_rules
+        known = rulebook.RULES
 
-    if rule not in config_rules.RULES:
-        known = [*config_rules.RULES, *function_rules.RULES]
+    if rule not in known:
         raise click.BadParameter(f"there is no rule {rule}; there are {', '.join(known)}")
-    click.echo(config_rules.RULES[rule].explanation())
+    click.echo(known[rule].explanation())
