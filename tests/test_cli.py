@@ -230,6 +230,31 @@ def test_environment_of_a_config_that_cannot_be_relied_on_is_not_looked_at(tmp_p
     assert "environment: not looked at, since the config cannot be relied on" in said
 
 
+SILENT = "  # gc-warm: ignore[GCW000, GCW019]"
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (BAD.replace("LocalProvider", "MyProvider"), "in part"),
+        (f"engine:\n  type: ThreadPoolEngine{SILENT}\n", "in part"),
+        (f"engine:\n  type: ProcessPoolEngine{SILENT}\n", "in part"),
+        ("engine:\n  type: GlobusComputeEngine\n  max_workers_per_node: 1\n", "none"),
+        (
+            "engine:\n  type: GlobusComputeEngine\n  max_workers_per_node: 1\n  encrypted: false\n"
+            "  provider: {type: KubernetesProvider, image: a, min_blocks: 0}\n",
+            "none",
+        ),
+    ],
+    ids=["refused", "threads", "pool", "plain", "pods without their modules"],
+)
+def test_none_is_said_only_where_all_rules_could_look(text: str, said: str, tmp_path: Path) -> None:
+    (tmp_path / "endpoint.yaml").write_text(text)
+    shown = checked(str(tmp_path / "endpoint.yaml")).stdout
+    assert ("rules broken" in shown, "known in part" in shown) == (True, said == "in part"), shown
+    assert (" none\n" in shown) == (said == "none"), shown
+
+
 def test_check_takes_configs_and_functions_at_once(tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text("def f(x, seen=[]):\n    seen.append(x)\n")
     printed = checked("slurm", str(tmp_path / "mine.py"), "gc_warm.functions", "--json").stdout

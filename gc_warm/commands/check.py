@@ -123,7 +123,7 @@ def _show(target: Target, answers: list[environment.Answer]) -> None:
         sentences = meaning.in_words(meaning.warmth_profile(target.config))
     _show_rows(console, target, sentences)
 
-    if target.findings and sentences:
+    if target.findings and (sentences or not target.is_seen_whole):
         console.print()
     for finding in target.findings:
         where = escape(finding.place)
