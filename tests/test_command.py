@@ -101,7 +101,7 @@ def test_answers_without_heavy_imports() -> None:
         ({}, ["check", "--explain", "GCW101"], 0, "GCW101 (error)"),
         ({"_GC_WARM_COMPLETE": "bash_source"}, [], 0, "_gc_warm_completion() {"),
         (completion, [], 0, "plain,check\n"),
-        ({}, ["check", str(Path(cli.__file__))], 0, "functions "),
+        ({}, ["check", str(Path(cli.__file__)), "gc_warm.functions"], 0, "functions "),
     ]
     asked = json.dumps([call[:2] for call in calls])
     done = subprocess.run(

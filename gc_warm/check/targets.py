@@ -14,6 +14,7 @@ from pathlib import Path
 from gc_warm.check import function_rules, python_configs, source
 from gc_warm.check.inspected import Target
 from gc_warm.check.task_facts import NUMBERS, Numbers
+from gc_warm.configs import homes
 from gc_warm.exceptions import ConfigError
 
 
@@ -60,7 +61,7 @@ def inspect_target(
         SourceError: The target is named as Python, and is not.
         OSError: There is no such target.
     """
-    if not name.endswith(".py") or os.path.isdir(name):
+    if _may_be_config(name):
         from gc_warm.check import config_targets
 
         try:
@@ -71,8 +72,20 @@ def inspect_target(
                     f"{error}; nor is there a Python module of that name"
                 ) from None
 
-    else:
+    elif name.endswith(".py"):
         python_configs.refuse(Path(name))
 
     findings, number = function_rules.examine_all(name, strategy)
     return Target(name, findings, is_empty=number == 0)
+
+
+def _may_be_config(name: str) -> bool:
+    """Return whether something other than a Python file or module may be meant.
+
+    A name that is nothing at all is looked up among configs, too, which are listed then.
+    """
+    if name.endswith(".py"):
+        return os.path.isdir(name)
+
+    is_there = any(path.exists() for path in homes.candidates(name))
+    return is_there or os.sep in name or not source.exists(name)

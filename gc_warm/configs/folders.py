@@ -16,7 +16,11 @@ from click import ClickException
 from globus_compute_endpoint.endpoint.config.utils import get_config
 from globus_compute_endpoint.endpoint.endpoint import Endpoint
 
+from gc_warm.configs import homes
 from gc_warm.configs.complaints import complaint_of, place_in_source, place_of_complaint
+from gc_warm.configs.homes import TEMPLATE as TEMPLATE
+from gc_warm.configs.homes import shipped as shipped
+from gc_warm.configs.homes import user_folder as user_folder
 from gc_warm.configs.text import parse_config, read_text
 from gc_warm.exceptions import ConfigError
 
@@ -29,23 +33,6 @@ except ImportError:  # what it was called in the first endpoints that gc_warm ta
 
     CORE_CONFIG = "--manager-config"
 
-TEMPLATE = "user_config_template.yaml.j2"
-
-
-def shipped() -> dict[str, Path]:
-    """Return the folders of the configs that come with gc_warm, by name."""
-    package = Path(__file__).parents[1]
-    in_wheel = package / "endpoint_configs"
-    in_checkout = package.parent / "endpoint_configs"
-
-    home = in_wheel if in_wheel.is_dir() else in_checkout
-    return {folder.name: folder for folder in sorted(home.iterdir()) if folder.is_dir()}
-
-
-def user_folder() -> Path:
-    """Return the folder that holds the endpoints of this user."""
-    return Path(os.environ.get("GLOBUS_COMPUTE_USER_DIR", "~/.globus_compute")).expanduser()
-
 
 def find_folder(config: str | os.PathLike[str]) -> Path:
     """Return the folder of a config.
@@ -57,18 +44,12 @@ def find_folder(config: str | os.PathLike[str]) -> Path:
     Raises:
         FileNotFoundError: The config is none of these.
     """
-    given = Path(config)
-    name = os.fspath(config)
-    configs = shipped()
-
-    candidates = [given.absolute()]
-    if name in configs:
-        candidates.append(configs[name])
-    candidates.append(user_folder() / name)
-    for folder in candidates:
+    for folder in homes.candidates(config):
         if folder.is_dir() and _has_template(folder):
             return folder
 
+    given = Path(config)
+    name = os.fspath(config)
     if given.is_file():
         raise FileNotFoundError(
             f"config: {name} is a file; give the folder that holds its {TEMPLATE}"
@@ -77,7 +58,7 @@ def find_folder(config: str | os.PathLike[str]) -> Path:
         raise FileNotFoundError(f"{name} is not the folder of a config: it has no {TEMPLATE}")
     raise FileNotFoundError(
         f"config: there is no folder {name!r}, no endpoint of that name, and gc_warm has only "
-        f"{', '.join(configs)}"
+        f"{', '.join(shipped())}"
     )
 
 

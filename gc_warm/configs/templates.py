@@ -9,7 +9,7 @@ import jinja2
 import jinja2.meta
 from jinja2 import nodes
 
-from gc_warm.configs.folders import TEMPLATE
+from gc_warm.configs.homes import TEMPLATE
 
 _ENVIRONMENT = jinja2.Environment()
 _ENVIRONMENT.filters["shell_escape"] = str  # the endpoint's own, without which no name is found
