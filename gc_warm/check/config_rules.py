@@ -142,14 +142,12 @@ def _refusal(
     if error.line is None:
         return None
 
-    file = os.fspath(source)
-    is_yaml = parse_with_nodes(text)[1] is not None
-    template = None if is_yaml else templates.template_complaint(text)
-    if template:
-        return Place(file, template[0]), template[1]
+    _, root = parse_with_nodes(text)
+    if root is None and (template := templates.template_complaint(text, source)):
+        return template
 
     complaint = str(error).removeprefix(f"{error.file}:{error.line}: ")
-    return Place(file, error.line, error.column or 1, error.option), complaint
+    return Place(os.fspath(source), error.line, error.column or 1, error.option), complaint
 
 
 def _numbered(text: str) -> dict[int, str]:

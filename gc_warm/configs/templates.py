@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,6 +11,7 @@ import jinja2.meta
 from jinja2 import nodes
 
 from gc_warm.configs.homes import TEMPLATE
+from gc_warm.configs.text import Place
 
 _ENVIRONMENT = jinja2.Environment()
 _ENVIRONMENT.filters["shell_escape"] = str  # the endpoint's own, without which no name is found
@@ -31,11 +33,12 @@ def variables(text: str) -> list[str]:
     return sorted(names, key=text.index)
 
 
-def template_complaint(text: str) -> tuple[int, str] | None:
-    """Return line and text of what to say of a template that is given as YAML; None if it is none.
+def template_complaint(text: str, source: str | os.PathLike[str]) -> tuple[Place, str] | None:
+    """Return place and text of what to say of a template that is given as YAML; None if it is none.
 
     Args:
         text: The text, which is no YAML.
+        source: The file that it is from.
     """
     names = variables(text)
     if not names:
@@ -48,7 +51,8 @@ def template_complaint(text: str) -> tuple[int, str] | None:
         f"this is a template ({shown}): put it into a folder as {TEMPLATE}, check that, "
         f"and give options: -o {names[0]}=..."
     )
-    return line, why
+    column = text.split("\n")[line - 1].find("{") + 1
+    return Place(os.fspath(source), line, column), why
 
 
 def defaults_of(text: str) -> Iterator[tuple[str, Any, int]]:

@@ -1173,6 +1173,16 @@ def test_several_mistakes_are_named_at_once_each_with_its_origin() -> None:
     )
 
 
+def test_mistake_in_a_file_of_options_has_its_place(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("nodes: 1\n\nmax_jobs: 0\n")
+    with pytest.raises(ConfigError) as caught:
+        rendering.render(FOLDERS["slurm"], *read(path))
+    mistake = caught.value
+    assert (mistake.file, mistake.line, mistake.column) == (str(path), 3, 1)
+    assert mistake.option == "max_jobs"
+
+
 @pytest.mark.parametrize(
     ("name", "options", "what"),
     [
@@ -1794,6 +1804,7 @@ DEFAULTS: list[tuple[str, str, str]] = [
     ("walltime", "3600", "walltime: 3600 is not text: write it in quotes."),
     ("account", '"m1234', "account: unexpected char"),
     ("account", '"m 1234", true', "account: 'm 1234' cannot be used."),
+    ("max_jobs", "default_value=-1 + 1", "max_jobs: 0 is less than the minimum of 1."),
 ]
 
 
@@ -1818,6 +1829,7 @@ def test_default_that_was_edited_is_held_to_the_schema_as_an_option_is(
     with pytest.raises(ConfigError) as found:
         rendering.render(folder, {})
     assert str(found.value).startswith(f"{folder / TEMPLATE}:{line}: default of {what}")
+    assert (found.value.file, found.value.line) == (str(folder / TEMPLATE), line)
 
 
 def test_default_that_was_edited_is_used(tmp_path: Path) -> None:
