@@ -32,7 +32,8 @@ def numbers(assignments: Sequence[str]) -> Numbers:
         name, _, value = assignment.partition("=")
         if name not in NUMBERS:
             raise ConfigError(
-                f"--with {assignment}: there is no {name!r}; there are {', '.join(NUMBERS)}"
+                f"--with {assignment}: there is no {name!r}; there are {', '.join(NUMBERS)}",
+                option=name,
             )
 
         try:
@@ -40,7 +41,7 @@ def numbers(assignments: Sequence[str]) -> Numbers:
         except ValueError:
             known[name] = -1.0
         if not 0 <= known[name] < float("inf"):
-            raise ConfigError(f"--with {assignment}: write {name}=NUMBER, not below 0")
+            raise ConfigError(f"--with {assignment}: write {name}=NUMBER, not below 0", option=name)
     return Numbers(**known)
 
 

@@ -109,7 +109,7 @@ def _in_template(place: Place, text: str) -> Place:
     at = next(same, None)
     if at is None:
         at = 0
-        for name in (place.option or "").split("."):
+        for name in place.option.split(".") if place.option else ():
             below = range(at, len(lines))
             at = next((one for one in below if lines[one].strip(" -").startswith(f"{name}:")), at)
 

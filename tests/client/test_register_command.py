@@ -138,7 +138,7 @@ def test_what_can_never_be_warm_is_refused_before_anything_is_sent(
     refused = register("science", *mode)
     assert refused.exit_code == 1
     finding = (
-        f"{folder / 'science.py'}:14: GCW101 error: load is cached, "
+        f"{folder / 'science.py'}:14:5: GCW101 error: load is cached, "
         "and made anew with an empty cache in every call"
     )
     assert finding in refused.stderr
