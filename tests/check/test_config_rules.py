@@ -19,7 +19,7 @@ import pytest
 import yaml
 from globus_compute_endpoint.endpoint import config as endpoint_config
 
-from gc_warm.check import config_rules, folder_rules, function_rules, targets
+from gc_warm.check import config_rules, folder_rules, rulebook, targets
 from gc_warm.check.rules import REPRODUCED, Finding
 from gc_warm.check.task_facts import Numbers
 from gc_warm.configs import folders, loading, meaning
@@ -1286,9 +1286,7 @@ def test_odd_value_does_not_end_the_check(settings: tuple[str, ...], rule: str, 
     assert any(each.rule == rule and at in lines[each.line - 1] for each in problems(text))
 
 
-@pytest.mark.parametrize(
-    "rule", {**config_rules.RULES, **function_rules.RULES}.values(), ids=lambda rule: rule.id
-)
+@pytest.mark.parametrize("rule", rulebook.RULES.values(), ids=lambda rule: rule.id)
 def test_every_rule_explains_itself(rule: Any) -> None:
     words = rule.explanation()
     assert words.startswith(f"{rule.id} ({rule.level}): {rule.title}\n\n")
