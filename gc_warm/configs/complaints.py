@@ -12,9 +12,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import yaml
 from click import ClickException
 
-from gc_warm.configs.text import Place, Setting, node_at, parse_with_nodes, place_of, sections
+from gc_warm.configs.text import Place, Setting, node_at, nodes_of, place_of, sections
 
 
 def complaint_of(error: ClickException) -> str:
@@ -58,8 +59,7 @@ def place_in_source(setting: Setting, text: str, source: str | os.PathLike[str])
         text: The YAML.
         source: The file; if there is none, the place is that in the text.
     """
-    _, root = parse_with_nodes(text)
-    return _in_template(place_of(root, setting, source), text)
+    return _in_template(place_of(nodes_of(text), setting, source), text)
 
 
 def _refused_settings(error: ClickException) -> list[tuple[tuple[str | int, ...], str]]:
@@ -75,7 +75,7 @@ def _refused_settings(error: ClickException) -> list[tuple[tuple[str | int, ...]
 
 def _subject(error: ClickException, text: str) -> Sequence[str | int]:
     """Return the setting that a complaint is about; an empty path if it does not say."""
-    _, root = parse_with_nodes(text)
+    root = nodes_of(text)
     refused = _refused_settings(error)
     path, reason = refused[0] if refused else ((), error.message)
     # a type says of the section around it what that is
@@ -91,7 +91,21 @@ def _subject(error: ClickException, text: str) -> Sequence[str | int]:
         for key, _ in section.value
         if names[: len(within)] == within and str(key.value) in words
     ]
+    named += [] if named or within else _impossible_values(root)
     return max(named, key=lambda names: (len(str(names[-1])), len(names)), default=within)
+
+
+def _impossible_values(root: yaml.Node | None) -> list[tuple[str | int, ...]]:
+    """Return the settings of whose text YAML cannot make the value that it takes it for."""
+    found: list[tuple[str | int, ...]] = []
+    for names, section in sections(root):
+        for key, value in section.value:
+            try:
+                if isinstance(value, yaml.ScalarNode):
+                    yaml.SafeLoader("").construct_object(value)
+            except (ValueError, yaml.YAMLError):
+                found.append((*names, str(key.value)))
+    return found
 
 
 def _in_template(place: Place, text: str) -> Place:

@@ -108,6 +108,18 @@ def parse_with_nodes(text: str) -> tuple[Any, yaml.Node | None]:
         return None, None
 
 
+def nodes_of(text: str) -> yaml.Node | None:
+    """Return the nodes of YAML, also where no values can be made of them; None if it is no YAML.
+
+    Args:
+        text: The YAML of an endpoint.
+    """
+    try:
+        return yaml.compose(text, yaml.SafeLoader)
+    except (yaml.YAMLError, ValueError, RecursionError):
+        return None
+
+
 def node_at(root: yaml.Node | None, setting: Sequence[str | int]) -> yaml.Node | None:
     """Return the node of a setting's value; None if it is not there.
 

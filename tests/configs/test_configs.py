@@ -1444,8 +1444,9 @@ def test_yaml_that_ends_too_soon_is_named(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("value", ["2026-13-45", "0b_"])
 def test_value_that_yaml_cannot_make_is_named(value: str) -> None:
-    with pytest.raises(ConfigError):
+    with pytest.raises(ConfigError, match=r"^x:3: Invalid config syntax: ") as caught:
         loading.load(f"{ENGINE}  label: {value}\n", "x")
+    assert (caught.value.line, caught.value.option) == (3, "engine.label")
 
 
 def test_line_is_that_of_the_engines_setting_where_the_endpoint_has_one_of_the_same_name() -> None:
