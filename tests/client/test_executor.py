@@ -62,7 +62,14 @@ def expected() -> list[list[Any]]:
         ["after an edit", "warm", None, [], ["history"], True],
         ["after a reload", "cold", "module changed", TABLE, [], True],
         ["and again", "warm", None, [], [], True],
-        ["given up", "unknown", "used nothing of @warm or ExternalProcess", [], [], True],
+        [
+            "given up",
+            "unknown",
+            "used nothing of @warm, ExternalProcess or ExternalServer",
+            [],
+            [],
+            True,
+        ],
         ["after it was given up", "cold", "discarded", TABLE, [], True],
         ["spoiled", "warm", None, [], [], True],
         ["after it was spoiled", "cold", "not valid any more", TABLE, [], True],
@@ -183,7 +190,7 @@ def test_what_keeps_no_state_is_not_called_warm(executor: WarmExecutor) -> None:
     futures = [executor.submit(functions.count) for _ in range(3)]
     concurrent.futures.wait(futures)
     assert {str(future.warmth) for future in futures} == {
-        "unknown (used nothing of @warm or ExternalProcess)"
+        "unknown (used nothing of @warm, ExternalProcess or ExternalServer)"
     }
 
 

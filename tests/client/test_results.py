@@ -315,7 +315,10 @@ def test_lru_cache_in_two_threads_is_unknown(tmp_path: Path) -> None:
             record = other.result(120)
     why = "lru_cache was used by several calls at the same time"
     assert parse_record(record).why == why
-    assert parse_record(recording.record()).why in (why, "used nothing of @warm or ExternalProcess")
+    assert parse_record(recording.record()).why in (
+        why,
+        "used nothing of @warm, ExternalProcess or ExternalServer",
+    )
 
 
 def test_failed_preload_is_in_the_first_record(monkeypatch: pytest.MonkeyPatch) -> None:
