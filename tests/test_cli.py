@@ -138,9 +138,10 @@ def test_check_says_what_a_config_means() -> None:
         "a worker that dies": "is replaced, cold, within 5 s; its task fails",
         "a task": "may take 16 min, less what worker_init takes: "
         "a longer one is lost if its job ends first",
-        "being idle costs": "2 node-hours an hour; "
-        "from the last task until cold, 0.35 node-hours at most",
-        "the worst case costs": "20 node-hours, if every job runs to its walltime; "
+        "being idle costs": "8 core-hours and 4 GPU-hours an hour; "
+        "from the last task until cold, 1.4 core-hours and 0.7 GPU-hours at most",
+        "the worst case costs": "80 core-hours and 40 GPU-hours, "
+        "if every job runs to its walltime; "
         "jobs that follow cost as much again",
     }
 

@@ -76,11 +76,7 @@ class Workers:
     @property
     def cores(self) -> float | None:
         """Cores of a node, as its manager will count them; None if only the node knows."""
-        return first(
-            getattr(self.provider, "cores_per_node", None),
-            meaning.exported(self.provider, "PARSL_CORES"),
-            self.cores_here,
-        )
+        return first(meaning.exported(self.engine, "PARSL_CORES"), self.cores_here)
 
     @property
     def cores_here(self) -> int | None:
@@ -97,17 +93,34 @@ class Workers:
         None if only the node knows.
         """
         memory_here = psutil.virtual_memory().total / 2**30 if self.is_local else None
-        return first(
-            getattr(self.provider, "mem_per_node", None),
-            meaning.exported(self.provider, "PARSL_MEMORY_GB"),
-            memory_here,
-        )
+        return first(meaning.exported(self.engine, "PARSL_MEMORY_GB"), memory_here)
+
+    @property
+    def memory_limit(self) -> float | None:
+        """Memory in GB that the workers of a node may use, at most; None if nothing says it.
+
+        A pod has its limit, which its manager does not know.
+        """
+        limit = getattr(self.provider, "max_mem", None)
+        in_pod = (getattr(self.provider, "extra_limits", None) or {}).get("memory", limit)
+        in_job = getattr(self.provider, "mem_per_node", None)
+        return first(_gigabytes(str(in_pod)), in_job, self.memory)
 
     @property
     def gpus(self) -> int | None:
         """Number of NVIDIA GPUs of a node, as far as the job asks for them by number."""
-        number, is_amd = meaning.requested_gpus(self.provider)
-        return None if is_amd else number
+        number, maker = meaning.requested_gpus(self.provider)
+        return number if maker == "NVIDIA" else None
+
+
+_UNITS = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
+_UNITS |= {"Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
+
+
+def _gigabytes(quantity: str) -> float | None:
+    """Return a size as Kubernetes writes it, in GB; None if it is none."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([kMGT]|[KMGT]i)?", quantity)
+    return float(match[1]) * _UNITS[match[2] or ""] / 2**30 if match else None
 
 
 def first(*values: float | None) -> float | None:

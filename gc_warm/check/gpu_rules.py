@@ -22,8 +22,9 @@ def no_such_device(config: Workers) -> Iterator[tuple[Any, ...]]:
     there, CUDA finds no device. On GPUs of AMD nothing is divided, and each worker needs its own.
     """
     workers = config.profile.workers_per_manager
-    gpus, is_amd = meaning.requested_gpus(config.provider)
-    if not gpus or workers is None:
+    gpus, maker = meaning.requested_gpus(config.provider)
+    # a GPU of Intel can count as its tiles
+    if not gpus or workers is None or maker == "Intel":
         return
 
     names = config.executor.available_accelerators[:workers]
@@ -32,6 +33,7 @@ def no_such_device(config: Workers) -> Iterator[tuple[Any, ...]]:
         # names of another form are the user's own, who knows what they stand for
         return
 
+    is_amd = maker == "AMD"
     devices = names if is_amd else meaning.divided_devices(names, gpus)
     missing = [rank for rank, name in enumerate(devices) if int(name) >= gpus]
     if missing:
@@ -102,9 +104,10 @@ def amd_pinning(config: Workers) -> Iterator[tuple[Any, ...]]:
     number that the first says. A module that removes CUDA_VISIBLE_DEVICES from `os.environ` before
     it imports what uses the GPU is well.
     """
-    _, is_amd = meaning.requested_gpus(config.provider)
+    _, maker = meaning.requested_gpus(config.provider)
     names = config.executor.available_accelerators
-    if is_amd and any(name != "0" for name in names):
+    is_mended = meaning.leaves_rocr_only(config.provider)
+    if maker == "AMD" and not is_mended and any(name != "0" for name in names):
         text = (
             "workers on AMD GPUs get CUDA_VISIBLE_DEVICES beside ROCR_VISIBLE_DEVICES, with which "
             "HIP finds no GPU: remove the former from os.environ before torch is imported"

@@ -186,11 +186,16 @@ def no_drain(config: Workers) -> Iterator[tuple[Any, ...]]:
 
 def _drain_advice(walltime: int, task_seconds: float | None) -> str:
     """Return what to write so that a job drains in time."""
-    longest = task_seconds or min(walltime / 10, 900)
-    drain = math.floor(walltime - longest - min(walltime / 10, 60))
+    drain = _drain(walltime, task_seconds)
     if drain <= 0:
         return "ask for a longer walltime"
     return f"set drain_period to walltime less the longest task less a minute: {drain}"
+
+
+def _drain(end: int, task_seconds: float | None) -> int:
+    """Return when a job has to begin to drain that ends after so many seconds."""
+    longest = task_seconds or min(end / 10, 900)
+    return math.floor(end - longest - min(end / 10, 60))
 
 
 @WORKERS.rule("GCW018", "error")
@@ -243,27 +248,36 @@ def heartbeats(config: Workers) -> Iterator[tuple[Any, ...]]:
         yield place, text, "warning"
 
 
+# sbatch reads no further than a comment in a line
+_LIMITS = {
+    "SlurmProvider": r"^#SBATCH\s(?:[^#\n]*\s)?(?:--time[= ]|-t\s*)([\w:-]+)",
+    "PBSProProvider": r"^#PBS\s(?:.*\s)?-l\s*(?:\S*,)?walltime=([\d:]+)",
+    "TorqueProvider": r"^#PBS\s(?:.*\s)?-l\s*(?:\S*,)?walltime=([\d:]+)",
+}
+
+
 @WORKERS.rule(
     "GCW031",
     "warning",
     "read in parsl/providers/slurm/template.py: the last limit counts, as seen with Slurm 22.05",
 )
 def second_walltime(config: Workers) -> Iterator[tuple[Any, ...]]:
-    """A time limit in the options for Slurm, beside the walltime.
+    """A time limit in the options for Slurm or PBS, beside the walltime.
 
     Parsl writes `scheduler_options` below the line with the walltime, and of two limits Slurm takes
     the last. What is reckoned with the walltime, such as `drain_period`, is then of another job.
     """
-    if type(config.provider).__name__ != "SlurmProvider":
+    limit = _LIMITS.get(type(config.provider).__name__)
+    if limit is None:
         return
 
-    # sbatch reads no further than a comment in a line
-    limit = r"^#SBATCH\s(?:[^#\n]*\s)?(?:--time[= ]|-t\s*)([\w:-]+)"
     limits = re.findall(limit, config.provider.scheduler_options, re.MULTILINE)
+    is_slurm = type(config.provider).__name__ == "SlurmProvider"
+    taken = "Slurm takes the last" if is_slurm else "only one of them counts"
     if limits and limits[-1] != config.provider.walltime:
         text = (
             f"scheduler_options ask for a time of {limits[-1]} below the walltime of "
-            f"{config.provider.walltime}, and Slurm takes the last; write it as walltime"
+            f"{config.provider.walltime}, and {taken}; write it as walltime"
         )
         yield (*PROVIDER, "scheduler_options"), text
 
@@ -286,3 +300,98 @@ def lost_late(config: Workers) -> Iterator[tuple[Any, ...]]:
             "so long; 4 heartbeat_periods are enough"
         )
         yield (*ENGINE, "heartbeat_threshold"), text
+
+
+@WORKERS.rule("GCW034", "warning")
+def ends_beside_busy(config: Workers) -> Iterator[tuple[Any, ...]]:
+    """Jobs that end for lack of tasks while others are busy.
+
+    With the strategy htex_auto_scale a job ends as soon as there are more workers than tasks, and
+    it had none for `max_idletime`, however many the others have: its state is gone, and the next
+    burst of tasks waits for a new one, cold. A job that is still in the queue, or whose workers
+    have not started, counts as one that never had a task, and is cancelled at once. With the
+    strategy simple, all jobs stay while one has tasks.
+    """
+    if not config.profile.ends_beside_busy:
+        return
+
+    in_scaling = config.written(*SCALING, "strategy") is not None
+    text = (
+        f"strategy htex_auto_scale: a job without tasks for {config.profile.job_idle:g} s ends, "
+        f"and one that is in the queue at once, while others of the {config.profile.max_jobs} "
+        "are busy; write strategy: simple to keep all of them warm"
+    )
+    yield (*(SCALING if in_scaling else ENGINE), "strategy"), text
+
+
+@WORKERS.rule("GCW035", "warning")
+def ending_signal(config: Workers) -> Iterator[tuple[Any, ...]]:
+    """A signal by which a job ends before its walltime.
+
+    Slurm's `--signal` goes to all processes of a job's steps, which srun makes, or with B: to the
+    job's shell. Managers, workers and a shell without a trap catch none, and end of it: tasks that
+    run then are lost, and nothing is torn down. Slurm may send it a minute early. Where a job has
+    been drained by then, with what it had, the signal finds nothing to end.
+    """
+    signal = meaning.ending_signal(config.provider)
+    walltime = config.profile.walltime
+    if signal is None or walltime is None:
+        return
+
+    name, early = signal
+    end = walltime - early
+    left = end - (config.profile.drain or end)
+    if left > 0 and left >= (config.numbers.task_seconds or 0):
+        return
+
+    drain = _drain(end, config.numbers.task_seconds)
+    remedy = f"leave it out, or set drain_period to {drain}" if drain > 0 else "leave it out"
+    text = (
+        f"scheduler_options have {name} sent up to {early} s before the walltime, and a job ends "
+        f"of it, with its tasks: {remedy}"
+    )
+    yield (*PROVIDER, "scheduler_options"), text
+
+
+@WORKERS.rule("GCW036", "warning")
+def requeued(config: Workers) -> Iterator[tuple[Any, ...]]:
+    """A job that is run again, and tasks that are not.
+
+    A job that Slurm or PBS puts into the queue again (`--requeue`, `-r y`), after its node failed
+    or a job of more weight took it, starts anew, with cold workers. Its tasks are lost: they fail
+    with ManagerLost after `heartbeat_threshold`, unless `max_retries_on_system_failure` sends them
+    once more. Meanwhile the engine takes it for one that will serve, and asks for no other.
+    """
+    options = str(getattr(config.provider, "scheduler_options", ""))
+    asked = re.search(
+        r"^#(?:SBATCH\s(?:[^#\n]*\s)?(--requeue)|PBS\s(?:.*\s)?(-r\s*y))\b", options, re.MULTILINE
+    )
+    if asked and not config.engine.max_retries_on_system_failure:
+        text = (
+            f"{asked[1] or asked[2]} has a job run again, and not its tasks, which fail with "
+            "ManagerLost; set max_retries_on_system_failure, if they may run twice"
+        )
+        yield (*PROVIDER, "scheduler_options"), text
+
+
+@WORKERS.rule(
+    "GCW037",
+    "error",
+    "read in globus_compute_endpoint/endpoint/interchange.py: its heartbeats count what moves",
+)
+def never_ends(config: Workers) -> Iterator[tuple[Any, ...]]:
+    """A task that takes longer than its endpoint waits for it.
+
+    With `idle_heartbeats_soft` the endpoint stops, too, when no task and no result has moved for
+    `idle_heartbeats_hard` heartbeats, and ends its workers. The task is taken for one that never
+    ran: the endpoint starts again for it, and so on, without end.
+    """
+    task = config.numbers.task_seconds
+    takes = (config.numbers.load_seconds or 0) + (task or 0)
+    limit = config.profile.movement_limit
+    if task and takes > limit:
+        text = (
+            f"the endpoint stops when nothing has moved for {limit:g} s, and a task of {takes:g} s "
+            "starts over and over; give it more heartbeats"
+        )
+        yield ("idle_heartbeats_hard",), text

@@ -13,16 +13,39 @@ from gc_warm.check.config_subjects import (
     WORKERS,
     Workers,
 )
-from gc_warm.configs import meaning
+from gc_warm.configs import containers, meaning
 from gc_warm.configs.repairs import ENGINE, PROVIDER
 
 _DAEMON = re.compile(
-    r"\bray +start\b(?!.*--block)|--daemonize\b|\btmux\b.* -d\b|\bscreen +-dm|mps-control +-d\b"
+    r"""\bray\ +start\b(?!.*--block)
+    | --daemonize\b
+    | (?<![\w-])daemonize\ +[-/\w]
+    | \bsetsid\ +(-f|--fork)\b
+    | \btmux\b.*\bnew.*\ -\w*d
+    | \bscreen\b.*\ -(dm|d\ +-m)
+    | \bmps-control\ +-d\b
+    | \bpg_ctl\b.*\ start\b
+    | \b(memcached\b.*\ -d|mongod\b.*\ --fork)\b
+    | \b(docker|podman)\b.*\ (-[it]*d[it]*|--detach)(?!\S)
+    | \b(apptainer|singularity)\ +instance\ +(start|run)\b
+    | \bstart-stop-daemon\b.*\ (-b|--background)\b
+    | \bsystemd-run\b""",
+    re.VERBOSE,
 )
+"""Commands that end, and leave a program behind."""
 
+_WAITS = re.compile(r"(?:^|[;&|({]|\bthen|\bdo|\belse)\s*wait(?![\w.-])", re.MULTILINE)
+
+_OUTSIDE = re.compile(
+    r"(PATH|LD_LIBRARY_PATH|HOME|TMPDIR|(DOCKER|PODMAN|CONTAINERS?|XDG|APPTAINER|SINGULARITY)(ENV)?_.*"
+    r"|.*_proxy)$",
+    re.IGNORECASE,
+)
+_ACTIVATES = re.compile(
+    r"\b(conda|mamba|micromamba) +activate\b|(\bsource|^ *\.) +\S*activate\b", re.MULTILINE
+)
 _MAKES_ENVIRONMENT = re.compile(r"\buv +venv\b|-m +venv\b|\bvirtualenv\b|\bconda +create\b")
 _INSTALLS = re.compile(r"\bpip3? +install\b")
-_CONTAINERS_WITHOUT_INIT = ("docker", "podman", "podman-hpc")
 _HERE_DOCUMENT_OR_ARITHMETIC = re.compile(
     r"<<-?\s*['\"]?(\w+).*?\n\s*\1\s*$|\$\(\(.*?\)\)", re.DOTALL | re.MULTILINE
 )
@@ -73,9 +96,9 @@ def background(config: Workers) -> Iterator[tuple[Any, ...]]:
         return
 
     script = _HERE_DOCUMENT_OR_ARITHMETIC.sub("", config.provider.worker_init)
-    script = COMMENT.sub("", script)
+    script = COMMENT.sub("", script).replace("\\\n", " ")
     started = [line for line in script.splitlines() if _starts_a_program(line)]
-    if started and not re.search(r"(?<![\w./-])wait(?![\w.-])", script):
+    if started and not _WAITS.search(script, script.rindex(started[-1])):
         text = (
             "worker_init starts a program in the background, "
             f"on the first of {nodes} nodes only: {started[0].strip()!r}; "
@@ -112,8 +135,7 @@ def no_init(config: Workers) -> Iterator[tuple[Any, ...]]:
     kind = config.engine.container_type
     options = set(str(config.engine.container_cmd_options or "").split())
 
-    runs_one = "run" in options and not options.isdisjoint(_CONTAINERS_WITHOUT_INIT)
-    is_affected = kind in _CONTAINERS_WITHOUT_INIT or (kind == "custom" and runs_one)
+    is_affected = containers.program(config.engine) in containers.WITHOUT_ENVIRONMENT
     has_init = not options.isdisjoint(("--init", "--init=true"))
     if is_affected and not has_init:
         text = (
@@ -121,6 +143,38 @@ def no_init(config: Workers) -> Iterator[tuple[Any, ...]]:
             "unless the image has one of its own"
         )
         yield (*ENGINE, "container_type"), text
+
+
+@WORKERS.rule(
+    "GCW038",
+    "warning",
+    "read in globus_compute_endpoint/engines/globus_compute.py, containerized_launch_cmd",
+)
+def unseen_variables(config: Workers) -> Iterator[tuple[Any, ...]]:
+    """Variables of worker_init that workers in a container do not see.
+
+    `worker_init` runs outside the container. Docker and podman hand over no variable that their
+    options do not name (`--env NAME`), and neither does apptainer with `--cleanenv` or
+    `--containall`: a time-out, a path of modules, an activated environment or a preload is not
+    there for workers, and a manager counts all cores of its node. Nothing is said of variables that
+    the program outside may need, such as PATH.
+    """
+    provider = config.provider
+    program = containers.program(config.engine)
+    names = [name for name in meaning.exports(provider) if not _OUTSIDE.match(name)]
+    unseen = [name for name in names if containers.hides(config.engine, name)]
+    if meaning.preloaded(provider) and containers.hides(config.engine, "GC_WARM_PRELOAD"):
+        unseen.append("what gc_warm.worker.boot exports")
+
+    script = COMMENT.sub("", provider.worker_init)
+    if _ACTIVATES.search(script) and program in containers.WITHOUT_ENVIRONMENT:
+        unseen.append("the environment that it activates")
+    if unseen:
+        text = (
+            f"worker_init exports what workers in {program} do not see: {', '.join(unseen)}; name "
+            "it in container_cmd_options (--env NAME), or have it in the image"
+        )
+        yield (*PROVIDER, "worker_init"), text
 
 
 @WORKERS.rule("GCW024", "error")

@@ -35,7 +35,12 @@ def workers_unset(config: Workers) -> Iterator[tuple[Any, ...]]:
 
     cores = config.cores
     state_gb = config.numbers.state_gb
-    number = f"{cores:g} workers" if cores else "a worker for each core"
+    in_pods = type(config.provider).__name__ == "KubernetesProvider"
+    number = "a worker for each core"
+    if cores:
+        number = f"{cores:g} workers"
+    elif in_pods:
+        number += f", of all that the machine has and not of max_cpu {config.provider.max_cpu:g},"
     copies = f", {cores * state_gb:g} GB of state" if cores and state_gb else ""
 
     text = (
@@ -157,8 +162,10 @@ def one_node_launcher(config: Workers) -> Iterator[tuple[Any, ...]]:
 
     SingleNodeLauncher, the default, starts all managers on the job's first node, and SimpleLauncher
     starts one manager there. The other nodes are billed and idle, and with SingleNodeLauncher the
-    first has as many times the copies of the state. Nothing is said of a SimpleLauncher whose
-    `worker_init` starts a program on all nodes, such as a server that the workers share.
+    first has as many times the copies of the state. MpiExecLauncher does that, too, where there is
+    no PBS_NODEFILE, and so do overrides that fill nodes (`--ppn 2`). Nothing is said of a
+    SimpleLauncher whose `worker_init` starts a program on all nodes, such as a server that the
+    workers share.
     """
     profile = config.profile
     nodes = profile.nodes_per_job
@@ -178,6 +185,21 @@ def one_node_launcher(config: Workers) -> Iterator[tuple[Any, ...]]:
     elif kind == "WrappedLauncher":
         unless = f"unless {launcher.prepend!r} starts one on each node"
         yield place, f"{given}: one manager, {unless}; use {better}", "warning"
+    elif kind != "SimpleLauncher":
+        used = profile.nodes_with_workers
+        on = "the first node" if used == 1 else f"{used} nodes"
+        managers = _managers_in_words(profile.managers_per_job)
+        yield place, f"{given}: {managers} on {on}; {_mended(config, better)}"
+
+
+def _managers_in_words(number: int) -> str:
+    return "one manager" if number == 1 else f"{number} managers"
+
+
+def _mended(config: Workers, better: str) -> str:
+    """Return what to write instead of a launcher that leaves nodes out."""
+    overrides = getattr(config.provider.launcher, "overrides", "")
+    return f"change its overrides {overrides!r}" if overrides else f"use {better}"
 
 
 @WORKERS.rule("GCW017", "warning")
@@ -213,7 +235,7 @@ def state_too_big(config: Workers) -> Iterator[tuple[Any, ...]]:
     """
     each = config.numbers.state_gb
     workers = config.profile.copies_per_node
-    memory = config.memory
+    memory = config.memory_limit
 
     if each and workers and memory and workers * each > memory:
         fitting = math.floor(memory / each)

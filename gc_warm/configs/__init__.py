@@ -13,7 +13,8 @@ and perhaps a `config.yaml` of the endpoint itself. Each step has its module:
 Rendering and loading are done by the endpoint's own functions, and the meaning is read off the
 engine, not off the YAML. So all of it holds for any config, not only for those of gc_warm.
 
-Four modules serve the others: `homes` knows where configs may be, `text` reads files, and YAML with
-the place of each setting, `templates` reads templates as Jinja's parser does, and `complaints`
-turns an error of the endpoint's loader into a message and a place.
+Five modules serve the others: `homes` knows where configs may be, `text` reads files, and YAML with
+the place of each setting, `templates` reads templates as Jinja's parser does, `complaints` turns an
+error of the endpoint's loader into a message and a place, and `containers` knows what workers see
+in one.
 """

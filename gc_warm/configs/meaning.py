@@ -17,6 +17,7 @@ from typing import Any
 
 from globus_compute_endpoint.endpoint.config import UserEndpointConfig
 
+from gc_warm.configs import containers
 from gc_warm.exceptions import ConfigError
 
 # Providers that ask the scheduler for their walltime; others only take it.
@@ -39,10 +40,40 @@ _ON_ALL_NODES = re.compile(
     r"|pbsdsh|pdsh|clush|parallel)(?![\w-])"
 )
 _GPU_REQUEST = re.compile(
-    r"(?:--gpus-per-node[= ]|--gres[= ]gpu:|\bngpus=)(?:([A-Za-z][\w.-]*):)?(\d+)\b"
+    r"(?:--gpus-per-node[= ]|--gpus-per-task[= ]|--gres[= ](?:gres[:/])?gpu:|\bngpus=)"
+    r"(?:([A-Za-z][\w.-]*)(?::(\d+))?|(\d+)\b)"
 )
 # a part of an NVIDIA GPU (MIG) has a name like mig-1g.5gb
 _AMD = re.compile(r"(amd[_-]?)?(mi|gfx)\d", re.IGNORECASE)
+_INTEL = re.compile(r"intel|xpu|pvc|ponte|(gpu[_-]?)?(max|flex)([_-]?\d|$)", re.IGNORECASE)
+_COUNTED = {
+    "SlurmProvider": {"PARSL_CORES": "cores_per_node", "PARSL_MEMORY_GB": "mem_per_node"},
+    "CondorProvider": {"PARSL_CORES": "cores_per_slot", "PARSL_MEMORY_GB": "mem_per_slot"},
+}
+"""Settings that Parsl exports below a ``worker_init``, for managers to count by."""
+
+_NUMBER_OF_MANAGERS = {
+    "SrunLauncher": r"(?:--ntasks[= ]|-n ?)(\d+)",
+    "MpiRunLauncher": r"-{1,2}(?:np?|c) (\d+)",
+    "AprunLauncher": r"-n ?(\d+)",
+    "JsrunLauncher": r"(?:--nrs[= ]|-n ?)(\d+)",
+}
+"""Options that override the number of managers with which a launcher starts its program."""
+
+_MANAGERS_OF_A_NODE = {
+    "MpiExecLauncher": r"(?:-{1,2}(?:ppn|npernode|N)[= ]|--map-by ppr:)(\d+)",
+    "MpiRunLauncher": r"(?:-{1,2}(?:ppn|npernode|N)[= ]|--map-by ppr:)(\d+)",
+    "AprunLauncher": r"-N ?(\d+)",
+    "JsrunLauncher": r"(?:--rs_per_host[= ]|-r ?)(\d+)",
+}
+"""Options by which a launcher fills a node before it goes to the next."""
+
+_FOR_PBS = ("MpiExecLauncher", "GnuParallelLauncher")
+"""Launchers that start all on the first node where PBS_NODEFILE names no other."""
+
+_SIGNAL = re.compile(r"^#SBATCH\s(?:[^#\n]*\s)?--signal[= ]([RB]*:)?(\w+)(?:@(\d+))?", re.MULTILINE)
+_HARMLESS = ("CONT", "18", "URG", "23", "WINCH", "28", "CHLD", "17")
+_SIGNAL_EARLY = 60  # seconds by which Slurm may send one too soon
 _NAME = r"[^\W\d]\w*(?:\.[^\W\d]\w*)*"
 _PRELOAD = re.compile(f"{_NAME}(?::{_NAME})?")
 
@@ -67,10 +98,12 @@ class WarmthProfile:
         endpoint_idle: Seconds without tasks after which the endpoint itself stops; infinite if
             never.
         walltime: Seconds that a job lives at most; None where there is no such limit.
-        drain: Seconds after which a job takes no more tasks; None if it never drains.
+        drain: Seconds after which a job takes no more tasks; None if none is given.
         task_timeout: Seconds after which a task is ended; None if there is no limit.
         task_limit: Seconds that a task has before endpoint or job end, whenever it begins, less
             what ``worker_init`` takes; infinite if they do not end it.
+        part_of_node: Cores and GPUs that a job asks for on a node which it shares; None for what it
+            does not say, and where it has nodes to itself.
         movement_limit: Seconds in which no task or result has moved, after which the endpoint
             stops though a task runs; infinite if never.
         restart: Seconds after which a worker that died is back, at most.
@@ -78,6 +111,7 @@ class WarmthProfile:
             billed.
         idle_cost: Node-hours from the last task until state is gone, at most.
         worst_case: Node-hours of all jobs that run to their walltime; None where nothing is billed.
+            Where nodes are shared, a node is the part of it that a job asks for.
         devices: The device that each worker of a node is pinned to.
     """
 
@@ -96,12 +130,18 @@ class WarmthProfile:
     drain: int | None
     task_timeout: float | None
     task_limit: float
+    part_of_node: tuple[int | None, int | None]
     movement_limit: float
     restart: float
     idle_hour: float | None
     idle_cost: float | None
     worst_case: float | None
     devices: tuple[str, ...]
+
+    @property
+    def drains(self) -> bool:
+        """Whether a job stops taking tasks before it ends."""
+        return self.drain is not None and (self.walltime is None or self.drain < self.walltime)
 
 
 def warmth_profile(config: UserEndpointConfig) -> WarmthProfile:
@@ -124,9 +164,8 @@ def warmth_profile(config: UserEndpointConfig) -> WarmthProfile:
 
     nodes = provider.nodes_per_block
     jobs = provider.max_blocks
-    each = _workers(executor)
+    each = _workers(engine)
     managers, nodes_with_workers = _managers(engine, provider)
-
     endpoint_idle = config.idle_heartbeats_soft * config.heartbeat_period or math.inf
     job_idle = _job_idle(engine, provider)
     until_cold = _until_cold(config, job_idle, endpoint_idle)
@@ -136,7 +175,7 @@ def warmth_profile(config: UserEndpointConfig) -> WarmthProfile:
     idle_hour, idle_cost, worst_case = _bill(nodes * jobs, walltime, until_cold)
 
     return WarmthProfile(
-        copies_per_node=None if each is None else each * managers // nodes_with_workers,
+        copies_per_node=None if each is None else -(-each * managers // nodes_with_workers),
         workers_per_manager=each,
         managers_per_job=managers,
         nodes_per_job=nodes,
@@ -148,9 +187,10 @@ def warmth_profile(config: UserEndpointConfig) -> WarmthProfile:
         ends_beside_busy=_ends_beside_busy(engine, provider),
         endpoint_idle=endpoint_idle,
         walltime=walltime,
-        drain=executor.drain_period,
-        task_timeout=exported(provider, "GC_TASK_TIMEOUT"),
-        task_limit=_task_limit(walltime, executor.drain_period, movement_limit),
+        drain=executor.drain_period or None,
+        task_timeout=exported(engine, "GC_TASK_TIMEOUT"),
+        task_limit=_task_limit(provider, walltime, executor.drain_period, movement_limit),
+        part_of_node=_part_of_a_node(provider),
         movement_limit=movement_limit,
         restart=executor.heartbeat_period,
         idle_hour=idle_hour,
@@ -171,15 +211,8 @@ def in_words(profile: WarmthProfile) -> list[tuple[str, str]]:
         lines.append(("devices of a node's workers", _devices_in_words(profile)))
     lines.append(("stays warm", _keep_warm_in_words(profile)))
 
-    if profile.walltime is not None:
-        if profile.drain is None:
-            drain = "tasks that still run then are lost"
-        else:
-            drain = (
-                f"it takes no new tasks after {_time(profile.drain)}, "
-                "and what comes then can wait for the last that it has"
-            )
-        lines.append(("a job ends", f"after {_time(profile.walltime)} at the latest; {drain}"))
+    if profile.walltime is not None or profile.drains:
+        lines.append(("a job ends", _job_end_in_words(profile)))
 
     restart = f"is replaced, cold, within {_time(profile.restart)}; its task fails"
     lines.append(("a worker that dies", restart))
@@ -207,13 +240,24 @@ def exports(provider: Any) -> dict[str, str]:
     return variables
 
 
-def exported(provider: Any, name: str) -> float | None:
-    """Return the number that a provider's ``worker_init`` exports; None if there is none.
+def exported(engine: Any, name: str) -> float | None:
+    """Return the number that workers see in a variable, as far as the config says.
 
     Args:
-        provider: The provider of a loaded config.
+        engine: The engine of a loaded config.
         name: The name of the variable.
+
+    Returns:
+        The number; None if there is none, or if the container of the workers hides it.
     """
+    provider = engine.executor.provider
+    if containers.hides(engine, name):
+        return None
+
+    setting = _COUNTED.get(type(provider).__name__, {}).get(name)
+    given: float | None = getattr(provider, setting) if setting else None
+    if given is not None:
+        return given
     value = exports(provider).get(name, "")
     return float(value) if re.fullmatch(r"\d{1,9}(\.\d{1,9})?", value) else None
 
@@ -226,9 +270,13 @@ def preloaded(provider: Any) -> list[str]:
     Args:
         provider: The provider of a loaded config.
     """
+    return [word for word in _boot_words(provider) if _PRELOAD.fullmatch(word)]
+
+
+def _boot_words(provider: Any) -> list[str]:
+    """Return the words behind `gc_warm.worker.boot` in a provider's ``worker_init``."""
     script = re.sub(r"^\s*#.*$", "", provider.worker_init, flags=re.MULTILINE)
-    words = " ".join(re.findall(r"gc_warm\.worker\.boot\b([^)|;&\n]*)", script)).split()
-    return [word for word in words if _PRELOAD.fullmatch(word)]
+    return " ".join(re.findall(r"gc_warm\.worker\.boot\b([^)|;&\n]*)", script)).split()
 
 
 def module_folders(provider: Any) -> list[str]:
@@ -271,13 +319,35 @@ def _managers(engine: Any, provider: Any) -> tuple[int, int]:
     if type(engine).__name__ == "GlobusMPIEngine":
         return 1, 1
     if kind not in ("SimpleLauncher", "WrappedLauncher", "SingleNodeLauncher"):
-        return nodes, nodes
+        return _managers_of_program(launcher, kind, provider, nodes)
 
     prefix = getattr(launcher, "prepend", "")
     options = engine.container_cmd_options or ""
     if starts_on_all_nodes(f"{prefix} {engine.executor.launch_cmd} {options}"):
         return nodes, nodes
     return (nodes if kind == "SingleNodeLauncher" else 1), 1
+
+
+def _managers_of_program(launcher: Any, kind: str, provider: Any, nodes: int) -> tuple[int, int]:
+    """Return the same for a launcher that starts managers by a program, such as srun.
+
+    Slurm's ``--ntasks-per-node`` is a limit, beside the number that srun is given, and changes
+    nothing.
+    """
+    options = getattr(launcher, "overrides", "")
+    managers = _last_number(_NUMBER_OF_MANAGERS.get(kind), options) or nodes
+    each = _last_number(_MANAGERS_OF_A_NODE.get(kind), options) or math.ceil(managers / nodes)
+
+    is_pbs = type(provider).__name__ in ("PBSProProvider", "TorqueProvider")
+    if kind in _FOR_PBS and not is_pbs and "PBS_NODEFILE" not in provider.worker_init:
+        return (managers if kind == "MpiExecLauncher" else 1), 1
+    return managers, min(math.ceil(managers / each), nodes)
+
+
+def _last_number(option: str | None, options: str) -> int | None:
+    """Return the number behind an option that counts; None if there is none above 0."""
+    found = re.findall(rf"(?<!\S){option}(?!\w)", options) if option else []
+    return int(found[-1]) or None if found else None
 
 
 def _ends_beside_busy(engine: Any, provider: Any) -> bool:
@@ -298,11 +368,45 @@ def _movement_limit(config: UserEndpointConfig) -> float:
     return float((max(soft + 1, config.idle_heartbeats_hard) + 1) * config.heartbeat_period)
 
 
-def _task_limit(walltime: int | None, drain: int | None, movement_limit: float) -> float:
+def _task_limit(
+    provider: Any, walltime: int | None, drain: int | None, movement_limit: float
+) -> float:
     """Return the seconds that a task has for certain, whenever it begins."""
     if walltime is None or not drain or drain >= walltime:
         return movement_limit
-    return min(movement_limit, walltime - drain)
+
+    signal = ending_signal(provider)
+    end = walltime - signal[1] if signal else walltime
+    return min(movement_limit, max(end - drain, 0))
+
+
+def ending_signal(provider: Any) -> tuple[str, int] | None:
+    """Return the signal by which Slurm ends a job before its walltime.
+
+    Without ``B:``, the processes of job steps get it, which only srun makes, and neither a manager
+    nor its workers catch one. With it the job's shell does, which ends of it, unless it has a trap.
+
+    Args:
+        provider: The provider of a loaded config.
+
+    Returns:
+        The signal, and the seconds before the walltime, at most; None if there is no such signal.
+    """
+    if type(provider).__name__ != "SlurmProvider":
+        return None
+
+    signals = _SIGNAL.findall(provider.scheduler_options)
+    if not signals:
+        return None
+
+    for_shell, name, seconds = signals[-1]
+    signal = name.upper().removeprefix("SIG")
+    has_steps = type(provider.launcher).__name__ in ("SrunLauncher", "SrunMPILauncher")
+    has_trap = re.search(r"^\s*trap\s", provider.worker_init, re.MULTILINE)
+    reaches = not has_trap if "B" in for_shell else has_steps
+    if signal in _HARMLESS or not reaches:
+        return None
+    return signal if signal.isdigit() else f"SIG{signal}", int(seconds or 60) + _SIGNAL_EARLY
 
 
 def _job_idle(engine: Any, provider: Any) -> float:
@@ -338,22 +442,20 @@ def _bill(
     return float(nodes), nodes * min(until_cold, walltime) / 3600, nodes * walltime / 3600
 
 
-def _workers(executor: Any) -> int | None:
+def _workers(engine: Any) -> int | None:
     """Return the number of workers on a node, by the rule of the manager that starts them.
 
     None means that it depends on the node's cores.
     """
-    provider = executor.provider
-    cores = getattr(provider, "cores_per_node", None) or exported(provider, "PARSL_CORES")
-    if cores is None and type(provider).__name__ == "LocalProvider":
+    executor = engine.executor
+    cores = exported(engine, "PARSL_CORES")
+    if cores is None and type(executor.provider).__name__ == "LocalProvider":
         cores = os.cpu_count()
-
-    memory = getattr(provider, "mem_per_node", None)
 
     limits = [
         executor.max_workers_per_node,
         _fitting(cores, executor.cores_per_worker),
-        _fitting(memory or None, executor.mem_per_worker),
+        _fitting(exported(engine, "PARSL_MEMORY_GB") or None, executor.mem_per_worker),
     ]
     if executor.available_accelerators:
         limits.append(len(executor.available_accelerators))
@@ -374,13 +476,15 @@ def _fitting(room: float | None, each: float | None) -> float:
     return number if math.isinf(number) else math.floor(number)
 
 
-def requested_gpus(provider: Any) -> tuple[int | None, bool]:
-    """Return how many GPUs of a node a job asks for by number, and whether they are AMD's.
-
-    The number is None if the job does not say.
+def requested_gpus(provider: Any) -> tuple[int | None, str]:
+    """Return how many GPUs of a node a job asks for by number, and whose they are.
 
     Args:
         provider: The provider of a loaded config.
+
+    Returns:
+        The number, None if the job does not say, and the maker: ``AMD`` or ``Intel``, where the
+        job, or the ``worker_init`` by `gc_warm.worker.boot`, names it, and else ``NVIDIA``.
     """
     scheduler_options = getattr(provider, "scheduler_options", "")
     select_options = getattr(provider, "select_options", "")
@@ -389,12 +493,33 @@ def requested_gpus(provider: Any) -> tuple[int | None, bool]:
     options = "\n".join([*directives, select_options, f"--gres={gres}"])
 
     requested = getattr(provider, "gpus_per_node", None) or None
-    is_amd = False
-    for kind, number in _GPU_REQUEST.findall(options):
-        is_amd = _AMD.match(kind) is not None
+    kind = ""
+    requests = _GPU_REQUEST.findall(options)
+    if requests:
         # the last request counts, after the provider's own
-        requested = getattr(provider, "gpus_per_node", None) or int(number)
-    return requested, is_amd
+        kind, of_kind, number = requests[-1]
+        requested = requested or int(of_kind or number or 1)
+
+    if _AMD.match(kind) or leaves_rocr_only(provider):
+        return requested, "AMD"
+    return requested, "Intel" if _INTEL.match(kind) else "NVIDIA"
+
+
+def leaves_rocr_only(provider: Any) -> bool:
+    """Tell whether workers keep of their pins what AMD's GPUs need, by `gc_warm.worker.boot`.
+
+    Args:
+        provider: The provider of a loaded config.
+    """
+    return "--amd-gpus" in _boot_words(provider)
+
+
+def _part_of_a_node(provider: Any) -> tuple[int | None, int | None]:
+    """Return the cores and GPUs that a job asks for of a node that it shares, as far as it says."""
+    is_slurm = type(provider).__name__ == "SlurmProvider"
+    if not is_slurm or re.search(r"^#SBATCH .*--exclusive", provider.scheduler_options, re.M):
+        return None, None
+    return provider.cores_per_node or None, requested_gpus(provider)[0]
 
 
 def divided_devices(names: Sequence[str], gpus: int) -> tuple[str, ...]:
@@ -415,8 +540,8 @@ def divided_devices(names: Sequence[str], gpus: int) -> tuple[str, ...]:
 def _devices(executor: Any, workers: int | None) -> tuple[str, ...]:
     """Return the device of each worker; with fewer GPUs than workers, the GPUs are shared."""
     names = tuple(executor.available_accelerators)[:workers]
-    gpus, is_amd = requested_gpus(executor.provider)
-    return divided_devices(names, gpus) if gpus and not is_amd else names
+    gpus, maker = requested_gpus(executor.provider)
+    return divided_devices(names, gpus) if gpus and maker == "NVIDIA" else names
 
 
 def _seconds(provider: Any) -> int | None:
@@ -476,17 +601,29 @@ def _keep_warm_in_words(profile: WarmthProfile) -> str:
     return f"{stays}; the endpoint stops after {idle}, and starts again for the next task"
 
 
+def _job_end_in_words(profile: WarmthProfile) -> str:
+    drain = "tasks that still run then are lost"
+    if profile.drains and profile.drain is not None:
+        drain = (
+            f"it takes no new tasks after {_time(profile.drain)}, "
+            "and what comes then can wait for the last that it has"
+        )
+
+    if profile.walltime is None:
+        return f"with the last task that it has then: {drain}"
+    return f"after {_time(profile.walltime)} at the latest; {drain}"
+
+
 def _task_in_words(profile: WarmthProfile) -> str:
     """Return how long a task may take, and what ends one that takes longer.
 
-    A time-out of tasks counts if it strikes first; what runs at a walltime without a drain is told
-    beside the walltime.
+    A time-out of tasks counts if it strikes first.
     """
     limit = profile.task_limit
     if profile.task_timeout and profile.task_timeout <= limit:
         return f"may take {_time(profile.task_timeout)}"
     if math.isinf(limit):
-        return "may take any time"
+        return "may take any time" if profile.walltime is None else "may take what its job has left"
 
     if limit == profile.movement_limit:
         why = "if nothing else moves meanwhile, the endpoint stops then (idle_heartbeats_hard)"
@@ -502,12 +639,19 @@ def _costs(profile: WarmthProfile) -> list[tuple[str, str]]:
     if profile.worst_case is None or profile.idle_hour is None or profile.idle_cost is None:
         return []
 
-    an_hour = _count(profile.idle_hour, "node-hour")
-    until_cold = _count(profile.idle_cost, "node-hour")
-    worst = _count(profile.worst_case, "node-hour")
+    an_hour = _hours(profile, profile.idle_hour)
+    until_cold = _hours(profile, profile.idle_cost)
+    worst = _hours(profile, profile.worst_case)
     idle = f"{an_hour} an hour; from the last task until cold, {until_cold} at most"
     worst = f"{worst}, if every job runs to its walltime; jobs that follow cost as much again"
     return [("being idle costs", idle), ("the worst case costs", worst)]
+
+
+def _hours(profile: WarmthProfile, nodes: float) -> str:
+    """Return hours of nodes, or of the parts that jobs ask for, in words."""
+    parts = zip(profile.part_of_node, ("core-hour", "GPU-hour"), strict=True)
+    asked = [_count(number * nodes, unit) for number, unit in parts if number]
+    return " and ".join(asked) or _count(nodes, "node-hour")
 
 
 def _count(number: float, what: str) -> str:

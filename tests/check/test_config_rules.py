@@ -64,6 +64,18 @@ def slurm(*job: str, engine_settings: tuple[str, ...] = (), **more: Any) -> str:
     )
 
 
+def pbs(*job: str, **more: Any) -> str:
+    """The same on PBS."""
+    job = ("walltime: '01:00:00'", *job)
+    return engine("drain_period: 3000", provider="PBSProProvider", job=job, **more)
+
+
+def contained(options: str, init: str, program: str = "docker") -> str:
+    """The same in a container."""
+    settings = (f"container_type: {program}", "container_uri: a")
+    return engine(*settings, f"container_cmd_options: {options}", job=(f"worker_init: {init}",))
+
+
 def preloading(specs: str) -> tuple[str, ...]:
     """The settings of a provider whose workers find the tests' modules, and preload these."""
     path = f"export PYTHONPATH='{MODULES}'\"${{PYTHONPATH:+:$PYTHONPATH}}\""
@@ -91,6 +103,7 @@ class Case:
 
 
 IDLE = "job_status_kwargs: {max_idletime: %s}"
+AUTO_SCALE = "job_status_kwargs: {strategy: htex_auto_scale, max_idletime: %s}"
 CASES: list[tuple[str, Case]] = [
     (
         "GCW000",
@@ -814,6 +827,164 @@ CASES: list[tuple[str, Case]] = [
         ),
     ),
     (
+        "GCW010",
+        Case(
+            slurm("nodes_per_block: 2", "launcher: {type: MpiExecLauncher}"),
+            slurm(
+                "nodes_per_block: 2",
+                "launcher: {type: MpiExecLauncher}",
+                "worker_init: export PBS_NODEFILE=nodes",
+            ),
+            "nodes_per_block 2 with MpiExecLauncher: 2 managers on the first node; use Srun",
+            "launcher",
+        ),
+    ),
+    (
+        "GCW010",
+        Case(
+            pbs("nodes_per_block: 4", "launcher: {type: MpiExecLauncher, overrides: --ppn 2}"),
+            pbs("nodes_per_block: 4", "launcher: {type: MpiExecLauncher, overrides: --ppn 1}"),
+            "4 managers on 2 nodes; change its overrides '--ppn 2'",
+            "launcher",
+        ),
+    ),
+    (
+        "GCW020",
+        Case(
+            engine(
+                "encrypted: false",
+                provider="KubernetesProvider",
+                job=("image: a", "max_mem: 8Gi"),
+                workers="4",
+            ),
+            engine(
+                "encrypted: false",
+                provider="KubernetesProvider",
+                job=("image: a", "max_mem: 16Gi"),
+                workers="4",
+            ),
+            "4 workers with 3 GB of state each need 12 GB, and a node has 8; 2 would fit",
+            "max_workers_per_node",
+            Numbers(state_gb=3),
+        ),
+    ),
+    (
+        "GCW004",
+        Case(
+            engine(
+                "encrypted: false", provider="KubernetesProvider", job=("image: a",), workers=""
+            ),
+            engine("encrypted: false", provider="KubernetesProvider", job=("image: a",)),
+            "a worker for each core, of all that the machine has and not of max_cpu 2,",
+            "engine",
+        ),
+    ),
+    (
+        "GCW031",
+        Case(
+            pbs("scheduler_options: '#PBS -l filesystems=home -l walltime=00:10:00'"),
+            pbs("scheduler_options: '#PBS -l filesystems=home'"),
+            "ask for a time of 00:10:00 below the walltime of 01:00:00, and only one of them",
+            "scheduler_options",
+        ),
+    ),
+    (
+        "GCW034",
+        Case(
+            engine(AUTO_SCALE % 60, job=("max_blocks: 2",)),
+            engine(AUTO_SCALE % ".inf", job=("max_blocks: 2",)),
+            "a job without tasks for 60 s ends, and one that is in the queue at once",
+            "job_status_kwargs",
+        ),
+    ),
+    (
+        "GCW034",
+        Case(
+            engine("strategy: htex_auto_scale", job=("max_blocks: 2",)),
+            engine("strategy: htex_auto_scale", job=("max_blocks: 1",)),
+            "others of the 2 are busy; write strategy: simple",
+            "strategy",
+        ),
+    ),
+    (
+        "GCW035",
+        Case(
+            slurm("scheduler_options: '#SBATCH --signal=B:USR1@600'"),
+            slurm("scheduler_options: '#SBATCH --signal=B:USR1@500'"),
+            "have SIGUSR1 sent up to 660 s before the walltime, and a job ends of it, with its "
+            "tasks: leave it out, or set drain_period to 2586",
+            "scheduler_options",
+        ),
+    ),
+    (
+        "GCW035",
+        Case(
+            slurm("launcher: {type: SrunLauncher}", "scheduler_options: '#SBATCH --signal TERM'"),
+            slurm("scheduler_options: '#SBATCH --signal TERM'"),
+            "have SIGTERM sent up to 120 s before the walltime",
+            "scheduler_options",
+            Numbers(task_seconds=500),
+        ),
+    ),
+    (
+        "GCW036",
+        Case(
+            slurm("scheduler_options: '#SBATCH --requeue'"),
+            slurm(
+                "scheduler_options: '#SBATCH --requeue'",
+                engine_settings=("max_retries_on_system_failure: 2",),
+            ),
+            "--requeue has a job run again, and not its tasks, which fail with ManagerLost",
+            "scheduler_options",
+        ),
+    ),
+    (
+        "GCW036",
+        Case(
+            pbs("scheduler_options: '#PBS -q debug -r y'"),
+            pbs("scheduler_options: '#PBS -q debug -r n'"),
+            "-r y has a job run again, and not its tasks",
+            "scheduler_options",
+        ),
+    ),
+    (
+        "GCW037",
+        Case(
+            engine(top=("idle_heartbeats_soft: 2", "idle_heartbeats_hard: 9")),
+            engine(top=("idle_heartbeats_hard: 9",)),
+            "stops when nothing has moved for 300 s, and a task of 310 s starts over and over",
+            "idle_heartbeats_hard",
+            Numbers(task_seconds=301, load_seconds=9),
+        ),
+    ),
+    (
+        "GCW038",
+        Case(
+            contained("--init", "export GC_TASK_TIMEOUT=60 PATH=/opt/bin A=1"),
+            contained("--init --env GC_TASK_TIMEOUT -e A=2", "export GC_TASK_TIMEOUT=60 A=1"),
+            "exports what workers in docker do not see: GC_TASK_TIMEOUT, A; name it in",
+            "worker_init",
+        ),
+    ),
+    (
+        "GCW038",
+        Case(
+            contained("-C --env A=1,B=2", "export B=2 C=3", "apptainer"),
+            contained("--nv", "export B=2 C=3", "apptainer"),
+            "workers in apptainer do not see: C;",
+            "worker_init",
+        ),
+    ),
+    (
+        "GCW038",
+        Case(
+            contained("--init", "source /opt/env/bin/activate", "podman"),
+            contained("--init", "echo conda", "podman"),
+            "workers in podman do not see: the environment that it activates;",
+            "worker_init",
+        ),
+    ),
+    (
         "GCW030",
         Case(
             engine(job=("worker_init: python -m venv env && env/bin/pip install dill",)),
@@ -1029,6 +1200,21 @@ def test_template_that_reckons_with_what_it_renders_is_looked_at_all_the_same(
         ),
         slurm(
             "nodes_per_block: 2",
+            "launcher: {type: SrunLauncher}",
+            "worker_init: |\n      srun --overlap \\\n        agent &",
+        ),
+        slurm(
+            "nodes_per_block: 2",
+            "launcher: {type: SrunLauncher, overrides: --ntasks-per-node=2}",
+            "scheduler_options: '#SBATCH --ntasks-per-node=4 --no-requeue'",
+        ),
+        slurm(
+            "gres: 'gpu:pvc:2'",
+            engine_settings=("available_accelerators: 4",),
+            workers="4",
+        ),
+        slurm(
+            "nodes_per_block: 2",
             "launcher: {type: SimpleLauncher}",
             "worker_init: mpirun -n 2 bash -c start_server",
         ),
@@ -1092,6 +1278,11 @@ def test_nothing_is_said_of_what_is_as_it_should_be(text: str) -> None:
                 "redis-server --daemonize yes",
                 "tmux new-session -d -s a serve",
                 "nvidia-cuda-mps-control -d",
+                "tmux new -ds a serve",
+                "setsid -f serve",
+                "nohup serve > log 2>&1 & echo please wait",
+                "docker run -d --name db postgres",
+                "apptainer instance start db.sif db",
                 "serve & ./wait-for-it.sh here",
             )
         ),
@@ -1210,6 +1401,57 @@ def test_cores_are_those_that_a_manager_counts() -> None:
 
 
 WORDS = {
+    "srun is given another number": (
+        slurm("nodes_per_block: 2", "launcher: {type: SrunLauncher, overrides: -c 4 --ntasks=6}"),
+        "copies of the state",
+        "6 on each node, 12 in all (2 nodes a job, 1 job at most)",
+    ),
+    "a container hides the number of cores": (
+        slurm(
+            "cores_per_node: 1",
+            engine_settings=("container_type: docker", "container_uri: a"),
+            workers="4",
+        ),
+        "copies of the state",
+        "4 on each node, 4 in all (1 node a job, 1 job at most)",
+    ),
+    "a part of a node": (
+        slurm("exclusive: false", "cores_per_node: 4", "gres: 'gpu:1'"),
+        "the worst case costs",
+        "4 core-hours and 1 GPU-hour, if every job runs to its walltime; "
+        "jobs that follow cost as much again",
+    ),
+    "a whole node": (
+        slurm("cores_per_node: 4", "gres: 'gpu:1'"),
+        "being idle costs",
+        "1 node-hour an hour; from the last task until cold, 0.03 node-hours at most",
+    ),
+    "GPUs of Intel are not divided": (
+        slurm("gres: 'gpu:max1100:2'", engine_settings=("available_accelerators: 4",), workers="4"),
+        "devices of a node's workers",
+        "0, 1, 2, 3",
+    ),
+    "a signal ends a long task": (
+        slurm("scheduler_options: '#SBATCH --signal=B:2@60'"),
+        "a task",
+        "may take 8 min, less what worker_init takes: a longer one is lost if its job ends first",
+    ),
+    "a job without a drain ends": (
+        slurm().replace("drain_period: 3000", "drain_period: 0"),
+        "a task",
+        "may take what its job has left",
+    ),
+    "a drain after the end is none": (
+        slurm().replace("3000", "3600"),
+        "a job ends",
+        "after 1 h at the latest; tasks that still run then are lost",
+    ),
+    "jobs without a walltime drain": (
+        engine("drain_period: 60"),
+        "a job ends",
+        "with the last task that it has then: it takes no new tasks after 60 s, "
+        "and what comes then can wait for the last that it has",
+    ),
     "one manager for all nodes": (
         slurm("nodes_per_block: 2", "max_blocks: 3", "launcher: {type: SimpleLauncher}"),
         "copies of the state",
