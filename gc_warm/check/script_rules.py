@@ -37,8 +37,8 @@ _DAEMON = re.compile(
 _WAITS = re.compile(r"(?:^|[;&|({]|\bthen|\bdo|\belse)\s*wait(?![\w.-])", re.MULTILINE)
 
 _OUTSIDE = re.compile(
-    r"(PATH|LD_LIBRARY_PATH|HOME|TMPDIR|(DOCKER|PODMAN|CONTAINERS?|XDG|APPTAINER|SINGULARITY)(ENV)?_.*"
-    r"|.*_proxy)$",
+    r"(PATH|LD_LIBRARY_PATH|HOME|TMPDIR|.*_proxy"
+    r"|(DOCKER|PODMAN|CONTAINERS?|XDG|APPTAINER|SINGULARITY)(ENV)?_.*)$",
     re.IGNORECASE,
 )
 _ACTIVATES = re.compile(

@@ -508,6 +508,27 @@ def test_gcw026_the_workers_start_without_it() -> None:
         assert executor.submit(preloaded.failures).result(START) == specs
 
 
+@engine
+def test_gcw034_a_job_ends_beside_a_busy_one(tmp_path: Path) -> None:
+    scaling = (
+        "job_status_kwargs: {strategy: htex_auto_scale, strategy_period: 0.2, max_idletime: 1}"
+    )
+    jobs = ("init_blocks: 2", "max_blocks: 2")
+    text = breaks(config("max_workers_per_node: 1", scaling, job=jobs), "GCW034")
+
+    with running(text) as executor:
+        short = executor.submit(tasks.pid_at, str(tmp_path / "short"))
+        long = executor.submit(tasks.pid_at, str(tmp_path / "long"))
+        wait_until(lambda: len(os.listdir(tmp_path)) == 2, "both workers have a task")
+        (tmp_path / "short" / "gate").touch()
+        idle = short.result(START)
+        wait_until(lambda: has_ended(idle), "the worker without a task has ended")
+
+        assert not long.done()
+        (tmp_path / "long" / "gate").touch()
+        assert long.result(START) != idle
+
+
 ELSEWHERE = {
     "GCW006": "tests/check/test_on_engine.py::test_engine_whose_workers_cannot_start_says_why",
     "GCW007": "tests/check/test_on_engine.py::test_engine_whose_workers_cannot_start_says_why",
@@ -517,6 +538,8 @@ ELSEWHERE = {
         "tests/journeys/test_slurm.py"
         "::test_gcw022_a_program_in_the_background_is_on_the_first_node_only"
     ),
+    "GCW035": "tests/journeys/test_slurm.py::test_gcw035_a_signal_ends_a_job_before_its_walltime",
+    "GCW036": "tests/journeys/test_slurm.py::test_gcw036_a_job_is_run_again_and_its_task_is_not",
 }
 """Rules whose claims come true in other tests."""
 

@@ -786,6 +786,38 @@ def test_gcw022_a_program_in_the_background_is_on_the_first_node_only(
     assert (tmp_path / "started").read_text() == "n1\n"
 
 
+def test_gcw035_a_signal_ends_a_job_before_its_walltime(roomy: SlurmCluster) -> None:
+    text = SLURM.replace("  provider:", "  drain_period: 60\n  provider:")
+    text = text.replace("heartbeat_threshold: 60", "heartbeat_threshold: 10")
+    text += "    walltime: '00:02:00'\n    launcher: {type: SrunLauncher}\n"
+    text += "    scheduler_options: '#SBATCH --signal=USR1@100'\n"
+    with on(roomy, breaks(text, "GCW035")) as executor:
+        future = executor.submit(tasks.wait_for_file, "/never")
+        assert "ManagerLost" in remote_text(future, 300)
+        job = roomy.jobs()[-1]
+    roomy.wait_for_state(job.id, "COMPLETED", "FAILED")
+    assert run_seconds(roomy, job.id) < 120
+
+
+def test_gcw036_a_job_is_run_again_and_its_task_is_not(roomy: SlurmCluster, tmp_path: Path) -> None:
+    text = SLURM.replace("  provider:", "  drain_period: 300\n  provider:")
+    text = text.replace("heartbeat_threshold: 60", "heartbeat_threshold: 10")
+    text += "    scheduler_options: '#SBATCH --requeue'\n"
+    with on(roomy, breaks(text, "GCW036")) as executor:
+        (first,) = meet(executor, 1, tmp_path / "first")
+        begun = tmp_path / "begun"
+        lost = executor.submit(tasks.begin_and_wait, str(begun), "/never")
+        wait_until(begun.exists, "the task runs")
+
+        roomy.command("scontrol", "requeue", first.job)
+        assert "ManagerLost" in remote_text(lost, 300)
+        # two minutes later, by itself
+        roomy.command("scontrol", "update", f"JobId={first.job}", "StartTime=now")
+        (again,) = meet(executor, 1, tmp_path / "again")
+    assert (again.job, again.count) == (first.job, 1)
+    assert again.pid != first.pid
+
+
 def findings(*words: str) -> tuple[int, list[dict[str, str]]]:
     """Return the exit status of ``gc-warm check slurm --here``, and what it finds."""
     arguments = ["check", "slurm", "--here", "--json", *words]

@@ -147,6 +147,13 @@ def begin_and_wait(begun: str, gate: str) -> str:
     return wait_for_file(gate)
 
 
+def pid_at(folder: str) -> int:
+    """Makes a folder, waits for a gate in it, and says in which process."""
+    Path(folder).mkdir()
+    wait_for_file(str(Path(folder, "gate")))
+    return os.getpid()
+
+
 def note_manager(folder: str) -> None:
     """Leaves a file for its manager in *folder*."""
     Path(folder, os.environ["PARSL_WORKER_POOL_ID"]).touch()
