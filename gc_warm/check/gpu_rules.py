@@ -101,8 +101,9 @@ def amd_pinning(config: Workers) -> Iterator[tuple[Any, ...]]:
 
     Parsl pins a worker by CUDA_VISIBLE_DEVICES and ROCR_VISIBLE_DEVICES at once (Parsl's issue
     3858). The second leaves one GPU, which is number 0 from then on, and HIP looks in it for the
-    number that the first says. A module that removes CUDA_VISIBLE_DEVICES from `os.environ` before
-    it imports what uses the GPU is well.
+    number that the first says. The option `amd_gpus` of our configs, or `--amd-gpus` behind
+    `gc_warm.worker.boot`, leaves the second only. So does a module that removes
+    CUDA_VISIBLE_DEVICES from `os.environ` before it imports what uses the GPU.
     """
     _, maker = meaning.requested_gpus(config.provider)
     names = config.executor.available_accelerators
@@ -110,7 +111,7 @@ def amd_pinning(config: Workers) -> Iterator[tuple[Any, ...]]:
     if maker == "AMD" and not is_mended and any(name != "0" for name in names):
         text = (
             "workers on AMD GPUs get CUDA_VISIBLE_DEVICES beside ROCR_VISIBLE_DEVICES, with which "
-            "HIP finds no GPU: remove the former from os.environ before torch is imported"
+            "HIP finds no GPU: have the former removed, by --amd-gpus behind gc_warm.worker.boot"
         )
         yield (*ENGINE, "available_accelerators"), text
 

@@ -23,6 +23,9 @@ HighThroughputExecutor, restarted ones included, and in no other process:
   ledger keeps what was not loaded, and why, for the records of tasks.
 - *Orderly end*: SIGTERM ends the worker as ``sys.exit`` would, idle or not.
 - With ``--survive-idle-kill``, the queues of `gc_warm.hooks.queues`.
+- With ``--amd-gpus``, CUDA_VISIBLE_DEVICES is gone from a worker that Parsl has pinned. It sets
+  ROCR_VISIBLE_DEVICES beside it, which leaves one GPU, and in that HIP would look for the number
+  that the former says.
 
 The folder and the variables are gone from the worker's own environment, so that the processes that
 its tasks start have none of this.
@@ -60,6 +63,7 @@ log = logging.getLogger("gc_warm")
 # the variables that a block's processes have between ``worker_init`` and their workers
 PRELOAD = "GC_WARM_PRELOAD"
 SURVIVE = "GC_WARM_SURVIVE_IDLE_KILL"
+AMD_GPUS = "GC_WARM_AMD_GPUS"
 
 _STARTUP = str(Path(__file__).with_name("startup"))
 _WORKER = re.compile(r"HTEX-Worker-\d+")
@@ -76,10 +80,13 @@ def main(arguments: Sequence[str]) -> None:
     """
     preload: list[str] = []
     survive = ""
+    amd_gpus = ""
 
     for word in arguments:
         if word == "--survive-idle-kill":
             survive = "1"
+        elif word == "--amd-gpus":
+            amd_gpus = "1"
         elif word.startswith("-"):
             _complain(
                 f"{word} is an option that gc_warm {gc_warm.__version__} does not know; "
@@ -95,6 +102,7 @@ def main(arguments: Sequence[str]) -> None:
 
     print(f"export {PRELOAD}={shlex.quote(' '.join(preload))}")
     print(f"export {SURVIVE}={survive}")
+    print(f"export {AMD_GPUS}={amd_gpus}")
     print(f'export PYTHONPATH={shlex.quote(_STARTUP)}"${{PYTHONPATH:+:$PYTHONPATH}}"')
 
 
@@ -125,6 +133,7 @@ def _begin(process: Any) -> None:
     """
     preload = os.environ.pop(PRELOAD, "").split()
     survive = bool(os.environ.pop(SURVIVE, ""))
+    amd_gpus = bool(os.environ.pop(AMD_GPUS, ""))
     _leave_path()
     lifecycle.arm()
 
@@ -136,6 +145,8 @@ def _begin(process: Any) -> None:
 
         def before_first_task() -> None:
             _log_as_the_worker_does()
+            if amd_gpus and "ROCR_VISIBLE_DEVICES" in os.environ:
+                os.environ.pop("CUDA_VISIBLE_DEVICES", None)
             if preload:
                 _preload(preload, worker.in_progress, worker.number)
 

@@ -791,6 +791,19 @@ CASES: list[tuple[str, Case]] = [
         ),
     ),
     (
+        "GCW029",
+        Case(
+            slurm("gres: 'gpu:mi250:2'", engine_settings=("available_accelerators: 2",)),
+            slurm(
+                "gres: 'gpu:mi250:2'",
+                'worker_init: eval "$(python -m gc_warm.worker.boot --amd-gpus)"',
+                engine_settings=("available_accelerators: 2",),
+            ),
+            "have the former removed, by --amd-gpus behind gc_warm.worker.boot",
+            "available_accelerators",
+        ),
+    ),
+    (
         "GCW031",
         Case(
             slurm("scheduler_options: '#SBATCH --qos=a --time=00:10:00'"),

@@ -245,10 +245,23 @@ def test_gcw029_both_variables_name_the_second_gpu() -> None:
     settings = ("max_workers_per_node: 1", "available_accelerators: ['1']")
     on_slurm = config("drain_period: 60", *settings)
     breaks(on_slurm.replace("LocalProvider", "SlurmProvider\n    gres: 'gpu:mi250:2'"), "GCW029")
-    with running(config(*settings)) as executor:
+    assert rocr_pins(config(*settings)) == ["1", "1"]
+
+
+@engine
+def test_gcw029_a_worker_of_our_hook_has_one_of_them() -> None:
+    settings = ("max_workers_per_node: 1", "available_accelerators: ['1']")
+    init = 'eval "$(python -m gc_warm.worker.boot --amd-gpus)"'
+    on_slurm = config("drain_period: 60", *settings, init=init).replace("LocalP", "SlurmP")
+    assert config_rules.examine(on_slurm, "").findings == []
+    assert rocr_pins(config(*settings, init=init)) == [None, "1"]
+
+
+def rocr_pins(text: str) -> list[str | None]:
+    with running(text) as executor:
         names = ("CUDA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES")
         futures = [executor.submit(tasks.environment, name) for name in names]
-        assert [future.result(START) for future in futures] == ["1", "1"]
+        return [future.result(START) for future in futures]
 
 
 @engine

@@ -314,14 +314,15 @@ def has_what_is_said(name: str, options: Values, config: UserEndpointConfig) -> 
     devices = [device for device in device_names(name, options) for _ in range(each)]
     given_names = device_names(name, options)
     gpus = options.get("gpus_per_node", len(given_names))
-    share = workers(name, options) // (gpus or 1)
+    is_amd = options.get("amd_gpus", False)
+    share = 1 if is_amd else workers(name, options) // (gpus or 1)
     if options.get("accelerators") and share > 1:
         shift = each if len(given_names) == gpus else 1
         devices = [
             str(int(device) * share + rank % shift) if device.isdigit() else device
             for rank, device in enumerate(devices)
         ]
-    if devices and not options.get("accelerators"):
+    if devices and not is_amd and not options.get("accelerators"):
         devices = [str(number) for number in range(workers(name, options))]
     low, high = options.get("worker_port_range", [0, 0])
 
@@ -354,9 +355,9 @@ def shell_text(name: str, options: Values) -> str:
         lines.append(f'export PYTHONPATH={folders}"${{PYTHONPATH:+:$PYTHONPATH}}"')
     if options.get("task_timeout"):
         lines.append(f"export GC_TASK_TIMEOUT={options['task_timeout']}")
-    words = ["--survive-idle-kill"] * options.get("survive_idle_kill", False) + options.get(
-        "preload", []
-    )
+    words = ["--survive-idle-kill"] * options.get("survive_idle_kill", False)
+    words += ["--amd-gpus"] * options.get("amd_gpus", False)
+    words += options.get("preload", [])
     if words:
         otherwise = "echo 'echo gc_warm cannot be started here: workers start cold >&2'"
         boot = f"globus-compute-endpoint python-exec gc_warm.worker.boot {' '.join(words)}"
@@ -1049,6 +1050,8 @@ def test_whole_number_with_a_point_works_or_is_refused_by_name(name: str) -> Non
             "0 0 0 0 3 3 3 3",
         ),
         ({"accelerators": ["0.0", "MIG-a"], "workers_per_node": 4}, "0.0 0.0 MIG-a MIG-a", ""),
+        ({"amd_gpus": True, "gpus_per_node": 2, "workers_per_node": 4}, "0 0 1 1", ""),
+        ({"amd_gpus": True, "accelerators": ["1", "0"], "workers_per_node": 4}, "1 1 0 0", ""),
     ],
 )
 def test_named_devices_are_those_that_workers_get(
