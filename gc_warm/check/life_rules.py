@@ -248,6 +248,23 @@ def heartbeats(config: Workers) -> Iterator[tuple[Any, ...]]:
         yield place, text, "warning"
 
 
+def _limit_seconds(limit: str, is_slurm: bool) -> int | None:
+    """Return a time limit as Slurm or PBS read it, in seconds; None if it is none."""
+    days, dash, rest = limit.rpartition("-")
+    parts = rest.split(":")
+    if not all(part.isdigit() for part in [*parts, days or "0"]) or len(parts) > 3:
+        return None
+
+    if dash:
+        places = [3600, 60, 1]
+    elif is_slurm and len(parts) < 3:
+        places = [60, 1]
+    else:
+        places = [3600, 60, 1][-len(parts) :]
+    seconds = sum(int(part) * place for part, place in zip(parts, places, strict=False))
+    return int(days or 0) * 86400 + seconds
+
+
 # sbatch reads no further than a comment in a line
 _LIMITS = {
     "SlurmProvider": r"^#SBATCH\s(?:[^#\n]*\s)?(?:--time[= ]|-t\s*)([\w:-]+)",
@@ -274,7 +291,7 @@ def second_walltime(config: Workers) -> Iterator[tuple[Any, ...]]:
     limits = re.findall(limit, config.provider.scheduler_options, re.MULTILINE)
     is_slurm = type(config.provider).__name__ == "SlurmProvider"
     taken = "Slurm takes the last" if is_slurm else "only one of them counts"
-    if limits and limits[-1] != config.provider.walltime:
+    if limits and _limit_seconds(limits[-1], is_slurm) != config.profile.walltime:
         text = (
             f"scheduler_options ask for a time of {limits[-1]} below the walltime of "
             f"{config.provider.walltime}, and {taken}; write it as walltime"
@@ -329,9 +346,9 @@ def ending_signal(config: Workers) -> Iterator[tuple[Any, ...]]:
     """A signal by which a job ends before its walltime.
 
     Slurm's `--signal` goes to all processes of a job's steps, which srun makes, or with B: to the
-    job's shell. Managers, workers and a shell without a trap catch none, and end of it: tasks that
-    run then are lost, and nothing is torn down. Slurm may send it a minute early. Where a job has
-    been drained by then, with what it had, the signal finds nothing to end.
+    job's shell. Managers and a shell without a trap catch none, and end of it: tasks that run then
+    are lost. Slurm may send it a minute early. Nothing is said where a job has drained before that,
+    and the longest task is over.
     """
     signal = meaning.ending_signal(config.provider)
     walltime = config.profile.walltime

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import shlex
 from collections.abc import Iterator
@@ -156,8 +157,9 @@ def unseen_variables(config: Workers) -> Iterator[tuple[Any, ...]]:
     `worker_init` runs outside the container. Docker and podman hand over no variable that their
     options do not name (`--env NAME`), and neither does apptainer with `--cleanenv` or
     `--containall`: a time-out, a path of modules, an activated environment or a preload is not
-    there for workers, and a manager counts all cores of its node. Nothing is said of variables that
-    the program outside may need, such as PATH.
+    there for workers. Nor is what Parsl exports of `cores_per_node`: a manager counts all cores of
+    its node, if `max_workers_per_node` does not limit it. Nothing is said of variables that the
+    program outside may need, such as PATH.
     """
     provider = config.provider
     program = containers.program(config.engine)
@@ -169,9 +171,12 @@ def unseen_variables(config: Workers) -> Iterator[tuple[Any, ...]]:
     script = COMMENT.sub("", provider.worker_init)
     if _ACTIVATES.search(script) and program in containers.WITHOUT_ENVIRONMENT:
         unseen.append("the environment that it activates")
+    counts = math.isinf(config.executor.max_workers_per_node)
+    given = [name for name in meaning.counted(provider) if counts and name not in unseen]
+    unseen += [name for name in given if containers.hides(config.engine, name)]
     if unseen:
         text = (
-            f"worker_init exports what workers in {program} do not see: {', '.join(unseen)}; name "
+            f"workers in {program} do not see what is exported outside: {', '.join(unseen)}; name "
             "it in container_cmd_options (--env NAME), or have it in the image"
         )
         yield (*PROVIDER, "worker_init"), text

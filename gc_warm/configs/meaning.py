@@ -40,8 +40,8 @@ _ON_ALL_NODES = re.compile(
     r"|pbsdsh|pdsh|clush|parallel)(?![\w-])"
 )
 _GPU_REQUEST = re.compile(
-    r"(?:--gpus-per-node[= ]|--gpus-per-task[= ]|--gres[= ](?:gres[:/])?gpu:|\bngpus=)"
-    r"(?:([A-Za-z][\w.-]*)(?::(\d+))?|(\d+)\b)"
+    r"(?:--gpus-per-node[= ]|--gpus-per-task[= ]|--gres[= ](?:\S*,)?gpu:|\bngpus="
+    r"|(--gpus[= ]|-G ?))(?:([A-Za-z][\w.-]*)(?::(\d+))?|(\d+)\b)"
 )
 # a part of an NVIDIA GPU (MIG) has a name like mig-1g.5gb
 _AMD = re.compile(r"(amd[_-]?)?(mi|gfx)\d", re.IGNORECASE)
@@ -50,7 +50,7 @@ _COUNTED = {
     "SlurmProvider": {"PARSL_CORES": "cores_per_node", "PARSL_MEMORY_GB": "mem_per_node"},
     "CondorProvider": {"PARSL_CORES": "cores_per_slot", "PARSL_MEMORY_GB": "mem_per_slot"},
 }
-"""Settings that Parsl exports below a ``worker_init``, for managers to count by."""
+"""Settings that Parsl exports, by the names that they have then."""
 
 _NUMBER_OF_MANAGERS = {
     "SrunLauncher": r"(?:--ntasks[= ]|-n ?)(\d+)",
@@ -254,12 +254,22 @@ def exported(engine: Any, name: str) -> float | None:
     if containers.hides(engine, name):
         return None
 
-    setting = _COUNTED.get(type(provider).__name__, {}).get(name)
-    given: float | None = getattr(provider, setting) if setting else None
+    given = counted(provider).get(name)
     if given is not None:
         return given
     value = exports(provider).get(name, "")
     return float(value) if re.fullmatch(r"\d{1,9}(\.\d{1,9})?", value) else None
+
+
+def counted(provider: Any) -> dict[str, float]:
+    """Return the variables that Parsl exports below a ``worker_init``, for managers to count by.
+
+    Args:
+        provider: The provider of a loaded config.
+    """
+    settings = _COUNTED.get(type(provider).__name__, {})
+    values = {name: getattr(provider, setting) for name, setting in settings.items()}
+    return {name: value for name, value in values.items() if value is not None}
 
 
 def preloaded(provider: Any) -> list[str]:
@@ -497,8 +507,9 @@ def requested_gpus(provider: Any) -> tuple[int | None, str]:
     requests = _GPU_REQUEST.findall(options)
     if requests:
         # the last request counts, after the provider's own
-        kind, of_kind, number = requests[-1]
-        requested = requested or int(of_kind or number or 1)
+        of_all_nodes, kind, of_kind, number = requests[-1]
+        nodes = max(provider.nodes_per_block, 1) if of_all_nodes else 1
+        requested = requested or int(of_kind or number or 1) // nodes
 
     if _AMD.match(kind) or leaves_rocr_only(provider):
         return requested, "AMD"

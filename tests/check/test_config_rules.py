@@ -103,6 +103,13 @@ class Case:
 
 
 IDLE = "job_status_kwargs: {max_idletime: %s}"
+SRUN = "launcher: {type: SrunLauncher}"
+IN_DOCKER = (
+    "container_type: docker",
+    "container_uri: a",
+    "container_cmd_options: --init",
+    "cores_per_worker: 1",
+)
 AUTO_SCALE = "job_status_kwargs: {strategy: htex_auto_scale, max_idletime: %s}"
 CASES: list[tuple[str, Case]] = [
     (
@@ -975,7 +982,7 @@ CASES: list[tuple[str, Case]] = [
         Case(
             contained("--init", "export GC_TASK_TIMEOUT=60 PATH=/opt/bin A=1"),
             contained("--init --env GC_TASK_TIMEOUT -e A=2", "export GC_TASK_TIMEOUT=60 A=1"),
-            "exports what workers in docker do not see: GC_TASK_TIMEOUT, A; name it in",
+            "in docker do not see what is exported outside: GC_TASK_TIMEOUT, A; name it in",
             "worker_init",
         ),
     ),
@@ -984,7 +991,7 @@ CASES: list[tuple[str, Case]] = [
         Case(
             contained("-C --env A=1,B=2", "export B=2 C=3", "apptainer"),
             contained("--nv", "export B=2 C=3", "apptainer"),
-            "workers in apptainer do not see: C;",
+            "workers in apptainer do not see what is exported outside: C;",
             "worker_init",
         ),
     ),
@@ -993,8 +1000,35 @@ CASES: list[tuple[str, Case]] = [
         Case(
             contained("--init", "source /opt/env/bin/activate", "podman"),
             contained("--init", "echo conda", "podman"),
-            "workers in podman do not see: the environment that it activates;",
+            "do not see what is exported outside: the environment that it activates;",
             "worker_init",
+        ),
+    ),
+    (
+        "GCW038",
+        Case(
+            slurm("cores_per_node: 8", engine_settings=IN_DOCKER, workers=""),
+            slurm("cores_per_node: 8", engine_settings=IN_DOCKER),
+            "do not see what is exported outside: PARSL_CORES;",
+            "provider",
+        ),
+    ),
+    (
+        "GCW028",
+        Case(
+            slurm("nodes_per_block: 2", SRUN, "scheduler_options: '#SBATCH -C gpu -G 8'"),
+            slurm("nodes_per_block: 2", SRUN, "scheduler_options: '#SBATCH -C gpu --gpus=2'"),
+            "4 GPUs asked for, 2 workers",
+            "engine",
+        ),
+    ),
+    (
+        "GCW031",
+        Case(
+            slurm("scheduler_options: '#SBATCH -t 0-2'"),
+            slurm("scheduler_options: '#SBATCH -t 60:00'"),
+            "ask for a time of 0-2 below",
+            "scheduler_options",
         ),
     ),
     (

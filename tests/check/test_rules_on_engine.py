@@ -542,6 +542,24 @@ def test_gcw034_a_job_ends_beside_a_busy_one(tmp_path: Path) -> None:
         assert long.result(START) != idle
 
 
+@engine
+def test_gcw034_a_job_that_starts_is_ended_at_once(tmp_path: Path) -> None:
+    """However long it may be idle: one of two, for a single task."""
+    gate = tmp_path / "gate"
+    scaling = "job_status_kwargs: {strategy: htex_auto_scale, strategy_period: 0.2}"
+    init = f"touch {tmp_path}/$$\nuntil [ -e {gate} ]; do sleep 0.1; done"
+    jobs = ("init_blocks: 2", "max_blocks: 2")
+    text = config("max_workers_per_node: 1", scaling, job=jobs, init=init)
+
+    with running(breaks(text, "GCW034")) as executor:
+        wait_until(lambda: len(os.listdir(tmp_path)) == 2, "both jobs have started")
+        pids = [int(name) for name in os.listdir(tmp_path)]
+        future = executor.submit(tasks.rank)
+        wait_until(lambda: any(has_ended(pid) for pid in pids), "one of them has ended")
+        gate.touch()
+        assert future.result(START) == 0
+
+
 ELSEWHERE = {
     "GCW006": "tests/check/test_on_engine.py::test_engine_whose_workers_cannot_start_says_why",
     "GCW007": "tests/check/test_on_engine.py::test_engine_whose_workers_cannot_start_says_why",
