@@ -16,6 +16,7 @@ from gc_warm.check.config_subjects import (
     shown,
     starts_on_all_nodes,
 )
+from gc_warm.configs import meaning
 from gc_warm.configs.repairs import ENGINE, PROVIDER
 
 _LAUNCHERS = {"SlurmProvider": "SrunLauncher", "PBSProProvider": "MpiExecLauncher"}
@@ -162,9 +163,9 @@ def one_node_launcher(config: Workers) -> Iterator[tuple[Any, ...]]:
 
     SingleNodeLauncher, the default, starts all managers on the job's first node, and SimpleLauncher
     starts one manager there. The other nodes are billed and idle, and with SingleNodeLauncher the
-    first has as many times the copies of the state. MpiExecLauncher does that, too, where there is
-    no PBS_NODEFILE, and so do overrides that fill nodes (`--ppn 2`). Nothing is said of a
-    SimpleLauncher whose `worker_init` starts a program on all nodes, such as a server that the
+    first has as many times the copies of the state. MpiExecLauncher knows no other node where there
+    is no PBS_NODEFILE, and overrides that fill nodes (`--ppn 2`) leave others out. Nothing is said
+    of a SimpleLauncher whose `worker_init` starts a program on all nodes, such as a server that the
     workers share.
     """
     profile = config.profile
@@ -185,21 +186,13 @@ def one_node_launcher(config: Workers) -> Iterator[tuple[Any, ...]]:
     elif kind == "WrappedLauncher":
         unless = f"unless {launcher.prepend!r} starts one on each node"
         yield place, f"{given}: one manager, {unless}; use {better}", "warning"
+    elif meaning.misses_node_file(config.provider):
+        why = "it knows other nodes than the first by PBS_NODEFILE only, which is not there"
+        yield place, f"{given}: {why}; use {better}"
     elif kind != "SimpleLauncher":
-        used = profile.nodes_with_workers
-        on = "the first node" if used == 1 else f"{used} nodes"
-        managers = _managers_in_words(profile.managers_per_job)
-        yield place, f"{given}: {managers} on {on}; {_mended(config, better)}"
-
-
-def _managers_in_words(number: int) -> str:
-    return "one manager" if number == 1 else f"{number} managers"
-
-
-def _mended(config: Workers, better: str) -> str:
-    """Return what to write instead of a launcher that leaves nodes out."""
-    overrides = getattr(config.provider.launcher, "overrides", "")
-    return f"change its overrides {overrides!r}" if overrides else f"use {better}"
+        left = nodes - profile.nodes_with_workers
+        text = f"its overrides {launcher.overrides!r} leave {left} without a manager; change them"
+        yield place, f"{given}: {text}"
 
 
 @WORKERS.rule("GCW017", "warning")

@@ -61,7 +61,8 @@ _NUMBER_OF_MANAGERS = {
 """Options that override the number of managers with which a launcher starts its program."""
 
 _MANAGERS_OF_A_NODE = {
-    "MpiExecLauncher": r"(?:-{1,2}(?:ppn|npernode|N)[= ]|--map-by ppr:)(\d+)",
+    # Open MPI, which has other words, refuses more than one on a node of this launcher's hostfile
+    "MpiExecLauncher": r"-{1,2}ppn[= ](\d+)",
     "MpiRunLauncher": r"(?:-{1,2}(?:ppn|npernode|N)[= ]|--map-by ppr:)(\d+)",
     "AprunLauncher": r"-N ?(\d+)",
     "JsrunLauncher": r"(?:--rs_per_host[= ]|-r ?)(\d+)",
@@ -348,10 +349,20 @@ def _managers_of_program(launcher: Any, kind: str, provider: Any, nodes: int) ->
     managers = _last_number(_NUMBER_OF_MANAGERS.get(kind), options) or nodes
     each = _last_number(_MANAGERS_OF_A_NODE.get(kind), options) or math.ceil(managers / nodes)
 
-    is_pbs = type(provider).__name__ in ("PBSProProvider", "TorqueProvider")
-    if kind in _FOR_PBS and not is_pbs and "PBS_NODEFILE" not in provider.worker_init:
+    if misses_node_file(provider):
         return (managers if kind == "MpiExecLauncher" else 1), 1
     return managers, min(math.ceil(managers / each), nodes)
+
+
+def misses_node_file(provider: Any) -> bool:
+    """Tell whether a provider's launcher looks for nodes in a file that only PBS has.
+
+    Args:
+        provider: The provider of a loaded config.
+    """
+    is_pbs = type(provider).__name__ in ("PBSProProvider", "TorqueProvider")
+    needs_file = type(getattr(provider, "launcher", None)).__name__ in _FOR_PBS
+    return needs_file and not is_pbs and "PBS_NODEFILE" not in provider.worker_init
 
 
 def _last_number(option: str | None, options: str) -> int | None:

@@ -855,7 +855,7 @@ CASES: list[tuple[str, Case]] = [
                 "launcher: {type: MpiExecLauncher}",
                 "worker_init: export PBS_NODEFILE=nodes",
             ),
-            "nodes_per_block 2 with MpiExecLauncher: 2 managers on the first node; use Srun",
+            "it knows other nodes than the first by PBS_NODEFILE only, which is not there; use S",
             "launcher",
         ),
     ),
@@ -864,7 +864,7 @@ CASES: list[tuple[str, Case]] = [
         Case(
             pbs("nodes_per_block: 4", "launcher: {type: MpiExecLauncher, overrides: --ppn 2}"),
             pbs("nodes_per_block: 4", "launcher: {type: MpiExecLauncher, overrides: --ppn 1}"),
-            "4 managers on 2 nodes; change its overrides '--ppn 2'",
+            "MpiExecLauncher: its overrides '--ppn 2' leave 2 without a manager; change them",
             "launcher",
         ),
     ),

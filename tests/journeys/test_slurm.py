@@ -710,12 +710,16 @@ def test_workers_share_the_gpus_of_a_job(
         (tmp_path / "nvidia-smi").write_text(NVIDIA_SMI)
         (tmp_path / "nvidia-smi").chmod(0o700)
         options = options | {"environment": f"export PATH={tmp_path}:$PATH"}
-    assert list(profile_of("slurm-gpu", gpus_per_node=2, **options).devices) == devices
+    profile = profile_of("slurm-gpu", gpus_per_node=2, **options)
+    assert list(profile.devices) == devices
     with on(roomy, "slurm-gpu", gpus_per_node=2, **options) as executor:
         workers = meet(executor, len(devices), tmp_path / "all")
         asked = roomy.command("scontrol", "show", "job", workers[0].job)
     assert [worker.environment["CUDA_VISIBLE_DEVICES"] for worker in workers] == devices
-    assert re.search(r"TresPerNode=gres[:/]gpu:2\b", asked), asked
+    cores = re.search(r"NumCPUs=(\d+)", asked)
+    gpus = re.search(r"TresPerNode=gres[:/]gpu:(\d+)", asked)
+    assert cores and gpus, asked
+    assert profile.part_of_node == (int(cores[1]), int(gpus[1])) == (len(devices), 2)
 
 
 def test_devices_are_counted_from_the_first_so_that_a_site_has_to_hide_those_of_others(
