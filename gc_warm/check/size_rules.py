@@ -233,8 +233,10 @@ def state_too_big(config: Workers) -> Iterator[tuple[Any, ...]]:
     if each and workers and memory and workers * each > memory:
         fitting = math.floor(memory / each)
         remedy = f"; {fitting} would fit" if fitting else ""
+        is_pod = type(config.provider).__name__ == "KubernetesProvider"
+        room = "a pod (max_mem)" if is_pod else "a node"
         text = (
             f"{workers} workers with {each:g} GB of state each need {workers * each:g} GB, "
-            f"and a node has {memory:.4g}{remedy}"
+            f"and {room} has {memory:.4g}{remedy}"
         )
         yield (*ENGINE, "max_workers_per_node"), text

@@ -345,7 +345,7 @@ def _managers_of_program(launcher: Any, kind: str, provider: Any, nodes: int) ->
     Slurm's ``--ntasks-per-node`` is a limit, beside the number that srun is given, and changes
     nothing.
     """
-    options = getattr(launcher, "overrides", "")
+    options = str(getattr(launcher, "overrides", ""))
     managers = _last_number(_NUMBER_OF_MANAGERS.get(kind), options) or nodes
     each = _last_number(_MANAGERS_OF_A_NODE.get(kind), options) or math.ceil(managers / nodes)
 

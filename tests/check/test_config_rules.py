@@ -883,7 +883,7 @@ CASES: list[tuple[str, Case]] = [
                 job=("image: a", "max_mem: 16Gi"),
                 workers="4",
             ),
-            "4 workers with 3 GB of state each need 12 GB, and a node has 8; 2 would fit",
+            "4 workers with 3 GB of state each need 12 GB, and a pod (max_mem) has 8; 2 would fit",
             "max_workers_per_node",
             Numbers(state_gb=3),
         ),

@@ -718,7 +718,8 @@ def test_workers_share_the_gpus_of_a_job(
     assert [worker.environment["CUDA_VISIBLE_DEVICES"] for worker in workers] == devices
     cores = re.search(r"NumCPUs=(\d+)", asked)
     gpus = re.search(r"TresPerNode=gres[:/]gpu:(\d+)", asked)
-    assert cores and gpus, asked
+    assert cores, asked
+    assert gpus, asked
     assert profile.part_of_node == (int(cores[1]), int(gpus[1])) == (len(devices), 2)
 
 
