@@ -222,13 +222,13 @@ def in_words(profile: WarmthProfile) -> list[tuple[str, str]]:
 
 
 def exports(provider: Any) -> dict[str, str]:
-    """Return the variables that a provider's ``worker_init`` exports, in lines of their own.
+    """Return the variables that a provider's ``worker_init`` exports, by commands of their own.
 
     Args:
         provider: The provider of a loaded config.
     """
     variables = {}
-    for line in re.findall(r"^\s*export\s+(.+)$", provider.worker_init, re.MULTILINE):
+    for line in re.findall(r"(?:^|;|&&)\s*export\s+(.+)$", provider.worker_init, re.MULTILINE):
         try:
             words = shlex.split(line, comments=True)
         except ValueError:  # a quote that goes on in the next line

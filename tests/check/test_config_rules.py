@@ -606,7 +606,7 @@ CASES: list[tuple[str, Case]] = [
     (
         "GCW018",
         Case(
-            engine(job=("worker_init: export GC_TASK_TIMEOUT=60",)),
+            engine(job=("worker_init: module load a; export GC_TASK_TIMEOUT=60",)),
             engine(job=("worker_init: export GC_TASK_TIMEOUT=600",)),
             "GC_TASK_TIMEOUT 60 s is not above the 90 s of load;",
             "worker_init",
