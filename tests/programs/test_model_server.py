@@ -16,7 +16,6 @@ from tests.testing.backends import engine_config
 
 pytestmark = pytest.mark.programs
 
-onnx: Any = pytest.importorskip("onnx", reason="the extra `dev` has it")
 SERVER = str(Path(__file__).parents[1] / "executables" / "onnx_server.py")
 WEIGHTS = [[1.0, 2.0], [3.0, 4.0]]
 
@@ -43,7 +42,13 @@ def predict(place, x):
 
 
 @pytest.fixture
-def model(tmp_path: Path) -> Path:
+def onnx() -> Any:
+    """The library with which models are made; the extra `dev` has it, and what else is needed."""
+    return pytest.importorskip("onnx")
+
+
+@pytest.fixture
+def model(onnx: Any, tmp_path: Path) -> Path:
     """The model ``y = x @ WEIGHTS``, as a file."""
     import numpy
 
@@ -87,6 +92,7 @@ def test_all_workers_of_a_node_use_one(
             assert load.name.endswith("[node]")
 
 
+@pytest.mark.usefixtures("onnx")
 def test_a_model_that_cannot_be_loaded_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "broken.onnx").write_text("nonsense")
     command = [sys.executable, SERVER, str(tmp_path / "broken.onnx"), "--uds", "{socket}"]
