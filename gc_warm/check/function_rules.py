@@ -18,8 +18,9 @@ from types import FunctionType
 from typing import Any, TypeGuard
 
 from gc_warm.check import identity, source
+from gc_warm.check.names import Function, Scope, arguments
 from gc_warm.check.rules import Broken, Finding, Level, Rule, RuleSet, is_silenced
-from gc_warm.check.source import Function, Library, Module, SourceError, Submission
+from gc_warm.check.source import Library, Module, SourceError, Submission
 from gc_warm.check.task_facts import DEFAULT_STRATEGY
 
 _DILL = "DillCode"
@@ -123,7 +124,7 @@ class _Sent:
         code = self.code
         if code is None:
             return set()
-        return set(source.free_names(code) & self.module.names) - source.made_first(code)
+        return set(self.module.names.free(code) & self.module.own_names) - source.made_first(code)
 
     @property
     def code(self) -> Function | ast.Lambda | None:
@@ -143,7 +144,7 @@ class _Sent:
             *filter(None, self.function.args.kw_defaults),
         ]
         used = {node.id for part in above for node in ast.walk(part) if isinstance(node, ast.Name)}
-        return used & self.module.names
+        return used & self.module.own_names
 
     def closes_over(self) -> list[str]:
         """Return the names that it takes from the functions around it."""
@@ -154,10 +155,10 @@ class _Sent:
         known: set[str] = set()
         for scope in ast.walk(self.module.tree):
             if isinstance(scope, Function) and scope is not self.node and self._is_in(scope):
-                known.update(source.bindings(scope))
+                known.update(self.module.names.bindings(scope))
 
         own = {self.function.name} if self.function else set()
-        return sorted(source.free_names(code) & (known - own))
+        return sorted(self.module.names.free(code) & (known - own))
 
     def _is_in(self, scope: Function) -> bool:
         return any(node is self.node for node in ast.walk(scope))
@@ -185,7 +186,7 @@ class _Sent:
             return self.module.origin(owner)
 
         scopes = self.call.scopes if self.call else (self.module.tree,)
-        bound = source.resolved(owner.id, scopes, owner.lineno)
+        bound = self.module.resolved(owner)
         if isinstance(bound, ast.arg):
             return _class_of_self(bound, scopes)
         if isinstance(bound, ast.ClassDef):
@@ -193,13 +194,13 @@ class _Sent:
         return self.module.origin(bound) if isinstance(bound, ast.Call) else ""
 
 
-def _class_of_self(argument: ast.arg, scopes: Sequence[source.Scope]) -> str:
+def _class_of_self(argument: ast.arg, scopes: Sequence[Scope]) -> str:
     """Return the name of the class around a method, if this is the method's ``self``."""
     classes = [scope for scope in scopes if isinstance(scope, ast.ClassDef)]
     innermost = scopes[-1]
     if not classes or not isinstance(innermost, Function):
         return ""
-    return classes[-1].name if source.arguments(innermost)[:1] == [argument] else ""
+    return classes[-1].name if arguments(innermost)[:1] == [argument] else ""
 
 
 @dataclass(frozen=True)
@@ -240,8 +241,8 @@ def examine(target: str, strategy: str = DEFAULT_STRATEGY) -> list[Finding]:
     Loaders are those of the module, and those that the functions call.
 
     Args:
-        target: A dotted name as workers import it, or the path of a Python file. A file that
-            submits functions of its own is a script.
+        target: A dotted name as workers import it, or the path of a Python file or a notebook. A
+            file that submits functions of its own is a script, and so is a notebook.
         strategy: The serialization strategy by which the functions travel.
 
     Raises:
@@ -256,14 +257,14 @@ def examine_all(target: str, strategy: str = DEFAULT_STRATEGY) -> tuple[list[Fin
     """Return the findings of `examine`, and the number of functions and loaders looked at.
 
     Args:
-        target: A dotted name as workers import it, or the path of a Python file.
+        target: A dotted name as workers import it, or the path of a Python file or a notebook.
         strategy: The serialization strategy by which the functions travel.
 
     Raises:
         SourceError: There is no such module, or it is not Python.
         OSError: The file cannot be read.
     """
-    is_path = target.endswith(".py") or os.sep in target
+    is_path = target.endswith(source.FILES) or os.sep in target
     path = target if is_path else source.file_of(target)
 
     try:
@@ -276,7 +277,7 @@ def examine_all(target: str, strategy: str = DEFAULT_STRATEGY) -> tuple[list[Fin
             own = module.functions.values()
             loaders += [_Loader(module, node, library) for node in own if _is_warm(module, node)]
 
-        sent += [_Sent(module, _meant(call), strategy, call) for call in module.calls]
+        sent += [_Sent(module, _meant(module, call), strategy, call) for call in module.calls]
         called, helpers = _called_by(sent, library)
         found = _findings(sent, [*loaders, *called], helpers)
         return found, len(sent) + len(loaders)
@@ -361,14 +362,14 @@ def _findings(
 
     by_place: dict[tuple[str, str, int], Finding] = {}
     for each, problems in broken:
-        path = each.module.path
         lines = each.module.lines
         for rule, level, place, text in problems:
             if any(is_silenced(rule, lines[line - 1]) for line in {place, *_lines_of(each)}):
                 continue
             column = _column(each.node, place, lines[place - 1])
-            found = Finding(rule, level, path, place, column, None, text)
-            by_place.setdefault((rule, path, place), found)
+            file, line = each.module.place(place)
+            found = Finding(rule, level, file, line, column, None, text)
+            by_place.setdefault((rule, file, line), found)
 
     findings = by_place.values()
     return sorted(findings, key=lambda finding: (finding.level, finding.file, finding.line))
@@ -422,10 +423,10 @@ def _public(module: Module) -> Iterator[Function]:
             yield node
 
 
-def _meant(call: Submission) -> ast.expr | Function:
+def _meant(module: Module, call: Submission) -> ast.expr | Function:
     """Return the function or lambda that is submitted; if it is none, the expression itself."""
     if isinstance(call.sent, ast.Name):
-        bound = source.resolved(call.sent.id, call.scopes, call.sent.lineno)
+        bound = module.resolved(call.sent)
         if isinstance(bound, (Function, ast.Lambda)):
             return bound
     return call.sent
@@ -459,12 +460,12 @@ def nested_cache(sent: _Sent) -> Iterator[tuple[object, ...]]:
             is_cached = any(_is_cache(sent.module, each) for each in node.decorator_list)
             is_meant = node.name in returned or _calls_itself(sent.module, node)
             if is_cached and not is_meant:
-                yield _emptied(node.name, node.lineno, bool(source.arguments(node)))
+                yield _emptied(node.name, node.lineno, bool(arguments(node)))
 
         elif isinstance(node, ast.Call) and node.args and _is_cache(sent.module, node):
             cached = node.args[0]
             if isinstance(cached, ast.Lambda):
-                yield _emptied("this function", node.lineno, bool(source.arguments(cached)))
+                yield _emptied("this function", node.lineno, bool(arguments(cached)))
             elif isinstance(cached, ast.Name):
                 yield _emptied("this function", node.lineno, takes_any=False)
 
@@ -480,19 +481,20 @@ def _emptied_on_the_way(sent: _Sent) -> Iterator[tuple[object, ...]]:
 
     # the function is defined in one of the functions around the call
     around = [scope for scope in sent.call.scopes if isinstance(scope, Function)]
-    for name in sorted(source.free_names(code)) if around else ():
-        home = next((scope for scope in around[::-1] if name in source.bindings(scope)), None)
-        bound = source.bindings(home)[name] if home else []
+    for name in sorted(sent.module.names.free(code)) if around else ():
+        homes = (scope for scope in around[::-1] if name in sent.module.names.bindings(scope))
+        home = next(homes, None)
+        bound = sent.module.names.bindings(home)[name] if home else []
         helper = bound[0] if len(bound) == 1 else None
         if not isinstance(helper, Function) or _calls_itself(sent.module, helper):
             continue
         if sent.module.is_decorated(helper, _EMPTIED) and home and sent._is_in(home):
-            yield _emptied(name, helper.lineno, bool(source.arguments(helper)))
+            yield _emptied(name, helper.lineno, bool(arguments(helper)))
 
 
 def _emptied_helpers(helper: _Helper) -> Iterator[Broken]:
     """Yield the cached functions that a helper makes anew in every call, and only calls."""
-    inside = source.bindings(helper.node)
+    inside = helper.module.names.bindings(helper.node)
     kept = source.declared_global(helper.node)
     called = {id(node.func) for node in ast.walk(helper.node) if isinstance(node, ast.Call)}
 
@@ -504,7 +506,7 @@ def _emptied_helpers(helper: _Helper) -> Iterator[Broken]:
         is_only_called = all(id(each) in called for each in uses)
         is_cached = helper.module.is_decorated(node, _CACHES | source.WARM)
         if is_cached and is_only_called and not _calls_itself(helper.module, node):
-            line, text, level = _emptied(name, node.lineno, bool(source.arguments(node)))
+            line, text, level = _emptied(name, node.lineno, bool(arguments(node)))
             yield "GCW101", level, line, text
 
 
@@ -541,8 +543,9 @@ def cache_itself(sent: _Sent) -> Iterator[tuple[object, ...]]:
     if _is_warm_of_script(sent):
         yield (
             sent.node.lineno,
-            f"{_called(sent)} is a @warm function of this script, which workers cannot import, and "
-            "submitting it is an error: move it to a module, and send a function that imports it",
+            f"{_called(sent)} is a @warm function of this {_kind(sent.module)}, which workers "
+            "cannot import, and submitting it is an error: move it to a module, and send a "
+            "function that imports it",
         )
     elif sent.function is not None and sent.module.is_decorated(sent.function, _CACHES):
         name = sent.function.name
@@ -581,14 +584,17 @@ def function_attribute(sent: _Sent) -> Iterator[tuple[object, ...]]:
     line = _line_of_own_attribute(sent.module, sent.function)
     if line is not None:
         yield _kept(sent, sent.is_by_reference, line, f"{name} keeps state on itself")
-    elif not sent.is_by_reference and (line := _changes_globals(sent.function)) is not None:
+    elif (
+        not sent.is_by_reference
+        and (line := _changes_globals(sent.module, sent.function)) is not None
+    ):
         yield _kept(sent, sent.strategy == _DILL, line, f"{name} keeps state in globals()")
 
 
 def _line_of_own_attribute(module: Module, function: Function) -> int | None:
     """Return the line where a function keeps something on itself; None if it does not."""
     name = function.name
-    if name in source.bindings(function):  # then the name is that of something else
+    if name in module.names.bindings(function):  # then the name is that of something else
         return None
 
     for node in ast.walk(function):
@@ -626,14 +632,14 @@ def _is_attribute(node: ast.AST, name: str) -> TypeGuard[ast.Attribute]:
     return isinstance(node, ast.Attribute) and source.is_name(node.value, name)
 
 
-def _changes_globals(function: Function) -> int | None:
+def _changes_globals(module: Module, function: Function) -> int | None:
     """Return the line where a function keeps something in its globals; None if it does not.
 
     A function that only stores globals, and never looks whether they are there, keeps nothing.
     """
     spaces = {
         name
-        for name, nodes in source.bindings(function).items()
+        for name, nodes in module.names.bindings(function).items()
         if any(source.is_globals(node) for node in nodes)
     }
     for node in ast.walk(function):
@@ -739,8 +745,8 @@ def main_global(sent: _Sent) -> Iterator[tuple[object, ...]]:
     names = ", ".join(sent.left_behind)
     yield (
         sent.node.lineno,
-        f"{_called(sent)} uses {names} of this script, which workers do not have: NameError; "
-        "import it in the body",
+        f"{_called(sent)} uses {names} of this {_kind(sent.module)}, which workers do not have: "
+        "NameError; import it in the body",
     )
 
 
@@ -811,7 +817,7 @@ def _is_for_one_call(module: Module, method: Function) -> bool:
 
 def _name_of_self(method: Function) -> str:
     """Return the name of a method's first parameter; empty if it has none."""
-    return next((argument.arg for argument in source.arguments(method)), "")
+    return next((argument.arg for argument in arguments(method)), "")
 
 
 @_RULES.rule("GCW107", "error")
@@ -892,7 +898,7 @@ def identity_key(loader: _Loader) -> Iterator[tuple[object, ...]]:
 
     defaults = _objects_as_defaults(loader.node)
     taken: list[tuple[ast.arg, str]] = []
-    for argument in source.arguments(loader.node):
+    for argument in arguments(loader.node):
         if argument.arg in defaults:
             continue
         kinds = identity.found_in(argument.annotation, loader.module, loader.library)
@@ -974,6 +980,11 @@ def cache_in_front(loader: _Loader) -> Iterator[tuple[object, ...]]:
         f"{' and '.join(gives_up)} has @warm tear down: take {cache} away"
     )
     yield in_front[0].lineno, text
+
+
+def _kind(module: Module) -> str:
+    """Return what a message calls a file that is run."""
+    return "notebook" if module.notebook else "script"
 
 
 def _called(sent: _Sent) -> str:

@@ -11,7 +11,8 @@ import ast
 from collections.abc import Iterator
 
 from gc_warm.check import source
-from gc_warm.check.source import Function, Library, Module
+from gc_warm.check.names import Function
+from gc_warm.check.source import Library, Module
 
 PARTIAL = "functools.partial"
 """The class of Python's own library that is known here."""
@@ -99,7 +100,7 @@ def _takes_comparison_of_object(kind: ast.ClassDef, module: Module) -> bool:
         and source.is_name(node.value, kind.name)
         for node in ast.walk(module.tree)
     )
-    return not is_changed_later and not _OWN_IDENTITY & source.bindings(kind).keys()
+    return not is_changed_later and not _OWN_IDENTITY & module.names.bindings(kind).keys()
 
 
 def _is_dataclass_without_eq(decorator: ast.expr, module: Module) -> bool:
@@ -136,7 +137,7 @@ def _run_by_loaders(module: Module) -> list[Function]:
     functions = module.functions
     found = module.loaders
     for function in found:  # which grows meanwhile
-        used = source.free_names(function) & functions.keys()
+        used = module.names.free(function) & functions.keys()
         found += [functions[name] for name in used if functions[name] not in found]
     return found
 

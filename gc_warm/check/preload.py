@@ -14,7 +14,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from gc_warm.check import source
-from gc_warm.check.source import Function, Library, Module
+from gc_warm.check.names import Function
+from gc_warm.check.source import Library, Module
 from gc_warm.worker import module_versions
 
 _SAME_PARAMETERS = source.WARM | {"functools.cache", "functools.lru_cache"}
@@ -92,7 +93,7 @@ def _mistake(spec: str, path: list[str] | None) -> str:
         return ""
 
     wanted = ast.parse(attributes, mode="eval").body
-    found = _find(wanted, module, library)
+    found = library.find(wanted, module)
     if found is None:
         is_lacking = isinstance(wanted, ast.Name) and not _may_have(module, attributes)
         return _lacking(spec, module) if is_lacking else ""
@@ -123,14 +124,12 @@ def _may_have(module: Module, name: str) -> bool:
     # modules inside a package become its attributes when somebody imports them
     folder, file = os.path.split(module.path)
     inside = (os.path.join(folder, name), os.path.join(folder, f"{name}.py"))
-    if file == "__init__.py" and any(map(os.path.exists, inside)):
-        return True
-    return any(_binds(node, name) for node in ast.walk(module.tree))
+    return file == "__init__.py" and any(map(os.path.exists, inside))
 
 
 def _binds_unseen(module: Module) -> bool:
     """Return whether a module may bind names that are not written in it."""
-    if "*" in module.imports:
+    if "*" in module.top:
         return True
     for node in ast.walk(module.tree):
         if isinstance(node, ast.Name) and node.id in _BINDING:
@@ -138,33 +137,6 @@ def _binds_unseen(module: Module) -> bool:
         if isinstance(node, ast.Attribute) and node.attr in _BINDING:
             return True
     return "__getattr__" in module.top
-
-
-def _binds(node: ast.AST, name: str) -> bool:
-    """Return whether a node binds a name in a way that `source.bindings` does not follow."""
-    if isinstance(node, ast.Global):
-        return name in node.names
-    if isinstance(node, (ast.MatchAs, ast.MatchStar)):
-        return node.name == name
-    return isinstance(node, ast.MatchMapping) and node.rest == name
-
-
-def _find(node: ast.AST, module: Module, library: Library) -> tuple[Module, ast.AST] | None:
-    """Return the definition that an expression at the top level of a module names, as `Library`.
-
-    None also for a name that a function imports, and the module itself binds to something else.
-    """
-    root = node
-    while isinstance(root, ast.Attribute):
-        root = root.value
-    if not isinstance(node, ast.expr) or not isinstance(root, ast.Name):
-        return None
-
-    bound = module.top.get(root.id, [])
-    is_import = all(isinstance(each, (ast.Import, ast.ImportFrom)) for each in bound)
-    if root.id in module.imports and not (bound and is_import):
-        return None
-    return library.find(node, module)
 
 
 def _not_to_be_called(spec: str, module: Module, found: ast.AST, library: Library) -> str:
@@ -178,7 +150,7 @@ def _not_to_be_called(spec: str, module: Module, found: ast.AST, library: Librar
     if isinstance(node, _NOT_CALLABLE):
         return f"{spec} cannot be called: it is {ast.unparse(node)[:50]} ({place}); name a function"
 
-    function = _initializer(node) if isinstance(node, ast.ClassDef) else node
+    function = _initializer(node, home) if isinstance(node, ast.ClassDef) else node
     if not isinstance(function, (Function, ast.Lambda)):
         return ""
 
@@ -224,7 +196,7 @@ def _behind(
             node = node.args[0]
             continue
 
-        followed = _find(node, module, library)
+        followed = library.find(node, module) if isinstance(node, ast.expr) else None
         if followed is None:
             return None
         module, node = followed
@@ -242,9 +214,9 @@ def _is_plain_value(node: ast.AST, module: Module) -> bool:
     return all(each.annotation is not node for each in declared)
 
 
-def _initializer(kind: ast.ClassDef) -> Function | None:
+def _initializer(kind: ast.ClassDef, module: Module) -> Function | None:
     """Return what a class is called with; None if that is written elsewhere, or in other ways."""
-    bound = source.bindings(kind)
+    bound = module.names.bindings(kind)
     has_own = not kind.bases and not kind.keywords and "__new__" not in bound
     methods = bound.get("__init__", [])
     if not has_own or len(methods) != 1 or not isinstance(methods[0], Function):

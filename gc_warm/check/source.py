@@ -9,17 +9,18 @@ from __future__ import annotations
 
 import ast
 import builtins
-import copy
 import difflib
 import functools
 import importlib.util
 import os
-import symtable
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from gc_warm.check import notebooks
+from gc_warm.check.names import Bindings, Function, Names, Scope, bound_by, named_by
+from gc_warm.check.notebooks import Notebook
 from gc_warm.worker import module_versions
 
 _OURS = ("globus_compute_sdk", "gc_warm")
@@ -34,15 +35,17 @@ _OTHER_POOLS = (
     "loky",
     "mpi4py",
 )
+FILES = (".py", ".ipynb")
+"""The endings of files with Python."""
+
+NOTEBOOK = FILES[1]
+
 WARM = {"gc_warm.warm", "gc_warm.worker.state.warm"}
 """The dotted names of the decorator that makes a loader."""
 
 _SUBMITTING = ("submit", "register_function")
 _MOST_PASSED_ON = 5  # packages that pass a name on, one from another
 _SUBMITTED = ("fn", "function")  # the names that these methods have for what they take
-
-Function = ast.FunctionDef | ast.AsyncFunctionDef
-Scope = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
 
 
 class SourceError(ValueError):
@@ -56,7 +59,7 @@ class Submission:
     Attributes:
         call: The call itself.
         sent: The argument that is submitted or registered.
-        scopes: The scopes around the call, the innermost last.
+        scopes: The module, classes and functions around the call, the innermost last.
     """
 
     call: ast.Call
@@ -72,33 +75,50 @@ class Module:
         path: The file.
         lines: Its lines of text.
         tree: Its syntax tree.
+        names: The names in it.
         is_script: Whether it is run, not imported, and submits functions of its own.
+        notebook: The notebook that the text is of, if it is one.
     """
 
     path: str
     lines: list[str]
     tree: ast.Module
+    names: Names
     is_script: bool
+    notebook: Notebook | None = None
+
+    def place(self, line: int) -> tuple[str, int]:
+        """Return the file and the line of a line of text; in a notebook, the cell and its line.
+
+        Args:
+            line: The line, from 1.
+        """
+        return _place(self.path, line, self.notebook)
 
     @functools.cached_property
-    def imports(self) -> dict[str, str]:
-        """The dotted name that each imported name stands for; a relative one begins with dots."""
-        origins: dict[str, str] = {}
-        for node in ast.walk(self.tree):
-            if isinstance(node, ast.Import):
-                for alias in node.names:
-                    head = alias.name.partition(".")[0]
-                    origins[alias.asname or head] = alias.name if alias.asname else head
-            elif isinstance(node, ast.ImportFrom):
-                package = "." * node.level + (f"{node.module}." if node.module else "")
-                for alias in node.names:
-                    origins[alias.asname or alias.name] = package + alias.name
-        return origins
+    def imports(self) -> set[str]:
+        """The dotted names of all that the file imports; relative ones begin with dots."""
+        return {self._absolute(name) for name in self.names.origins.values()}
 
     @functools.cached_property
-    def top(self) -> dict[str, list[ast.AST]]:
-        """The bindings of each name that the module itself binds."""
-        return bindings(self.tree)
+    def top(self) -> Bindings:
+        """The bindings of each name that the module itself has, see `Names.bindings`."""
+        return self.names.bindings(self.tree)
+
+    def resolved(self, name: ast.Name) -> ast.AST | None:
+        """Return what a name is bound to where it is used; None if nothing binds it.
+
+        A name that is given another name stands for what that one does.
+
+        Args:
+            name: The name where it is used.
+        """
+        seen: set[ast.AST] = set()
+        bound: ast.AST | None = name
+        while isinstance(bound, ast.Name) and bound not in seen and not is_store(bound):
+            seen.add(bound)
+            bound = self.names.resolved(bound)
+        return bound
 
     @functools.cached_property
     def functions(self) -> dict[str, Function]:
@@ -117,16 +137,24 @@ class Module:
         }
 
     @functools.cached_property
-    def names(self) -> set[str]:
+    def own_names(self) -> set[str]:
         """All names that the module itself defines or imports, and Python does not have anyway."""
-        return set(self.top) - set(dir(builtins))
+        names = set(self.top)
+        if "*" in names:  # then any name may come from there
+            names.update(filter(None, map(named_by, self.names.around)))
+        return names - set(dir(builtins))
 
     @functools.cached_property
     def calls(self) -> list[Submission]:
         """All calls that submit or register something with Globus Compute, as far as is written."""
-        if not any(name.partition(".")[0] in _OURS for name in self.imports.values()):
+        if not any(name.partition(".")[0] in _OURS for name in self.imports):
             return []
-        return list(_calls(self, self.tree, (self.tree,), frozenset()))
+        return [
+            found
+            for node, scopes in self.names.around.items()
+            if isinstance(node, ast.Call)
+            for found in _submissions(self, node, scopes)
+        ]
 
     def origin(self, node: ast.expr) -> str:
         """Return the dotted name that an expression stands for; empty if it is something else.
@@ -144,7 +172,53 @@ class Module:
             else:
                 return ""
 
-        return ".".join([self.imports.get(node.id, node.id), *parts[::-1]])
+        return ".".join([self._origin_of(node), *parts[::-1]])
+
+    def _origin_of(self, name: ast.Name) -> str:
+        """Return the dotted name that an imported name stands for, and others as they are."""
+        bound = self.resolved(name)
+        if isinstance(bound, ast.alias):
+            return self.origin_of(bound)
+        if isinstance(bound, ast.Attribute):  # cache = functools.cache
+            return self.origin(bound)
+
+        if bound is None and "*" in self.top and not hasattr(builtins, name.id):
+            return self._origin_in_starred(name.id)
+        return name.id
+
+    def _origin_in_starred(self, name: str) -> str:
+        """Return the dotted name of what one of several ``import *`` may have brought."""
+        aliases = (node for node in self.top["*"] if isinstance(node, ast.alias))
+        modules = [self.origin_of(alias).removesuffix(".*") for alias in aliases]
+        having = [module for module in modules if len(modules) == 1 or name in _top_of(module)]
+        return ".".join([*having[-1:], name])
+
+    def origin_of(self, alias: ast.alias) -> str:
+        """Return the dotted name of what is imported; a relative one begins with dots.
+
+        Args:
+            alias: The name in the statement that imports it.
+        """
+        return self._absolute(self.names.origins[alias])
+
+    def _absolute(self, origin: str) -> str:
+        """Return an origin with a dot in front if the file of it lies beside this one.
+
+        That is where Python looks first for what a script imports, and it is no other module of
+        that name, such as one of Python itself.
+        """
+        head = origin.partition(".")[0]
+        return f".{origin}" if head in self._beside else origin
+
+    @functools.cached_property
+    def _beside(self) -> set[str]:
+        """The names of the modules beside a file that is in no package; of ours, there is one."""
+        folder = Path(self.path).absolute().parent
+        if (folder / "__init__.py").is_file():
+            return set()
+        files = {path.stem for path in folder.glob("*.py")}
+        packages = {path.parent.name for path in folder.glob("*/__init__.py")}
+        return (files | packages) - set(_OURS)
 
     def is_decorated(self, function: Function, decorators: set[str]) -> bool:
         """Return whether the outermost decorator of a function is one of these.
@@ -163,159 +237,40 @@ class Module:
         return [each for each in self.functions.values() if self.is_decorated(each, WARM)]
 
 
-@functools.lru_cache(maxsize=1024)
-def bindings(scope: Scope) -> dict[str, list[ast.AST]]:
-    """Return all that a scope binds to each of its names, in the order of the source.
-
-    A name is bound to a definition, a value, or whatever else binds it.
-
-    Args:
-        scope: The module, class or function; scopes inside it are left out.
-    """
-    bound_to: dict[str, list[ast.AST]] = {}
-    nodes: list[ast.AST] = list[ast.AST](scope.body)[::-1]
-    while nodes:
-        node = nodes.pop()
-        for name, bound in _bound_by(node):
-            bound_to.setdefault(name, []).append(bound)
-        if not isinstance(node, (Function, ast.ClassDef, ast.Lambda)):
-            nodes += list(ast.iter_child_nodes(node))[::-1]
-
-    if isinstance(scope, Function):
-        for argument in arguments(scope):
-            bound_to.setdefault(argument.arg, []).insert(0, argument)
-    return bound_to
-
-
-def _bound_by(node: ast.AST) -> Iterator[tuple[str, ast.AST]]:
-    """Yield the names that a statement or expression itself binds, each with what it binds to."""
-    if isinstance(node, (Function, ast.ClassDef)):
-        yield node.name, node
-    elif isinstance(node, (ast.Import, ast.ImportFrom)):
-        yield from ((_imported_as(alias), node) for alias in node.names)
-    elif isinstance(node, ast.Assign):
-        names = (target for target in node.targets if isinstance(target, ast.Name))
-        yield from ((name.id, node.value) for name in names)
-    elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
-        yield node.target.id, node.value or node.annotation
-    elif isinstance(node, ast.withitem) and isinstance(node.optional_vars, ast.Name):
-        yield node.optional_vars.id, node.context_expr
-    elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
-        yield node.id, node
-    elif isinstance(node, ast.ExceptHandler) and node.name:
-        yield node.name, node
-
-
-def _imported_as(alias: ast.alias) -> str:
-    """Return the name that an import binds."""
-    return alias.asname or alias.name.partition(".")[0]
-
-
-def arguments(function: Function | ast.Lambda) -> list[ast.arg]:
-    """Return all parameters of a function.
-
-    Args:
-        function: The function.
-    """
-    given = function.args
-    return [
-        *given.posonlyargs,
-        *given.args,
-        *given.kwonlyargs,
-        *filter(None, (given.vararg, given.kwarg)),
-    ]
-
-
-def resolved(name: str, scopes: Sequence[Scope], line: int) -> ast.AST | None:
-    """Return what a name is bound to where it is used; None if no scope knows it.
-
-    The innermost scope that knows the name binds it. If that is the scope of the use, the last
-    binding before the use counts, and else the last of all.
-
-    Args:
-        name: The name.
-        scopes: The scopes around the use, the innermost last.
-        line: The line of the use.
-    """
-    for scope in scopes[::-1]:
-        if isinstance(scope, ast.ClassDef):  # whose names its methods do not see
-            continue
-
-        bound = bindings(scope).get(name, [])
-        values = [node for node in bound if not isinstance(node, ast.Name)] or bound
-        if values:
-            before = [node for node in values if getattr(node, "lineno", 0) <= line]
-            is_innermost = scope is scopes[-1]
-            return before[-1] if before and is_innermost else values[-1]
-    return None
-
-
-def _calls(
-    module: Module, node: ast.AST, scopes: tuple[Scope, ...], hidden: frozenset[str]
-) -> Iterator[Submission]:
-    """Yield the submissions below a node.
-
-    The names in *hidden* are those that a lambda or a comprehension around the node has taken for
-    itself.
-    """
-    hidden |= _own_names(node)
-    for child in ast.iter_child_nodes(node):
-        if isinstance(child, ast.Call):
-            yield from _submissions(module, child, scopes, hidden)
-
-        inner = (*scopes, child) if isinstance(child, (Function, ast.ClassDef)) else scopes
-        yield from _calls(module, child, inner, hidden)
-
-
-def _own_names(node: ast.AST) -> set[str]:
-    """Return the names that a lambda or a comprehension takes for itself."""
-    if isinstance(node, ast.Lambda):
-        return {argument.arg for argument in arguments(node)}
-    if isinstance(node, (ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)):
-        return set[str]().union(*(_mentioned(part.target) for part in node.generators))
-    return set()
-
-
-def _mentioned(node: ast.AST) -> set[str]:
-    """Return all names in a piece of source."""
-    return {each.id for each in ast.walk(node) if isinstance(each, ast.Name)}
-
-
-def _submissions(
-    module: Module, call: ast.Call, scopes: tuple[Scope, ...], hidden: frozenset[str]
-) -> Iterator[Submission]:
+def _submissions(module: Module, call: ast.Call, scopes: Sequence[Scope]) -> Iterator[Submission]:
     """Yield a call, if it submits or registers something with Globus Compute."""
     if not isinstance(call.func, ast.Attribute) or call.func.attr not in _SUBMITTING:
         return
 
     named = [keyword.value for keyword in call.keywords if keyword.arg in _SUBMITTED]
     sent = next(iter([*call.args[:1], *named]), None)
-    if sent is None or (isinstance(sent, ast.Name) and sent.id in hidden):
-        return
-    if _is_ours(module, call.func.value, scopes):
-        yield Submission(call, sent, scopes)
+    if sent is not None and _is_ours(module, call.func.value, scopes):
+        defining = [
+            each for each in scopes if isinstance(each, (Function, ast.ClassDef, ast.Module))
+        ]
+        yield Submission(call, sent, tuple(defining))
 
 
-def _is_ours(module: Module, receiver: ast.expr, scopes: tuple[Scope, ...]) -> bool:
+def _is_ours(module: Module, receiver: ast.expr, scopes: Sequence[Scope]) -> bool:
     """Return whether an object belongs to Globus Compute.
 
     Where that is not written, it does if the file imports no other library that has pools.
     """
-    made = _maker(receiver, scopes)
+    made = _maker(module, receiver, scopes)
     origin = module.origin(made) if isinstance(made, ast.expr) else ""
     head, dot, _ = origin.partition(".")
 
-    imported = {name.partition(".")[0] for name in module.imports.values()}
+    imported = {name.partition(".")[0] for name in module.imports}
     if dot and head in imported:
         return head in _OURS
     return not imported & set(_OTHER_POOLS)
 
 
-def _maker(receiver: ast.expr, scopes: tuple[Scope, ...]) -> ast.AST | None:
+def _maker(module: Module, receiver: ast.expr, scopes: Sequence[Scope]) -> ast.AST | None:
     """Return what an object was made by, or is annotated with, as far as that is written."""
     made: ast.AST | None = receiver
     if isinstance(receiver, ast.Name):
-        made = resolved(receiver.id, scopes, receiver.lineno)
+        made = module.resolved(receiver)
     elif isinstance(receiver, ast.Attribute):  # self.pool
         made = _stored_in_class(receiver, scopes)
 
@@ -327,7 +282,7 @@ def _maker(receiver: ast.expr, scopes: tuple[Scope, ...]) -> ast.AST | None:
     return made
 
 
-def _stored_in_class(attribute: ast.Attribute, scopes: tuple[Scope, ...]) -> ast.expr | None:
+def _stored_in_class(attribute: ast.Attribute, scopes: Sequence[Scope]) -> ast.expr | None:
     """Return the value that the classes around assign to an attribute; the first, if several."""
     stored = ast.dump(ast.Attribute(attribute.value, attribute.attr, ast.Store()))
     classes = [scope for scope in scopes if isinstance(scope, ast.ClassDef)]
@@ -336,6 +291,15 @@ def _stored_in_class(attribute: ast.Attribute, scopes: tuple[Scope, ...]) -> ast
             if isinstance(node, ast.Assign) and stored in map(ast.dump, node.targets):
                 return node.value
     return None
+
+
+@functools.lru_cache(maxsize=64)
+def _top_of(module: str) -> frozenset[str]:
+    """Return the names that a module has by its source; none if that cannot be read."""
+    try:
+        return frozenset(read(file_of(module), may_be_script=False).top)
+    except (SourceError, ImportError, OSError, ValueError, RecursionError):
+        return frozenset()
 
 
 def exists(module: str) -> bool:
@@ -364,7 +328,7 @@ def file_of(module: str, path: list[str] | None = None) -> str:
 
 
 def read(path: str, may_be_script: bool) -> Module:
-    """Read a Python file.
+    """Read a Python file, or the Python in a notebook.
 
     Args:
         path: The file.
@@ -372,19 +336,33 @@ def read(path: str, may_be_script: bool) -> Module:
             script, its text says.
 
     Raises:
-        SourceError: The file is not Python. The error names the line.
+        SourceError: The file is not Python, nor a notebook with it. The error names the line.
         OSError: The file cannot be read.
     """
     written = Path(path).read_bytes()
+    notebook = None
     try:
-        text = importlib.util.decode_source(written)
+        if path.endswith(NOTEBOOK):
+            notebook = notebooks.read(written)
+        text = notebook.text if notebook else importlib.util.decode_source(written)
         tree = ast.parse(text, path)
+        names = Names(tree, text, path)
+    except notebooks.NotebookError as error:
+        raise SourceError(f"{path}: {error}") from error
     except (SyntaxError, ValueError) as error:
-        line = getattr(error, "lineno", None) or 1
-        raise SourceError(f"{path}:{line}: {getattr(error, 'msg', error)}") from error
+        file, line = _place(path, getattr(error, "lineno", None) or 1, notebook)
+        raise SourceError(f"{file}:{line}: {getattr(error, 'msg', error)}") from error
 
-    module = Module(path, text.split("\n"), tree, is_script=False)
-    return replace(module, is_script=may_be_script and _runs_by_itself(module))
+    module = Module(path, text.split("\n"), tree, names, is_script=False, notebook=notebook)
+    is_script = may_be_script and (notebook is not None or _runs_by_itself(module))
+    return replace(module, is_script=is_script)
+
+
+def _place(path: str, line: int, notebook: Notebook | None) -> tuple[str, int]:
+    if notebook is None:
+        return path, line
+    cell, line = notebook.place(line)
+    return f"{path}:cell {cell}", line
 
 
 class Library:
@@ -429,13 +407,11 @@ class Library:
 
         if not isinstance(root, ast.Name):
             return None
-        all_bound = module.top.get(root.id, [])
-        bound = _only_binding(all_bound)
-        if all_bound and bound is None:
-            return None
-        if root.id in module.imports:
+        bound = _only_binding(module.names.bound_to(root))
+        if isinstance(bound, ast.alias):
             return self._follow(module.origin(node), module)
-        return (module, bound) if bound is not None and root is node else None
+        is_whole = root is node and module.top.get(root.id) == [bound]
+        return (module, bound) if bound is not None and is_whole else None
 
     def _follow(self, dotted: str, module: Module) -> tuple[Module, ast.AST] | None:
         for _ in range(_MOST_PASSED_ON):
@@ -448,11 +424,11 @@ class Library:
             bound = _only_binding(found.top.get(name, [])) if found else None
             if found is None or bound is None:
                 return None
-            if not isinstance(bound, (ast.Import, ast.ImportFrom)):
+            if not isinstance(bound, ast.alias):
                 return found, bound
 
             module = found
-            dotted = found.imports[name]
+            dotted = found.origin_of(bound)
         return None
 
     def _module(self, name: str, importer: Module) -> Module | None:
@@ -474,8 +450,7 @@ class Library:
 
 def _only_binding(bound: Sequence[ast.AST]) -> ast.AST | None:
     """Return what a name is bound to; None if there is nothing, or more than one thing."""
-    is_assigned = len(bound) == 2 and is_store(bound[1])  # a value, and the name that gets it
-    return bound[0] if len(bound) == 1 or is_assigned else None
+    return bound[0] if len(bound) == 1 else None
 
 
 def _path_of(name: str, path: list[str] | None) -> str | None:
@@ -520,6 +495,11 @@ def _runs_by_itself(module: Module) -> bool:
         if isinstance(node, ast.Expr) and _mentioned(node) & submitting:
             return True
     return False
+
+
+def _mentioned(node: ast.AST) -> set[str]:
+    """Return all names in a piece of source."""
+    return {each.id for each in ast.walk(node) if isinstance(each, ast.Name)}
 
 
 def assigns(node: ast.Assign, name: str) -> bool:
@@ -573,66 +553,6 @@ def first_line(node: Function | ast.Lambda) -> int:
     return min([node.lineno, *(decorator.lineno for decorator in decorators)])
 
 
-class _Bare(ast.NodeTransformer):
-    """A transformer that takes annotations away: no worker runs them when it runs the function."""
-
-    def visit_AnnAssign(self, node: ast.AnnAssign) -> ast.AST:
-        """Return an assignment without the annotation.
-
-        Without a value, the statement only makes the name a local one; so does the assignment of
-        None.
-        """
-        self.generic_visit(node)
-        return ast.copy_location(ast.Assign([node.target], node.value or ast.Constant(None)), node)
-
-    def visit_Nonlocal(self, node: ast.Nonlocal) -> ast.AST:
-        """Return ``pass``: without the function around it, the statement could mean nothing."""
-        return ast.copy_location(ast.Pass(), node)
-
-    def visit_arg(self, node: ast.arg) -> ast.AST:
-        """Return an argument without its annotation."""
-        return ast.copy_location(ast.arg(node.arg), node)
-
-
-@functools.lru_cache(maxsize=1024)
-def free_names(code: Function | ast.Lambda) -> frozenset[str]:
-    """Return the names that a function's body takes from around the function.
-
-    The bodies of functions inside it count, too. Decorators, defaults and annotations do not.
-
-    Args:
-        code: The function.
-
-    Raises:
-        SourceError: Python itself would not take the function.
-    """
-    bare: ast.AST = _Bare().visit(copy.deepcopy(code))
-    if isinstance(bare, Function):
-        bare.decorator_list = []
-        bare.returns = None
-        bare.args.defaults = [ast.Constant(None) for _ in bare.args.defaults]
-        bare.args.kw_defaults = [
-            default and ast.Constant(None) for default in bare.args.kw_defaults
-        ]
-
-    try:
-        scope = symtable.symtable(ast.unparse(ast.fix_missing_locations(bare)), "function", "exec")
-    except SyntaxError as error:
-        raise SourceError(f"the function in line {code.lineno}: {error.msg}") from error
-
-    names: set[str] = set()
-    for node in ast.walk(code):
-        if isinstance(node, ast.Nonlocal):
-            names.update(node.names)
-    return frozenset(names.union(*map(_globals, scope.get_children())))
-
-
-def _globals(scope: symtable.SymbolTable) -> set[str]:
-    """Return the names that a scope, or one inside it, takes from the globals."""
-    names = {symbol.get_name() for symbol in scope.get_symbols() if symbol.is_global()}
-    return names.union(*map(_globals, scope.get_children()))
-
-
 def declared_global(code: ast.AST) -> set[str]:
     """Return the names in the global statements of a function.
 
@@ -656,12 +576,10 @@ def made_first(code: Function | ast.Lambda) -> set[str]:
     if any(looks_for_globals(node) for node in ast.walk(code)):
         return declared
 
-    order = list(in_order(code))
-    makes = (ast.Import, ast.ImportFrom, Function, ast.ClassDef)
     made = set()
     for name in declared:
-        first = next((node for node in order if _names(node, name)), None)
-        if isinstance(first, makes) or is_store(first):
+        first = next((node for node in in_order(code) if named_by(node) == name), None)
+        if first is not None and bound_by(first) == name:
             made.add(name)
     return made
 
@@ -686,15 +604,6 @@ def is_globals(node: ast.AST) -> bool:
         node: Any node.
     """
     return isinstance(node, ast.Call) and is_name(node.func, "globals")
-
-
-def _names(node: ast.AST, name: str) -> bool:
-    """Return whether a node itself uses or binds a name."""
-    if isinstance(node, (ast.Import, ast.ImportFrom)):
-        return any(_imported_as(alias) == name for alias in node.names)
-    if isinstance(node, (Function, ast.ClassDef)):
-        return node.name == name
-    return is_name(node, name)
 
 
 def is_store(node: ast.AST | None) -> bool:

@@ -428,6 +428,11 @@ def is_local(service: str) -> bool:
 
 
 def _import(module: str) -> Any:
+    if module.endswith(".ipynb"):
+        raise BookError(
+            f"{module} is a notebook, which cannot be imported: move the functions to a module, "
+            "and give the module's name"
+        )
     if module.endswith(".py") or os.sep in module:
         parts = Path(module).with_suffix("").parts
         dotted = ".".join(part for part in parts if part.strip("./"))
