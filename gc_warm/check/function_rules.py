@@ -121,10 +121,19 @@ class _Sent:
 
     def _names_inside(self) -> set[str]:
         """Return the names of its module that the code takes from there when it runs."""
-        code = self.code
-        if code is None:
-            return set()
-        return set(self.module.names.free(code) & self.module.own_names) - source.made_first(code)
+        names: set[str] = set()
+        own = [self.code] if self.code else []
+        for code in [*own, *self._wrappers()]:
+            used = self.module.names.free(code) & self.module.own_names
+            names |= used - source.made_first(code)
+        return names
+
+    def _wrappers(self) -> Iterator[Function]:
+        """Yield what its decorators, if they are of its module, put in its place."""
+        for decorator in self.function.decorator_list if self.function else ():
+            call = ast.Call(decorator, [], [])
+            if self.strategy == _DILL and (wrapper := _made_by(self.module, call)):
+                yield wrapper
 
     @property
     def code(self) -> Function | ast.Lambda | None:
@@ -146,22 +155,21 @@ class _Sent:
         used = {node.id for part in above for node in ast.walk(part) if isinstance(node, ast.Name)}
         return used & self.module.own_names
 
-    def closes_over(self) -> list[str]:
-        """Return the names that it takes from the functions around it."""
+    @functools.cached_property
+    def closed_over(self) -> dict[str, list[ast.AST]]:
+        """The names that it takes from the functions around it, with what they are bound to."""
         code = self.code
         if code is None:
-            return []
+            return {}
 
-        known: set[str] = set()
-        for scope in ast.walk(self.module.tree):
-            if isinstance(scope, Function) and scope is not self.node and self._is_in(scope):
-                known.update(self.module.names.bindings(scope))
-
+        names = self.module.names
         own = {self.function.name} if self.function else set()
-        return sorted(self.module.names.free(code) & (known - own))
-
-    def _is_in(self, scope: Function) -> bool:
-        return any(node is self.node for node in ast.walk(scope))
+        owners = {name: names.owner(name, names.around[code]) for name in names.free(code) - own}
+        return {
+            name: names.bindings(owner)[name]
+            for name, owner in sorted(owners.items())
+            if isinstance(owner, Function)
+        }
 
     @functools.cached_property
     def method(self) -> tuple[str, Function | None, dict[str, Function]]:
@@ -277,7 +285,11 @@ def examine_all(target: str, strategy: str = DEFAULT_STRATEGY) -> tuple[list[Fin
             own = module.functions.values()
             loaders += [_Loader(module, node, library) for node in own if _is_warm(module, node)]
 
-        sent += [_Sent(module, _meant(module, call), strategy, call) for call in module.calls]
+        sent += [
+            _Sent(module, node, strategy, call)
+            for call in module.calls
+            for node in _meant(module, call.sent)
+        ]
         called, helpers = _called_by(sent, library)
         found = _findings(sent, [*loaders, *called], helpers)
         return found, len(sent) + len(loaders)
@@ -423,13 +435,37 @@ def _public(module: Module) -> Iterator[Function]:
             yield node
 
 
-def _meant(module: Module, call: Submission) -> ast.expr | Function:
-    """Return the function or lambda that is submitted; if it is none, the expression itself."""
-    if isinstance(call.sent, ast.Name):
-        bound = module.resolved(call.sent)
-        if isinstance(bound, (Function, ast.Lambda)):
-            return bound
-    return call.sent
+def _meant(module: Module, sent: ast.expr) -> Iterator[ast.expr | Function]:
+    """Yield the functions that an expression stands for; if that is not written, the expression.
+
+    They are looked for in a partial, in the function that makes them, and in what a loop goes over.
+    """
+    node = module.resolved(sent) if isinstance(sent, ast.Name) else sent
+    if isinstance(node, (Function, ast.Lambda)):
+        yield node
+        return
+
+    if isinstance(node, (ast.For, ast.comprehension)):
+        over = module.resolved(node.iter) if isinstance(node.iter, ast.Name) else node.iter
+        if isinstance(over, (ast.Tuple, ast.List)):
+            for part in over.elts:
+                yield from _meant(module, part)
+            return
+
+    if isinstance(node, ast.Call) and module.origin(node) == identity.PARTIAL and node.args:
+        yield from _meant(module, node.args[0])
+        return
+    yield (_made_by(module, node) if isinstance(node, ast.Call) else None) or sent
+
+
+def _made_by(module: Module, call: ast.Call) -> Function | None:
+    """Return the function that a call makes, by the function of the module that is called."""
+    if isinstance(call.func, ast.Call):
+        maker = _made_by(module, call.func)
+    else:
+        called = module.resolved(call.func) if isinstance(call.func, ast.Name) else None
+        maker = called if isinstance(called, Function) else None
+    return source.returned(module, maker) if maker else None
 
 
 @_RULES.rule("GCW101", "error")
@@ -475,20 +511,11 @@ def nested_cache(sent: _Sent) -> Iterator[tuple[object, ...]]:
 
 def _emptied_on_the_way(sent: _Sent) -> Iterator[tuple[object, ...]]:
     """Yield the cached helpers that a function takes along from the functions around it."""
-    code = sent.code
-    if sent.call is None or code is None or not sent.is_nested:
-        return
-
-    # the function is defined in one of the functions around the call
-    around = [scope for scope in sent.call.scopes if isinstance(scope, Function)]
-    for name in sorted(sent.module.names.free(code)) if around else ():
-        homes = (scope for scope in around[::-1] if name in sent.module.names.bindings(scope))
-        home = next(homes, None)
-        bound = sent.module.names.bindings(home)[name] if home else []
+    for name, bound in sent.closed_over.items():
         helper = bound[0] if len(bound) == 1 else None
         if not isinstance(helper, Function) or _calls_itself(sent.module, helper):
             continue
-        if sent.module.is_decorated(helper, _EMPTIED) and home and sent._is_in(home):
+        if sent.module.is_decorated(helper, _EMPTIED):
             yield _emptied(name, helper.lineno, bool(arguments(helper)))
 
 
@@ -565,12 +592,13 @@ def _is_warm_of_script(sent: _Sent) -> bool:
 
 @_RULES.rule("GCW103", "error")
 def function_attribute(sent: _Sent) -> Iterator[tuple[object, ...]]:
-    """State is kept on the function itself, or in what globals() gives.
+    """State is kept on the function itself, in what globals() gives, or around the function.
 
     With DillCode a function of an importable module is sent by its name, and its attributes stay on
     the worker: a warning. Every other strategy, and a function of a script, makes the function anew
     for every task, without them: cold every time, silently. So it does with `globals()`, but for
-    DillCode, which gives it the worker's own. Warm is:
+    DillCode, which gives it the worker's own, and with what a nested function keeps in the function
+    around it. Warm is:
 
         # my_model.py, which workers can import            # the function to register
         @warm                                              def predict(x):
@@ -589,6 +617,14 @@ def function_attribute(sent: _Sent) -> Iterator[tuple[object, ...]]:
         and (line := _changes_globals(sent.module, sent.function)) is not None
     ):
         yield _kept(sent, sent.strategy == _DILL, line, f"{name} keeps state in globals()")
+
+    declared = (each for each in ast.walk(sent.function) if isinstance(each, ast.Nonlocal))
+    nonlocals = {around for each in declared for around in each.names}
+    for around, bound in sent.closed_over.items() if sent.strategy == _DILL else ():
+        is_mutable = any(_is_mutable(sent.module, value) for value in bound)
+        if around in nonlocals or (is_mutable and _is_changed(sent.function, around)):
+            what = f"{name} keeps state in {around} of the function around it"
+            yield _kept(sent, False, sent.function.lineno, what)
 
 
 def _line_of_own_attribute(module: Module, function: Function) -> int | None:
@@ -711,7 +747,7 @@ def _is_rebound(function: Function, name: str) -> bool:
     return any(node not in grown for node in stores)
 
 
-def _is_mutable(module: Module, node: ast.expr) -> bool:
+def _is_mutable(module: Module, node: ast.AST) -> bool:
     if isinstance(node, ast.Call):
         return module.origin(node) in _MUTABLE
     return isinstance(node, (ast.List, ast.Dict, ast.Set))
@@ -742,12 +778,29 @@ def main_global(sent: _Sent) -> Iterator[tuple[object, ...]]:
     if not sent.module.is_script or not sent.left_behind or _is_warm_of_script(sent):
         return
 
-    names = ", ".join(sent.left_behind)
-    yield (
-        sent.node.lineno,
-        f"{_called(sent)} uses {names} of this {_kind(sent.module)}, which workers do not have: "
-        "NameError; import it in the body",
-    )
+    by_tasks = {name: made for name in sent.left_behind if (made := _made_by_task(sent, name))}
+    names = ", ".join(name for name in sent.left_behind if name not in by_tasks)
+    if names:
+        yield (
+            sent.node.lineno,
+            f"{_called(sent)} uses {names} of this {_kind(sent.module)}, which workers do not "
+            "have: NameError; import it in the body",
+        )
+
+    for name, task in by_tasks.items():
+        text = f"{_called(sent)} uses {name}, which only workers have that have run {task} before"
+        yield sent.node.lineno, f"{text}: {_REWRITE}", "warning"
+
+
+def _made_by_task(sent: _Sent, name: str) -> str:
+    """Return the name of another function that is submitted, and makes a global; empty if none."""
+    for bound in sent.module.top.get(name, ()):
+        maker = sent.module.names.around.get(bound, (None,))[-1]
+        if maker is sent.node or not isinstance(maker, Function):
+            continue
+        if maker.name in sent.module.submitted:
+            return maker.name
+    return ""
 
 
 @_RULES.rule("GCW106", "error")
@@ -838,7 +891,7 @@ def nameless(sent: _Sent) -> Iterator[tuple[object, ...]]:
     name = _called(sent)
     remedy = "write it with def at the top level"
     is_whole = sent.strategy == _DILL or (is_lambda and sent.strategy in _COMBINED)
-    closed = [] if is_whole else sent.closes_over()
+    closed = [] if is_whole else list(sent.closed_over)
     if closed:
         text = f"{name} is sent as source by {sent.strategy}, without {', '.join(closed)}: {remedy}"
         yield sent.node.lineno, text
@@ -871,6 +924,27 @@ def source_global(sent: _Sent) -> Iterator[tuple[object, ...]]:
         f"{_called(sent)} is sent as source by {sent.strategy}, and {names} of its module stay "
         "behind: import them in the body",
     )
+
+
+@_RULES.rule("GCW111", "error")
+def unrun(sent: _Sent) -> Iterator[tuple[object, ...]]:
+    """A coroutine or a generator is what a task would return.
+
+    A worker calls what it gets, and awaits nothing: of an async function or a generator function,
+    nothing has run by then, and what it returns cannot be sent back. Run it in a function:
+
+        def predict(x):
+            import asyncio
+            from my_model import model
+            return asyncio.run(model().predict(x))
+    """
+    kind = source.unrun(sent.code) if sent.code else ""
+    if kind and not (sent.function and sent.function.decorator_list):
+        text = (
+            f"{_called(sent)} is {kind}, of which a task runs nothing: send a function that runs "
+            "it, and returns what it gives"
+        )
+        yield sent.node.lineno, text
 
 
 @_LOADER_RULES.rule("GCW109", "error")

@@ -43,7 +43,7 @@ class Names:
         self.origins: dict[ast.alias, str] = {}
         self._tree = tree
         self._tables: dict[Scope, symtable.SymbolTable] = {}
-        self._values: dict[ast.AST, ast.expr] = {}  # of names that are assigned to
+        self._values: dict[ast.AST, ast.AST] = {}  # of names that are assigned to
         self._bound: dict[Scope, Bindings] = {}
 
         self._has_lazy_annotations = sys.version_info >= (3, 14) or any(
@@ -64,8 +64,9 @@ class Names:
     def bindings(self, scope: Scope) -> Bindings:
         """Return all that each name of a scope is bound to, in the order of the source.
 
-        A name is bound to a definition, an imported name, a value, or whatever else binds it. What
-        an except clause binds comes before what its try does, which it stands in for.
+        A name is bound to a definition, an imported name, a value, the loop whose values it gets,
+        or whatever else binds it. What an except clause binds comes before what its try does, which
+        it stands in for.
 
         Args:
             scope: The scope; those inside it count where they declare a name to be of this one.
@@ -85,6 +86,10 @@ class Names:
                 if any(bound_by(node) == name for node in targets):
                     return scope
                 continue
+
+            parameters = getattr(scope, "type_params", ())  # of Python 3.12
+            if any(parameter.name == name for parameter in parameters):
+                return scope
 
             table = self._tables.get(scope)
             is_unseen = isinstance(scope, ast.ClassDef) and scope is not scopes[-1]
@@ -206,11 +211,14 @@ class Names:
     def _note(self, node: ast.AST) -> None:
         """Note what a statement gives to names."""
         if isinstance(node, ast.Assign):
-            self._values.update((target, node.value) for target in node.targets)
+            for target in node.targets:
+                self._note_values(target, node.value)
         elif isinstance(node, ast.NamedExpr):
             self._values[node.target] = node.value
         elif isinstance(node, ast.AnnAssign):
             self._values[node.target] = node.value or node.annotation
+        elif isinstance(node, (ast.For, ast.AsyncFor, ast.comprehension)):
+            self._values[node.target] = node
         elif isinstance(node, ast.withitem) and node.optional_vars is not None:
             self._values[node.optional_vars] = node.context_expr
         elif isinstance(node, ast.Import):
@@ -219,6 +227,17 @@ class Names:
         elif isinstance(node, ast.ImportFrom):
             package = "." * node.level + (f"{node.module}." if node.module else "")
             self.origins.update((alias, package + alias.name) for alias in node.names)
+
+    def _note_values(self, target: ast.expr, value: ast.expr) -> None:
+        self._values[target] = value
+        lists = (ast.Tuple, ast.List)
+        if not isinstance(target, lists) or not isinstance(value, lists):
+            return
+
+        has_star = any(isinstance(each, ast.Starred) for each in [*target.elts, *value.elts])
+        if not has_star:
+            for part, its_value in zip(target.elts, value.elts, strict=False):
+                self._note_values(part, its_value)
 
 
 def _tables_in(table: symtable.SymbolTable) -> Iterator[symtable.SymbolTable]:

@@ -161,7 +161,7 @@ def _not_to_be_called(spec: str, module: Module, found: ast.AST, library: Librar
             "defaults, or name a function that calls it"
         )
 
-    kind = _unrun(function)
+    kind = source.unrun(function)
     if kind and not is_warm and function is node:
         return (
             f"{spec} is {kind} ({place}), and calling it runs nothing of it; name a function that "
@@ -232,23 +232,3 @@ def _needed(function: Function | ast.Lambda) -> list[str]:
     pairs = zip(given.kwonlyargs, given.kw_defaults, strict=True)
     needed += [argument for argument, default in pairs if default is None]
     return [argument.arg for argument in needed]
-
-
-def _unrun(function: Function | ast.Lambda) -> str:
-    """Return what a function is called whose call runs nothing of it; empty if it is none."""
-    if isinstance(function, ast.AsyncFunctionDef):
-        return "an async function"
-    if isinstance(function, ast.FunctionDef) and _yields(function.body):
-        return "a generator"
-    return ""
-
-
-def _yields(body: Sequence[ast.AST]) -> bool:
-    """Return whether statements have a yield of their own."""
-    nodes = list(body)
-    for node in nodes:  # which grows meanwhile
-        if isinstance(node, (ast.Yield, ast.YieldFrom)):
-            return True
-        if not isinstance(node, (Function, ast.ClassDef, ast.Lambda)):
-            nodes += ast.iter_child_nodes(node)
-    return False

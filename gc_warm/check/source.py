@@ -156,6 +156,11 @@ class Module:
             for found in _submissions(self, node, scopes)
         ]
 
+    @functools.cached_property
+    def submitted(self) -> set[str]:
+        """The names in what is submitted."""
+        return set[str]().union(*(_mentioned(call.sent) for call in self.calls))
+
     def origin(self, node: ast.expr) -> str:
         """Return the dotted name that an expression stands for; empty if it is something else.
 
@@ -263,7 +268,12 @@ def _is_ours(module: Module, receiver: ast.expr, scopes: Sequence[Scope]) -> boo
     imported = {name.partition(".")[0] for name in module.imports}
     if dot and head in imported:
         return head in _OURS
-    return not imported & set(_OTHER_POOLS)
+
+    # of concurrent.futures, a client of Globus Compute may use what is no pool
+    others = imported & set(_OTHER_POOLS)
+    if not any("PoolExecutor" in line for line in module.lines):
+        others.discard("concurrent")
+    return not others
 
 
 def _maker(module: Module, receiver: ast.expr, scopes: Sequence[Scope]) -> ast.AST | None:
@@ -551,6 +561,46 @@ def first_line(node: Function | ast.Lambda) -> int:
     """
     decorators = [] if isinstance(node, ast.Lambda) else node.decorator_list
     return min([node.lineno, *(decorator.lineno for decorator in decorators)])
+
+
+def returned(module: Module, function: Function) -> Function | None:
+    """Return the function inside a function that it returns; None if it returns something else.
+
+    Args:
+        module: The module.
+        function: A function in it.
+    """
+    for node in ast.walk(function):
+        if not isinstance(node, ast.Return) or module.names.around[node][-1] is not function:
+            continue
+        inner = module.resolved(node.value) if isinstance(node.value, ast.Name) else None
+        if isinstance(inner, Function) and module.names.around[inner][-1] is function:
+            return inner
+    return None
+
+
+def unrun(function: Function | ast.Lambda) -> str:
+    """Return what a function is called whose call runs nothing of it; empty if it is none.
+
+    Args:
+        function: The function.
+    """
+    if isinstance(function, ast.AsyncFunctionDef):
+        return "an async function"
+    if isinstance(function, ast.FunctionDef) and _yields(function.body):
+        return "a generator"
+    return ""
+
+
+def _yields(body: Sequence[ast.AST]) -> bool:
+    """Return whether statements have a yield of their own."""
+    nodes = list(body)
+    for node in nodes:  # which grows meanwhile
+        if isinstance(node, (ast.Yield, ast.YieldFrom)):
+            return True
+        if not isinstance(node, (Function, ast.ClassDef, ast.Lambda)):
+            nodes += ast.iter_child_nodes(node)
+    return False
 
 
 def declared_global(code: ast.AST) -> set[str]:

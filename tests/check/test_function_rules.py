@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import importlib
 import inspect
+import json
 import pickle
 import sys
 import textwrap
@@ -14,6 +15,8 @@ from types import FunctionType, ModuleType
 
 import pytest
 import shapes
+from globus_compute_sdk.errors import SerializationError
+from globus_compute_sdk.serialize import ComputeSerializer
 
 import gc_warm
 from gc_warm.check import function_rules
@@ -299,6 +302,34 @@ CASES: list[tuple[str, str, str, str, str]] = [
         """,
         "connection has lru_cache in front of @warm, which goes on handing out what maxsize has",
     ),
+    (
+        "GCW111",
+        "DillCode",
+        """
+        async def predict(x):
+            return x
+        with Executor() as executor:
+            executor.submit(predict, 1)
+        """,
+        """
+        def run(function):
+            def wrapper(x):
+                import asyncio
+                return asyncio.run(function(x))
+            return wrapper
+        @run
+        async def predict(x):
+            return x
+        def steps(n):
+            def inner():
+                yield n
+            return list(inner())
+        async def main(executor):
+            executor.submit(predict, 1)
+            executor.submit(steps, 1)
+        """,
+        "predict is an async function, of which a task runs nothing",
+    ),
 ]
 
 
@@ -408,6 +439,18 @@ def test_gcw110_the_cache_hands_out_what_was_torn_down() -> None:
     assert [cached(number) for number in (1, 2, 1)] == [1, 2, 1]
     assert torn_down == [1]
     loader.clear()
+
+
+def test_gcw111_what_it_returns_cannot_be_sent_back() -> None:
+    async def coroutine() -> None: ...
+
+    def generator() -> Iterator[int]:
+        yield 1
+
+    for returned in (waiting := coroutine(), generator()):
+        with pytest.raises(SerializationError):
+            ComputeSerializer().serialize(returned)
+    waiting.close()
 
 
 def test_every_rule_has_a_miniature() -> None:
@@ -649,6 +692,98 @@ FINE_TEXTS = {
         def f():
             return 1
         """,
+    "names that a match, a walrus, a del and an except clause bind": """
+        import kept, key, rest, msg, total
+        def f(command, rows):
+            match command:
+                case {"a": key, **rest}:
+                    return key, rest
+                case [first, *kept]:
+                    return first, kept
+            try:
+                found = [total := row for row in rows]
+            except ValueError as msg:
+                found = str(msg)
+            del kept
+            return found, total
+        with Executor() as e:
+            e.submit(f, 1, 2)
+        """,
+    "names of a class, and of functions that have the same": """
+        size = 1
+        def other():
+            import math
+            def cache(function):
+                return function
+            return math, cache
+        def f(x):
+            class Local:
+                size = x
+                def math(self):
+                    return self.size
+            return Local().math()
+        with Executor() as e:
+            e.submit(f, 1)
+        """,
+    "what a default and a decorator take at home": """
+        import functools
+        N = 1
+        def f(x, n=N, key=lambda: 1):
+            @functools.wraps
+            def g():
+                return n
+            return g
+        def plain(function):
+            @functools.wraps(function)
+            def wrapper(*args):
+                return function(*args)
+            return wrapper
+        @plain
+        def h(x, n=N):
+            return n
+        with Executor() as e:
+            e.submit(h, 1)
+        """,
+    "a cache that is rebound": """
+        from functools import cache
+        def cache(function):
+            return function
+        @cache
+        def f():
+            return 1
+        with Executor() as e:
+            e.submit(f)
+        """,
+    "annotations that Python leaves as text": """
+        from __future__ import annotations
+        from typing import Any
+        def f(x: Any) -> Any:
+            def g(y: Any) -> Any:
+                return y
+            return g(x)
+        with Executor() as e:
+            e.submit(f, 1)
+        """,
+    "what a loop goes over": """
+        def f():
+            return 1
+        def g():
+            return 2
+        tasks = {"f": f}
+        with Executor() as e:
+            [e.submit(each) for each in (f, g)]
+            for name, each in tasks.items():
+                e.submit(each)
+        """,
+    "state of a closure that is only read": """
+        def make(path):
+            units = {}
+            def f(x):
+                return units.get(x, path)
+            return f
+        with Executor() as e:
+            e.submit(make("a"), 1)
+        """,
     "nothing": "",
 }
 
@@ -780,6 +915,154 @@ FOUND: dict[str, tuple[str, list[str], str]] = {
             e.submit(factorial, 3)
         """,
     ),
+    "names from a star": (
+        "DillCode",
+        ["GCW102", "GCW105"],
+        """
+        from math import *
+        from functools import *
+        @lru_cache(maxsize=None)
+        def load():
+            return 1
+        def f(x):
+            return sin(x)
+        with Executor() as e:
+            e.submit(load)
+            e.submit(f, 1)
+        """,
+    ),
+    "a cache under another name": (
+        "DillCode",
+        ["GCW102", "GCW102"],
+        """
+        import functools as f
+        memo = f.cache
+        try:
+            from functools import cache
+        except ImportError:
+            def cache(function):
+                return function
+        @memo
+        def load():
+            return 1
+        @cache
+        def other():
+            return 1
+        with Executor() as e:
+            e.submit(load)
+            e.submit(other)
+        """,
+    ),
+    "a partial": (
+        "DillCode",
+        ["GCW105"],
+        """
+        import functools
+        import math
+        def f(x, y):
+            return math.pi
+        half = functools.partial(f, 1)
+        with Executor() as e:
+            e.submit(half, 2)
+        """,
+    ),
+    "what a decorator puts around": (
+        "DillCode",
+        ["GCW105"],
+        """
+        import functools, time
+        def timed(times):
+            def decorate(function):
+                @functools.wraps(function)
+                def wrapper(*args):
+                    return time.time(), function(*args)
+                return wrapper
+            return decorate
+        @timed(2)
+        def f():
+            return 1
+        with Executor() as e:
+            e.submit(f)
+        """,
+    ),
+    "state of a closure": (
+        "DillCode",
+        ["GCW103", "GCW103"],
+        """
+        def make(path):
+            models = {}
+            def f(x):
+                if x not in models:
+                    models[x] = open(path)
+                return models[x]
+            return f
+        def main(e):
+            n = 0
+            def count():
+                nonlocal n
+                n += 1
+                return n
+            task = make("a")
+            e.submit(task, 1)
+            e.submit(count)
+        main(Executor())
+        """,
+    ),
+    "one of several, beside a pool of threads": (
+        "DillCode",
+        ["GCW105"],
+        """
+        import math
+        from concurrent.futures import ThreadPoolExecutor, as_completed
+        def f(x):
+            return math.pi
+        def g(x):
+            return x
+        gpu, cpu = Executor("a"), Executor("b")
+        with ThreadPoolExecutor() as pool:
+            pool.submit(lambda: math.pi)
+            for each in (f, g):
+                cpu.submit(each, 1)
+        """,
+    ),
+    "an executor that is passed, where futures are waited for": (
+        "DillCode",
+        ["GCW105"],
+        """
+        import math
+        from concurrent.futures import as_completed
+        def f(x):
+            return math.pi
+        def main(gce):
+            return as_completed([gce.submit(f, 1)])
+        main(Executor())
+        """,
+    ),
+    "a global that another function makes": (
+        "DillCode",
+        ["GCW105"],
+        """
+        def load():
+            global MODEL
+            MODEL = 1
+        def f():
+            return MODEL
+        load()
+        with Executor() as e:
+            e.submit(f)
+        """,
+    ),
+    "a value that a comprehension does not take for itself": (
+        "DillCode",
+        ["GCW105"],
+        """
+        N = 1
+        def f(xs):
+            return [N for x in xs if (lambda N: N)(x)]
+        with Executor() as e:
+            e.submit(f, [1])
+        """,
+    ),
 }
 
 
@@ -788,6 +1071,105 @@ def test_what_is_cold_or_fails_is_found_in_other_words(name: str, tmp_path: Path
     strategy, rules, text = FOUND[name]
     found = function_rules.examine(written(tmp_path, text), strategy)
     assert [problem.rule for problem in found] == rules
+
+
+def test_global_that_another_task_makes_is_a_warning(tmp_path: Path) -> None:
+    text = """
+        def load():
+            global MODEL
+            MODEL = 1
+        def f():
+            return MODEL
+        with Executor() as e:
+            e.submit(load)
+            e.submit(f)
+        """
+    (found,) = function_rules.examine(written(tmp_path, text))
+    assert (found.rule, found.level, found.line) == ("GCW105", "warning", 6)
+    assert "f uses MODEL, which only workers have that have run load before" in found.text
+
+
+@pytest.mark.skipif(sys.version_info < (3, 12), reason="type parameters are of Python 3.12")
+def test_type_parameters_are_names_of_their_own(tmp_path: Path) -> None:
+    text = """
+        import os as T
+        def f[T](x: T) -> T:
+            type Pair[U] = tuple[T, U]
+            class Box[V]:
+                kept: V
+            return [x for x in (x, Box)]
+        with Executor() as e:
+            e.submit(f, 1)
+        """
+    assert function_rules.examine(written(tmp_path, text)) == []
+
+
+@pytest.mark.parametrize("place", ["beside a script", "in its package"])
+def test_module_of_ones_own_is_not_the_one_of_python(place: str, tmp_path: Path) -> None:
+    (tmp_path / "functools.py").write_text("def cache(function):\n    return function\n")
+    dot = "." * (place == "in its package")
+    text = f"from {dot}functools import cache\n@cache\ndef f():\n    return 1\n"
+    path = written(tmp_path, f"{text}with Executor() as e:\n    e.submit(f)\n")
+    if dot:
+        (tmp_path / "__init__.py").touch()
+    assert function_rules.examine(path) == []
+
+    (tmp_path / "functools.py").unlink()
+    expected = [] if dot else ["GCW102"]
+    assert [found.rule for found in function_rules.examine(path)] == expected
+
+
+def notebook(folder: Path, *cells: str, **parts: object) -> str:
+    """Write a notebook, and return its path."""
+    code = [{"cell_type": "code", "source": cell.splitlines(keepends=True)} for cell in cells]
+    metadata = {"kernelspec": {"name": "python3", "language": "python"}}
+    text = {"cell_type": "markdown", "source": "# $x$"}
+    whole = {"nbformat": 4, "metadata": metadata, "cells": [text, *code]} | parts
+    path = folder / "analysis.ipynb"
+    path.write_text(json.dumps(whole))
+    return str(path)
+
+
+def test_notebook_is_read_like_a_script(tmp_path: Path) -> None:
+    path = notebook(
+        tmp_path,
+        "%matplotlib inline\n!pip install \\\n  numpy\nimport numpy as np\nnp.sum?\n?np",
+        "%%bash\necho 'broken (",
+        f"%%time\n{SDK}files = !ls\nwith Executor() as e:\n    %time e.submit(len, '%d' %\\\n  3)",
+        "\ndef f(x):\n    return np.sum(x)\n",
+        "%timeit -n 3 f(1)\nawait e.submit(f, 1)",
+    )
+    (found,) = function_rules.examine(path)
+    assert (found.rule, found.file, found.line) == ("GCW105", f"{path}:cell 4", 2)
+    assert "f uses np of this notebook" in found.text
+
+    silenced = Path(path).read_text().replace("def f(x):", "def f(x):  # gc-warm: ignore[GCW105]")
+    Path(path).write_text(silenced)
+    assert function_rules.examine(path) == []
+
+
+@pytest.mark.parametrize(
+    ("parts", "says"),
+    [
+        ({"metadata": {"kernelspec": {"name": "ir", "language": "R"}}}, "for R, and only Python"),
+        ({"metadata": {"language_info": {"name": "julia"}}}, "for julia, and only Python"),
+        ({"nbformat": 3, "cells": None, "worksheets": []}, "of format 3, and 4 is read"),
+        ({"cells": None}, "it is JSON without cells"),
+        ({"cells": [{"cell_type": "code", "source": "x = ("}]}, r"ipynb:cell 1:1: .*never closed"),
+    ],
+)
+def test_notebook_that_cannot_be_read_is_an_error(
+    parts: dict[str, object], says: str, tmp_path: Path
+) -> None:
+    with pytest.raises(SourceError, match=says):
+        function_rules.examine(notebook(tmp_path, "x = 1", **parts))
+
+
+@pytest.mark.parametrize("text", ["", "{", "[1]", "\xff"])
+def test_broken_notebook_is_an_error(text: str, tmp_path: Path) -> None:
+    (tmp_path / "broken.ipynb").write_bytes(text.encode("latin-1"))
+    with pytest.raises(SourceError, match=r"broken.ipynb: this is no notebook"):
+        function_rules.examine(str(tmp_path / "broken.ipynb"))
 
 
 @pytest.mark.parametrize(
