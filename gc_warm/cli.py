@@ -126,9 +126,9 @@ def check_command(
 
     A TARGET is the folder of a config, or of an endpoint (~/.globus_compute/NAME), or the name of
     such an endpoint or of a config that comes with gc_warm (local, slurm, slurm-gpu, pbs); the YAML
-    file of a user endpoint; or functions: a Python file, or the dotted name of a module. Nothing is
-    submitted, and no Python is run. Exit status 1 means that something cannot work, or can never be
-    warm.
+    file of a user endpoint; or functions: a Python file, a notebook, or the dotted name of a
+    module. Nothing is submitted, and no Python is run. Exit status 1 means that something cannot
+    work, or can never be warm.
     """
     if as_yaml and (as_json or here or modules or len(names) > 1):
         raise click.UsageError(

@@ -132,7 +132,8 @@ class _Sent:
         """Yield what its decorators, if they are of its module, put in its place."""
         for decorator in self.function.decorator_list if self.function else ():
             call = ast.Call(decorator, [], [])
-            if self.strategy == _DILL and (wrapper := _made_by(self.module, call)):
+            is_whole = self.strategy == _DILL or self.strategy in _COMBINED
+            if is_whole and (wrapper := _made_by(self.module, call)):
                 yield wrapper
 
     @property
@@ -187,6 +188,20 @@ class _Sent:
         kind = self._class_of(owner) if isinstance(owner, (ast.Name, ast.Call)) else ""
         methods = source.methods(self.module, kind, ())
         return kind, methods.get(name), methods
+
+    @property
+    def is_bound(self) -> bool:
+        """Whether it is a method that takes the object or class of which it is an attribute."""
+        method = self.method[1]
+        if method is None or not isinstance(self.node, ast.Attribute):
+            return False
+
+        kinds = {self.module.origin(each) for each in method.decorator_list}
+        owner = self.node.value
+        bound = self.module.resolved(owner) if isinstance(owner, ast.Name) else None
+        return "classmethod" in kinds or not (
+            isinstance(bound, ast.ClassDef) or "staticmethod" in kinds
+        )
 
     def _class_of(self, owner: ast.Name | ast.Call) -> str:
         """Return the name of an object's class; empty if that is not written."""
@@ -793,8 +808,8 @@ def main_global(sent: _Sent) -> Iterator[tuple[object, ...]]:
 
 
 def _made_by_task(sent: _Sent, name: str) -> str:
-    """Return the name of another function that is submitted, and makes a global; empty if none."""
-    for bound in sent.module.top.get(name, ()):
+    """Return the name of another task's function that makes a global; empty if there is none."""
+    for bound in sent.module.top.get(name, ()) if sent.strategy == _DILL else ():
         maker = sent.module.names.around.get(bound, (None,))[-1]
         if maker is sent.node or not isinstance(maker, Function):
             continue
@@ -875,21 +890,25 @@ def _name_of_self(method: Function) -> str:
 
 @_RULES.rule("GCW107", "error")
 def nameless(sent: _Sent) -> Iterator[tuple[object, ...]]:
-    """A lambda or a nested function is what is sent.
+    """A lambda, a nested function, or as source a method is what is sent.
 
     It has no name by which a worker could import it. With DillCode it travels whole, and still asks
     for the module it was written in: a warning, since it fails where workers lack that module. As
     source, a lambda has no name at all, a nested function may have lost what it uses of the
-    function around it, and some strategies send it indented, which is no Python. Write a function
-    with `def` at the top level.
+    function around it, a method has lost its object, and some strategies send it indented, which is
+    no Python. Write a function with `def` at the top level.
     """
+    name = _called(sent)
+    remedy = "write it with def at the top level"
+    if sent.is_bound and sent.strategy != _DILL:
+        text = f"{name} is sent as source by {sent.strategy}, without its object: {remedy}"
+        yield sent.node.lineno, text
+
     is_lambda = isinstance(sent.node, ast.Lambda)
     is_nested = sent.function is not None and sent.is_nested
     if not is_lambda and not is_nested:
         return
 
-    name = _called(sent)
-    remedy = "write it with def at the top level"
     is_whole = sent.strategy == _DILL or (is_lambda and sent.strategy in _COMBINED)
     closed = [] if is_whole else list(sent.closed_over)
     if closed:
@@ -938,8 +957,10 @@ def unrun(sent: _Sent) -> Iterator[tuple[object, ...]]:
             from my_model import model
             return asyncio.run(model().predict(x))
     """
+    # a module may have such functions for others of its own, and a decorator may run them
+    is_meant = sent.call is not None and not (sent.function and sent.function.decorator_list)
     kind = source.unrun(sent.code) if sent.code else ""
-    if kind and not (sent.function and sent.function.decorator_list):
+    if kind and is_meant:
         text = (
             f"{_called(sent)} is {kind}, of which a task runs nothing: send a function that runs "
             "it, and returns what it gives"

@@ -234,10 +234,9 @@ class Names:
         if not isinstance(target, lists) or not isinstance(value, lists):
             return
 
-        has_star = any(isinstance(each, ast.Starred) for each in [*target.elts, *value.elts])
-        if not has_star:
-            for part, its_value in zip(target.elts, value.elts, strict=False):
-                self._note_values(part, its_value)
+        if not any(isinstance(each, ast.Starred) for each in [*target.elts, *value.elts]):
+            for part, part_value in zip(target.elts, value.elts, strict=False):
+                self._note_values(part, part_value)
 
 
 def _tables_in(table: symtable.SymbolTable) -> Iterator[symtable.SymbolTable]:
@@ -301,8 +300,7 @@ def _first_part(dotted: str) -> str:
 
 
 def _end(node: ast.AST) -> tuple[int, int]:
-    """Return the line and column from which a binding is there."""
-    at_once = isinstance(node, ast.ExceptHandler)
-    prefix = "" if at_once else "end_"
-    line = getattr(node, f"{prefix}lineno", 0)
-    return line, getattr(node, f"{prefix}col_offset", 0)
+    """Return the line and column from which a binding is there; (0, 0) if that is not written."""
+    if isinstance(node, (ast.ExceptHandler, ast.For, ast.AsyncFor)):
+        return node.lineno, node.col_offset
+    return getattr(node, "end_lineno", 0), getattr(node, "end_col_offset", 0)

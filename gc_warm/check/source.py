@@ -217,13 +217,17 @@ class Module:
 
     @functools.cached_property
     def _beside(self) -> set[str]:
-        """The names of the modules beside a file that is in no package; of ours, there is one."""
+        """The modules that the file imports from its folder; of ours, there is only one."""
         folder = Path(self.path).absolute().parent
-        if (folder / "__init__.py").is_file():
+        if (folder / "__init__.py").is_file() or folder.name.endswith("-packages"):
             return set()
-        files = {path.stem for path in folder.glob("*.py")}
-        packages = {path.parent.name for path in folder.glob("*/__init__.py")}
-        return (files | packages) - set(_OURS)
+
+        heads = {name.partition(".")[0] for name in self.names.origins.values()}
+        return {
+            head
+            for head in heads - {"", *_OURS}
+            if (folder / f"{head}.py").is_file() or (folder / head / "__init__.py").is_file()
+        }
 
     def is_decorated(self, function: Function, decorators: set[str]) -> bool:
         """Return whether the outermost decorator of a function is one of these.

@@ -1052,6 +1052,27 @@ FOUND: dict[str, tuple[str, list[str], str]] = {
             e.submit(f)
         """,
     ),
+    "methods as source, of which some take an object": (
+        "AllCodeStrategies",
+        ["GCW107", "GCW107"],
+        """
+        class Model:
+            @staticmethod
+            def plain(x):
+                return x
+            @classmethod
+            def make(cls, x):
+                return x
+            def run(self, x):
+                return x
+        def main(e):
+            e.submit(Model.plain, 1)
+            e.submit(Model.run, 1, 2)
+            e.submit(Model().plain, 1)
+            e.submit(Model.make, 1)
+            e.submit(Model().run, 1)
+        """,
+    ),
     "a value that a comprehension does not take for itself": (
         "DillCode",
         ["GCW105"],
