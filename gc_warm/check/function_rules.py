@@ -300,11 +300,11 @@ def examine_all(target: str, strategy: str = DEFAULT_STRATEGY) -> tuple[list[Fin
             own = module.functions.values()
             loaders += [_Loader(module, node, library) for node in own if _is_warm(module, node)]
 
-        sent += [
-            _Sent(module, node, strategy, call)
-            for call in module.calls
-            for node in _meant(module, call.sent)
-        ]
+        for call in module.calls:
+            for node in _meant(module, call.sent):
+                home, meant = _followed(node, module, library)
+                sent.append(_Sent(home, meant, strategy, call))
+
         called, helpers = _called_by(sent, library)
         found = _findings(sent, [*loaders, *called], helpers)
         return found, len(sent) + len(loaders)
@@ -391,7 +391,7 @@ def _findings(
     for each, problems in broken:
         lines = each.module.lines
         for rule, level, place, text in problems:
-            if any(is_silenced(rule, lines[line - 1]) for line in {place, *_lines_of(each)}):
+            if any(is_silenced(rule, line) for line in (lines[place - 1], *_lines_of(each))):
                 continue
             column = _column(each.node, place, lines[place - 1])
             file, line = each.module.place(place)
@@ -410,7 +410,7 @@ def _column(node: ast.expr | Function, line: int, text: str) -> int:
     return len(text.encode()[: node.col_offset].decode(errors="replace")) + 1
 
 
-def _lines_of(subject: _Sent | _Loader | _Helper) -> Iterator[int]:
+def _lines_of(subject: _Sent | _Loader | _Helper) -> Iterator[str]:
     """Yield the lines where a comment silences whatever is found in a loader, or what is sent.
 
     They are the head of its definition, and the call that submits it.
@@ -419,11 +419,11 @@ def _lines_of(subject: _Sent | _Loader | _Helper) -> Iterator[int]:
     if isinstance(function, Function):
         begin = source.first_line(function)
         end = max(function.body[0].lineno, function.lineno + 1)
-        yield from range(begin, end)
+        yield from subject.module.lines[begin - 1 : end - 1]
 
     if isinstance(subject, _Sent) and subject.call is not None:
         call = subject.call.call
-        yield from range(call.lineno, (call.end_lineno or call.lineno) + 1)
+        yield from subject.call.module.lines[call.lineno - 1 : call.end_lineno]
 
 
 def _public(module: Module) -> Iterator[Function]:
@@ -471,6 +471,16 @@ def _meant(module: Module, sent: ast.expr) -> Iterator[ast.expr | Function]:
         yield from _meant(module, node.args[0])
         return
     yield (_made_by(module, node) if isinstance(node, ast.Call) else None) or sent
+
+
+def _followed(
+    node: ast.expr | Function, module: Module, library: Library
+) -> tuple[Module, ast.expr | Function]:
+    """Return an imported function, with its module, if that is what a node names."""
+    found = library.find(node, module) if isinstance(node, ast.expr) else None
+    if found is not None and isinstance(found[1], Function):
+        return found[0], found[1]
+    return module, node
 
 
 def _made_by(module: Module, call: ast.Call) -> Function | None:

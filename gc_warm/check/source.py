@@ -57,11 +57,13 @@ class Submission:
     """A call that submits or registers something.
 
     Attributes:
+        module: The file that it is written in.
         call: The call itself.
         sent: The argument that is submitted or registered.
         scopes: The module, classes and functions around the call, the innermost last.
     """
 
+    module: Module
     call: ast.Call
     sent: ast.expr
     scopes: tuple[Scope, ...]
@@ -257,7 +259,7 @@ def _submissions(module: Module, call: ast.Call, scopes: Sequence[Scope]) -> Ite
         defining = [
             each for each in scopes if isinstance(each, (Function, ast.ClassDef, ast.Module))
         ]
-        yield Submission(call, sent, tuple(defining))
+        yield Submission(module, call, sent, tuple(defining))
 
 
 def _is_ours(module: Module, receiver: ast.expr, scopes: Sequence[Scope]) -> bool:

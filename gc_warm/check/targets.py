@@ -1,8 +1,8 @@
 """The targets of `gc-warm check`, and all that the rules find in them.
 
 A target is a config, a rendered YAML, an endpoint of this user, a Python file or module, or a
-notebook. Configs have a module of their own, which is imported where the target may be one: it takes
-the endpoint's loader with it, for which a Python file does not wait.
+notebook. Configs have a module of their own, which is imported where the target may be one: it
+takes the endpoint's loader with it, for which a Python file does not wait.
 """
 
 from __future__ import annotations

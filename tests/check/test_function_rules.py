@@ -1635,6 +1635,32 @@ def test_loaders_that_sent_functions_call_are_read(body: str, folder: Path) -> N
     assert function_rules.examine(str(script)) == []
 
 
+def test_imported_functions_that_are_sent_are_read(folder: Path) -> None:
+    helpers = folder / "helpers.py"
+    helpers.write_text(
+        "import functools, math\n@functools.cache\ndef load():\n    return [1]\n"
+        "def root(x):\n    return math.sqrt(x)\nasync def later():\n    return 1\n"
+    )
+    script = folder / "script.py"
+    script.write_text(
+        f"{SDK}import helpers\nfrom helpers import root\nwith Executor() as e:\n"
+        "    e.submit(helpers.load)\n    e.submit(root, 1)\n    e.submit(helpers.later)\n"
+    )
+    found = function_rules.examine(str(script))
+    assert [(each.rule, each.file) for each in found] == [
+        ("GCW102", str(helpers)),
+        ("GCW111", str(helpers)),
+    ]
+    as_source = function_rules.examine(str(script), "AllCodeStrategies")
+    assert "GCW108" in {each.rule for each in as_source}
+
+    silenced = script.read_text().replace(
+        "(helpers.load)", "(helpers.load)  # gc-warm: ignore[GCW102]"
+    )
+    script.write_text(silenced)
+    assert [each.rule for each in function_rules.examine(str(script))] == ["GCW111"]
+
+
 def test_loader_that_is_called_beside_it_is_found_once(folder: Path) -> None:
     path = loader_of(folder, PLAIN, "Settings")
     with path.open("a") as file:
