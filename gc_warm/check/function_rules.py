@@ -18,7 +18,7 @@ from types import FunctionType
 from typing import Any, TypeGuard
 
 from gc_warm.check import identity, source
-from gc_warm.check.names import Function, Scope, arguments
+from gc_warm.check.names import Function, Scope, arguments, defaults
 from gc_warm.check.rules import Broken, Finding, Level, Rule, RuleSet, is_silenced
 from gc_warm.check.source import Library, Module, SourceError, Submission
 from gc_warm.check.task_facts import DEFAULT_STRATEGY
@@ -130,10 +130,11 @@ class _Sent:
 
     def _wrappers(self) -> Iterator[Function]:
         """Yield what its decorators, if they are of its module, put in its place."""
-        for decorator in self.function.decorator_list if self.function else ():
-            call = ast.Call(decorator, [], [])
-            is_whole = self.strategy == _DILL or self.strategy in _COMBINED
-            if is_whole and (wrapper := _made_by(self.module, call)):
+        if self.function is None or self.strategy not in (_DILL, *_COMBINED):
+            return
+        for decorator in self.function.decorator_list:
+            wrapper = _made_by(self.module, ast.Call(decorator, [], []))
+            if wrapper:
                 yield wrapper
 
     @property
@@ -148,11 +149,8 @@ class _Sent:
         if self.function is None:
             return set()
 
-        above = [
-            *self.function.decorator_list,
-            *self.function.args.defaults,
-            *filter(None, self.function.args.kw_defaults),
-        ]
+        values = (default for _, default in defaults(self.function) if default)
+        above = [*self.function.decorator_list, *values]
         used = {node.id for part in above for node in ast.walk(part) if isinstance(node, ast.Name)}
         return used & self.module.own_names
 
@@ -167,7 +165,7 @@ class _Sent:
         own = {self.function.name} if self.function else set()
         owners = {name: names.owner(name, names.around[code]) for name in names.free(code) - own}
         return {
-            name: names.bindings(owner)[name]
+            name: names.bindings(owner).get(name, [])
             for name, owner in sorted(owners.items())
             if isinstance(owner, Function)
         }
@@ -197,11 +195,11 @@ class _Sent:
             return False
 
         kinds = {self.module.origin(each) for each in method.decorator_list}
+        if kinds & {"classmethod", "staticmethod"}:
+            return "classmethod" in kinds
         owner = self.node.value
-        bound = self.module.resolved(owner) if isinstance(owner, ast.Name) else None
-        return "classmethod" in kinds or not (
-            isinstance(bound, ast.ClassDef) or "staticmethod" in kinds
-        )
+        bound = self.module.resolved(owner) if isinstance(owner, ast.Name) else owner
+        return not isinstance(bound, ast.ClassDef)
 
     def _class_of(self, owner: ast.Name | ast.Call) -> str:
         """Return the name of an object's class; empty if that is not written."""
@@ -739,14 +737,7 @@ def mutable_default(sent: _Sent) -> Iterator[tuple[object, ...]]:
     if sent.function is None:
         return
 
-    arguments = sent.function.args
-    with_default = [*arguments.posonlyargs, *arguments.args][::-1]
-    pairs = [
-        *zip(with_default, arguments.defaults[::-1], strict=False),
-        *zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True),
-    ]
-
-    for argument, default in pairs:
+    for argument, default in defaults(sent.function):
         name = argument.arg
         if default is None or _is_rebound(sent.function, name):
             continue
@@ -1001,10 +992,10 @@ def identity_key(loader: _Loader) -> Iterator[tuple[object, ...]]:
     if not loader.module.is_decorated(loader.node, source.WARM) or _has_own_key(loader.node):
         return
 
-    defaults = _objects_as_defaults(loader.node)
+    with_objects = _objects_as_defaults(loader.node)
     taken: list[tuple[ast.arg, str]] = []
     for argument in arguments(loader.node):
-        if argument.arg in defaults:
+        if argument.arg in with_objects:
             continue
         kinds = identity.found_in(argument.annotation, loader.module, loader.library)
         taken += [(argument, kind) for kind in kinds]
@@ -1024,16 +1015,9 @@ def identity_key(loader: _Loader) -> Iterator[tuple[object, ...]]:
 
 def _objects_as_defaults(loader: Function) -> set[str]:
     """Return the parameters whose default may be an object: the same one in every call."""
-    arguments = loader.args
-    positional = [*arguments.posonlyargs, *arguments.args]
-    with_default = positional[len(positional) - len(arguments.defaults) :]
-    pairs = [
-        *zip(with_default, arguments.defaults, strict=True),
-        *zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True),
-    ]
     return {
         argument.arg
-        for argument, default in pairs
+        for argument, default in defaults(loader)
         if default is not None and not isinstance(default, ast.Constant)
     }
 

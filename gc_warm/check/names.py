@@ -267,6 +267,22 @@ def arguments(function: Function | ast.Lambda) -> list[ast.arg]:
     ]
 
 
+def defaults(function: Function | ast.Lambda) -> list[tuple[ast.arg, ast.expr | None]]:
+    """Return the parameters of a function, each with its default if it has one.
+
+    Args:
+        function: The function; what takes any other arguments is left out.
+    """
+    given = function.args
+    positional = [*given.posonlyargs, *given.args]
+    without = len(positional) - len(given.defaults)
+    return [
+        *((argument, None) for argument in positional[:without]),
+        *zip(positional[without:], given.defaults, strict=True),
+        *zip(given.kwonlyargs, given.kw_defaults, strict=True),
+    ]
+
+
 def bound_by(node: ast.AST) -> str | None:
     """Return the name that a node itself binds; None if it binds none.
 

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from gc_warm.check import source
-from gc_warm.check.names import Function
+from gc_warm.check.names import Function, defaults
 from gc_warm.check.source import Library, Module
 from gc_warm.worker import module_versions
 
@@ -226,9 +226,4 @@ def _initializer(kind: ast.ClassDef, module: Module) -> Function | None:
 
 def _needed(function: Function | ast.Lambda) -> list[str]:
     """Return the parameters without a default."""
-    given = function.args
-    positional = [*given.posonlyargs, *given.args]
-    needed = positional[: len(positional) - len(given.defaults)]
-    pairs = zip(given.kwonlyargs, given.kw_defaults, strict=True)
-    needed += [argument for argument, default in pairs if default is None]
-    return [argument.arg for argument in needed]
+    return [argument.arg for argument, default in defaults(function) if default is None]

@@ -1119,8 +1119,13 @@ def test_type_parameters_are_names_of_their_own(tmp_path: Path) -> None:
             class Box[V]:
                 kept: V
             return [x for x in (x, Box)]
+        def make[V](kind: V):
+            def g():
+                return V, kind
+            return g
         with Executor() as e:
             e.submit(f, 1)
+            e.submit(make(1))
         """
     assert function_rules.examine(written(tmp_path, text)) == []
 
