@@ -250,16 +250,27 @@ class Module:
 
 def _submissions(module: Module, call: ast.Call, scopes: Sequence[Scope]) -> Iterator[Submission]:
     """Yield a call, if it submits or registers something with Globus Compute."""
-    if not isinstance(call.func, ast.Attribute) or call.func.attr not in _SUBMITTING:
+    function = call.func
+    arguments = call.args
+    if arguments and module.origin(function) == "functools.partial":  # partial(executor.submit, f)
+        function, *arguments = arguments
+
+    bound = module.resolved(function) if isinstance(function, ast.Name) else function
+    if not isinstance(bound, ast.Attribute):
+        return
+    receiver = bound.value
+    if bound.attr == "run_in_executor" and arguments:
+        receiver, *arguments = arguments
+    elif bound.attr not in _SUBMITTING:
         return
 
     named = [keyword.value for keyword in call.keywords if keyword.arg in _SUBMITTED]
-    sent = next(iter([*call.args[:1], *named]), None)
-    if sent is not None and _is_ours(module, call.func.value, scopes):
-        defining = [
-            each for each in scopes if isinstance(each, (Function, ast.ClassDef, ast.Module))
-        ]
-        yield Submission(module, call, sent, tuple(defining))
+    sent = next(iter([*arguments[:1], *named]), None)
+    is_none = isinstance(receiver, ast.Constant)  # then threads run it
+    if sent is not None and not is_none and _is_ours(module, receiver, scopes):
+        defining = (Function, ast.ClassDef, ast.Module)
+        around = tuple(scope for scope in scopes if isinstance(scope, defining))
+        yield Submission(module, call, sent, around)
 
 
 def _is_ours(module: Module, receiver: ast.expr, scopes: Sequence[Scope]) -> bool:
@@ -272,7 +283,7 @@ def _is_ours(module: Module, receiver: ast.expr, scopes: Sequence[Scope]) -> boo
     head, dot, _ = origin.partition(".")
 
     imported = {name.partition(".")[0] for name in module.imports}
-    if dot and head in imported:
+    if head and dot and head in imported:  # a module of one's own may have made any
         return head in _OURS
 
     # of concurrent.futures, a client of Globus Compute may use what is no pool
@@ -304,7 +315,9 @@ def _stored_in_class(attribute: ast.Attribute, scopes: Sequence[Scope]) -> ast.e
     classes = [scope for scope in scopes if isinstance(scope, ast.ClassDef)]
     for kind in classes:
         for node in ast.walk(kind):
-            if isinstance(node, ast.Assign) and stored in map(ast.dump, node.targets):
+            if not isinstance(node, ast.Assign) or isinstance(node.value, ast.Constant):
+                continue
+            if stored in map(ast.dump, node.targets):
                 return node.value
     return None
 

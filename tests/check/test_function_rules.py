@@ -1038,6 +1038,34 @@ FOUND: dict[str, tuple[str, list[str], str]] = {
         main(Executor())
         """,
     ),
+    "an executor that is called in other ways": (
+        "DillCode",
+        ["GCW105"] * 4,
+        """
+        import functools, math
+        from concurrent.futures import ThreadPoolExecutor
+        def a(x):
+            return math.pi
+        def b(x):
+            return math.pi
+        def c(x):
+            return math.pi
+        def d(x):
+            return math.pi
+        class Runner:
+            def __init__(self):
+                self.pool = None
+            async def go(self, loop, path):
+                self.pool = Executor()
+                self.pool.submit(a, 1)
+                await loop.run_in_executor(self.pool, b, 1)
+                await loop.run_in_executor(None, lambda: math.pi)
+        with Executor() as e:
+            submit = e.submit
+            submit(c, 1)
+            functools.partial(e.submit, d)(1)
+        """,
+    ),
     "a global that another function makes": (
         "DillCode",
         ["GCW105"],
