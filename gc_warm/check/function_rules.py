@@ -80,12 +80,14 @@ class _Sent:
         node: A function, a lambda, or the expression that stands in its place in a call.
         strategy: The name of the SDK's strategy by which it travels.
         call: The call that submits it, if that is written there.
+        is_guessed: Whether it is only one of the functions that its module has for others.
     """
 
     module: Module
     node: ast.expr | Function
     strategy: str
     call: Submission | None = None
+    is_guessed: bool = False
 
     @property
     def function(self) -> Function | None:
@@ -294,7 +296,7 @@ def examine_all(target: str, strategy: str = DEFAULT_STRATEGY) -> tuple[list[Fin
         loaders: list[_Loader] = []
         library = Library([module])
         if not module.is_script:
-            sent += [_Sent(module, node, strategy) for node in _public(module)]
+            sent += [_Sent(module, node, strategy, is_guessed=True) for node in _public(module)]
             own = module.functions.values()
             loaders += [_Loader(module, node, library) for node in own if _is_warm(module, node)]
 
@@ -951,7 +953,8 @@ def unrun(sent: _Sent) -> Iterator[tuple[object, ...]]:
     """A coroutine or a generator is what a task would return.
 
     A worker calls what it gets, and awaits nothing: of an async function or a generator function,
-    nothing has run by then, and what it returns cannot be sent back. Run it in a function:
+    nothing has run by then, and what it returns cannot be sent back. (Among all that a module
+    registers, it may be meant for others: a warning.) Run it in a function:
 
         def predict(x):
             import asyncio
@@ -959,14 +962,14 @@ def unrun(sent: _Sent) -> Iterator[tuple[object, ...]]:
             return asyncio.run(model().predict(x))
     """
     # a module may have such functions for others of its own, and a decorator may run them
-    is_meant = sent.call is not None and not (sent.function and sent.function.decorator_list)
+    is_meant = not sent.is_guessed and not (sent.function and sent.function.decorator_list)
     kind = source.unrun(sent.code) if sent.code else ""
     if kind and is_meant:
         text = (
             f"{_called(sent)} is {kind}, of which a task runs nothing: send a function that runs "
             "it, and returns what it gives"
         )
-        yield sent.node.lineno, text
+        yield sent.node.lineno, text, "error" if sent.call else "warning"
 
 
 @_LOADER_RULES.rule("GCW109", "error")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import json
 import re
+import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -13,7 +14,7 @@ _KEPT_MAGICS = ("time", "timeit", "capture", "prun", "memit")
 
 _MAGIC = re.compile(
     r"""(?P<before>\s*(?:[\w.,\s]+=\s*)?)  # an indentation, or what is assigned to
-        (?:%(?P<name>\w+)(?P<rest>.*) | !.* | \?.*)
+        (?:%{1,2}(?P<name>\w+)(?P<rest>.*) | !.* | \?.*)
       | (?P<asked>\s*)[\w.]+\?{1,2}\s*$""",
     re.VERBOSE,
 )
@@ -95,6 +96,8 @@ def _python(cell: str) -> list[str]:
 
     A line is taken for such only where Python cannot read it.
     """
+    if cell[:1].isspace():  # IPython takes an indentation of the whole away
+        cell = textwrap.dedent(cell)
     lines = cell.split("\n")
     if cell.lstrip().startswith("%%"):
         name = re.match(r"\s*%%(\w*)", cell)

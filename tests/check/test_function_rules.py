@@ -453,6 +453,13 @@ def test_gcw111_what_it_returns_cannot_be_sent_back() -> None:
     waiting.close()
 
 
+def test_generator_among_the_functions_of_a_module_is_a_warning(folder: Path) -> None:
+    (folder / "mine.py").write_text("def steps():\n    yield 1\n")
+    assert function_rules.examine("mine") == []
+    (found,) = function_rules.examine_functions([imported("mine").steps])
+    assert (found.rule, found.level) == ("GCW111", "warning")
+
+
 def test_every_rule_has_a_miniature() -> None:
     assert {rule for rule, *_ in CASES} == set(function_rules.RULES)
 
@@ -1192,6 +1199,8 @@ def test_notebook_is_read_like_a_script(tmp_path: Path) -> None:
         f"%%time\n{SDK}files = !ls\nwith Executor() as e:\n    %time e.submit(len, '%d' %\\\n  3)",
         "\ndef f(x):\n    return np.sum(x)\n",
         "%timeit -n 3 f(1)\nawait e.submit(f, 1)",
+        "%%capture out\n%%time\nx = 1",
+        "  x = 1\n  if x:\n    !ls",
     )
     (found,) = function_rules.examine(path)
     assert (found.rule, found.file, found.line) == ("GCW105", f"{path}:cell 4", 2)
