@@ -21,11 +21,13 @@ from gc_warm.check import identity, source
 from gc_warm.check.names import Function, Scope, arguments, defaults
 from gc_warm.check.rules import Broken, Finding, Level, Rule, RuleSet, is_silenced
 from gc_warm.check.source import Library, Module, SourceError, Submission
-from gc_warm.check.task_facts import DEFAULT_STRATEGY
+from gc_warm.check.task_facts import DEFAULT_STRATEGY, STRATEGIES
 
 _DILL = "DillCode"
 _COMBINED = ("CombinedCode", "AllCodeStrategies")  # the source; DillCode where it cannot be read
 _TEXT = ("DillCodeTextInspect", "PureSourceTextInspect")  # the source with its indentation
+
+_STRATEGY_OPTIONS = ("code_serialization_strategy", "strategy_code")  # of Client, of its serializer
 
 _CACHES = {
     "functools.lru_cache",
@@ -281,7 +283,8 @@ def examine_all(target: str, strategy: str = DEFAULT_STRATEGY) -> tuple[list[Fin
 
     Args:
         target: A dotted name as workers import it, or the path of a Python file or a notebook.
-        strategy: The serialization strategy by which the functions travel.
+        strategy: The serialization strategy by which the functions travel. Instead of the default,
+            the one that the file itself asks for counts.
 
     Raises:
         SourceError: There is no such module, or it is not Python.
@@ -292,6 +295,8 @@ def examine_all(target: str, strategy: str = DEFAULT_STRATEGY) -> tuple[list[Fin
 
     try:
         module = source.read(path, may_be_script=is_path)
+        if strategy == DEFAULT_STRATEGY:
+            strategy = _written_strategy(module) or strategy
         sent: list[_Sent] = []
         loaders: list[_Loader] = []
         library = Library([module])
@@ -310,6 +315,17 @@ def examine_all(target: str, strategy: str = DEFAULT_STRATEGY) -> tuple[list[Fin
         return found, len(sent) + len(loaders)
     except RecursionError:
         raise SourceError(f"{path} is nested too deeply to be read") from None
+
+
+def _written_strategy(module: Module) -> str:
+    """Return the only strategy that a file asks the SDK for; empty if there is none, or several."""
+    names = set()
+    for node in module.names.around:
+        if isinstance(node, ast.keyword) and node.arg in _STRATEGY_OPTIONS:
+            value = module.resolved(node.value) if isinstance(node.value, ast.Name) else node.value
+            origin = module.origin(value) if isinstance(value, ast.expr) else ""
+            names.add(origin.rpartition(".")[2])
+    return names.pop() if len(names) == 1 and names <= set(STRATEGIES) else ""
 
 
 def examine_functions(

@@ -1129,6 +1129,26 @@ def test_what_is_cold_or_fails_is_found_in_other_words(name: str, tmp_path: Path
     assert [problem.rule for problem in found] == rules
 
 
+@pytest.mark.parametrize(
+    ("more", "is_cold"),
+    [
+        ("", False),
+        ("client = Client(code_serialization_strategy=CombinedCode())\n", True),
+        ("code = CombinedCode()\nserializer = ComputeSerializer(strategy_code=code)\n", True),
+        ("Client(code_serialization_strategy=chosen())\n", False),
+    ],
+)
+def test_strategy_that_a_file_asks_for_counts(more: str, is_cold: bool, tmp_path: Path) -> None:
+    text = (
+        "from globus_compute_sdk import Client\n"
+        "from globus_compute_sdk.serialize import CombinedCode, ComputeSerializer\n"
+        "def f():\n    f.n = getattr(f, 'n', 0) + 1\n"
+    )
+    (found,) = function_rules.examine(written(tmp_path, text + more))
+    assert found.rule == "GCW103"
+    assert (found.level == "error") == is_cold
+
+
 def test_global_that_another_task_makes_is_a_warning(tmp_path: Path) -> None:
     text = """
         def load():
