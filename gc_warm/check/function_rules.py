@@ -454,11 +454,10 @@ def _public(module: Module) -> Iterator[Function]:
     ]
     listed = source.strings(lists[0]) if lists else None
 
-    submitting = [scope for call in module.calls for scope in call.scopes]
     for name, node in module.functions.items():
         # tasks call a loader, and a function that submits them runs where they are submitted
         is_loader = module.is_decorated(node, _CACHES | source.WARM)
-        if is_loader or any(node is scope for scope in submitting):
+        if is_loader or name in module.at_home:
             continue
 
         is_public = not name.startswith("_") if listed is None else name in listed

@@ -159,6 +159,23 @@ class Module:
         ]
 
     @functools.cached_property
+    def at_home(self) -> set[str]:
+        """The functions and classes that submit tasks, and functions that use these or the SDK."""
+        sdk = {
+            name
+            for name, bound in self.top.items()
+            for each in bound
+            if isinstance(each, ast.alias) and self.origin_of(each).startswith(_OURS[0])
+        }
+        around = {scope for call in self.calls for scope in call.scopes}
+        own = {**self.functions, **self.classes}
+        found = {name for name, node in own.items() if node in around}
+        used = {name: self.names.free(node) for name, node in self.functions.items()}
+        while more := {name for name in used if used[name] & (sdk | found)} - found:
+            found |= more
+        return found
+
+    @functools.cached_property
     def submitted(self) -> set[str]:
         """The names in what is submitted."""
         return set[str]().union(*(_mentioned(call.sent) for call in self.calls))
@@ -510,19 +527,19 @@ def _path_beside(name: str, importer: Module) -> str | None:
 def _runs_by_itself(module: Module) -> bool:
     """Return whether a file does more than define things when it is run.
 
-    It does if it has a main part, or if its top level submits something, or calls a function of its
-    own that submits.
+    It does if it has a main part, or if its top level submits something, or calls what submits.
     """
     if any(len(call.scopes) == 1 for call in module.calls):
         return True
 
-    outermost = [scope for call in module.calls for scope in call.scopes[1:2]]
-    submitting = {scope.name for scope in outermost if isinstance(scope, Function)}
-    for node in module.tree.body:
-        if isinstance(node, ast.If) and "__name__" in _mentioned(node.test):
+    for node, scopes in module.names.around.items():
+        is_at_top = scopes == (module.tree,)
+        if is_at_top and isinstance(node, ast.If) and "__name__" in _mentioned(node.test):
             return True
-        if isinstance(node, ast.Expr) and _mentioned(node) & submitting:
-            return True
+        if is_at_top and isinstance(node, ast.Call):
+            called = module.origin(node).partition(".")[0]
+            if called in module.at_home:
+                return True
     return False
 
 

@@ -1073,6 +1073,49 @@ FOUND: dict[str, tuple[str, list[str], str]] = {
             functools.partial(e.submit, d)(1)
         """,
     ),
+    "a script whose functions call one another": (
+        "DillCode",
+        ["GCW105"],
+        """
+        import math, sys
+        def connect():
+            return Executor()
+        def work(x):
+            return math.pi
+        def study():
+            gce = connect()
+            return gce.submit(work, 1)
+        def main():
+            study()
+        sys.exit(main())
+        """,
+    ),
+    "a script whose class submits": (
+        "DillCode",
+        ["GCW105"],
+        """
+        import math
+        def work(x):
+            return math.pi
+        class Study:
+            def run(self, gce):
+                return gce.submit(work, 1)
+        done = Study().run(Executor())
+        """,
+    ),
+    "a module in which one function is for tasks": (
+        "CombinedCode",
+        ["GCW108"],
+        """
+        import math
+        def connect():
+            return Executor()
+        def work(x):
+            return math.pi
+        def main():
+            return connect()
+        """,
+    ),
     "a global that another function makes": (
         "DillCode",
         ["GCW105"],
