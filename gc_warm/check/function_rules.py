@@ -963,7 +963,7 @@ def source_global(sent: _Sent) -> Iterator[tuple[object, ...]]:
     )
 
 
-@_RULES.rule("GCW111", "error")
+@_RULES.rule("GCW111", "error", "read in globus_compute_endpoint/engines/helper.py, execute_task")
 def unrun(sent: _Sent) -> Iterator[tuple[object, ...]]:
     """A coroutine or a generator is what a task would return.
 
