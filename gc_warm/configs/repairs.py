@@ -214,7 +214,7 @@ _STEPS: tuple[Callable[[Document, yaml.Node | None], Iterator[Repair]], ...] = (
 
 
 def _unknown_setting(document: Document, cls: str, name: str, complaint: str) -> list[Repair]:
-    """Give the setting its right name, if that is near, or remove it."""
+    """Move the setting to the section that takes it, give it a name that is near, or remove it."""
     place: tuple[str, ...]
     if cls.endswith("Launcher"):
         place = LAUNCHER
@@ -228,13 +228,25 @@ def _unknown_setting(document: Document, cls: str, name: str, complaint: str) ->
 
     known = [each for each in _parameters(cls) if each not in section]
     near = difflib.get_close_matches(name, known, 1, cutoff=0.8)
+    other = _other_section(document, place, name)
     value = section.pop(name)
     complaint = complaint.partition(". Did you mean")[0]  # of Python 3.13, about any of its names
     advice = "remove it"
-    if near:
+    if other:
+        _section(document, *other)[name] = value
+        advice = f"write it under {other[-1]}:"
+    elif near:
         section[near[0]] = value
         advice = f"did you mean {near[0]!r}?"
     return [Repair((*place, name), f"{complaint}; {advice}")]
+
+
+def _other_section(document: Document, place: tuple[str, ...], name: str) -> tuple[str, ...]:
+    """Return the place of the engine or the provider, whichever takes what the other does not."""
+    other = {ENGINE: PROVIDER, PROVIDER: ENGINE}.get(place, ())
+    section = _section(document, *other) if other else {}
+    cls = "HighThroughputExecutor" if other == ENGINE else str(section.get("type"))
+    return other if section and name not in section and name in _parameters(cls) else ()
 
 
 def _parameters(cls: str) -> list[str]:

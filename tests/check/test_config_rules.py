@@ -1420,6 +1420,7 @@ def test_old_settings_are_all_named_at_once_and_the_rest_is_looked_at() -> None:
             5,
             'write available_accelerators: ["0", "1"], in quotes',
         ),
+        (engine(job=("cores_per_worker: 1",)), 7, "'cores_per_worker'; write it under engine:"),
     ],
 )
 @pytest.mark.skipif(OLDER_LOADER, reason="says it in other words")
