@@ -7,10 +7,12 @@ a manager starts, the same rule is followed here.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import re
 import shlex
+import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -561,6 +563,11 @@ def divided_devices(names: Sequence[str], gpus: int) -> tuple[str, ...]:
 
 def _devices(executor: Any, workers: int | None) -> tuple[str, ...]:
     """Return the device of each worker; with fewer GPUs than workers, the GPUs are shared."""
+    is_local = type(executor.provider).__name__ == "LocalProvider"
+    gpus_here = _gpus_here() if is_local and executor.available_accelerators else 0
+    if gpus_here:
+        return divided_devices(executor.available_accelerators[:workers], gpus_here)
+
     names = tuple(executor.available_accelerators)[:workers]
     gpus, maker = requested_gpus(executor.provider)
     return divided_devices(names, gpus) if gpus and maker == "NVIDIA" else names
@@ -582,6 +589,14 @@ def _seconds(provider: Any) -> int | None:
 
     hours, minutes, seconds = [0, 0, *map(int, parts)][-3:]
     return 3600 * hours + 60 * minutes + seconds
+
+
+def _gpus_here() -> int:
+    """Return the number of this machine's GPUs, counted as Parsl does: NVIDIA's, or none."""
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, check=True, timeout=30)
+        return listed.stdout.count(b"\n")
+    return 0
 
 
 def _copies_in_words(profile: WarmthProfile) -> str:

@@ -1559,6 +1559,20 @@ def test_workers_that_share_amd_gpus_are_told_apart() -> None:
     assert found[0].text.startswith(says)
 
 
+def test_workers_that_share_gpus_of_this_machine_are_told_apart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = ("available_accelerators: 4", "cores_per_worker: 0.1")
+    config = loading.load(engine(*settings, workers="4"), "")
+    assert meaning.warmth_profile(config).devices == ("0", "1", "2", "3")
+
+    program = tmp_path / "nvidia-smi"
+    program.write_text("#!/bin/sh\necho 'GPU 0: a'\necho 'GPU 1: b'\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    assert meaning.warmth_profile(config).devices == ("0", "0", "1", "1")
+
+
 OLD_STRATEGY = "strategy: {type: SimpleStrategy, max_idletime: 9}"
 
 
