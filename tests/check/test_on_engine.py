@@ -1,12 +1,9 @@
-"""The promises of the configs, and the figures of `check`, held against the real engine."""
+"""The promises of the configs, held against the real engine."""
 
 from __future__ import annotations
 
 import contextlib
-import json
 import time
-from collections import Counter
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,9 +15,8 @@ import tasks
 from globus_compute_sdk.errors import TaskExecutionFailed
 
 from gc_warm import MockExecutor, functions
-from gc_warm.cli import main
 from gc_warm.configs import folders, loading, meaning, options, rendering
-from tests.support import MODULES, cli_runner, has_ended, wait_until
+from tests.support import MODULES, has_ended, wait_until
 
 pytestmark = pytest.mark.engine
 
@@ -52,110 +48,6 @@ def meet_all(executor: MockExecutor, folder: Path, number: int) -> set[Seen]:
 
     futures = [executor.submit(tasks.meet_as, str(folder), 1) for _ in range(3 * number)]
     return seen | {Seen(*future.result(START)) for future in futures}
-
-
-OPTION_SETS: list[tuple[str, dict[str, Any]]] = [
-    ("local", {"workers_per_node": 1}),
-    ("local", {"workers_per_node": 4, "keep_warm": 0.2}),
-    ("local", {"gpus_per_node": 2}),
-    ("slurm", {"workers_per_node": 2, "cores_per_worker": 3}),
-    ("slurm", {"workers_per_node": 2, "nodes": 2, "bind_cores": True}),
-    ("slurm", {"workers_per_node": 1, "max_jobs": 2}),
-    ("slurm-gpu", {"gpus_per_node": 3, "interface": "hsn0"}),
-    ("slurm-gpu", {"accelerators": ["0.0", "0.1"], "workers_per_node": 4}),
-    ("pbs", {"workers_per_node": 3, "cores_per_worker": 2, "worker_port_range": [57000, 57999]}),
-    ("pbs", {"gpus_per_node": 2, "nodes": 2}),
-]
-
-
-@dataclass(frozen=True)
-class Observation:
-    """An option set on the engine, and the figures of `check` for it.
-
-    Attributes:
-        figures: The output of `check --json`.
-        seen: All workers.
-        warm_for: Seconds from the last tasks until the first worker had ended.
-        again: Process and count of the task after that.
-    """
-
-    figures: dict[str, Any]
-    seen: set[Seen]
-    warm_for: float
-    again: tuple[int, int]
-
-
-def figures_of(name: str, given: dict[str, Any]) -> dict[str, Any]:
-    words = ["check", name, "--json"]
-    for key, value in given.items():
-        text = value if isinstance(value, str) else json.dumps(value)
-        words += ["-o", f"{key}={text}"]
-
-    result = cli_runner().invoke(main, words, catch_exceptions=False)
-    figures: dict[str, Any] = json.loads(result.output)["targets"][0]
-    return figures
-
-
-def observe(name: str, given: dict[str, Any], figures: dict[str, Any], folder: Path) -> Observation:
-    with MockExecutor(config=name, user_endpoint_config=given, on="local") as executor:
-        seen = meet_all(executor, folder, figures["copies"])
-
-        # before the last tasks, and not when this thread has come to know of their ends
-        last = time.monotonic()
-        seen |= meet_all(executor, folder.with_name("last"), figures["copies"])
-        wait_until(
-            lambda: any(has_ended(worker.pid) for worker in seen),
-            "a worker has ended",
-            figures["keep_warm"] + 120,
-        )
-        warm_for = time.monotonic() - last
-
-        wait_until(lambda: all(has_ended(worker.pid) for worker in seen), "all workers have ended")
-        again = executor.submit(tasks.pid_and_count).result(START)
-        return Observation(figures, seen, warm_for, again)
-
-
-@pytest.fixture(scope="module")
-def observations(tmp_path_factory: pytest.TempPathFactory) -> list[Future[Observation]]:
-    """All of them side by side, since most of the time is waiting."""
-    calls = []
-    for name, chosen in OPTION_SETS:
-        given = {"keep_warm": 0.1, "python_path": [str(MODULES)], **chosen}
-        folder = tmp_path_factory.mktemp("set") / "meeting"
-        calls.append((name, given, figures_of(name, given), folder))
-
-    with ThreadPoolExecutor(3) as pool:
-        return [pool.submit(observe, *call) for call in calls]
-
-
-@pytest.mark.parametrize(
-    "number",
-    range(len(OPTION_SETS)),
-    ids=lambda number: "-".join([OPTION_SETS[number][0], *OPTION_SETS[number][1]]),
-)
-def test_figures_of_check_are_what_the_engine_does(
-    observations: list[Future[Observation]], number: int
-) -> None:
-    observed = observations[number].result()
-    figures = observed.figures
-    seen = observed.seen
-    assert len(seen) == figures["copies"]
-
-    managers = Counter(worker.manager for worker in seen)
-    assert len(managers) == figures["nodes_per_job"] * figures["max_jobs"]
-    assert set(managers.values()) == {figures["copies_per_node"]}
-
-    if figures["devices"]:
-        pinned = {(worker.rank, worker.device) for worker in seen}
-        assert pinned == set(enumerate(figures["devices"]))
-
-    assert observed.warm_for >= figures["keep_warm"], (
-        "state was warm for as long as it was said to be"
-    )
-
-    pid, count = observed.again
-    assert count == 1, "the next task finds a new worker, which is cold"
-    assert pid not in {worker.pid for worker in seen}
 
 
 def test_task_timeout_is_the_one_that_was_asked_for(tmp_path: Path) -> None:
