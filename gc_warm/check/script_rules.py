@@ -115,7 +115,8 @@ def _starts_a_program(line: str) -> bool:
 
     words = shlex.shlex(line, posix=True, punctuation_chars=True)
     try:
-        is_background = any(re.fullmatch(r"[();]*&[();]*", word) for word in words)
+        # not ;& or ;;&, with which a branch of a case ends
+        is_background = any(re.fullmatch(r"([();]*\))?&[();]*", word) for word in words)
     except ValueError:  # a quote that goes on in the next line
         return False
     return is_background and not meaning.starts_on_all_nodes(line)
