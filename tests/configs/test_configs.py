@@ -250,12 +250,13 @@ def all_options(draw: st.DrawFn, name: str, how: str) -> Values:
     return reconcile(name, options) if draw(st.booleans()) else options
 
 
+@pytest.mark.parametrize("times", [1, pytest.param(10, marks=pytest.mark.engine)])
 @pytest.mark.parametrize("how", DRAWS)
 @pytest.mark.parametrize("name", FOLDERS)
 def test_all_that_a_schema_allows_is_rendered_loaded_and_means_what_the_options_say(
-    name: str, how: str, tmp_path: Path
+    name: str, how: str, times: int, tmp_path: Path
 ) -> None:
-    @settings(SAME_EVERY_TIME, max_examples=DRAWS[how][0])
+    @settings(SAME_EVERY_TIME, max_examples=DRAWS[how][0] * times)
     @given(all_options(name, how))
     def check(options: Values) -> None:
         if broken := refusals(name, options):
