@@ -93,23 +93,36 @@ def not_positive(config: Workers) -> Iterator[tuple[Any, ...]]:
 
 @WORKERS.rule("GCW006", "error")
 def no_room(config: Workers) -> Iterator[tuple[Any, ...]]:
-    """Workers that are larger than a node.
+    """Workers for which a node has no room.
 
-    The manager divides a node's cores by `cores_per_worker`, and its memory by `mem_per_worker`,
-    and rounds down. With zero workers it stays and says nothing, and tasks wait for ever.
+    The manager divides a node's cores by `cores_per_worker`, which is 1 unless given, and its
+    memory by `mem_per_worker`, and rounds down: there are no more workers, whatever
+    `max_workers_per_node` says, which is a warning. With zero workers it stays and says nothing,
+    and tasks wait for ever.
     """
     node = "this machine" if config.is_local else "a node"
     level = "warning" if config.is_local else "error"
+    most = config.written(*ENGINE, "max_workers_per_node")
     rooms = (("cores_per_worker", config.cores, "cores"), ("mem_per_worker", config.memory, "GB"))
 
     for name, room, unit in rooms:
         each = getattr(config.executor, name)
-        if each and room is not None and room < each:
+        if not each or not each > 0 or room is None:
+            continue
+
+        number = math.floor(room / each)
+        if number < 1:
             text = (
                 f"{name} {each:g} is more than the {room:.4g} {unit} of {node}: "
                 "there would be no workers"
             )
             yield (*ENGINE, name), text, level
+        elif most and number < most and not (config.is_local or config.is_mpi):
+            text = (
+                f"max_workers_per_node {most}, and {name} {each:g}: the {room:.4g} {unit} of a "
+                f"node are enough for {number}, and no others will start"
+            )
+            yield (*ENGINE, "max_workers_per_node"), text, "warning"
 
 
 @WORKERS.rule("GCW007", "error")

@@ -360,6 +360,16 @@ CASES: list[tuple[str, Case]] = [
         ),
     ),
     (
+        "GCW006",
+        Case(
+            slurm("cores_per_node: 8", workers="32"),
+            slurm("cores_per_node: 8", engine_settings=("cores_per_worker: 0.25",), workers="32"),
+            "max_workers_per_node 32, and cores_per_worker 1: the 8 cores of a node are enough "
+            "for 8, and no others will start",
+            "max_workers",
+        ),
+    ),
+    (
         "GCW007",
         Case(
             engine("cpu_affinity: blocks"),

@@ -164,6 +164,16 @@ def test_gcw009_there_are_no_more_workers_than_devices(workers_of_a_node: dict[s
 
 
 @engine
+def test_gcw006_there_are_no_more_workers_than_cores() -> None:
+    on_slurm = config("drain_period: 60", "max_workers_per_node: 3")
+    breaks(on_slurm.replace("LocalProvider", "SlurmProvider\n    cores_per_node: 2"), "GCW006")
+    # which the Slurm provider exports
+    with running(config("max_workers_per_node: 3", init="export PARSL_CORES=2")) as executor:
+        number = executor.submit(tasks.environment, "PARSL_WORKER_COUNT").result(START)
+    assert number == "2"
+
+
+@engine
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
