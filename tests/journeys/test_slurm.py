@@ -206,7 +206,11 @@ def test_each_node_has_its_workers_with_the_cores_asked_for_until_shutdown(
         (job,) = {worker.job for worker in workers}
         assert executor.submit(logbook.note, str(path)).result(120) == 1
         assert len(processes_of(real_cores, job)) > profile.copies
+        asked = real_cores.command("scontrol", "show", "job", job)
 
+    assert (profile.walltime, profile.nodes_per_job) == (3600, 2)
+    assert "TimeLimit=01:00:00" in asked
+    assert "NumNodes=2 " in asked
     assert [worker.node for worker in workers] == ["n1", "n1", "n2", "n2"]
     assert [worker.environment["SLURM_NODEID"] for worker in workers] == ["0", "0", "1", "1"]
     assert [worker.environment["PARSL_WORKER_RANK"] for worker in workers] == ["0", "1", "0", "1"]
