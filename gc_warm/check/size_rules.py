@@ -19,6 +19,7 @@ from gc_warm.check.config_subjects import (
 from gc_warm.configs import meaning
 from gc_warm.configs.repairs import ENGINE, PROVIDER
 
+_BINDS_STEP = re.compile(r"(?<!\S)(--cpu-bind[= ]\S*(cores|threads)|--exact|--exclusive)(?!\S)")
 _LAUNCHERS = {"SlurmProvider": "SrunLauncher", "PBSProProvider": "MpiExecLauncher"}
 
 
@@ -168,6 +169,30 @@ def affinity(config: Workers) -> Iterator[tuple[Any, ...]]:
             f"{workers} workers, {cores:g} cores"
         )
         yield place, text
+
+
+@WORKERS.rule("GCW039", "warning")
+def one_core_step(config: Workers) -> Iterator[tuple[Any, ...]]:
+    """All workers of a node share one core.
+
+    Since Slurm 22.05, `srun` does not take over how many cores a job has for each task: a step has
+    all of them, unless it is to be bound (`--cpu-bind=cores`) or to leave room for others
+    (`--exact`, `--exclusive`). Then a manager and its workers have one core, unless the overrides
+    say `-c` with the cores of a node; and with a `cpu_affinity`, workers end at their start.
+    """
+    launcher: Any = getattr(config.provider, "launcher", None)
+    if type(launcher).__name__ != "SrunLauncher" or config.cores == 1:
+        return
+
+    binds = _BINDS_STEP.search(launcher.overrides)
+    says_cores = re.search(r"(?<!\S)(-c *\d|--cpus-per-task[= ]\d)", launcher.overrides)
+    if binds and not says_cores and "SRUN_CPUS_PER_TASK" not in config.provider.worker_init:
+        number = "the cores of a node" if config.cores is None else f"{config.cores:g}"
+        text = (
+            f"overrides {launcher.overrides!r}: with {binds[1]} and no -c, all workers of a node "
+            f"share one core; write -c and {number} before it"
+        )
+        yield (*PROVIDER, "launcher", "overrides"), text
 
 
 @WORKERS.rule("GCW010", "error")

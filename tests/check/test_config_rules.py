@@ -410,6 +410,25 @@ CASES: list[tuple[str, Case]] = [
         ),
     ),
     (
+        "GCW039",
+        Case(
+            slurm("launcher: {type: SrunLauncher, overrides: --cpu-bind=cores}"),
+            slurm("launcher: {type: SrunLauncher, overrides: -c 64 --cpu-bind=cores}"),
+            "with --cpu-bind=cores and no -c, all workers of a node share one core; write -c and "
+            "the cores of a node before it",
+            "launcher",
+        ),
+    ),
+    (
+        "GCW039",
+        Case(
+            slurm("cores_per_node: 4", "launcher: {type: SrunLauncher, overrides: --exclusive}"),
+            slurm("cores_per_node: 4", "launcher: {type: SrunLauncher, overrides: --mpi=none}"),
+            "share one core; write -c and 4 before it",
+            "launcher",
+        ),
+    ),
+    (
         "GCW008",
         Case(
             slurm("gpus_per_node: 2", engine_settings=("available_accelerators: 3",), workers="3"),

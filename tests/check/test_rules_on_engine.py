@@ -572,6 +572,7 @@ def test_gcw034_a_job_that_starts_is_ended_at_once(tmp_path: Path) -> None:
 
 ELSEWHERE = {
     "GCW006": "tests/check/test_on_engine.py::test_engine_whose_workers_cannot_start_says_why",
+    "GCW039": "tests/journeys/test_slurm.py::test_gcw039_all_workers_of_a_node_share_a_core",
     "GCW007": "tests/check/test_on_engine.py::test_engine_whose_workers_cannot_start_says_why",
     "GCW010": "tests/journeys/test_slurm.py::test_gcw010_all_managers_are_on_the_first_node",
     "GCW016": "tests/journeys/test_slurm.py::test_gcw016_a_job_that_does_not_drain_loses_a_task",

@@ -193,6 +193,18 @@ def run_seconds(cluster: SlurmCluster, job: str) -> int:
 
 
 @pytest.mark.skipif(os.cpu_count() == 1, reason="one core only")
+@pytest.mark.parametrize("binds", ["--cpu-bind=cores", "--cpu-bind=threads", "--exact"])
+def test_gcw039_all_workers_of_a_node_share_a_core(
+    real_cores: SlurmCluster, binds: str, tmp_path: Path
+) -> None:
+    launcher = f"launcher: {{type: SrunLauncher, overrides: {binds}}}"
+    text = SLURM.replace("cores_per_node: 1", f"cores_per_node: 2\n    {launcher}")
+    text = text.replace("max_workers_per_node: 1", "max_workers_per_node: 2\n  drain_period: 60")
+    with on(real_cores, breaks(text, "GCW039")) as executor:
+        assert [worker.cores for worker in meet(executor, 2, tmp_path / "all")] == [[0], [0]]
+
+
+@pytest.mark.skipif(os.cpu_count() == 1, reason="one core only")
 @pytest.mark.parametrize("bind_cores", [False, True])
 def test_each_node_has_its_workers_with_the_cores_asked_for_until_shutdown(
     real_cores: SlurmCluster, bind_cores: bool, tmp_path: Path
