@@ -60,23 +60,27 @@ def _complete_path(
     return [CompletionItem(incomplete, type="file")]
 
 
-@main.command("check")
-@click.argument(
-    "names", metavar="TARGET...", nargs=-1, required=True, shell_complete=_complete_path
-)
-@click.option(
+_assignments = click.option(
     "-o",
     "assignments",
     multiple=True,
     metavar="NAME=VALUE",
     help="An option of the config; can be repeated.",
 )
-@click.option(
+_options_file = click.option(
     "--options",
     "options_file",
     type=click.Path(exists=True, dir_okay=False),
     help="YAML or JSON file of options.",
 )
+
+
+@main.command("check")
+@click.argument(
+    "names", metavar="TARGET...", nargs=-1, required=True, shell_complete=_complete_path
+)
+@_assignments
+@_options_file
 @click.option(
     "--yaml", "as_yaml", is_flag=True, help="Print what the endpoint makes of it, and nothing else."
 )
@@ -138,6 +142,33 @@ def check_command(
     from gc_warm.commands import check
 
     check.run(names, as_yaml, as_json, here or bool(modules), modules, **given)
+
+
+@main.command("configure")
+@click.argument("name")
+@click.argument("config", shell_complete=_complete_path)
+@_assignments
+@_options_file
+@click.option(
+    "--dry-run", "is_dry", is_flag=True, help="Only show what would be written, as a difference."
+)
+def configure_command(
+    name: str,
+    config: str,
+    assignments: tuple[str, ...],
+    options_file: str | None,
+    is_dry: bool,
+) -> None:
+    """Make the endpoint NAME of a CONFIG, with the options as its defaults, or update it.
+
+    CONFIG is the folder of a config, or the name of one that comes with gc_warm (local, slurm,
+    slurm-gpu, pbs). Tasks can still bring options of their own, which win. Called again, it writes
+    what has changed, and refuses, with the difference, to write over what you have edited since.
+    Nothing is started or submitted.
+    """
+    from gc_warm.commands import configure
+
+    configure.run(name, config, assignments, options_file, is_dry)
 
 
 @main.command("register")

@@ -46,7 +46,8 @@ def inspect(
         return _inspect_yaml(file, known)
 
     folder = folders.find_folder(name)
-    given, origin = _options(folder, assignments, options_file)
+    schema = options.schema_of(folders.schema_path(folder))
+    given, origin = options.gather(schema, assignments, options_file)
     return _inspect_folder(folder, given, origin, known)
 
 
@@ -65,7 +66,7 @@ def _inspect_yaml(file: Path, known: Numbers) -> Target:
 def _inspect_folder(
     folder: Path, given: dict[str, object], origin: dict[str, Place | str], known: Numbers
 ) -> Target:
-    runtime = _runtime()
+    runtime = client_runtime()
     text = rendering.render(folder, given, origin, runtime)
 
     examined = config_rules.examine(
@@ -85,7 +86,7 @@ def _inspect_folder(
     )
 
 
-def _runtime() -> dict[str, object]:
+def client_runtime() -> dict[str, object]:
     """Return the ``user_runtime`` that a client in this process sends, as it arrives."""
     runtime: dict[str, object] = json.loads(json.dumps(asdict(create_user_runtime())))
     return runtime
@@ -106,18 +107,3 @@ def _yaml_of(name: str) -> Path | None:
         if inside.is_file() and not has_template and folders.has_engine(inside):
             return inside
     return None
-
-
-def _options(
-    folder: Path, assignments: Sequence[str], file: str | None
-) -> tuple[dict[str, object], dict[str, Place | str]]:
-    """Return all options, and the place of each; the command line has the last word."""
-    origin: dict[str, Place | str] = {}
-    given, places = options.read(file) if file else ({}, {})
-    origin.update(places)
-    schema = options.schema_of(folders.schema_path(folder))
-    for assignment in assignments:
-        name, value = options.parse(assignment, schema)
-        given[name] = value
-        origin[name] = f"-o {name}"
-    return given, origin

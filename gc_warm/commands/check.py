@@ -6,7 +6,9 @@ import dataclasses
 import json
 import math
 import os
+import shlex
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +19,7 @@ from rich.markup import escape
 from gc_warm.check import rules, source, targets
 from gc_warm.check.inspected import Target
 from gc_warm.commands import interrupts
+from gc_warm.configs import homes
 from gc_warm.exceptions import ConfigError
 
 if TYPE_CHECKING:  # else functions, which need none of it, would wait for the endpoint's loader
@@ -56,7 +59,7 @@ def run(
             click.echo(json.dumps({"targets": [_as_json(*pair) for pair in pairs]}, indent=2))
         else:
             for pair in pairs:
-                _show(*pair)
+                _show(*pair, given)
             _sum_up([finding for target in examined for finding in target.findings])
 
     levels: set[str] = {finding.level for target in examined for finding in target.findings}
@@ -114,7 +117,7 @@ def _look_around(target: Target, modules: tuple[str, ...]) -> list[environment.A
         return list(environment.look(target.config, modules))
 
 
-def _show(target: Target, answers: list[environment.Answer]) -> None:
+def _show(target: Target, answers: list[environment.Answer], given: Mapping[str, Any]) -> None:
     console = Console(highlight=False)
     sentences: list[tuple[str, str]] = []
     if target.config is not None:
@@ -135,7 +138,7 @@ def _show(target: Target, answers: list[environment.Answer]) -> None:
         indented = answer.text.replace("\n", "\n    ")
         console.print(f"{level}  {escape(answer.about)}: {escape(indented)}", soft_wrap=True)
 
-    _show_what_follows(console, target, bool(answers))
+    _show_what_follows(console, target, bool(answers), given)
 
 
 def _show_rows(console: Console, target: Target, sentences: list[tuple[str, str]]) -> None:
@@ -154,7 +157,9 @@ def _show_rows(console: Console, target: Target, sentences: list[tuple[str, str]
         console.print(f"[bold]{escape(heading):{width}}[/]  {escape(sentence)}", soft_wrap=True)
 
 
-def _show_what_follows(console: Console, target: Target, was_looked_at: bool) -> None:
+def _show_what_follows(
+    console: Console, target: Target, was_looked_at: bool, given: Mapping[str, Any]
+) -> None:
     """Print where an endpoint's logs are, and how to make one of a config that is none yet."""
     folder = Path(target.name)
     is_installed = not target.is_folder or (folder / "user_environment.yaml").exists()
@@ -166,10 +171,21 @@ def _show_what_follows(console: Console, target: Target, was_looked_at: bool) ->
         heading = f"[bold]what the logs in {escape(home)} know[/]"
         console.print(f"\n{heading}\n{escape(environment.LOGS)}", soft_wrap=True)
     if not is_installed:
-        from gc_warm.configs import folders
+        words = _configure_command(folder, **given)
+        heading = "[bold]make an endpoint of it, with these options as its defaults[/]"
+        console.print(f"\n{heading}\n{escape(shlex.join(words))}", soft_wrap=True)
 
-        heading = "[bold]make an endpoint of it (options are not part of it) with[/]"
-        console.print(f"\n{heading}\n{folders.deploy_command(folder)}", soft_wrap=True)
+
+def _configure_command(
+    folder: Path, assignments: tuple[str, ...], options_file: str | None, **_: Any
+) -> list[str]:
+    """Return the words of the command that makes an endpoint of a config and options."""
+    brought = homes.shipped().get(folder.name)
+    words = ["gc-warm", "configure", "my-endpoint"]
+    words.append(folder.name if folder == brought else str(folder))
+    if options_file:
+        words += ["--options", options_file]
+    return words + [word for assignment in assignments for word in ("-o", assignment)]
 
 
 def _sum_up(findings: list[rules.Finding]) -> None:

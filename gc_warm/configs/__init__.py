@@ -9,6 +9,8 @@ and perhaps a `config.yaml` of the endpoint itself. Each step has its module:
     rendering   makes the YAML from the template and the options
     loading     makes an engine from the YAML
     meaning     reads off that engine what the config means for warm state and for the bill
+    defaults    writes options into the template, as its defaults
+    installing  makes an endpoint of all that, with the endpoint's own command
 
 Rendering and loading are done by the endpoint's own functions, and the meaning is read off the
 engine, not off the YAML. So all of it holds for any config, not only for those of gc_warm.

@@ -8,7 +8,6 @@ than the usual ones; so both paths are asked of the endpoint's code.
 from __future__ import annotations
 
 import os
-import shlex
 from dataclasses import astuple
 from pathlib import Path
 
@@ -74,27 +73,6 @@ def has_engine(path: Path) -> bool:
     """
     _, engine = parse_config(read_text(path))
     return engine is not None
-
-
-def deploy_command(folder: Path) -> str:
-    """Return the command that makes an endpoint of a config, for a user of a login node.
-
-    Args:
-        folder: The config's folder.
-
-    Raises:
-        ConfigError: The folder's own configuration is refused, as by `files_of`.
-    """
-    files = {
-        CORE_CONFIG: folder / "config.yaml",
-        "--template-config": template_path(folder),
-        "--schema-config": schema_path(folder),
-    }
-
-    given = [
-        f"{option} {shlex.quote(str(path))}" for option, path in files.items() if path.exists()
-    ]
-    return " ".join(["globus-compute-endpoint configure my-endpoint --multi-user false", *given])
 
 
 def template_path(folder: Path) -> Path:

@@ -19,8 +19,12 @@ def shipped() -> dict[str, Path]:
 
 
 def user_folder() -> Path:
-    """Return the folder that holds the endpoints of this user."""
-    return Path(os.environ.get("GLOBUS_COMPUTE_USER_DIR", "~/.globus_compute")).expanduser()
+    """Return the folder that holds the endpoints of this user.
+
+    Where there is no home directory, its path still begins with ``~``.
+    """
+    given = os.environ.get("GLOBUS_COMPUTE_USER_DIR") or "~/.globus_compute"
+    return Path(os.path.expanduser(given))
 
 
 def candidates(config: str | os.PathLike[str]) -> list[Path]:

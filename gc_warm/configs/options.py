@@ -91,6 +91,29 @@ def parse(assignment: str, schema: Mapping[str, Any]) -> tuple[str, Any]:
         ) from None
 
 
+def gather(
+    schema: Mapping[str, Any], assignments: Sequence[str], file: str | None
+) -> tuple[dict[str, Any], dict[str, Place | str]]:
+    """Return all options of a command line, and the place of each.
+
+    Args:
+        schema: The schema of the config.
+        assignments: Options as ``name=value``, which have the last word.
+        file: A YAML or JSON file of more; None if there is none.
+
+    Raises:
+        ConfigError: The file, or an assignment, cannot be read.
+        OSError: The file cannot be read.
+    """
+    given, places = read(file) if file else ({}, {})
+    origin: dict[str, Place | str] = {**places}
+    for assignment in assignments:
+        name, value = parse(assignment, schema)
+        given[name] = value
+        origin[name] = f"-o {name}"
+    return given, origin
+
+
 def misfits(options: Options, schema: Mapping[str, Any], path: Path) -> Iterator[tuple[str, str]]:
     """Yield each option that does not fit the schema, and why.
 

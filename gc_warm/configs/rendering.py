@@ -188,15 +188,19 @@ def _marked_lines(rendered: Sequence[str]) -> list[int]:
 def _defaults(text: str, schema: Mapping[str, Any]) -> tuple[dict[str, int], dict[str, Any]]:
     """Return the lines and the values of the defaults at the top of a template, by option.
 
-    There people edit them, and no schema looks at them. A default that stands for "not given", such
-    as none, is left out.
+    There people edit them, and no schema looks at them. Of several for an option, the first counts.
+    A default that stands for "not given", such as none, is left out.
     """
     lines: dict[str, int] = {}
     values: dict[str, Any] = {}
     known = described(schema)
     for name, value, line in defaults_of(text):
         # else it means: not given
-        if name in known and (value or (value is not None and "default" in known[name])):
+        if (
+            name in known
+            and name not in values
+            and (value or (value is not None and "default" in known[name]))
+        ):
             lines[name] = line
             values[name] = value
     return lines, values

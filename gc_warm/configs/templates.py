@@ -81,9 +81,19 @@ def defaults_of(text: str) -> Iterator[tuple[str, Any, int]]:
             continue
 
         try:
-            yield name, default.as_const(), assignment.lineno
+            yield name, _constant(default), assignment.lineno
         except nodes.Impossible:
             continue
+
+
+def _constant(expression: nodes.Expr) -> Any:
+    """Return the value of a default; of text that is written as it arrives, the text itself."""
+    if isinstance(expression, nodes.Filter) and expression.name == "tojson":
+        assert isinstance(expression.node, nodes.Expr)
+        return _constant(expression.node)
+    if isinstance(expression, nodes.List):
+        return [_constant(item) for item in expression.items]
+    return expression.as_const()
 
 
 def _default_of(expression: nodes.Node, name: str) -> nodes.Expr | None:

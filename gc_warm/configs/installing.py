@@ -1,0 +1,311 @@
+"""An endpoint made of a config, with options as its defaults: whole, or not at all.
+
+The endpoint's own command makes its files, in a folder that is thrown away; from there they are
+moved to their place by renaming. One file more is the record, with a hash of each file as it was
+written: by it is known later whether the endpoint is one of these, and what was edited since. It
+lies beside the others, so that a copy of the folder has it, too.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import yaml
+from globus_compute_endpoint.endpoint.endpoint import Endpoint
+
+from gc_warm.configs import folders
+from gc_warm.configs.defaults import with_defaults
+from gc_warm.configs.options import Options, schema_of
+from gc_warm.configs.text import parse_config, read_text
+from gc_warm.exceptions import ConfigError
+
+RECORD = "gc_warm.json"
+ENVIRONMENT = "user_environment.yaml"
+_COMMAND = "globus-compute-endpoint"
+_FOR_THE_ENDPOINT = ("config.yaml", ENVIRONMENT)
+"""Files that say nothing of options, and that people edit: an edit stays where nothing changes."""
+_PATHS = ("user_config_template_path", "user_config_schema_path")
+"""Settings of a config that lead to files which an endpoint has a copy of."""
+_IN_BOTH = ("amqp_port",)
+"""Options that the endpoint itself needs as well, in its `config.yaml`."""
+
+
+@dataclass
+class Plan:
+    """The difference between the files of an endpoint and what they are to be.
+
+    Attributes:
+        folder: The folder of the endpoint.
+        files: What the files are to hold, by name; the record among them.
+        is_new: Whether there is no such endpoint yet.
+        changed: Names of the files to be written, without the record.
+        edited: Names of the files that would have to be written, and were edited since.
+        kept: Names of the files that were edited since, and can stay as they are.
+    """
+
+    folder: Path
+    files: dict[str, bytes]
+    is_new: bool
+    changed: list[str] = field(default_factory=list)
+    edited: list[str] = field(default_factory=list)
+    kept: list[str] = field(default_factory=list)
+
+    def present(self, name: str) -> bytes | None:
+        """Return what a file of the endpoint holds; None if there is none.
+
+        Args:
+            name: Its name.
+        """
+        path = self.folder / name
+        return path.read_bytes() if path.is_file() else None
+
+    def holds(self, name: str) -> bool:
+        """Return whether a file of the endpoint is as it is to be.
+
+        Args:
+            name: Its name.
+        """
+        return self.present(name) == self.files[name]
+
+
+def endpoint_folder(name: str) -> Path:
+    """Return the folder that an endpoint of this name has, or would have.
+
+    Args:
+        name: The name.
+
+    Raises:
+        ConfigError: An endpoint cannot have this name, or there is no home directory.
+    """
+    try:
+        Endpoint.validate_endpoint_name(name)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+
+    home = folders.user_folder()
+    if home.parts[:1] and home.parts[0].startswith("~"):
+        raise ConfigError(
+            f"{home}: there is no home directory for the endpoint; set HOME, or "
+            "GLOBUS_COMPUTE_USER_DIR"
+        )
+    return home / name
+
+
+def plan(folder: Path, source: Path, options: Options) -> Plan:
+    """Return what has to be written to make, or to update, an endpoint.
+
+    Args:
+        folder: The folder of the endpoint.
+        source: The folder of its config.
+        options: The options to be its defaults, which fit the schema.
+
+    Raises:
+        ConfigError: The folder is not one that was made so, the config cannot be read, or an option
+            cannot be a default.
+        OSError: A file cannot be read, or there is no place for temporary ones.
+    """
+    is_new = not os.path.lexists(folder)
+    recorded = {} if is_new else _recorded(folder)
+
+    files = _files(folder.name, source, options)
+    hashes = {name: _hash(data) for name, data in files.items()}
+    record = {"written by": "gc-warm configure", "config": source.name, "sha256": hashes}
+    planned = Plan(folder, files, is_new)
+    for name in files:
+        if planned.holds(name):
+            continue
+
+        present = planned.present(name)
+        if present is None or _hash(present) == recorded.get(name):
+            planned.changed.append(name)
+        elif name in _FOR_THE_ENDPOINT and hashes[name] == recorded.get(name):
+            planned.kept.append(name)
+        else:
+            planned.edited.append(name)
+
+    files[RECORD] = (json.dumps(record, indent=2) + "\n").encode()
+    return planned
+
+
+def write(planned: Plan) -> None:
+    """Write the files that have to be written.
+
+    All are written beside their places first, and then renamed in one go, the record last. What is
+    interrupted before has changed nothing.
+
+    Args:
+        planned: What has to be written.
+
+    Raises:
+        OSError: The files cannot be written, or somebody else has made the endpoint meanwhile.
+    """
+    folder = planned.folder
+    parent = folder.parent if planned.is_new else folder
+    names = [name for name in (*planned.changed, RECORD) if not planned.holds(name)]
+    if not names:
+        return
+
+    parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".gc-warm-", dir=parent) as place:
+        beside = Path(place, folder.name)
+        beside.mkdir(mode=0o700)
+        for name in names:
+            _write_beside(beside / name, planned.files[name], folder / name)
+
+        with _signals_held():
+            if planned.is_new:
+                beside.rename(folder)
+            else:
+                for name in names:
+                    os.replace(beside / name, folder / name)
+
+
+def start_command() -> str:
+    """Return the command by which this environment's endpoint is started."""
+    return str(_own_command()) if _needs_path() else _COMMAND
+
+
+def _hash(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def _recorded(folder: Path) -> dict[str, str]:
+    """Return the hashes in an endpoint's record."""
+    try:
+        recorded = json.loads((folder / RECORD).read_bytes())["sha256"]
+    except (FileNotFoundError, NotADirectoryError):
+        raise ConfigError(
+            f"{folder} is there already, and was not made by `gc-warm configure` (which leaves a "
+            f"{RECORD} in it): choose another name"
+        ) from None
+    except (ValueError, LookupError, TypeError):
+        recorded = None
+
+    if not isinstance(recorded, dict):
+        path = folder / RECORD
+        raise ConfigError(f"{path} is not as `gc-warm configure` wrote it", os.fspath(path))
+    return recorded
+
+
+def _files(name: str, source: Path, options: Options) -> dict[str, bytes]:
+    """Return the files that the endpoint's own command makes of a config, by name."""
+    template, rules = folders.template_path(source), folders.schema_path(source)
+    core, _ = parse_config(read_text(source / "config.yaml") if _has_core(source) else "")
+    core = {setting: value for setting, value in (core or {}).items() if setting not in _PATHS}
+    core |= {option: options[option] for option in _IN_BOTH if option in options}
+
+    with tempfile.TemporaryDirectory(prefix="gc-warm-") as place:
+        scratch = Path(place)
+        given = {
+            folders.CORE_CONFIG: _put(scratch / "core.yaml", yaml.safe_dump(core, sort_keys=False)),
+            "--template-config": _put(
+                scratch / "template", with_defaults(read_text(template), options, schema_of(rules))
+            ),
+        }
+        if rules.exists():
+            given["--schema-config"] = rules
+        variables = _variables(source / ENVIRONMENT)
+        if variables is not None:
+            given["--user-env-config"] = _put(scratch / "environment", variables)
+
+        made = scratch / "made"
+        _configure(name, given, made)
+        return {
+            path.name: path.read_bytes()
+            for path in sorted((made / name).iterdir())
+            if path.is_file()
+        }
+
+
+def _has_core(source: Path) -> bool:
+    return (source / "config.yaml").is_file()
+
+
+def _put(path: Path, text: str) -> Path:
+    path.write_text(text, encoding="utf-8", newline="")
+    return path
+
+
+def _configure(name: str, given: Mapping[str, Path], home: Path) -> None:
+    """Run the endpoint's own command, for a home directory of its own."""
+    command = [sys.executable, "-m", "globus_compute_endpoint.cli", "configure", name]
+    command += ["--multi-user", "false"]
+    for option, path in given.items():
+        command += [option, str(path)]
+
+    done = subprocess.run(
+        command,
+        cwd=home.parent,
+        env={**os.environ, "GLOBUS_COMPUTE_USER_DIR": str(home)},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,  # Ctrl-C is for this process, which ends it
+        check=False,
+    )
+    if done.returncode:
+        said = done.stdout.decode(errors="replace").strip()
+        raise ConfigError(f"`{_COMMAND} configure` ended with {done.returncode}: {said}")
+
+
+def _variables(path: Path) -> str | None:
+    """Return the text of an endpoint's environment file; None if it needs no other than the usual.
+
+    The daemon starts user endpoints as ``globus-compute-endpoint``: where that is not found, or is
+    that of another environment, they need a PATH.
+    """
+    text = read_text(path) if path.is_file() else None
+    variables, _ = parse_config(text or "")
+    if not _needs_path() or "PATH" in (variables or {}):
+        return text
+
+    found = os.pathsep.join([str(_own_command().parent), os.environ.get("PATH", os.defpath)])
+    line = yaml.safe_dump({"PATH": found}, width=float("inf"))
+    why = f"# so that user endpoints find this {_COMMAND}, which was not the first on the PATH\n"
+    return f"{text.rstrip()}\n{why}{line}" if text else f"{why}{line}"
+
+
+def _own_command() -> Path:
+    return Path(sys.executable).with_name(_COMMAND)
+
+
+def _needs_path() -> bool:
+    """Return whether this environment's command is not the one that is found by its name."""
+    own = _own_command()
+    found = shutil.which(_COMMAND)
+    return own.exists() and (found is None or not os.path.samefile(found, own))
+
+
+def _write_beside(path: Path, data: bytes, target: Path) -> None:
+    """Write a file with the mode of the one that it is to replace; private if there is none."""
+    path.touch(mode=0o600)
+    with path.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())  # a full disk may be known only then
+
+    if target.exists():
+        shutil.copymode(target, path)
+
+
+@contextlib.contextmanager
+def _signals_held() -> Iterator[None]:
+    """Hold back the signals that end a command until a few renames are done."""
+    before = signal.pthread_sigmask(
+        signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    )
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
