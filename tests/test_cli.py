@@ -122,8 +122,9 @@ def test_check_says_what_a_config_means() -> None:
     )
     assert result.exit_code == 0
     said, _, last = result.stdout.rstrip("\n").partition("\n\n")
-    assert last.splitlines()[-1].startswith(
-        f"globus-compute-endpoint configure my-endpoint --multi-user false {folders.CORE_CONFIG} "
+    assert last.splitlines()[-1] == (
+        "gc-warm configure my-endpoint slurm-gpu -o gpus_per_node=2 -o workers_per_node=4 "
+        "-o nodes=2 -o walltime=10:00:00"
     )
     lines = dict(re.split("  +", line, maxsplit=1) for line in said.splitlines())
     assert lines.pop("config").endswith("/slurm-gpu")
