@@ -268,7 +268,7 @@ def test_place_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.Monkey
     (tmp_path / "file").touch()
     monkeypatch.setenv("GLOBUS_COMPUTE_USER_DIR", str(tmp_path / "file" / "home"))
     refused = configured("mine", "slurm")
-    assert "/mine cannot be written, and is as it was: Not a directory\n" in refused.stderr
+    assert "/mine cannot be written, and nothing was changed: Not a directory\n" in refused.stderr
 
 
 def test_no_home_directory(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -279,6 +279,7 @@ def test_no_home_directory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("HOME")
     monkeypatch.setattr(pwd, "getpwuid", nobody)
     assert "there is no home directory for the endpoint" in configured("mine", "slurm").stderr
+    assert cli_runner().invoke(cli.main, ["check", "slurm"]).exit_code == 0, "that needs none"
 
 
 def interrupt(_: int) -> None:

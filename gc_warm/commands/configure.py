@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import shlex
+import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -36,7 +37,7 @@ def run(
             options = _options(source, assignments, options_file)
             planned = installing.plan(folder, source, options)
         except (ConfigError, OSError) as error:
-            raise click.ClickException(str(error)) from error
+            raise click.ClickException(_explain(error)) from error
 
         if is_dry:
             _show(planned, planned.changed)
@@ -49,9 +50,16 @@ def run(
             installing.write(planned)
         except OSError as error:
             raise click.ClickException(
-                f"{folder} cannot be written, and is as it was: {error.strerror}"
+                f"{folder} cannot be written, and nothing was changed: {error.strerror}"
             ) from error
         _say(planned, len(options))
+
+
+def _explain(error: ConfigError | OSError) -> str:
+    """Return the text of an error, with the place of temporary files where it names no file."""
+    if isinstance(error, OSError) and error.errno is not None and error.filename is None:
+        return f"a temporary file in {tempfile.gettempdir()}: {error.strerror}"
+    return str(error)
 
 
 def _source(config: str, folder: Path) -> Path:

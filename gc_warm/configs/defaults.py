@@ -77,11 +77,11 @@ def _literal(name: str, value: Any) -> str:
 def _quoted(text: str) -> str:
     """Return text as a string of Jinja in one line, in which nothing looks like the end of a tag.
 
-    Characters that can be seen stand for themselves.
+    It is ASCII: the endpoint reads the file in whatever encoding its locale has.
     """
     words = json.dumps(text, ensure_ascii=False)
-    visible = "".join(
-        character if character.isprintable() else character.encode("unicode_escape").decode()
+    plain = "".join(
+        character if " " <= character <= "~" else character.encode("unicode_escape").decode()
         for character in words
     )
-    return _DELIMITER.sub(lambda found: f"\\x{ord(found[0]):02x}", visible)
+    return _DELIMITER.sub(lambda found: f"\\x{ord(found[0]):02x}", plain)

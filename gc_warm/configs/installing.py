@@ -20,6 +20,7 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import yaml
 from globus_compute_endpoint.endpoint.endpoint import Endpoint
@@ -201,8 +202,8 @@ def _recorded(folder: Path) -> dict[str, str]:
 def _files(name: str, source: Path, options: Options) -> dict[str, bytes]:
     """Return the files that the endpoint's own command makes of a config, by name."""
     template, rules = folders.template_path(source), folders.schema_path(source)
-    core, _ = parse_config(read_text(source / "config.yaml") if _has_core(source) else "")
-    core = {setting: value for setting, value in (core or {}).items() if setting not in _PATHS}
+    core = _read_mapping(source / "config.yaml")
+    core = {setting: value for setting, value in core.items() if setting not in _PATHS}
     core |= {option: options[option] for option in _IN_BOTH if option in options}
 
     with tempfile.TemporaryDirectory(prefix="gc-warm-") as place:
@@ -228,8 +229,10 @@ def _files(name: str, source: Path, options: Options) -> dict[str, bytes]:
         }
 
 
-def _has_core(source: Path) -> bool:
-    return (source / "config.yaml").is_file()
+def _read_mapping(path: Path) -> dict[str, Any]:
+    """Return the settings in a YAML file; none if there is no such file."""
+    settings, _ = parse_config(read_text(path)) if path.is_file() else ({}, None)
+    return settings or {}
 
 
 def _put(path: Path, text: str) -> Path:
@@ -266,8 +269,7 @@ def _variables(path: Path) -> str | None:
     that of another environment, they need a PATH.
     """
     text = read_text(path) if path.is_file() else None
-    variables, _ = parse_config(text or "")
-    if not _needs_path() or "PATH" in (variables or {}):
+    if not _needs_path() or "PATH" in _read_mapping(path):
         return text
 
     found = os.pathsep.join([str(_own_command().parent), os.environ.get("PATH", os.defpath)])

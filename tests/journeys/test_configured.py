@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 import yaml
 
 from gc_warm.local.cloud import LocalCloud
 from gc_warm.local.daemon import EndpointDaemon
-from tests.support import client_environment
+from tests.support import client_environment, wait_until
 
 pytestmark = pytest.mark.engine
 
@@ -61,3 +63,19 @@ def test_tasks_have_the_defaults_of_their_endpoint(tmp_path: Path) -> None:
             timeout=500,
         )
     assert json.loads(done.stdout) == [[value, "200"], [value, "90"]]
+
+
+def test_interrupted_command_leaves_nothing(tmp_path: Path) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "gc_warm", "configure", "mine", "local"],
+        env={**os.environ, "GLOBUS_COMPUTE_USER_DIR": str(tmp_path / "home")},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    with process:
+        parent = psutil.Process(process.pid)
+        wait_until(lambda: bool(parent.children()), "the endpoint's own command runs")
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=120)
+    assert (process.returncode, said) == (130, "Interrupted\n")
+    assert list(tmp_path.iterdir()) == []
