@@ -94,14 +94,11 @@ def _show(planned: installing.Plan, names: Iterable[str]) -> None:
     for name in names:
         present = planned.present(name)
         before = [] if present is None else _lines(present)
+        after = _lines(planned.files[name])
+
         path = str(planned.folder / name)
-        difference = difflib.unified_diff(
-            before,
-            _lines(planned.files[name]),
-            "/dev/null" if present is None else path,
-            path,
-            lineterm="",
-        )
+        former = "/dev/null" if present is None else path
+        difference = difflib.unified_diff(before, after, former, path, lineterm="")
         for line in difference:
             click.echo(line)
 

@@ -195,7 +195,9 @@ def _recorded(folder: Path) -> dict[str, str]:
 
     if not isinstance(recorded, dict):
         path = folder / RECORD
-        raise ConfigError(f"{path} is not as `gc-warm configure` wrote it", os.fspath(path))
+        raise ConfigError(
+            f"{path} is not as `gc-warm configure` wrote it: choose another name", os.fspath(path)
+        )
     return recorded
 
 
