@@ -30,7 +30,8 @@ import zlib
 from collections.abc import Mapping
 from pathlib import Path
 
-from gc_warm.worker import remover
+from gc_warm.worker import lifecycle, remover
+from gc_warm.worker.private_folder import check_private, make_private
 
 # that a file of the source had when it was looked at: number, size, time of the latest change
 _Version = tuple[int, int, int]
@@ -256,11 +257,8 @@ def _is_user(home: str) -> bool:
 
 def _become_user(home: str) -> None:
     """Take the lock of the folder's users; it is worth nothing if the folder was just removed."""
-    with contextlib.suppress(FileExistsError):
-        os.mkdir(home, 0o700)
-
+    make_private(home)
     try:
-        _check_private(home)
         users = os.open(os.path.join(home, remover.USERS), os.O_RDWR | os.O_CREAT, 0o600)
     except FileNotFoundError:  # just removed
         return
@@ -272,19 +270,6 @@ def _become_user(home: str) -> None:
     _held[home] = users
     if former is not None:
         os.close(former)
-
-
-def _check_private(folder: str) -> None:
-    """Raise an error if others could have put something into a folder."""
-    status = os.lstat(folder)
-    is_ours = stat.S_ISDIR(status.st_mode) and status.st_uid == os.geteuid()
-    if not is_ours or status.st_mode & 0o077:
-        raise PermissionError(
-            errno.EPERM,
-            "files are staged in a folder that only you may enter, and this is none: remove it, "
-            "or set TMPDIR to another folder",
-            folder,
-        )
 
 
 def _try_lock(descriptor: int, operation: int) -> bool:
@@ -307,7 +292,7 @@ def _remove_abandoned(parent: str, owner: str) -> None:
 
         folder = os.path.join(parent, name)
         with contextlib.suppress(OSError):  # it is in use, or was just removed
-            _check_private(folder)
+            check_private(folder)
             with open(os.path.join(folder, remover.REMOVER), "ab") as file:
                 if _try_lock(file.fileno(), fcntl.LOCK_EX):
                     remover.remove(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -315,7 +300,7 @@ def _remove_abandoned(parent: str, owner: str) -> None:
 
 def _start_remover(home: str, lock: int) -> None:
     subprocess.run(
-        [sys.executable, "-I", "-S", remover.__file__, home, str(_manager())],
+        [sys.executable, "-I", "-S", remover.__file__, home, str(lifecycle.manager() or 0)],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
@@ -324,13 +309,6 @@ def _start_remover(home: str, lock: int) -> None:
         start_new_session=True,
         check=True,
     )
-
-
-def _manager() -> int:
-    """Return the process id of this worker's manager, which has started it; 0 if there is none."""
-    process = sys.modules.get("multiprocessing.process")
-    parent = process.parent_process() if process is not None else None
-    return parent.pid if parent is not None and parent.is_alive() else 0
 
 
 def _after_fork() -> None:
