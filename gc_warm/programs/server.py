@@ -31,11 +31,10 @@ import os
 import pickle
 import re
 import secrets
+import shutil
 import socket
-import stat
 import subprocess
 import sys
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -50,9 +49,10 @@ from gc_warm.exceptions import (
 )
 from gc_warm.programs import commands, supervisor
 from gc_warm.programs.server_address import ServerAddress, free_port, is_taken
-from gc_warm.programs.server_link import Link, quoted
+from gc_warm.programs.server_link import ANSWER_TIMEOUT, Link, quoted
 from gc_warm.programs.server_supervisor import start_time
 from gc_warm.worker import ledger, lifecycle
+from gc_warm.worker.private_folder import make_private
 
 log = logging.getLogger("gc_warm")
 
@@ -60,6 +60,7 @@ Scope = Literal["worker", "node"]
 
 _CONTROL = "control"  # the supervisor's socket, in the server's folder
 _SOCKET = "server.sock"  # the server's: some take what ends so for a socket
+_LOCK = "lock"
 _LONGEST_FOLDER = 95  # bytes, so that the path of a socket in it has less than 108
 _BACKLOG = 512  # of workers that ask at the same time
 _WATCH_INTERVAL = 0.05  # seconds between looks while a server starts
@@ -168,8 +169,7 @@ class ExternalServer:
         self._health_timeout = commands.checked_seconds("health_timeout", health_timeout)
         self._cwd = None if cwd is None else os.path.abspath(cwd)
         self._name = f"{commands.short_name(self._command)} [{scope}]"
-        self._use: _Use | None = None
-        self._order = ledger.mark()
+        self._use = _Use(self)
 
     @contextlib.contextmanager
     def connect(self) -> Iterator[ServerAddress]:
@@ -218,9 +218,7 @@ class ExternalServer:
             with link:
                 link.end("was closed")
                 link.wait(_END_TIMEOUT)
-            if self._use is not None:
-                self._use.end("cleared")
-                self._use = None
+            self._use.end("cleared")
         _collect_children()
 
     @property
@@ -289,7 +287,7 @@ class ExternalServer:
                 raise self._failed(f"cannot be started: {error}") from error
             if lock is not None:
                 with lock:
-                    return self._launch(lock.fileno())
+                    return self._launch(lock.fileno(), deadline)
 
             if time.monotonic() > deadline:
                 words = (
@@ -299,15 +297,13 @@ class ExternalServer:
                 raise self._failed(words, ProcessTimeoutError)
             time.sleep(_LOCK_INTERVAL)
 
-    def _dial(self) -> Link | None:
+    def _dial(self, timeout: float = ANSWER_TIMEOUT) -> Link | None:
         """Return a link to the server if there is one, ready or not."""
-        with (
-            contextlib.suppress(FileNotFoundError, ConnectionError),
-            contextlib.ExitStack() as stack,
-        ):
+        with contextlib.suppress(OSError), contextlib.ExitStack() as stack:
             connection = stack.enter_context(socket.socket(socket.AF_UNIX))
+            connection.settimeout(timeout)
             connection.connect(os.path.join(self._folder(), _CONTROL))
-            link = Link(connection)
+            link = Link(connection, timeout)
             if link.status:
                 stack.pop_all()
                 return link
@@ -319,8 +315,8 @@ class ExternalServer:
         The folder is made if there is none. An ending server may remove it at any moment.
         """
         folder = self._folder()
-        _make_private(folder)
-        path = os.path.join(folder, "lock")
+        make_private(folder)
+        path = os.path.join(folder, _LOCK)
         with (
             contextlib.suppress(BlockingIOError, FileNotFoundError),
             contextlib.ExitStack() as stack,
@@ -332,27 +328,28 @@ class ExternalServer:
                 return lock
         return None
 
-    def _launch(self, lock: int) -> Link:
+    def _launch(self, lock: int, deadline: float) -> Link:
         """Start the supervisor, which starts the server and takes over the lock."""
         folder = self._folder()
-        launch, environment = self._plan(folder)
-
         try:
+            _clear(folder)
+            launch, environment = self._plan(folder)
             with socket.socket(socket.AF_UNIX) as listener, self.log_file.open("ab") as errors:
-                control = os.path.join(folder, _CONTROL)
-                with contextlib.suppress(FileNotFoundError):  # of a supervisor that was killed
-                    os.unlink(control)
-                listener.bind(control)
+                listener.bind(os.path.join(folder, _CONTROL))
                 listener.listen(_BACKLOG)
 
                 descriptors = [listener.fileno(), lock]
                 arguments = [*map(str, descriptors), folder]
-                with _supervisor(descriptors, arguments, environment, errors) as launch_input:
-                    launch_input.write(json.dumps(launch).encode())
+                with (
+                    contextlib.suppress(BrokenPipeError),  # the supervisor says why, in the log
+                    _supervisor(descriptors, arguments, environment, errors) as launch_input,
+                ):
+                    launch_input.write(json.dumps(launch).encode() + b"\n")
         except OSError as error:
             raise self._failed(f"cannot be started: {error}") from error
 
-        link = self._dial()
+        # the supervisor's Python may come from a slow file system
+        link = self._dial(max(ANSWER_TIMEOUT, deadline - time.monotonic()))
         if link is None:
             tail = self.log_file.read_text(errors="replace") if self.log_file.exists() else ""
             raise self._failed(f"could not be supervised{quoted(tail)}")
@@ -366,6 +363,10 @@ class ExternalServer:
             "token": secrets.token_urlsafe(32) if "{token}" in self._wants else None,
         }
         owner = self._owner()
+        owner_started = start_time(owner)
+        if not owner_started:
+            raise ProcessLookupError("the manager of this worker has ended")
+
         environment = _environment_for(owner)
         work = self._cwd
         if work is None:
@@ -383,7 +384,7 @@ class ExternalServer:
             "cwd": work,
             "pattern": pattern,
             "owner": owner,
-            "owner_started": start_time(owner),
+            "owner_started": owner_started,
             "cpus": None if owner == os.getpid() else sorted(os.sched_getaffinity(owner)),
         }
         return launch, environment
@@ -413,33 +414,42 @@ class ExternalServer:
             if not is_healthy:
                 text = "%s %s while it was idle, and is started again%s"
                 log.warning(text, self._name, link.ending(), link.log_end())
-            elif self._use is None:
-                self._begin_use(link, begun)
-            return is_healthy
+                return False
+            self._use.begin(link, 0.0)
+        else:
+            self._wait_until_ready(link, deadline)
+            seconds = time.monotonic() - begun
+            self._use.begin(link, seconds)
+            ledger.record("loaded", self._name, self._command, seconds=seconds)
 
-        self._wait_until_ready(link, deadline)
-        self._begin_use(link, begun, waited=True)
+        link.say("ready")
         return True
 
     def _wait_until_ready(self, link: Link, deadline: float) -> None:
         while True:
             link.wait(_WATCH_INTERVAL)
-            self._refuse_taken_port(link)
+            may_answer = isinstance(self._ready, str) or link.status["state"] == "ready"
+            timeout = min(self._health_timeout, max(_WATCH_INTERVAL, deadline - time.monotonic()))
+            answers = may_answer and self._complaint(link, timeout) is None
+            self._refuse_taken_port(link)  # afterwards: who has answered?
+
             if link.is_over:
                 before = " before it was ready" if link.status["pid"] else ""
+                if link.status["exit"] == 0:
+                    before += ": it has to run in the foreground, not as a daemon"
                 words = f"{link.ending()}{before}{link.log_end()}"
                 raise self._failed(words, status=link.status["exit"])
-            if link.status["state"] == "ready":
-                return
-            if isinstance(self._ready, str) and self._complaint(link, _WATCH_INTERVAL * 20) is None:
-                link.say("ready")
+            if answers:
                 return
 
             if time.monotonic() > deadline:
-                link.end(f"was not ready within {self._start_timeout:g} s")
+                why = f"was not ready within {self._start_timeout:g} s"
+                link.end(why)
                 link.wait(_END_TIMEOUT)
-                words = f"{link.ending()}, and was ended{link.log_end()}"
-                raise self._failed(words, ProcessTimeoutError)
+                fate = "was ended"
+                if not link.is_over:
+                    fate = f"its supervisor, process {link.status['supervisor']}, does not answer"
+                raise self._failed(f"{why}, and {fate}{link.log_end()}", ProcessTimeoutError)
 
     def _refuse_taken_port(self, link: Link) -> None:
         """End a server whose port is another program's, so that it is started on another one."""
@@ -491,19 +501,6 @@ class ExternalServer:
 
     # What this process knows of it
 
-    def _begin_use(self, link: Link, begun: float, waited: bool = False) -> None:
-        """Note in the ledger that this process has the server, and whether it has waited for it."""
-        if self._use is not None and waited:
-            self._use.end("ended")
-
-        seconds = time.monotonic() - begun if waited else 0.0
-        self._use = _Use(self, seconds)
-        if waited:
-            ledger.record("loaded", self._name, self._command, seconds=seconds)
-
-        lifecycle.arm()
-        ledger.hold(self._use)
-
     def _failed(
         self, words: str, kind: type[ProcessError] = ProcessStartError, status: int | None = None
     ) -> ProcessError:
@@ -521,27 +518,46 @@ _PortTakenError.__name__ = _PortTakenError.__qualname__ = "ProcessStartError"
 
 
 class _Use:
-    """The use of a server by this process, from its first use to the end of either.
+    """The use that this process makes of a server, in its ledger from the first to the end.
 
     Args:
         server: The server.
-        seconds: How long this process has waited for it.
 
     Attributes:
         order: The position in the ledger at which the `ExternalServer` was made.
     """
 
-    def __init__(self, server: ExternalServer, seconds: float) -> None:
-        self.order: float = server._order
+    def __init__(self, server: ExternalServer) -> None:
+        self.order: float = ledger.mark()
         self._server = server
+        self._supervisor: int | None = None  # which tells a start from the next one
+        self._at = 0.0
+        self._seconds = 0.0
+        self._ending: Link | None = None
+
+    def begin(self, link: Link, seconds: float) -> None:
+        """Note that this process has the server, if it is not known yet.
+
+        Args:
+            link: A link to it.
+            seconds: How long this process has waited for it.
+        """
+        supervisor = link.status["supervisor"]
+        if self._supervisor == supervisor:
+            return
+
+        self.end("ended")
         self._at = time.time()
         self._seconds = seconds
-        self._ending: Link | None = None
+        lifecycle.arm()
+        ledger.hold(self)
+        self._supervisor = supervisor
 
     def end(self, kind: Literal["ended", "cleared"]) -> None:
         """Note that the server has ended, by itself or since this process has closed it."""
-        ledger.release(self)
-        ledger.record(kind, self._server._name, self._server._command)
+        if self._supervisor is not None:
+            self.disown()
+            ledger.record(kind, self._server._name, self._server._command)
 
     def loaded(self) -> ledger.Loaded | None:
         """Return the record of the server, or None if there is none now."""
@@ -563,33 +579,37 @@ class _Use:
 
         with self._ending:
             self._ending.wait(_END_TIMEOUT)
-        ledger.release(self)
+        self._ending = None
+        self.disown()
 
     def disown(self) -> None:
-        """Leave the server to the parent process."""
-        self._server._use = None
+        """Forget the server, which may be the parent process's."""
+        self._supervisor = None
         ledger.release(self)
 
 
 def _folder_of(key: str) -> str:
-    """Return the folder with a key in its name, in a place where sockets can be."""
-    name = f"gc_warm-{os.getuid()}-{key}"
-    folder = os.path.join(tempfile.gettempdir(), name)
-    return folder if len(os.fsencode(folder)) <= _LONGEST_FOLDER else os.path.join("/tmp", name)
+    """Return the folder with a key in its name, in a place where sockets can be.
 
-
-def _make_private(folder: str) -> None:
-    """Make a folder that only this user can enter, if there is none.
-
-    Raises:
-        PermissionError: There is one that others can enter.
+    That is not asked of `tempfile`, which tells those who come after the disk is full another one.
     """
-    with contextlib.suppress(FileExistsError):
-        os.mkdir(folder, 0o700)
+    name = f"gc_warm-{os.geteuid()}-{key}"
+    parent = os.environ.get("TMPDIR", "")
+    folder = os.path.join(parent, name)
+    is_short = len(os.fsencode(folder)) <= _LONGEST_FOLDER
+    if is_short and os.path.isabs(parent) and os.access(parent, os.W_OK | os.X_OK):
+        return folder
+    return os.path.join("/tmp", name)
 
-    found = os.lstat(folder)
-    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077:
-        raise PermissionError(f"{folder} is not a folder that only this user can enter: remove it")
+
+def _clear(folder: str) -> None:
+    """Remove what a server has left whose supervisor was killed, its socket, say."""
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.is_dir(follow_symlinks=False):
+                shutil.rmtree(entry, ignore_errors=True)
+            elif entry.name != _LOCK:
+                os.unlink(entry)
 
 
 def _environment_for(owner: int) -> dict[str, str]:
@@ -672,7 +692,7 @@ def _checked_placeholders(command: Sequence[str], env: Mapping[str, str]) -> set
 def _checked_ready(ready: str | re.Pattern[str]) -> str | re.Pattern[str]:
     if isinstance(ready, re.Pattern) and isinstance(ready.pattern, str):
         return ready
-    if isinstance(ready, str) and ready.startswith("/"):
+    if isinstance(ready, str) and re.fullmatch("/[!-~]*", ready):
         return ready
     raise TypeError(
         f"ready is a path that the server answers, such as '/health', or a pattern that a line of "

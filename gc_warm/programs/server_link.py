@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import signal
 import socket
 import time
@@ -13,26 +14,30 @@ from gc_warm.programs.server_address import ServerAddress
 
 _DYING_SECONDS = 2.0  # in which a server that refuses connections is found to have ended
 _PROBE_SECONDS = 0.1  # in which one that dies closes a connection that it had still accepted
-_ANSWER_TIMEOUT = 5.0  # seconds; a supervisor that ends its server does not answer for one
+
+ANSWER_TIMEOUT = 5.0
+"""Seconds; a supervisor that ends its server does not answer for one."""
 
 
 class Link:
-    """A connection to the supervisor of a server, which counts as a use while it is open.
+    """A connection to the supervisor of a server.
 
     Args:
         connection: The connected socket; closed with the link.
+        timeout: Seconds for the first status.
 
     Attributes:
         status: The last status that the supervisor has told; empty if it ended before.
         is_over: Whether the server has ended, with all that it had started.
     """
 
-    def __init__(self, connection: socket.socket) -> None:
+    def __init__(self, connection: socket.socket, timeout: float = ANSWER_TIMEOUT) -> None:
         self.status: dict[str, Any] = {}
         self.is_over = False
         self._connection = connection
+        self._pid = os.getpid()
         self._unread = b""
-        self.wait(_ANSWER_TIMEOUT, for_news=True)
+        self.wait(timeout, for_news=True)
 
     @property
     def is_ended(self) -> bool:
@@ -111,7 +116,10 @@ class Link:
         return quoted(self.status["tail"])
 
     def close(self) -> None:
-        """Close the connection."""
+        """Close the connection, also where a forked child has it, too."""
+        if self._pid == os.getpid():
+            with contextlib.suppress(OSError):  # the supervisor has closed it
+                self._connection.shutdown(socket.SHUT_RDWR)
         self._connection.close()
 
     def __enter__(self) -> Link:

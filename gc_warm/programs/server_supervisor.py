@@ -5,18 +5,18 @@ It is the supervisor of a program (`gc_warm.programs.supervisor`) with three dif
 - the server belongs to an *owner*, a process that need not be the parent of the supervisor: a
   worker, or the manager of a node's workers. The server ends with it.
 - The supervisor listens on a socket in the server's folder. Whoever connects is told the status of
-  the server, a line of JSON, and again whenever it changes; a connection that is kept open stands
-  for a use of the server. Words that can be said to it, a line each: ``ready`` (the server has
-  answered), ``end WHY``, and ``end-unused WHY``, which is done if there is no other connection.
+  the server, a line of JSON, and again whenever it changes. Words that can be said to it, a line
+  each: ``ready`` (the server has answered, and is used until the connection is closed), ``end
+  WHY``, and ``end-unused WHY``, which is done if nobody else uses it.
 - What the server prints goes to a log file of bounded size. The end of it is in the last status.
 
 At the end the folder is removed, and then connections are closed: all that the server had is given
-back by then. The supervisor holds a lock on a file in the folder as long as it lives, so that
-nobody starts the server anew before that.
+back by then. The supervisor holds a lock on a file in the folder as long as the folder has its
+name, so that nobody starts the server anew before that.
 
 A worker runs `main` in a Python that has nothing but the standard library and this package, with
 two descriptors, the socket and the lock, and the folder as arguments, and writes to its standard
-input what is to be started, as JSON.
+input what is to be started, as a line of JSON.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ import select
 import signal
 import socket
 import sys
+import time
 from collections.abc import Iterable
 from typing import Any
 
@@ -37,7 +38,8 @@ from gc_warm.programs import supervisor
 _LOG_SIZE = 4 * 2**20  # bytes, of this file and the one before it
 _TAIL_SIZE = 4000  # bytes of the log in the last status
 _CHUNK = 65536
-_LONGEST_LINE = 8192  # characters of an unfinished line that the pattern is looked for in
+_LONGEST_LINE = 4096  # bytes, the last of a line, in which the pattern is looked for
+_PATTERN_TIMEOUT = 1.0  # seconds of processor time; some patterns never come to an end
 
 
 class ServerSupervisor(supervisor.Supervisor):
@@ -54,6 +56,7 @@ class ServerSupervisor(supervisor.Supervisor):
         super().__init__(listener, launch["owner"])
         self._asked = "interrupt"  # a server does not read its input
         self._connections: dict[int, socket.socket] = {}
+        self._users: set[int] = set()  # those of the connections whose other ends use the server
         self._status: dict[str, Any] = {
             "state": "starting",
             "supervisor": os.getpid(),
@@ -64,9 +67,10 @@ class ServerSupervisor(supervisor.Supervisor):
             **launch["address"],
         }
 
+        self._launch = launch
         pattern = launch["pattern"]
         self._pattern = re.compile(*pattern) if pattern else None
-        self._line = ""  # what has come of a line, while the pattern is looked for
+        self._line = b""  # what has come of a line, while the pattern is looked for
         self._log = _Log(os.path.join(folder, "log"))
 
         self._output, self._write_end = os.pipe()
@@ -78,9 +82,18 @@ class ServerSupervisor(supervisor.Supervisor):
 
         listener.setblocking(False)
 
-    def serve(self, command: list[str]) -> None:
+    def serve(self) -> None:
         """Run the server to its end, and tell everybody how it ended."""
-        self.run(command)
+        try:
+            os.chdir(self._launch["cwd"])
+            if self._launch["cpus"]:
+                os.sched_setaffinity(0, self._launch["cpus"])
+        except OSError as error:
+            self.say(f"failed {error}")
+        else:
+            self.run(self._launch["command"])
+
+        self._pattern = None  # too late
         self._drain()
         self._accept()
         tail = self._log.tail.decode(errors="replace")
@@ -106,7 +119,8 @@ class ServerSupervisor(supervisor.Supervisor):
             if connection not in new and self._hear(connection):
                 return False
         self._tell(new)
-        return bool(start_time(self._worker) == self._started)
+        # what has ended has no start time, and so had an owner that ended before the launch
+        return bool(start_time(self._worker) == self._started != "")
 
     def _accept(self) -> list[socket.socket]:
         """Return the connections that have come, which are not told anything yet."""
@@ -132,14 +146,17 @@ class ServerSupervisor(supervisor.Supervisor):
         if not said:
             self._poll.unregister(connection)
             del self._connections[connection.fileno()]
+            self._users.discard(connection.fileno())
             connection.close()
             return False
 
-        for line in said.splitlines():
+        for line in said.split("\n"):
             word, _, why = line.partition(" ")
-            if word == "ready" and self._status["state"] == "starting":
+            if word == "ready":
                 self._status["state"] = "ready"
-            if word == "end" or (word == "end-unused" and len(self._connections) == 1):
+                self._users.add(connection.fileno())
+            is_unused = not self._users - {connection.fileno()}
+            if word == "end" or (word == "end-unused" and is_unused):
                 self._status["why"] = why
                 return True
             if word == "end-unused":
@@ -160,16 +177,27 @@ class ServerSupervisor(supervisor.Supervisor):
 
             self._log.write(chunk)
             if self._pattern is not None:
-                self._look_for_pattern(chunk.decode(errors="replace"))
+                self._look_for_pattern(self._pattern, chunk)
 
-    def _look_for_pattern(self, text: str) -> None:
-        text = self._line + text
-        self._line = text[text.rfind("\n") + 1 :][-_LONGEST_LINE:]
-        if self._pattern is not None and self._pattern.search(text):
+    def _look_for_pattern(self, pattern: re.Pattern[str], chunk: bytes) -> None:
+        """Look for the pattern in each line, also in one that has no end yet."""
+        lines = (self._line + chunk).split(b"\n")
+        self._line = lines[-1][-_LONGEST_LINE:]
+        texts = [line[-_LONGEST_LINE:].decode(errors="replace").rstrip("\r") for line in lines]
+
+        try:
+            signal.setitimer(signal.ITIMER_VIRTUAL, _PATTERN_TIMEOUT)
+            is_found = any(map(pattern.search, texts))
+            signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+        except TimeoutError as error:
             self._pattern = None
-            if self._status["state"] == "starting":
-                self._status["state"] = "ready"
-                self._tell(self._connections.values())
+            self._log.write(f"{error}: {pattern.pattern!r}\n".encode(errors="replace"))
+            return
+
+        if is_found:
+            self._pattern = None
+            self._status["state"] = "ready"
+            self._tell(self._connections.values())
 
     def _tell(self, connections: Iterable[socket.socket]) -> None:
         """Tell connections the status."""
@@ -189,7 +217,7 @@ class _Log:
     def __init__(self, path: str) -> None:
         self.tail = b""
         self._path = path
-        self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        self._file = self._open()
         self._size = 0
 
     def write(self, chunk: bytes) -> None:
@@ -197,11 +225,19 @@ class _Log:
         self.tail = (self.tail + chunk)[-_TAIL_SIZE:]
         with contextlib.suppress(OSError):  # a full disk keeps nobody from serving
             if self._size + len(chunk) > _LOG_SIZE:
-                os.replace(self._path, f"{self._path}.1")
-                os.close(self._file)
-                self._file = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-                self._size = 0
+                self._begin_another()
             self._size += os.write(self._file, chunk)
+
+    def _begin_another(self) -> None:
+        with contextlib.suppress(FileNotFoundError):  # there was no room for another, before
+            os.replace(self._path, f"{self._path}.1")
+        full = self._file
+        self._file = self._open()
+        self._size = 0
+        os.close(full)
+
+    def _open(self) -> int:
+        return os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
 
 
 def start_time(pid: int) -> str:
@@ -217,11 +253,30 @@ def start_time(pid: int) -> str:
     return "" if fields[0] in (b"Z", b"X") else fields[19].decode()
 
 
+def give_up(folder: str) -> None:
+    """Remove a server's folder, whose name is free for the next server at once.
+
+    What is in it goes one by one, and would take files of the next server with it.
+
+    Args:
+        folder: The folder.
+    """
+    given_up = f"{folder}-{time.time_ns()}"
+    with contextlib.suppress(OSError):
+        os.rename(folder, given_up)
+        supervisor.remove(given_up)
+
+
+def _stop_search(*args: object) -> None:
+    raise TimeoutError("gc_warm has given up the search for the pattern `ready`, which takes long")
+
+
 def main() -> None:
     """Supervise what is to be started; the last arguments are two descriptors and the folder."""
     signal.pthread_sigmask(signal.SIG_SETMASK, [])
     for number in supervisor.IGNORED:
         signal.signal(number, signal.SIG_IGN)
+    signal.signal(signal.SIGVTALRM, _stop_search)
 
     *descriptors, folder = sys.argv[-3:]
     for descriptor in descriptors:
@@ -230,14 +285,12 @@ def main() -> None:
     supervisor.become_subreaper()
 
     try:
-        launch = json.load(sys.stdin)
-        os.chdir(launch["cwd"])
-        if launch["cpus"]:
-            os.sched_setaffinity(0, launch["cpus"])
+        # a line, since a child of the worker may keep the pipe open
+        launch = json.loads(sys.stdin.readline())
 
         # its connections stay open until the folder is gone
         server = ServerSupervisor(listener, folder, launch)
-        server.serve(launch["command"])
+        server.serve()
     finally:
         os.chdir("/")
-        supervisor.remove(folder)
+        give_up(folder)

@@ -273,7 +273,7 @@ def test_a_folder_of_another_is_refused(made: Any) -> None:
     folder = server.log_file.parent
     folder.mkdir()
     folder.chmod(0o777)
-    with pytest.raises(ProcessStartError, match="only this user can enter: remove it"):
+    with pytest.raises(ProcessStartError, match="only you may enter: remove it"):
         server.start()
     folder.rmdir()
 
