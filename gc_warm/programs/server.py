@@ -428,28 +428,32 @@ class ExternalServer:
     def _wait_until_ready(self, link: Link, deadline: float) -> None:
         while True:
             link.wait(_WATCH_INTERVAL)
-            may_answer = isinstance(self._ready, str) or link.status["state"] == "ready"
-            timeout = min(self._health_timeout, max(_WATCH_INTERVAL, deadline - time.monotonic()))
-            answers = may_answer and self._complaint(link, timeout) is None
-            self._refuse_taken_port(link)  # afterwards: who has answered?
-
+            self._refuse_taken_port(link)
             if link.is_over:
                 before = " before it was ready" if link.status["pid"] else ""
                 if link.status["exit"] == 0:
                     before += ": it has to run in the foreground, not as a daemon"
                 words = f"{link.ending()}{before}{link.log_end()}"
                 raise self._failed(words, status=link.status["exit"])
-            if answers:
+
+            may_answer = isinstance(self._ready, str) or link.status["state"] == "ready"
+            timeout = min(self._health_timeout, max(_WATCH_INTERVAL, deadline - time.monotonic()))
+            if may_answer and self._complaint(link, timeout) is None:
+                self._refuse_taken_port(link)  # it may be another that has answered
                 return
 
             if time.monotonic() > deadline:
-                why = f"was not ready within {self._start_timeout:g} s"
-                link.end(why)
-                link.wait(_END_TIMEOUT)
-                fate = "was ended"
-                if not link.is_over:
-                    fate = f"its supervisor, process {link.status['supervisor']}, does not answer"
-                raise self._failed(f"{why}, and {fate}{link.log_end()}", ProcessTimeoutError)
+                raise self._too_slow(link)
+
+    def _too_slow(self, link: Link) -> ProcessError:
+        """End a server that was not ready in time, and return the error."""
+        why = f"was not ready within {self._start_timeout:g} s"
+        link.end(why)
+        link.wait(_END_TIMEOUT)
+        fate = "was ended"
+        if not link.is_over:
+            fate = f"its supervisor, process {link.status['supervisor']}, does not answer"
+        return self._failed(f"{why}, and {fate}{link.log_end()}", ProcessTimeoutError)
 
     def _refuse_taken_port(self, link: Link) -> None:
         """End a server whose port is another program's, so that it is started on another one."""

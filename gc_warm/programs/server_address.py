@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import os
 import re
@@ -13,7 +14,8 @@ from typing import Any
 
 _Socket = socket.socket  # in the class below, the name means the path of one
 
-_STATUS_LINE = "HTTP/1.1 200"  # as much of it as is read
+_REST_SIZE = 2**16  # bytes of an answer of which only the status is asked
+_REST_SECONDS = 0.1  # and seconds for them
 
 _LISTENS = "0A"  # the state of a socket in /proc/net/tcp
 
@@ -58,8 +60,6 @@ class ServerAddress(str):
     def ask(self, path: str, timeout: float) -> int:
         """Return the status of the server's answer to a path.
 
-        Nothing else of the answer is read, which may come slowly, or never end.
-
         Args:
             path: The path, such as ``/health``.
             timeout: Seconds for the answer.
@@ -72,19 +72,16 @@ class ServerAddress(str):
         if self.token:
             lines.append(f"Authorization: Bearer {self.token}")
 
-        answer = b""
         with self.connect(timeout) as connection:
             connection.sendall("\r\n".join([*lines, "", ""]).encode())
-            while len(answer) < len(_STATUS_LINE):
-                connection.settimeout(max(0.001, deadline - time.monotonic()))
-                read = connection.recv(4096)
-                if not read:
-                    break
-                answer += read
+            answer = _read(connection, len("HTTP/1.1 200"), deadline)
+            status = re.match(rb"HTTP/1\.[01] (\d{3})", answer)
+            if status is None:
+                raise OSError(f"this is not HTTP: {answer[:80]!r}")
 
-        status = re.match(rb"HTTP/1\.[01] (\d{3})", answer)
-        if status is None:
-            raise OSError(f"this is not HTTP: {answer[:80]!r}")
+            # the rest may come slowly, or never end; but most servers log what they cannot send
+            with contextlib.suppress(OSError):
+                _read(connection, _REST_SIZE, min(deadline, time.monotonic() + _REST_SECONDS))
         return int(status[1])
 
     def connect(self, timeout: float) -> _Socket:
@@ -116,6 +113,18 @@ class _UnixConnection(http.client.HTTPConnection):
         self.sock = socket.socket(socket.AF_UNIX)
         self.sock.settimeout(self.timeout)
         self.sock.connect(self._path)
+
+
+def _read(connection: socket.socket, size: int, deadline: float) -> bytes:
+    """Read until there are so many bytes, or more, or the connection is closed."""
+    read = b""
+    while len(read) < size:
+        connection.settimeout(max(0.001, deadline - time.monotonic()))
+        chunk = connection.recv(65536)
+        if not chunk:
+            break
+        read += chunk
+    return read
 
 
 def free_port() -> int:

@@ -191,7 +191,7 @@ class ServerSupervisor(supervisor.Supervisor):
             signal.setitimer(signal.ITIMER_VIRTUAL, 0)
         except TimeoutError as error:
             self._pattern = None
-            self._log.write(f"{error}: {pattern.pattern!r}\n".encode(errors="replace"))
+            self._log.write(f"\n{error}: {pattern.pattern!r}\n".encode(errors="replace"))
             return
 
         if is_found:
