@@ -103,7 +103,7 @@ def background(config: Workers) -> Iterator[tuple[Any, ...]]:
         text = (
             "worker_init starts a program in the background, "
             f"on the first of {nodes} nodes only: {started[0].strip()!r}; "
-            "start it from a task, as gc_warm.ExternalProcess does"
+            "start it from a task, as gc_warm.ExternalProcess and gc_warm.ExternalServer do"
         )
         yield (*PROVIDER, "worker_init"), text
 

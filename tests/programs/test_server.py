@@ -7,6 +7,7 @@ import http.client
 import os
 import pickle
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -29,7 +30,7 @@ from gc_warm import (
 )
 from gc_warm.programs import server as server_module
 from gc_warm.programs import server_address
-from gc_warm.worker import ledger
+from gc_warm.worker import ledger, lifecycle
 from tests.support import client_environment, wait_until
 from tests.worker.injection import TaskTimeout
 
@@ -93,12 +94,14 @@ def test_closes_what_it_has_started(server: ExternalServer) -> None:
     assert not any(each.is_running() for each in processes)
 
 
-def test_threads_share_one() -> None:
-    server = servers.make()
+def test_threads_share_one(made: Any) -> None:
+    server = made()
+    mark = ledger.mark()
     with ThreadPoolExecutor(8) as pool:
         pids = set(pool.map(lambda _: servers.ask(server, "/pid"), range(16)))
     assert len(pids) == 1
-    server.close()
+    assert {event.kind for event in ledger.events(since=mark)} == {"loaded"}
+    assert len(ledger.loaded()) == 1
 
 
 def test_listens_on_a_port_with_a_token(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -128,8 +131,20 @@ def test_listens_on_a_port_with_a_token(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_ready_by_a_line_of_its_log(made: Any) -> None:
-    server = made("noisy", ready=re.compile("^listening$", re.MULTILINE))
+    server = made("noisy", ready=re.compile("^ listening $ # a line of many", re.VERBOSE))
     assert servers.ask(server, "/pid") == server.pid
+
+
+@pytest.mark.engine
+def test_a_pattern_without_end_is_given_up() -> None:
+    server = ExternalServer(
+        ["sh", "-c", f"echo {'a' * 60}!; sleep 1000000 # {{socket}}"],
+        ready=re.compile("^(a+)+$"),
+        start_timeout=3,
+    )
+    with pytest.raises(ProcessTimeoutError, match="has given up the search for the pattern"):
+        server.start()
+    assert server.pid is None
 
 
 def test_one_that_is_never_ready_is_ended(made: Any) -> None:
@@ -146,6 +161,7 @@ def test_one_that_is_never_ready_is_ended(made: Any) -> None:
         (["sh", "-c", "echo no model; exit 3 # {socket}"], "exit status 3 before .*no model"),
         (["no-such-server", "{socket}"], "there is no program no-such-server"),
         (["sh", "-c", "kill -9 $$ # {socket}"], "ended by SIGKILL before it was ready"),
+        (["sh", "-c", "sleep 1000000 & # {socket}"], "foreground, not as a daemon"),
     ],
 )
 def test_one_that_cannot_start_is_an_error(command: list[str], words: str) -> None:
@@ -153,6 +169,45 @@ def test_one_that_cannot_start_is_an_error(command: list[str], words: str) -> No
     with pytest.raises(ProcessStartError, match=re.compile(words, re.DOTALL)):
         server.start()
     assert not server.log_file.parent.exists()
+
+
+def test_a_missing_directory_is_an_error(made: Any) -> None:
+    with pytest.raises(ProcessStartError, match="No such file or directory: '/nowhere'"):
+        made(cwd="/nowhere").start()
+
+
+def test_a_manager_that_has_ended_is_an_error(made: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    with subprocess.Popen(["true"]) as process:
+        pass
+    server = made(scope="node")
+    monkeypatch.setattr(lifecycle, "manager", lambda: process.pid)
+    with pytest.raises(ProcessStartError, match="manager of this worker has ended"):
+        server.start()
+    shutil.rmtree(server.log_file.parent)
+
+
+def test_starts_anew_after_its_supervisor_was_killed(server: ExternalServer) -> None:
+    everyone = family(server)
+    supervisor = everyone[0].parent()
+    assert supervisor is not None
+    supervisor.kill()
+    wait_until(lambda: not everyone[0].is_running(), "the server has ended")
+    assert servers.ask(server, "/pid") == server.pid != everyone[0].pid
+    everyone[1].kill()  # which is beyond reach
+
+
+def test_a_start_needs_no_end_of_its_pipe(made: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    copies: list[int] = []  # as a child has them that another thread forks at that moment
+    launch = server_module._supervisor
+
+    def launch_with_copy(*args: Any) -> Any:
+        pipe = launch(*args)
+        copies.append(os.dup(pipe.fileno()))
+        return pipe
+
+    monkeypatch.setattr(server_module, "_supervisor", launch_with_copy)
+    made().start()
+    os.close(copies.pop())
 
 
 def test_one_that_died_idle_is_started_again(server: ExternalServer) -> None:
@@ -188,8 +243,13 @@ def test_one_that_hangs_is_ended_unless_others_use_it(made: Any) -> None:
             address.ask("/hang", 0.1)
         with pytest.raises(ProcessTimeoutError, match=r"did not answer .*, and goes on, since"):
             server.start()
+        child = os.fork()
+        if not child:  # it has the connection, too
+            signal.pause()
 
     first = server.pid
+    asking = server._dial()  # nor is this a use
+    assert asking is not None
 
     def is_ended() -> bool:
         with pytest.raises(ProcessTimeoutError, match="did not answer within") as failure:
@@ -197,6 +257,9 @@ def test_one_that_hangs_is_ended_unless_others_use_it(made: Any) -> None:
         return "was ended" in str(failure.value)
 
     wait_until(is_ended, "the supervisor has noticed that nobody else uses it")
+    asking.close()
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
     assert servers.ask(server, "/pid") == server.pid != first
 
 
@@ -286,6 +349,7 @@ def test_a_folder_of_another_is_refused(made: Any) -> None:
         ({"command": ["serve", "{port}", "{token}"]}, "all users of a node can read command lines"),
         ({"command": ["serve", "{port}"], "scope": "block"}, "not 'block'"),
         ({"command": ["serve", "{port}"], "ready": "health"}, "not 'health'"),
+        ({"command": ["serve", "{port}"], "ready": "/a b"}, "not '/a b'"),
         ({"command": ["serve", "{port}"], "start_timeout": 0}, "positive number of seconds"),
     ],
 )
