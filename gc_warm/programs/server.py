@@ -122,7 +122,7 @@ class ExternalServer:
             pinned to; ``"node"`` for one of all workers of a manager, which has the devices that
             the manager has. Outside an endpoint both mean this process.
         start_timeout: Seconds until it is ready.
-        health_timeout: Seconds for the answer before a use.
+        health_timeout: Seconds for each answer, before a use and until it is ready.
         cwd: Directory to run in. The default is a new temporary one for each start, which is also
             its ``TMPDIR``, and is removed at its end.
         env: Environment variables to set, besides those of the worker.

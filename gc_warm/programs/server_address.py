@@ -16,6 +16,7 @@ _Socket = socket.socket  # in the class below, the name means the path of one
 
 _REST_SIZE = 2**16  # bytes of an answer of which only the status is asked
 _REST_SECONDS = 0.1  # and seconds for them
+_WAIT_INTERVAL = 0.25  # seconds
 
 _LISTENS = "0A"  # the state of a socket in /proc/net/tcp
 
@@ -119,12 +120,34 @@ def _read(connection: socket.socket, size: int, deadline: float) -> bytes:
     """Read until there are so many bytes, or more, or the connection is closed."""
     read = b""
     while len(read) < size:
-        connection.settimeout(max(0.001, deadline - time.monotonic()))
-        chunk = connection.recv(65536)
+        chunk = receive(connection, deadline)
         if not chunk:
             break
         read += chunk
     return read
+
+
+def receive(connection: socket.socket, deadline: float) -> bytes:
+    """Return what comes next on a connection; nothing if it is closed.
+
+    The waits are short, so that the time-out of a task, an asynchronous exception, comes in time.
+
+    Args:
+        connection: The connection.
+        deadline: The time, of `time.monotonic`, until which something is waited for.
+
+    Raises:
+        TimeoutError: Nothing has come.
+        OSError: The connection was reset.
+    """
+    while True:
+        left = deadline - time.monotonic()
+        connection.settimeout(max(0.001, min(left, _WAIT_INTERVAL)))
+        try:
+            return connection.recv(65536)
+        except TimeoutError:
+            if left <= _WAIT_INTERVAL:
+                raise
 
 
 def free_port() -> int:

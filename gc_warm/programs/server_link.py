@@ -10,7 +10,7 @@ import socket
 import time
 from typing import Any
 
-from gc_warm.programs.server_address import ServerAddress
+from gc_warm.programs.server_address import ServerAddress, receive
 
 _DYING_SECONDS = 2.0  # in which a server that refuses connections is found to have ended
 _PROBE_SECONDS = 0.1  # in which one that dies closes a connection that it had still accepted
@@ -58,9 +58,8 @@ class Link:
         """
         deadline = time.monotonic() + seconds
         while not self.is_over:
-            self._connection.settimeout(max(0.001, deadline - time.monotonic()))
             try:
-                read = self._connection.recv(65536)
+                read = receive(self._connection, deadline)
             except TimeoutError:
                 return
             except ConnectionError:

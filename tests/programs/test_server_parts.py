@@ -91,7 +91,7 @@ def test_without_descriptors_it_is_not_found(monkeypatch: pytest.MonkeyPatch) ->
     def none_left(*args: Any) -> None:
         raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
 
-    monkeypatch.setattr(server_module.socket, "socket", none_left)
+    monkeypatch.setattr("gc_warm.programs.server.socket.socket", none_left)
     assert servers.make().pid is None  # as reports ask, which are no reason for a task to fail
 
 
@@ -107,7 +107,7 @@ def test_a_folder_loses_its_name_before_its_files(
         removed.extend(os.listdir(tmp_path))
         os.rmdir(path)
 
-    monkeypatch.setattr(server_supervisor.supervisor, "remove", remove)
+    monkeypatch.setattr("gc_warm.programs.supervisor.remove", remove)
     server_supervisor.give_up(str(folder))
     assert len(removed) == 1
     assert not list(tmp_path.iterdir())
