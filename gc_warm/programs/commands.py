@@ -1,9 +1,10 @@
-"""Commands that start a program: checked when they are given, and named in messages."""
+"""Commands that start a program, and signals that end it: checked, and named in messages."""
 
 from __future__ import annotations
 
 import os
 import shlex
+import signal
 from collections.abc import Mapping, Sequence
 
 from gc_warm.worker import ledger
@@ -90,3 +91,15 @@ def checked_seconds(name: str, value: float) -> float:
     if not value > 0:  # nan included
         raise ValueError(f"{name} must be a positive number of seconds, not {value!r}")
     return float(value)
+
+
+def signal_name(number: int) -> str:
+    """Return the name of a signal in messages.
+
+    Args:
+        number: Its number.
+    """
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"

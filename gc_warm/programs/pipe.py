@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import os
 import select
-import signal
 import socket
 import threading
 import time
@@ -24,7 +23,7 @@ from gc_warm.exceptions import (
     ProcessStartError,
     ProcessTimeoutError,
 )
-from gc_warm.programs import idle
+from gc_warm.programs import commands, idle
 from gc_warm.programs.evidence import Evidence
 
 # bytes of output that are kept for a reply; a program gone wild must not fill its worker's memory
@@ -711,7 +710,7 @@ class Pipe:
             return self._how_its_streams_ended()
         if self.status >= 0:
             return f"ended with exit status {self.status}"
-        return f"was killed by {_signal_name(-self.status)}"
+        return f"was killed by {commands.signal_name(-self.status)}"
 
     def _how_its_streams_ended(self) -> str:
         if self.supervisor_gone:
@@ -739,10 +738,3 @@ def _bytes(text: str | bytes) -> bytes:
 
 def _text(data: bytes) -> str:
     return data.decode(errors="replace").strip()
-
-
-def _signal_name(number: int) -> str:
-    try:
-        return signal.Signals(number).name
-    except ValueError:
-        return f"signal {number}"

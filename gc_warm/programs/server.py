@@ -50,7 +50,7 @@ from gc_warm.exceptions import (
 from gc_warm.programs import commands, supervisor
 from gc_warm.programs.server_address import ServerAddress, free_port, is_taken
 from gc_warm.programs.server_link import ANSWER_TIMEOUT, Link, quoted
-from gc_warm.programs.server_supervisor import start_time
+from gc_warm.programs.server_supervisor import give_up, start_time
 from gc_warm.worker import ledger, lifecycle
 from gc_warm.worker.private_folder import make_private
 
@@ -346,6 +346,7 @@ class ExternalServer:
                 ):
                     launch_input.write(json.dumps(launch).encode() + b"\n")
         except OSError as error:
+            give_up(folder)
             raise self._failed(f"cannot be started: {error}") from error
 
         # the supervisor's Python may come from a slow file system
@@ -436,21 +437,20 @@ class ExternalServer:
                 words = f"{link.ending()}{before}{link.log_end()}"
                 raise self._failed(words, status=link.status["exit"])
 
-            may_answer = isinstance(self._ready, str) or link.status["state"] == "ready"
             timeout = min(self._health_timeout, max(_WATCH_INTERVAL, deadline - time.monotonic()))
-            if may_answer and self._complaint(link, timeout) is None:
+            complaint = self._complaint(link, timeout)
+            if complaint is None:
                 self._refuse_taken_port(link)  # it may be another that has answered
                 return
-
             if time.monotonic() > deadline:
-                raise self._too_slow(link)
+                raise self._too_slow(link, complaint[0])
 
-    def _too_slow(self, link: Link) -> ProcessError:
+    def _too_slow(self, link: Link, complaint: str) -> ProcessError:
         """End a server that was not ready in time, and return the error."""
-        why = f"was not ready within {self._start_timeout:g} s"
+        why = f"was not ready within {self._start_timeout:g} s: it {complaint}"
         link.end(why)
         link.wait(_END_TIMEOUT)
-        fate = "was ended"
+        fate = "it was ended"
         if not link.is_over:
             fate = f"its supervisor, process {link.status['supervisor']}, does not answer"
         return self._failed(f"{why}, and {fate}{link.log_end()}", ProcessTimeoutError)
@@ -491,11 +491,14 @@ class ExternalServer:
         address = link.address
         try:
             if not isinstance(self._ready, str):
+                if link.status["state"] == "starting":
+                    what = f"has printed no line that matches {self._ready.pattern!r}"
+                    return what, ProcessTimeoutError
                 address.connect(timeout).close()
                 return None
             status = address.ask(self._ready, timeout)
         except TimeoutError:
-            return f"did not answer within {timeout:g} s", ProcessTimeoutError
+            return f"did not answer within {timeout:.3g} s", ProcessTimeoutError
         except (OSError, ValueError) as error:
             return f"does not answer: {error}", ProcessError
 

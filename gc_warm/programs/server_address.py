@@ -160,12 +160,17 @@ def free_port() -> int:
 def is_taken(port: int, processes: Iterable[int]) -> bool:
     """Return whether somebody listens on a port, and none of these processes does.
 
+    Where the system does not show what a process has open, it may be that one.
+
     Args:
         port: The port, on whichever address of this machine.
         processes: Process ids.
     """
     listeners = _listeners(port)
-    return bool(listeners) and not any(listeners & _sockets_of(pid) for pid in processes)
+    try:
+        return bool(listeners) and not any(listeners & _sockets_of(pid) for pid in processes)
+    except PermissionError:
+        return False
 
 
 def _listeners(port: int) -> set[str]:
@@ -194,6 +199,6 @@ def _sockets_of(pid: int) -> set[str]:
             target = os.readlink(f"{folder}/{name}")
             if target.startswith("socket:["):
                 found.add(target[len("socket:[") : -1])
-    except OSError:  # it has ended, or has just closed one
+    except (FileNotFoundError, ProcessLookupError):  # it has ended, or has just closed one
         pass
     return found

@@ -5,11 +5,11 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import signal
 import socket
 import time
 from typing import Any
 
+from gc_warm.programs import commands
 from gc_warm.programs.server_address import ServerAddress, receive
 
 _DYING_SECONDS = 2.0  # in which a server that refuses connections is found to have ended
@@ -107,7 +107,7 @@ class Link:
         if status is None:
             return "has lost its supervisor"
         if status < 0:
-            return f"was ended by {signal.Signals(-status).name}"
+            return f"was ended by {commands.signal_name(-status)}"
         return f"ended with exit status {status}"
 
     def log_end(self) -> str:

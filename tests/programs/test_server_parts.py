@@ -14,7 +14,7 @@ import pytest
 import servers
 
 from gc_warm.programs import server as server_module
-from gc_warm.programs import server_supervisor
+from gc_warm.programs import server_address, server_supervisor
 from gc_warm.programs.server_address import ServerAddress
 
 
@@ -71,6 +71,19 @@ def test_refuses_what_is_not_http(listener: socket.socket, answer: bytes) -> Non
 def test_an_answer_has_a_deadline(listener: socket.socket) -> None:
     with pytest.raises(TimeoutError):
         ask(listener, b"HTTP/1.1 ", is_closed=False)
+
+
+def test_a_port_of_processes_that_are_hidden_is_theirs(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        assert server_address.is_taken(port, [])
+        assert not server_address.is_taken(port, [os.getpid()])
+
+        def hidden(*args: Any) -> None:
+            raise PermissionError
+
+        monkeypatch.setattr("gc_warm.programs.server_address.os.listdir", hidden)
+        assert not server_address.is_taken(port, [os.getpid()])
 
 
 def test_a_folder_is_where_sockets_can_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
