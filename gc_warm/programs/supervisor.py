@@ -109,10 +109,11 @@ class Supervisor:
     def _start(self, command: list[str]) -> str:
         """Start *command* as a child in a session of its own; return why it failed, or nothing."""
         read, write = os.pipe()  # closed by a successful exec
+        parent = os.getpid()
         self._program = os.fork()
         if self._program == 0:
             try:
-                _become(command)
+                _become(command, parent)
             except BaseException as error:
                 os.write(write, str(error).encode(errors="replace"))
             finally:
@@ -218,10 +219,12 @@ def descendants(ancestor: int) -> list[int]:
     return family[1:]
 
 
-def _become(command: list[str]) -> None:
+def _become(command: list[str], parent: int) -> None:
     """Turn the forked child into the program."""
     os.setsid()
     _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)  # in case the supervisor itself is killed
+    if os.getppid() != parent:
+        raise ProcessLookupError("its supervisor was killed before that")
 
     for number in (signal.SIGPIPE, signal.SIGXFSZ, *IGNORED):
         signal.signal(number, signal.SIG_DFL)
