@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import os
 import socket
+import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,8 +17,9 @@ import pytest
 import servers
 
 from gc_warm.programs import server as server_module
-from gc_warm.programs import server_address, server_supervisor
+from gc_warm.programs import server_address, server_supervisor, supervisor
 from gc_warm.programs.server_address import ServerAddress
+from tests.worker.injection import TaskTimeout
 
 
 @pytest.fixture
@@ -71,6 +75,41 @@ def test_refuses_what_is_not_http(listener: socket.socket, answer: bytes) -> Non
 def test_an_answer_has_a_deadline(listener: socket.socket) -> None:
     with pytest.raises(TimeoutError):
         ask(listener, b"HTTP/1.1 ", is_closed=False)
+
+
+def test_a_task_is_timed_out_while_it_waits() -> None:
+    silent, other = socket.socketpair()
+    begun = threading.Event()
+    ended: list[BaseException] = []
+
+    def wait() -> None:
+        try:
+            begun.set()
+            server_address.receive(silent, time.monotonic() + 600)
+        except TaskTimeout as error:
+            ended.append(error)
+
+    waiting = threading.Thread(target=wait)
+    waiting.start()
+    begun.wait()
+    raise_in = ctypes.pythonapi.PyThreadState_SetAsyncExc
+    raise_in(ctypes.c_ulong(waiting.ident or 0), ctypes.py_object(TaskTimeout))
+    waiting.join(60)
+    assert len(ended) == 1
+    silent.close()
+    other.close()
+
+
+def test_a_program_whose_supervisor_is_gone_is_not_started() -> None:
+    child = os.fork()
+    if not child:
+        try:
+            supervisor._become(["true"], parent=0)
+        except ProcessLookupError:
+            os._exit(7)
+        finally:
+            os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
 
 
 def test_a_port_of_processes_that_are_hidden_is_theirs(monkeypatch: pytest.MonkeyPatch) -> None:
