@@ -38,6 +38,7 @@ from gc_warm.programs import supervisor
 _LOG_SIZE = 4 * 2**20  # bytes, of this file and the one before it
 _TAIL_SIZE = 4000  # bytes of the log in the last status
 _CHUNK = 65536
+_SPARE_DESCRIPTORS = 16
 _LONGEST_LINE = 4096  # bytes, the last of a line, in which the pattern is looked for
 _PATTERN_TIMEOUT = 1.0  # seconds of processor time; some patterns never come to an end
 
@@ -56,6 +57,8 @@ class ServerSupervisor(supervisor.Supervisor):
         super().__init__(listener, launch["owner"])
         self._asked = "interrupt"  # a server does not read its input
         self._connections: dict[int, socket.socket] = {}
+        # some are needed to see the owner, and to end everything
+        self._most_descriptors = os.sysconf("SC_OPEN_MAX") - _SPARE_DESCRIPTORS
         self._users: set[int] = set()  # those of the connections whose other ends use the server
         self._status: dict[str, Any] = {
             "state": "starting",
@@ -128,8 +131,11 @@ class ServerSupervisor(supervisor.Supervisor):
         while True:
             try:
                 connection, _ = self._control.accept()
-            except OSError:  # there is nobody else, or no descriptor left
+            except OSError:  # there is nobody else
                 return new
+            if connection.fileno() >= self._most_descriptors:
+                connection.close()  # the other end tries again
+                continue
             connection.setblocking(False)
             self._connections[connection.fileno()] = connection
             self._poll.register(connection, select.POLLIN)
@@ -248,7 +254,7 @@ def start_time(pid: int) -> str:
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:
             fields = file.read().rpartition(b")")[2].split()
-    except OSError:
+    except (FileNotFoundError, ProcessLookupError):
         return ""
     return "" if fields[0] in (b"Z", b"X") else fields[19].decode()
 

@@ -7,6 +7,7 @@ import http.client
 import os
 import pickle
 import re
+import resource
 import signal
 import socket
 import subprocess
@@ -278,6 +279,27 @@ def test_its_log_is_read_while_idle_and_bounded(server: ExternalServer) -> None:
     wait_until(files[1].exists, "another file was begun")
     assert sum(path.stat().st_size for path in files) <= 2 * 4 * 2**20
     assert servers.ask(server, "/pid") == server.pid
+
+
+def test_many_connections_leave_it_as_it_is(made: Any) -> None:
+    server = made("child")
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (48, limits[1]))  # which the supervisor inherits
+    try:
+        server.start()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+
+    first = server.pid
+    with contextlib.ExitStack() as stack:
+        links = iter(server._dial, None)
+        assert len([stack.enter_context(link) for link in links]) > 10
+    wait_until(lambda: server.pid is not None, "there are descriptors again")
+    assert servers.ask(server, "/pid") == first
+    processes = family(server)
+    server.close()
+    assert not any(each.is_running() for each in processes)
+    assert not server.log_file.parent.exists()
 
 
 def test_an_interrupted_start_is_found_by_the_next(made: Any, tmp_path: Path) -> None:
