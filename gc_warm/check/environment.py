@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import platform
 import re
 import shlex
 import shutil
@@ -293,6 +294,8 @@ def _ports(config: UserEndpointConfig, executor: Any) -> Iterator[Answer]:
     if interface and interface not in psutil.net_if_addrs():
         text = f"this machine has only {', '.join(psutil.net_if_addrs())}"
         yield Answer("error", f"interface {interface}", text)
+    if address == {"type": "address_by_hostname"}:
+        yield from _own_name()
 
     first, last = executor.worker_port_range
     ports = [executor.worker_port] if executor.worker_port else range(first, last + 1)
@@ -311,6 +314,20 @@ def _ports(config: UserEndpointConfig, executor: Any) -> Iterator[Answer]:
         yield Answer("warning", "connection to Globus", text)
     else:
         yield Answer("ok", "connection to Globus", f"{host}:{port}")
+
+
+def _own_name() -> Iterator[Answer]:
+    """Answer if the name of this machine leads to no address at which others could reach it."""
+    name = platform.node()
+    try:
+        leads_to = socket.gethostbyname(name)
+    except OSError as error:
+        yield Answer("error", f"hostname {name}", f"{error}: give interface or address instead")
+        return
+
+    if leads_to.startswith("127."):
+        text = f"leads to {leads_to}, at which compute nodes look for the endpoint on themselves"
+        yield Answer("error", f"hostname {name}", f"{text}: give interface or address instead")
 
 
 def _free(port: int) -> bool:

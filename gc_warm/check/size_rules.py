@@ -131,8 +131,8 @@ def affinity(config: Workers) -> Iterator[tuple[Any, ...]]:
     """Workers that cannot be bound to cores as asked.
 
     An unknown `cpu_affinity` ends the manager at its start. A list that has not one entry for each
-    worker, or more workers than cores, ends each worker at its start, over and over, and tasks wait
-    for ever.
+    worker, or has an entry without cores, or more workers than cores, ends each worker at its
+    start, over and over, and tasks wait for ever.
     """
     value = str(config.executor.cpu_affinity).lower()
     if value == "none":
@@ -152,6 +152,9 @@ def affinity(config: Workers) -> Iterator[tuple[Any, ...]]:
             number = len(entries)
             text = f"cpu_affinity {value!r} is for {number} workers, and a node has {workers}"
             yield place, text
+        elif not all(map(_names_cores, entries)):
+            text = f"cpu_affinity {value!r} has a worker without cores; write low-high"
+            yield place, text
     elif value not in ("block", "alternating", "block-reverse"):
         text = (
             f"cpu_affinity {value!r} is unknown; "
@@ -169,6 +172,12 @@ def affinity(config: Workers) -> Iterator[tuple[Any, ...]]:
             f"{workers} workers, {cores:g} cores"
         )
         yield place, text
+
+
+def _names_cores(entry: str) -> bool:
+    """Tell whether an entry of a list of cores names any: 7-0 is a range of none."""
+    ranges = [part.partition("-") for part in entry.split(",")]
+    return any(not dash or int(low) <= int(high) for low, dash, high in ranges)
 
 
 @WORKERS.rule("GCW039", "warning")

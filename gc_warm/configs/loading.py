@@ -206,8 +206,10 @@ def _readable_here(text: str) -> str:
     if isinstance(address, str):
         return text
     if isinstance(address, dict):
+        is_own_name = address == {"type": "address_by_hostname"}
         is_by_interface = address.get("type") == "address_by_interface"
-        if not is_by_interface or str(address.get("ifname")) in psutil.net_if_addrs():
+        is_here = str(address.get("ifname")) in psutil.net_if_addrs()
+        if not is_own_name and (not is_by_interface or is_here):
             return text
 
     engine["address"] = LOOPBACK

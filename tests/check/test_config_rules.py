@@ -390,6 +390,15 @@ CASES: list[tuple[str, Case]] = [
     (
         "GCW007",
         Case(
+            engine("cpu_affinity: list:0:2-1"),
+            engine("cpu_affinity: list:0:2-1,0"),
+            "has a worker without cores; write low-high",
+            "cpu_affinity",
+        ),
+    ),
+    (
+        "GCW007",
+        Case(
             engine("cpu_affinity: list:a:b"),
             engine("cpu_affinity: NONE"),
             "is not of the form list:0-1:2-3",

@@ -177,6 +177,27 @@ def test_interface_ports_and_scheduler_of_another_machine(monkeypatch: pytest.Mo
     assert found["qsub"] == Answer("error", "qsub", "not found: this machine submits no jobs")
 
 
+@pytest.mark.parametrize(
+    ("leads_to", "said"),
+    [
+        ("127.0.1.1", "leads to 127.0.1.1, at which compute nodes look for the endpoint on"),
+        (OSError("no such name"), "no such name: give interface or address instead"),
+        ("10.0.0.1", None),
+    ],
+)
+def test_own_name_that_others_cannot_use(
+    leads_to: str | OSError, said: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def look_up(name: str) -> str:
+        if isinstance(leads_to, OSError):
+            raise leads_to
+        return leads_to
+
+    monkeypatch.setattr(socket, "gethostbyname", look_up)
+    found = [answer.text for answer in environment._own_name()]
+    assert [text.startswith(said or "-") for text in found] == [True] * (said is not None)
+
+
 def test_interchange_whose_endpoint_is_gone_is_named() -> None:
     script = (
         "import setproctitle, sys, time; setproctitle.setproctitle('parsl: HTEX interchange'); "

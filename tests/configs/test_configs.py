@@ -140,6 +140,14 @@ def any_value(kind: Values) -> st.SearchStrategy[Any]:
     return text_like(kind["pattern"], kind.get("maxLength", math.inf))
 
 
+def no_cores(options: Values) -> bool:
+    """Whether some worker is bound to ranges of cores that end before they begin."""
+    return any(
+        all(int(low) > int(high or low) for low, high in re.findall(r"(\d+)(?:-(\d+))?", cores))
+        for cores in options.get("cpu_affinity", "").split(":")[1:]
+    )
+
+
 def limit(kind: Values, end: int) -> st.SearchStrategy[Any]:
     """The lower (0) or upper (-1) end of what a schema allows for one option; any text for text."""
     ends = [kind.get("minimum"), kind.get("maximum")]
@@ -221,6 +229,16 @@ def refusals(name: str, options: Values) -> list[str]:
             f"workers_per_node ({workers(name, options)}) has to be a multiple of {of} "
             f"({len(devices)})"
         )
+    if options.get("bind_cores") and "cpu_affinity" in options:
+        broken.append(
+            "bind_cores and cpu_affinity both say to which cores workers are bound: give one of "
+            "them"
+        )
+    bound = options.get("cpu_affinity", "").count(":")
+    if bound and bound != workers(name, options):
+        broken.append(
+            f"cpu_affinity is for {bound} workers, and a node has {workers(name, options)}"
+        )
     if name in CLUSTERS and options.get("task_timeout", 0) + min(wall // 10, 60) >= wall:
         broken.append(
             f"task_timeout ({options['task_timeout']} s) leaves no time before walltime "
@@ -236,6 +254,11 @@ def reconcile(name: str, options: Values) -> Values:
     if devices := device_names(name, options):
         # not above the largest allowed
         options["workers_per_node"] = max(workers(name, options) // len(devices), 1) * len(devices)
+    if "cpu_affinity" in options:
+        options["bind_cores"] = False
+        parts = options["cpu_affinity"].split(":")[1:]
+        chosen = [parts[rank % len(parts)] for rank in range(workers(name, options))]
+        options["cpu_affinity"] = ":".join(["list", *chosen])
     if name in CLUSTERS and "task_timeout" in options:
         options["task_timeout"] = min(options["task_timeout"], wall_seconds(options) // 2)
     return options
@@ -271,6 +294,7 @@ def test_all_that_a_schema_allows_is_rendered_loaded_and_means_what_the_options_
         )
         # a program that the user starts in the background
         asked_for = {"GCW022"} if "&" in options.get("environment", "") else set()
+        asked_for |= {"GCW007"} if no_cores(options) else set()
         assert {problem.rule for problem in examined.findings} <= asked_for
         config = examined.config
         assert config is not None
@@ -331,12 +355,14 @@ def has_what_is_said(name: str, options: Values, config: UserEndpointConfig) -> 
     assert executor.max_workers_per_node == (len(devices) or workers(name, options))
     assert config.amqp_port == options.get("amqp_port")
     assert low <= (executor.worker_port or 0) <= high
-    assert executor.address == options.get("address", "127.0.0.1")
+    address = options.get("address", "hostname")
+    assert executor.address == ("127.0.0.1" if address == "hostname" else address)
     assert executor.provider.min_blocks == 0
     assert config.engine.run_in_sandbox is options.get("run_in_sandbox", False)
     if name in CLUSTERS:
         assert executor.cores_per_worker == options.get("cores_per_worker", 1)
-        assert executor.cpu_affinity == ("block" if options.get("bind_cores") else "none")
+        block = "block" if options.get("bind_cores") else "none"
+        assert executor.cpu_affinity == options.get("cpu_affinity", block)
     assert executor.provider.worker_init.removesuffix("\n") + "\n" in (
         shell_text(name, options),
         shell_text(name, options) + "\n",
@@ -442,6 +468,8 @@ def slurm_head(name: str, options: Values, cores: int) -> list[str]:
         asked["gpus-per-node"] = options.get("gpus_per_node") or len(
             options.get("accelerators", ["one"])
         )
+    if "gpu_type" in options:
+        asked["gpus-per-node"] = f"{options['gpu_type']}:{asked['gpus-per-node']}"
     if "memory" in options:
         asked["mem"] = f"{options['memory']}g"
     return [f"#SBATCH --{key}={value}" for key, value in asked.items()]
@@ -452,6 +480,7 @@ def pbs_head(options: Values, cores: int) -> list[str]:
     gpus = options.get("gpus_per_node", len(options.get("accelerators", [])))
     select += f":ngpus={gpus}" if gpus else ""
     select += f":mem={options['memory']}gb" if "memory" in options else ""
+    select += f":{options['select_options']}" if "select_options" in options else ""
     words = [
         "-S /bin/bash",
         "-N NAME",
@@ -633,6 +662,9 @@ PLACES = {
     "constraint": "engine.provider.constraint",
     "scheduler_options": "engine.provider.scheduler_options",
     "reservation": "engine.provider.scheduler_options",
+    "select_options": "engine.provider.select_options",
+    "gpu_type": "engine.provider.scheduler_options",
+    "cpu_affinity": "engine.cpu_affinity",
     "launcher_overrides": "engine.provider.launcher.overrides",
     "interface": "engine.address.ifname",
     "address": "engine.address",
@@ -640,7 +672,7 @@ PLACES = {
     "mpiexec": "",
     "walltime": "engine.provider.walltime",
 }
-NOT_FREE = {"address", "mpiexec", "preload", "walltime"}
+NOT_FREE = {"address", "cpu_affinity", "mpiexec", "preload", "walltime"}
 """Options that are text, but no text of which a part can be chosen freely."""
 
 
@@ -661,6 +693,8 @@ def dressed(name: str, option: str, text: str) -> Any:
         return [text]
     if option == "launcher_overrides":
         return f"-{text}"
+    if option == "select_options":
+        return f"a={text}"
     return f"{CLUSTERS[name]} {text}" if option == "scheduler_options" else text
 
 
@@ -854,6 +888,8 @@ def test_no_character_that_a_shell_knows_is_let_into_what_reaches_one() -> None:
         "reservation",
         "interface",
         "launcher_overrides",
+        "cpu_affinity",
+        "gpu_type",
     )
     characters = [
         chr(code)
@@ -950,8 +986,11 @@ def test_no_more_than_four_numbers_are_an_address_and_no_more_than_a_time_a_wall
         "\u0661.2.3.4",
         "::1",
         "localhost",
+        "hostname\n",
+        "hostname1.2.3.4",
     ):
         assert is_refused(name, "address", address)
+    assert not is_refused(name, "address", "hostname")
     for walltime in (
         "",
         "0:00:00",
@@ -967,6 +1006,12 @@ def test_no_more_than_four_numbers_are_an_address_and_no_more_than_a_time_a_wall
     ):
         assert is_refused(name, "walltime", walltime)
     assert not is_refused(name, "walltime", "9999:59:00")
+
+
+def test_cores_gpus_and_memory_are_not_selected_twice() -> None:
+    for text in ("ncpus=4", "gpu_type=a100:ngpus=1", "mem=1gb:system=polaris", "1:system=polaris"):
+        assert is_refused("pbs", "select_options", text)
+    assert not is_refused("pbs", "select_options", "system=polaris:gpu_mem=40gb")
 
 
 @pytest.mark.parametrize("name", FOLDERS)
@@ -1219,6 +1264,17 @@ def test_mistake_in_a_file_of_options_has_its_place(tmp_path: Path) -> None:
             "slurm-gpu",
             {"worker_port_range": [3000, 2999]},
             "worker_port_range [3000, 2999] has to begin with its lower end",
+        ),
+        (
+            "slurm",
+            {"bind_cores": True, "cpu_affinity": "list:0"},
+            "bind_cores and cpu_affinity both say to which cores workers are bound: "
+            "give one of them",
+        ),
+        (
+            "pbs",
+            {"workers_per_node": 3, "cpu_affinity": "list:0-1:2,3"},
+            "cpu_affinity is for 2 workers, and a node has 3",
         ),
     ],
 )
@@ -1693,7 +1749,9 @@ def test_macros_and_what_is_exported_are_the_same_text_in_all_templates() -> Non
 
 
 @pytest.mark.parametrize(
-    "where", [{"interface": "hsn0"}, {"address": "10.0.0.1"}], ids=["interface", "address"]
+    "where",
+    [{"interface": "hsn0"}, {"address": "10.0.0.1"}, {"address": "hostname"}],
+    ids=["interface", "address", "hostname"],
 )
 @pytest.mark.parametrize("name", FOLDERS)
 def test_each_setting_has_a_comment_or_is_in_a_group_that_has_one(name: str, where: Values) -> None:
