@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import ipaddress
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -54,7 +55,8 @@ def unchecked(config: Written) -> Iterator[tuple[Any, ...]]:
     `strategy_period` that is text, ends the engine at its start. A `max_idletime` that is text is
     an error at each look once there is no task, so that idle jobs never end. Nor are the arguments
     of LocalProvider, PBSProProvider and some others checked: with numbers of blocks that are text,
-    no further job starts. A name in double braces that nobody fills in is taken as it stands.
+    no further job starts. A name in double braces that nobody fills in is taken as it stands. An
+    `address` that is a host name ends the interchange at its start: it takes numbers only.
     """
     for repair in config.repairs:
         if not repair.is_refused:
@@ -77,6 +79,23 @@ def unchecked(config: Written) -> Iterator[tuple[Any, ...]]:
     provider = engine.get("provider")
     if isinstance(provider, dict):
         yield from _wrong_types(provider)
+
+    address = engine.get("address")
+    if isinstance(address, str) and not templates.variables(address) and not _is_ip(address):
+        text = (
+            f"address {address!r} is no IP address, and the interchange takes no other; for this "
+            "machine's name, write address: {type: address_by_hostname}"
+        )
+        yield (*ENGINE, "address"), text
+
+
+def _is_ip(address: str) -> bool:
+    """Tell whether an interchange can listen at an address as it is written."""
+    try:
+        ipaddress.ip_address(address)
+    except ValueError:
+        return False
+    return True
 
 
 def _unfilled(root: yaml.Node | None) -> Iterator[tuple[Any, ...]]:

@@ -142,6 +142,15 @@ CASES: list[tuple[str, Case]] = [
     (
         "GCW001",
         Case(
+            engine().replace("127.0.0.1", "login01.site.org"),
+            engine().replace("127.0.0.1", "{type: address_by_hostname}"),
+            "address 'login01.site.org' is no IP address",
+            "address",
+        ),
+    ),
+    (
+        "GCW001",
+        Case(
             engine("job_status_kwargs: {max_idle: 60}"),
             engine(IDLE % 60),
             "has no 'max_idle'",
