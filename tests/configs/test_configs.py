@@ -17,6 +17,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -1782,77 +1783,183 @@ def test_each_setting_has_a_comment_or_is_in_a_group_that_has_one(name: str, whe
     assert set(bare) <= {"engine", "type", "provider", "job_status_kwargs"}
 
 
-SITES: dict[str, tuple[str, set[str], str, Values]] = {
-    "perlmutter": (
+@dataclass(frozen=True)
+class Site:
+    """What a site documents of the queue that its options name, and of its nodes.
+
+    Attributes:
+        config: The config that the options are for.
+        head: What the options ask for.
+        launch: How a manager is started on each node.
+        hours: The longest job.
+        cores: Cores or threads of a node that jobs can have.
+        nodes: Nodes of a job, at most.
+        jobs: Jobs of a user in the queue or running, at most; more than a few are not counted.
+        gpus: Devices of a node.
+        memory: GB of a node.
+    """
+
+    config: str
+    head: set[str]
+    launch: str
+    hours: int
+    cores: int
+    nodes: int
+    jobs: int = 4
+    gpus: int = 0
+    memory: int = 250
+
+
+ALCF = "mpiexec --cpu-bind none --ppn 1 --depth"
+SITES = {
+    "perlmutter": Site(
         "slurm-gpu",
-        {
-            "#SBATCH --account=m0000",
-            "#SBATCH --qos=regular",
-            "#SBATCH --constraint=gpu",
-            "#SBATCH --gpus-per-node=4",
-            "#SBATCH --nodes=1",
-            "#SBATCH --ntasks-per-node=1",
-            "#SBATCH --cpus-per-task=128",
-            "#SBATCH --time=120",
-        },
+        {"account=m0000", "qos=regular", "constraint=gpu", "gpus-per-node=4", "time=120"},
         "srun --ntasks 1 -l -c 128 ",
-        {
-            "address": {"type": "address_by_interface", "ifname": "hsn0"},
-            "available_accelerators": ["0", "1", "2", "3"],
-        },
+        hours=48,
+        cores=128,
+        nodes=1536,
+        gpus=4,
     ),
-    "polaris": (
+    "polaris": Site(
         "pbs",
-        {
-            "#PBS -l filesystems=home:grand:eagle",
-            "#PBS -l select=1:ncpus=64:ngpus=4",
-            "#PBS -l walltime=01:00:00",
-        },
-        "mpiexec --cpu-bind none --ppn 1 --depth 64 ",
-        {"address": {"type": "address_by_interface", "ifname": "hsn0"}, "max_workers_per_node": 4},
+        {"-l filesystems=home:eagle", "-l select=1:ncpus=64:ngpus=4:system=polaris"},
+        f"{ALCF} 64 ",
+        hours=1,
+        cores=64,
+        nodes=10,
+        jobs=1,
+        gpus=4,
     ),
-    "delta": (
+    "aurora": Site(
+        "pbs",
+        {"-l filesystems=home:flare", "-l select=1:ncpus=192", "-l walltime=01:00:00"},
+        f"{ALCF} 192 ",
+        hours=1,
+        cores=204,
+        nodes=2,
+        jobs=1,
+        gpus=12,
+    ),
+    "frontier": Site(
+        "slurm-gpu",
+        {"account=ABC123", "partition=batch", "gpus-per-node=8", "cpus-per-task=56"},
+        "srun --ntasks 1 -l -c 56 ",
+        hours=2,
+        cores=56,
+        nodes=91,
+        gpus=8,
+    ),
+    "lumi": Site(
+        "slurm-gpu",
+        {"partition=standard-g", "gpus-per-node=8", "cpus-per-task=56"},
+        "srun --ntasks 1 -l -c 56 ",
+        hours=48,
+        cores=56,
+        nodes=1024,
+        gpus=8,
+    ),
+    "delta": Site(
         "slurm",
-        {
-            "#SBATCH --partition=cpu",
-            "#SBATCH --account=bbbb-delta-cpu",
-            "#SBATCH --cpus-per-task=16",
-            "#SBATCH --mem=32g",
-        },
+        {"partition=cpu", "account=bbbb-delta-cpu", "cpus-per-task=16", "mem=32g"},
         "srun --ntasks 1 -l -c 16 ",
-        {
-            "address": {"type": "address_by_interface", "ifname": "eth6.560"},
-            "max_workers_per_node": 2,
-        },
+        hours=48,
+        cores=128,
+        nodes=1,
+    ),
+    "anvil": Site(
+        "slurm",
+        {"partition=shared", "account=abc123456", "cpus-per-task=16"},
+        "srun --ntasks 1 -l -c 16 ",
+        hours=96,
+        cores=128,
+        nodes=1,
+    ),
+    "expanse": Site(
+        "slurm",
+        {"partition=shared", "account=abc123", "cpus-per-task=16", "mem=32g"},
+        "srun --ntasks 1 -l -c 16 ",
+        hours=48,
+        cores=128,
+        nodes=1,
     ),
 }
+INTEL = {"aurora"}
+AMD = {"frontier", "lumi"}
+RESERVED = {
+    "aurora": {0, 52, 104, 156},
+    **{site: set(range(0, 64, 8)) for site in AMD},
+}
+"""Cores that belong to the system."""
+
+
+def options_of(site: str) -> Values:
+    return read(FOLDERS[SITES[site].config] / "sites" / f"{site}.yaml")[0]
+
+
+def test_each_site_has_options_and_says_whence() -> None:
+    found = {path.stem: path for folder in FOLDERS.values() for path in folder.glob("sites/*")}
+    assert set(found) == set(SITES)
+    for path in found.values():
+        comment = " ".join(re.findall("^# (.*)", path.read_text(), re.MULTILINE))
+        assert "Not tried there." in comment
+        assert re.search(r"From .*\(.+\).*, as of (November )?20\d\d\. \S+: ", comment), path
 
 
 @pytest.mark.parametrize("site", SITES)
-def test_options_of_a_site_give_the_directives_that_the_site_documents(
-    site: str, tmp_path: Path
-) -> None:
-    name, directives, launch, settings = SITES[site]
-    path = FOLDERS[name] / "sites" / f"{site}.yaml"
-    chosen, _ = read(path)
-    config = loaded(name, chosen)
+def test_a_site_is_asked_for_what_it_documents(site: str, tmp_path: Path) -> None:
+    known = SITES[site]
+    config = loaded(known.config, options_of(site))
     _, script = job(config.engine.executor.provider, tmp_path)
-    assert directives <= set(script.splitlines())
-    assert any(line.startswith(launch) for line in script.splitlines())
-    rendered = yaml.safe_load(rendering.render(FOLDERS[name], chosen))
-    assert {key: rendered["engine"][key] for key in settings} == settings
-    assert rendered.get("amqp_port") == (443 if site == "delta" else None)
+    lines = script.splitlines()
+    dashes = "--" if CLUSTERS[known.config] == "#SBATCH" else ""
+    assert {f"{CLUSTERS[known.config]} {dashes}{words}" for words in known.head} <= set(lines)
+    assert any(line.startswith(known.launch) for line in lines)
+
+    examined = config_rules.examine(rendering.render(FOLDERS[known.config], options_of(site)), "")
+    assert examined.findings == []
+    core = yaml.safe_load((FOLDERS[known.config] / "config.yaml").read_text())
+    assert "amqp_port" not in (core or {})
+    assert config.amqp_port == (443 if site in ("delta", "anvil") else None)
 
 
-def test_options_of_sites_in_the_readme_are_those_of_the_files() -> None:
+@pytest.mark.parametrize("site", SITES)
+def test_options_of_a_site_are_within_its_limits(site: str) -> None:
+    known = SITES[site]
+    options = options_of(site)
+    config = loaded(known.config, options)
+    executor = config.engine.executor
+    profile = meaning.warmth_profile(config)
+
+    assert profile.walltime is not None
+    assert profile.walltime <= known.hours * 3600
+    assert profile.max_jobs <= known.jobs
+    assert profile.nodes_per_job <= known.nodes
+    assert workers(known.config, options) * options["cores_per_worker"] <= known.cores
+    assert options.get("memory", 0) <= known.memory
+    assert len(profile.devices) == known.gpus
+    if site in AMD:
+        assert meaning.requested_gpus(executor.provider) == (known.gpus, "AMD")
+    if site in INTEL:  # on which nobody divides numbers
+        assert len(set(executor.available_accelerators)) == known.gpus
+
+    bound = [
+        core
+        for low, high in re.findall(r"(\d+)(?:-(\d+))?", executor.cpu_affinity)
+        for core in range(int(low), int(high or low) + 1)
+    ]
+    assert len(bound) == len(set(bound)), "no core is that of two workers"
+    assert not set(bound) & RESERVED.get(site, set())
+
+
+def test_options_of_delta_in_the_readme_are_those_of_its_file() -> None:
     shown = re.findall(
         r"```yaml\n(.*?)```",
         (Path(__file__).parents[2] / "endpoint_configs" / "README.md").read_text(),
         re.DOTALL,
     )
-    for site, (name, *_) in SITES.items():
-        text = (FOLDERS[name] / "sites" / f"{site}.yaml").read_text()
-        assert re.sub(r"^#.*\n", "", text, flags=re.MULTILINE) in shown, site
+    text = (FOLDERS["slurm"] / "sites" / "delta.yaml").read_text()
+    assert re.sub(r"^#.*\n", "", text, flags=re.MULTILINE) in shown
 
 
 DEFAULTS: list[tuple[str, str, str]] = [
