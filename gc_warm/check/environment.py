@@ -100,7 +100,11 @@ def look(config: UserEndpointConfig, modules: Sequence[str] = ()) -> Iterator[An
     preloaded = [spec.partition(":")[0] for spec in meaning.preloaded(provider)]
     needed = dict.fromkeys([*modules, *preloaded])
 
-    yield from _worker_environment(provider, list(needed))
+    if config.engine.container_type:
+        text = "workers run in containers, and what is in their image is not looked at"
+        yield Answer("warning", "environment", text)
+    else:
+        yield from _worker_environment(provider, list(needed))
     yield from _scheduler(provider)
     yield from _ports(config, executor)
     yield from _left_behind()

@@ -19,6 +19,7 @@ _RUN_CODE = (
     "preload",
     "endpoint_setup",
     "launch_cmd",
+    "container_uri",
     "container_cmd_options",
 )
 """Options that run what they say, or say where modules are found, by the names that are in use."""

@@ -1144,7 +1144,8 @@ def test_options_that_undo_a_restriction_are_named(name: str, tmp_path: Path) ->
     assert ("worker_init" if name == "stock" else "environment, python_path") in found.text
 
     schema = json.loads((tmp_path / "user_config_schema.json").read_text())
-    for option in ("environment", "python_path", "preload"):
+    run_code = ["environment", "python_path", "preload"]
+    for option in (*run_code, "container_uri", "container_cmd_options"):
         schema["properties"].pop(option, None)
     (tmp_path / "user_config_schema.json").write_text(json.dumps(schema))
     is_repaired = name == "slurm"

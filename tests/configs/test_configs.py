@@ -31,7 +31,7 @@ from hypothesis import HealthCheck, Phase, example, given, settings
 from hypothesis import strategies as st
 
 from gc_warm.check import config_rules
-from gc_warm.configs import folders, loading, meaning, rendering
+from gc_warm.configs import containers, folders, loading, meaning, rendering
 from gc_warm.configs.options import parse, read
 from gc_warm.exceptions import ConfigError
 
@@ -235,6 +235,12 @@ def refusals(name: str, options: Values) -> list[str]:
             "bind_cores and cpu_affinity both say to which cores workers are bound: give one of "
             "them"
         )
+    needs_quotes = [one for one in options.get("python_path", []) if shlex.quote(one) != one]
+    if "container_uri" in options and needs_quotes:
+        broken.append(
+            "python_path has a folder that cannot be named to a container: a shell would need "
+            "quotes for it"
+        )
     bound = options.get("cpu_affinity", "").count(":")
     if bound and bound != workers(name, options):
         broken.append(
@@ -255,6 +261,11 @@ def reconcile(name: str, options: Values) -> Values:
     if devices := device_names(name, options):
         # not above the largest allowed
         options["workers_per_node"] = max(workers(name, options) // len(devices), 1) * len(devices)
+    if "container_uri" in options and "python_path" in options:
+        options["python_path"] = [
+            re.sub(r"[^\w@%+=,./-]", "_", folder, flags=re.ASCII)
+            for folder in options["python_path"]
+        ]
     if "cpu_affinity" in options:
         options["bind_cores"] = False
         parts = options["cpu_affinity"].split(":")[1:]
@@ -364,10 +375,26 @@ def has_what_is_said(name: str, options: Values, config: UserEndpointConfig) -> 
         assert executor.cores_per_worker == options.get("cores_per_worker", 1)
         block = "block" if options.get("bind_cores") else "none"
         assert executor.cpu_affinity == options.get("cpu_affinity", block)
+        has_the_container_that_is_said(options, config.engine)
     assert executor.provider.worker_init.removesuffix("\n") + "\n" in (
         shell_text(name, options),
         shell_text(name, options) + "\n",
     )
+
+
+def has_the_container_that_is_said(options: Values, engine: Any) -> None:
+    image = options.get("container_uri")
+    assert engine.container_uri == image
+    assert engine.container_type == (options.get("container_type", "podman") if image else None)
+    if image:
+        words = engine.container_cmd_options.split()
+        more = options.get("container_cmd_options", "").split()
+        assert words[len(words) - len(more) :] == more
+        for folder in options.get("python_path", []):
+            assert f"--volume {folder}:{folder}:ro " in engine.container_cmd_options
+        for variable in meaning.exports(engine.executor.provider):
+            if variable.startswith(("PYTHONPATH", "GC_", "PARSL_")):
+                assert not containers.hides(engine, variable)
 
 
 def shell_text(name: str, options: Values) -> str:
@@ -389,6 +416,11 @@ def shell_text(name: str, options: Values) -> str:
     if words:
         otherwise = "echo 'echo gc_warm cannot be started here: workers start cold >&2'"
         boot = f"globus-compute-endpoint python-exec gc_warm.worker.boot {' '.join(words)}"
+        if "container_uri" in options:
+            kind = options.get("container_type", "podman")
+            more = options.get("container_cmd_options", "")
+            image = options["container_uri"]
+            boot = f"{kind} run --rm --network host {more} {image} {boot}"
         lines.append(f'eval "$({boot} || {otherwise})"')
     if name in CLUSTERS:
         lines.append(f"export GC_WARM_SECONDS_LEFT=$(({wall_seconds(options)} - SECONDS))")
@@ -664,6 +696,9 @@ PLACES = {
     "scheduler_options": "engine.provider.scheduler_options",
     "reservation": "engine.provider.scheduler_options",
     "select_options": "engine.provider.select_options",
+    "container_type": "",
+    "container_uri": "engine.container_uri",
+    "container_cmd_options": "engine.container_cmd_options",
     "gpu_type": "engine.provider.scheduler_options",
     "cpu_affinity": "engine.cpu_affinity",
     "launcher_overrides": "engine.provider.launcher.overrides",
@@ -673,8 +708,20 @@ PLACES = {
     "mpiexec": "",
     "walltime": "engine.provider.walltime",
 }
-NOT_FREE = {"address", "cpu_affinity", "mpiexec", "preload", "walltime"}
-"""Options that are text, but no text of which a part can be chosen freely."""
+NOT_FREE = {
+    "address",
+    "container_cmd_options",
+    "container_type",
+    "container_uri",
+    "cpu_affinity",
+    "mpiexec",
+    "preload",
+    "walltime",
+}
+"""Options that are text, but no text of which a part can be chosen freely.
+
+Those of containers arrive in several places, and have no character that means anything there.
+"""
 
 
 def text_options(name: str) -> list[str]:
@@ -875,7 +922,11 @@ def test_any_folder_at_all_reaches_the_import_path(tmp_path: Path) -> None:
 HARMLESS_IN_A_SHELL = set(
     "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_.,:=@+/-%"
 )
-ALSO_ALLOWED = {"constraint": set("&|*()[]"), "launcher_overrides": {" "}}
+ALSO_ALLOWED = {
+    "constraint": set("&|*()[]"),
+    "launcher_overrides": {" "},
+    "container_cmd_options": {" "},
+}
 """A constraint is only in a comment of the job script, and launchers take several words."""
 
 
@@ -891,6 +942,8 @@ def test_no_character_that_a_shell_knows_is_let_into_what_reaches_one() -> None:
         "launcher_overrides",
         "cpu_affinity",
         "gpu_type",
+        "container_uri",
+        "container_cmd_options",
     )
     characters = [
         chr(code)
@@ -1271,6 +1324,12 @@ def test_mistake_in_a_file_of_options_has_its_place(tmp_path: Path) -> None:
             {"bind_cores": True, "cpu_affinity": "list:0"},
             "bind_cores and cpu_affinity both say to which cores workers are bound: "
             "give one of them",
+        ),
+        (
+            "slurm-gpu",
+            {"container_uri": "a", "python_path": ["/a b"]},
+            "python_path has a folder that cannot be named to a container: a shell would need "
+            "quotes for it",
         ),
         (
             "pbs",
