@@ -193,7 +193,7 @@ def run_seconds(cluster: SlurmCluster, job: str) -> int:
 
 
 @pytest.mark.skipif(os.cpu_count() == 1, reason="one core only")
-@pytest.mark.parametrize("binds", ["--cpu-bind=cores", "--cpu-bind=threads", "--exact"])
+@pytest.mark.parametrize("binds", ["--cpu-bind=cores", "--exact"])
 def test_gcw039_all_workers_of_a_node_share_a_core(
     real_cores: SlurmCluster, binds: str, tmp_path: Path
 ) -> None:
@@ -205,11 +205,15 @@ def test_gcw039_all_workers_of_a_node_share_a_core(
 
 
 @pytest.mark.skipif(os.cpu_count() == 1, reason="one core only")
-@pytest.mark.parametrize("bind_cores", [False, True])
+@pytest.mark.parametrize(
+    "binding",
+    [{}, {"bind_cores": True}, {"cpu_affinity": "list:1:0"}],
+    ids=["free", "bound", "listed"],
+)
 def test_each_node_has_its_workers_with_the_cores_asked_for_until_shutdown(
-    real_cores: SlurmCluster, bind_cores: bool, tmp_path: Path
+    real_cores: SlurmCluster, binding: dict[str, Any], tmp_path: Path
 ) -> None:
-    options: dict[str, Any] = {"nodes": 2, "workers_per_node": 2, "bind_cores": bind_cores}
+    options: dict[str, Any] = {"nodes": 2, "workers_per_node": 2, **binding}
     profile = profile_of("slurm", **options)
     path = tmp_path / "logbook"
     assert profile.copies == 4
@@ -230,7 +234,9 @@ def test_each_node_has_its_workers_with_the_cores_asked_for_until_shutdown(
     assert len(managers) == 2, "one on each node"
     assert {worker.environment["PARSL_CORES"] for worker in workers} == {"2"}
 
-    if bind_cores:
+    if "cpu_affinity" in binding:
+        assert [list(worker.cores) for worker in workers] == [[1], [0], [1], [0]]
+    elif binding:
         assert [len(worker.cores) for worker in workers] == [1] * 4
         assert workers[0].cores != workers[1].cores
         assert workers[2].cores != workers[3].cores
