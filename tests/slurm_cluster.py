@@ -274,7 +274,7 @@ class SlurmCluster:
 
         host = socket.gethostname().partition(".")[0]
         port, *ports = _free_ports(1 + len(self.nodes))
-        gres = f"Gres=gpu:{self.gpus_per_node}" if self.gpus_per_node else ""
+        gres = f"Gres=gpu:h100:{self.gpus_per_node}" if self.gpus_per_node else ""
         nodes = [
             _NODE.format(name=name, host=host, port=port, cpus=os.cpu_count(), gres=gres)
             for name, port in zip(self.nodes, ports, strict=True)
@@ -295,7 +295,7 @@ class SlurmCluster:
             device = self.folder / f"gpu{number}"
             with contextlib.suppress(FileExistsError):
                 device.symlink_to("/dev/null")
-            devices.append(f"Name=gpu File={device}\n")
+            devices.append(f"Name=gpu Type=h100 File={device}\n")
         (self.folder / "gres.conf").write_text("".join(devices))
 
     def _run_daemon(self, name: str, *arguments: str) -> None:

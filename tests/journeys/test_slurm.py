@@ -709,6 +709,7 @@ echo 'GPU 1: NVIDIA H100 80GB HBM3 (UUID: GPU-0f2d4b1e-7c1a-9e55-6a3f-8d1c2b7e4a
 """
 GPUS: list[tuple[dict[str, Any], bool, list[str]]] = [
     ({}, False, ["0", "1"]),
+    ({"gpu_type": "h100"}, False, ["0", "1"]),
     (
         {"workers_per_node": 4, "accelerators": ["tile0", "tile1"]},
         False,
@@ -719,7 +720,7 @@ GPUS: list[tuple[dict[str, Any], bool, list[str]]] = [
 
 
 @pytest.mark.parametrize(
-    ("options", "nvidia_smi", "devices"), GPUS, ids=["one-each", "named", "shared"]
+    ("options", "nvidia_smi", "devices"), GPUS, ids=["one-each", "of-a-type", "named", "shared"]
 )
 def test_workers_share_the_gpus_of_a_job(
     roomy: SlurmCluster,
@@ -739,7 +740,8 @@ def test_workers_share_the_gpus_of_a_job(
         asked = roomy.command("scontrol", "show", "job", workers[0].job)
     assert [worker.environment["CUDA_VISIBLE_DEVICES"] for worker in workers] == devices
     cores = re.search(r"NumCPUs=(\d+)", asked)
-    gpus = re.search(r"TresPerNode=gres[:/]gpu:(\d+)", asked)
+    kind = f"{options['gpu_type']}:" if "gpu_type" in options else ""
+    gpus = re.search(rf"TresPerNode=gres[:/]gpu:{kind}(\d+)", asked)
     assert cores, asked
     assert gpus, asked
     assert profile.part_of_node == (int(cores[1]), int(gpus[1])) == (len(devices), 2)
