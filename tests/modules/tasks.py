@@ -61,7 +61,8 @@ def meet(folder: str, number: int) -> tuple[int, int, int]:
 def meet_as(folder: str, number: int) -> tuple[str, int, int, str | None]:
     """As `meet`, and says who it is: manager, rank, process id and device."""
     _, pid, _ = meet(folder, number)
-    return os.environ["PARSL_WORKER_POOL_ID"], rank(), pid, os.environ.get("CUDA_VISIBLE_DEVICES")
+    device = os.environ.get("CUDA_VISIBLE_DEVICES", os.environ.get("ROCR_VISIBLE_DEVICES"))
+    return os.environ["PARSL_WORKER_POOL_ID"], rank(), pid, device
 
 
 def end(how: str) -> None:
