@@ -6,8 +6,8 @@ The image is empty: it has the programs of this machine, mounted.
 from __future__ import annotations
 
 import json
-import os
 import resource
+import shlex
 import shutil
 import subprocess
 import sys
@@ -63,8 +63,10 @@ def mounts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[str]]:
     (folder / "nothing").mkdir()
     subprocess.run(["tar", "-C", folder / "nothing", "-cf", folder / "empty.tar", "."], check=True)
 
-    needed = {"/usr", "/bin", "/lib", "/lib64", "/etc", sys.base_prefix, sys.prefix, str(ROOT)}
-    found = [f"--volume={path}:{path}" for path in sorted(needed) if os.path.exists(path)]
+    # whole folders of the root, whose names have no blanks
+    needed = {Path(path).parts[1] for path in (sys.base_prefix, sys.prefix, ROOT, folder)}
+    needed |= {"usr", "bin", "lib", "lib64", "etc"}
+    found = [f"--volume=/{name}:/{name}" for name in sorted(needed) if Path("/", name).exists()]
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("CONTAINERS_CONF", str(folder / "containers.conf"))
         patch.setenv("CONTAINERS_STORAGE_CONF", str(folder / "storage.conf"))
@@ -83,12 +85,14 @@ def workers(
 ) -> Iterator[SimpleNamespace]:
     """The workers of a job with two GPUs, as a task on each finds itself."""
     meeting = tmp_path_factory.mktemp("meeting")
-    bin_folder = f"{sys.prefix}/bin"
+    modules = tmp_path_factory.mktemp("modules")
+    shutil.copytree(MODULES, modules, dirs_exist_ok=True)
+    path = shlex.quote(f"{sys.prefix}/bin:/usr/bin:/bin")
     options = {
         "container_uri": IMAGE,
-        "container_cmd_options": " ".join([*mounts, f"--volume={meeting}:{meeting}", "--env PATH"]),
-        "environment": f"export PATH={bin_folder}:/usr/bin:/bin OF_THE_JOB=1",
-        "python_path": [str(MODULES)],
+        "container_cmd_options": " ".join([*mounts, "--env PATH"]),
+        "environment": f"export PATH={path} OF_THE_JOB=1",
+        "python_path": [str(modules)],
         "preload": ["preloaded:table"],
         "survive_idle_kill": True,
         "task_timeout": 600,
@@ -99,7 +103,8 @@ def workers(
         futures = [executor.submit(preloaded.use, str(meeting), 2) for _ in range(2)]
         states = [future.result(START) for future in futures]
         running = podman("ps", "--format", "{{.Pid}}").split()
-        seen = SimpleNamespace(states=sorted(states, key=lambda state: state.rank))
+        states.sort(key=lambda state: state.rank)
+        seen = SimpleNamespace(states=states, modules=modules)
         yield seen
 
     wait_until(lambda: all(has_ended(int(pid)) for pid in running), "the container has ended")
@@ -117,7 +122,7 @@ def test_what_the_config_exports_is_there(workers: SimpleNamespace) -> None:
         assert state.environment["GC_TASK_TIMEOUT"] == "600"
         assert 0 < int(state.environment["GC_WARM_SECONDS_LEFT"]) <= 3600
         assert state.environment["PARSL_CORES"] == "2"
-        assert state.environment["PYTHONPATH"].split(":")[0] == str(MODULES)
+        assert state.environment["PYTHONPATH"].split(":")[0] == str(workers.modules)
 
 
 def test_nothing_else_of_the_job_and_of_the_hook_is(workers: SimpleNamespace) -> None:
