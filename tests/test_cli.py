@@ -271,6 +271,7 @@ def test_check_takes_configs_and_functions_at_once(tmp_path: Path) -> None:
         "column": 1,
         "option": None,
         "text": said[1]["problems"][0]["text"],
+        "fix": None,
     }
 
     cold = checked("slurm", str(tmp_path / "mine.py"), "--strategy", "PureSourceDill")

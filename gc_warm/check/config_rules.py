@@ -31,10 +31,10 @@ from gc_warm.check.config_subjects import (
     Workers,
     Written,
 )
-from gc_warm.check.rules import Finding, Level, Rule, is_silenced
+from gc_warm.check.rules import Broken, Finding, Rule, is_silenced
 from gc_warm.check.task_facts import Numbers
 from gc_warm.configs import loading, templates
-from gc_warm.configs.text import Place, Setting, parse_with_nodes, place_of
+from gc_warm.configs.text import Place, parse_with_nodes, place_of
 from gc_warm.exceptions import ConfigError
 
 FAMILIES = (written_rules, size_rules, gpu_rules, life_rules, script_rules)
@@ -100,7 +100,7 @@ def examine(
 
 
 def _findings(
-    broken: Sequence[tuple[str, Level, Setting | Place, str]],
+    broken: Sequence[Broken],
     root: yaml.Node | None,
     text: str,
     source: str | os.PathLike[str],
@@ -111,7 +111,7 @@ def _findings(
     original = _numbered(_source_text(source))
     origins = source_lines() if source_lines and broken else list(rendered)
 
-    for rule, level, setting, message in broken:
+    for rule, level, setting, message, fix in broken:
         place = setting if isinstance(setting, Place) else place_of(root, setting, source)
         origin = origins[place.line - 1] if place.line <= len(origins) else 1
 
@@ -119,7 +119,7 @@ def _findings(
         if not any(is_silenced(rule, each) for each in lines):
             column = _column(place.column, *lines) if source_lines else place.column
             one_line = " ".join(message.split())
-            yield Finding(rule, level, place.file, origin, column, place.option, one_line)
+            yield Finding(rule, level, place.file, origin, column, place.option, one_line, fix)
 
 
 def _column(column: int, rendered: str, original: str) -> int:

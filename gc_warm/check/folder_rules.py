@@ -63,11 +63,11 @@ def examine(folder: Path) -> list[Finding]:
     lines = text.splitlines() or [""]
 
     findings = []
-    for rule, level, setting, message in _RULES.broken(subject):
+    for rule, level, setting, message, fix in _RULES.broken(subject):
         place = place_of(root, setting, source)
         if not is_silenced(rule, lines[place.line - 1]):
             where = (place.file, place.line, place.column, place.option)
-            findings.append(Finding(rule, level, *where, message))
+            findings.append(Finding(rule, level, *where, message, fix))
     return findings
 
 

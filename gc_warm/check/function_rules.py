@@ -406,7 +406,7 @@ def _findings(
     by_place: dict[tuple[str, str, int], Finding] = {}
     for each, problems in broken:
         lines = each.module.lines
-        for rule, level, place, text in problems:
+        for rule, level, place, text, _ in problems:
             if any(is_silenced(rule, line) for line in (lines[place - 1], *_lines_of(each))):
                 continue
             column = _column(each.node, place, lines[place - 1])
@@ -574,7 +574,7 @@ def _emptied_helpers(helper: _Helper) -> Iterator[Broken]:
         is_cached = helper.module.is_decorated(node, _CACHES | source.WARM)
         if is_cached and is_only_called and not _calls_itself(helper.module, node):
             line, text, level = _emptied(name, node.lineno, bool(arguments(node)))
-            yield "GCW101", level, line, text
+            yield "GCW101", level, line, text, None
 
 
 def _calls_itself(module: Module, function: Function) -> bool:

@@ -9,6 +9,7 @@ from gc_warm.check.config_subjects import (
     WORKERS,
     Workers,
 )
+from gc_warm.check.rules import Fix
 from gc_warm.configs import meaning
 from gc_warm.configs.repairs import ENGINE
 
@@ -69,7 +70,8 @@ def divided_numbers(config: Workers) -> Iterator[tuple[Any, ...]]:
             f"{len(names) // gpus}, and workers are on GPU {', '.join(devices)}; "
             f"write the number of workers, {len(names)}"
         )
-        yield (*ENGINE, "available_accelerators"), text
+        fix = Fix("engine.available_accelerators", len(names))
+        yield (*ENGINE, "available_accelerators"), text, fix
 
 
 @WORKERS.rule("GCW028", "warning")
@@ -92,7 +94,7 @@ def gpus_not_pinned(config: Workers) -> Iterator[tuple[Any, ...]]:
         f"{gpus} GPUs asked for, {number}, and no available_accelerators: {copies} copies of the "
         f"state go to the first GPU; write available_accelerators: {workers or gpus}"
     )
-    yield ENGINE, text
+    yield ENGINE, text, Fix("engine.available_accelerators", workers or gpus)
 
 
 @WORKERS.rule("GCW029", "warning")

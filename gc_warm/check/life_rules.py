@@ -12,6 +12,7 @@ from gc_warm.check.config_subjects import (
     WORKERS,
     Workers,
 )
+from gc_warm.check.rules import Fix
 from gc_warm.configs import meaning
 from gc_warm.configs.repairs import ENGINE, PROVIDER
 
@@ -62,7 +63,8 @@ def undercut(config: Workers) -> Iterator[tuple[Any, ...]]:
     idle = config.written(*SCALING, "max_idletime")
     if idle is not None and soft < config.max_idletime < math.inf:
         needed = f"idle_heartbeats_soft has to be above {config.max_idletime / period:.0f}"
-        yield place, f"max_idletime {idle:g} s is undercut: {stops}; {needed} for that"
+        fix = Fix("idle_heartbeats_soft", math.floor(config.max_idletime / period) + 1)
+        yield place, f"max_idletime {idle:g} s is undercut: {stops}; {needed} for that", fix
 
 
 @WORKERS.rule("GCW013", "warning")
@@ -76,23 +78,27 @@ def kept_for_ever(config: Workers) -> Iterator[tuple[Any, ...]]:
         return
 
     place: tuple[str, ...]
+    fixes: list[Fix] = []
     strategy = config.engine._job_status_kwargs["strategy"]
     least = config.provider.min_blocks
     if strategy in ("none", None):
         why = f"strategy {strategy}"
         place = (*SCALING, "strategy")
         remedy = "strategy: simple"
+        fixes.append(Fix(".".join(place), "simple"))
     elif least > 0:
         why = f"min_blocks {least}"
         place = (*PROVIDER, "min_blocks")
         remedy = "min_blocks: 0"
+        fixes.append(Fix(".".join(place), 0))
     else:
         why = "max_idletime .inf"
         place = (*SCALING, "max_idletime")
         remedy = "a max_idletime in seconds"
 
     until = "the end of the endpoint" if config.profile.walltime is None else "their walltime"
-    yield place, f"{why} without idle_heartbeats_soft: idle jobs stay until {until}; write {remedy}"
+    text = f"{why} without idle_heartbeats_soft: idle jobs stay until {until}; write {remedy}"
+    yield place, text, *fixes
 
 
 @WORKERS.rule("GCW014", "error")
@@ -162,6 +168,7 @@ def no_drain(config: Workers) -> Iterator[tuple[Any, ...]]:
     drain = config.profile.drain
     task_seconds = config.numbers.task_seconds
     advice = _drain_advice(walltime, task_seconds)
+    fixes = _drain_fixes(_drain(walltime, task_seconds))
     if not drain:
         are_retried = config.engine.max_retries_on_system_failure > 0
         end = "run once more, cold" if are_retried else "are lost"
@@ -169,19 +176,19 @@ def no_drain(config: Workers) -> Iterator[tuple[Any, ...]]:
             "drain_period is not given: tasks that run when the job ends "
             f"after {walltime} s {end}; {advice}"
         )
-        yield place, text
+        yield place, text, *fixes
     elif drain >= walltime:
         text = (
             f"drain_period {drain} is not before the walltime of {walltime} s, "
             f"so the job never drains; {advice}"
         )
-        yield place, text
+        yield place, text, *fixes
     elif task_seconds and drain + task_seconds > walltime:
         text = (
             f"drain_period {drain} leaves {walltime - drain} s "
             f"for a task of {task_seconds:g} s; {advice}"
         )
-        yield place, text
+        yield place, text, *fixes
 
 
 def _drain_advice(walltime: int, task_seconds: float | None) -> str:
@@ -190,6 +197,10 @@ def _drain_advice(walltime: int, task_seconds: float | None) -> str:
     if drain <= 0:
         return "ask for a longer walltime"
     return f"set drain_period to walltime less the longest task less a minute: {drain}"
+
+
+def _drain_fixes(drain: int) -> list[Fix]:
+    return [Fix("engine.drain_period", drain)] if drain > 0 else []
 
 
 def _drain(end: int, task_seconds: float | None) -> int:
@@ -234,18 +245,21 @@ def heartbeats(config: Workers) -> Iterator[tuple[Any, ...]]:
 
     has_period = config.written(*ENGINE, "heartbeat_period") is not None
     place = (*ENGINE, "heartbeat_period" if has_period else "heartbeat_threshold")
+    fix = Fix("engine.heartbeat_threshold", 4 * period)
+    if config.written(*ENGINE, "heartbeat_threshold") is None and threshold >= 4:
+        fix = Fix("engine.heartbeat_period", threshold // 4)
     if threshold <= period:
         text = (
             f"heartbeat_threshold {threshold} s is not above heartbeat_period {period} s: "
             "nodes are lost all the time; have 4 periods"
         )
-        yield place, text
+        yield place, text, fix
     elif threshold < 2 * period:
         text = (
             f"heartbeat_threshold {threshold} s is below two heartbeat_periods of {period} s: "
             "one late beat loses a node; have 4 periods"
         )
-        yield place, text, "warning"
+        yield place, text, "warning", fix
 
 
 def _limit_seconds(limit: str, is_slurm: bool) -> int | None:
@@ -316,7 +330,8 @@ def lost_late(config: Workers) -> Iterator[tuple[Any, ...]]:
             f"heartbeat_threshold {threshold} s: the tasks of a node that is lost seem to run for "
             "so long; 4 heartbeat_periods are enough"
         )
-        yield (*ENGINE, "heartbeat_threshold"), text
+        enough = 4 * config.executor.heartbeat_period
+        yield (*ENGINE, "heartbeat_threshold"), text, Fix("engine.heartbeat_threshold", enough)
 
 
 @WORKERS.rule("GCW034", "warning")
@@ -338,7 +353,8 @@ def ends_beside_busy(config: Workers) -> Iterator[tuple[Any, ...]]:
         f"and one that is in the queue at once, while others of the {config.profile.max_jobs} "
         "are busy; write strategy: simple to keep all of them warm"
     )
-    yield (*(SCALING if in_scaling else ENGINE), "strategy"), text
+    place = (*(SCALING if in_scaling else ENGINE), "strategy")
+    yield place, text, Fix(".".join(place), "simple")
 
 
 @WORKERS.rule("GCW035", "warning")
@@ -367,7 +383,7 @@ def ending_signal(config: Workers) -> Iterator[tuple[Any, ...]]:
         f"scheduler_options have {name} sent up to {early} s before the walltime, and a job ends "
         f"of it, with its tasks: {remedy}"
     )
-    yield (*PROVIDER, "scheduler_options"), text
+    yield (*PROVIDER, "scheduler_options"), text, *_drain_fixes(drain)
 
 
 @WORKERS.rule("GCW036", "warning")

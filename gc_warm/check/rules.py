@@ -17,8 +17,22 @@ from typing import Any, Generic, Literal, TypeVar
 Level = Literal["error", "warning"]
 Subject = TypeVar("Subject")
 
-Broken = tuple[str, Level, Any, str]
-"""A rule that is broken: its id, level, place and text."""
+
+@dataclass(frozen=True)
+class Fix:
+    """The mend of a finding, where that is one value.
+
+    Attributes:
+        option: The setting, with the names of its sections before it and dots between them.
+        value: The value that it is to have.
+    """
+
+    option: str
+    value: str | int | float
+
+
+Broken = tuple[str, Level, Any, str, "Fix | None"]
+"""A rule that is broken: its id, level, place and text, and the mend if that is one value."""
 
 REPRODUCED = "reproduced on the endpoint's real engine, by this project's tests"
 
@@ -37,6 +51,7 @@ class Finding:
         option: The setting, with the names of its sections before it and dots between them, such as
             ``engine.provider.walltime``; None where it is about none.
         text: What is wrong, with the value, and what to write instead.
+        fix: The mend, where that is one value; None where it is not.
     """
 
     rule: str
@@ -46,6 +61,7 @@ class Finding:
     column: int
     option: str | None
     text: str
+    fix: Fix | None = None
 
     @property
     def place(self) -> str:
@@ -65,7 +81,7 @@ class Rule(Generic[Subject]):
         level: The level of the rule's findings, unless one of them says otherwise.
         evidence: How the rule's claim is known.
         check: Yields a place, which the subject understands, and the text of each finding, if need
-            be with a level of its own.
+            be with a level of its own, and with a `Fix`.
     """
 
     id: str
@@ -137,11 +153,13 @@ class RuleSet(Generic[Subject]):
             subject: A config or functions, as the rules of this set understand them.
 
         Yields:
-            Rule, level, place and text of each finding.
+            Rule, level, place, text and mend of each finding.
         """
         for rule in self._rules.values():
-            for place, text, *level in rule.check(subject):
-                yield rule.id, level[0] if level else rule.level, place, text
+            for place, text, *more in rule.check(subject):
+                fix = next((each for each in more if isinstance(each, Fix)), None)
+                level = next((each for each in more if isinstance(each, str)), rule.level)
+                yield rule.id, level, place, text, fix
 
 
 Check = Callable[[Subject], Iterator[tuple[Any, ...]]]

@@ -16,6 +16,7 @@ from gc_warm.check.config_subjects import (
     shown,
     starts_on_all_nodes,
 )
+from gc_warm.check.rules import Fix
 from gc_warm.configs import meaning
 from gc_warm.configs.repairs import ENGINE, PROVIDER
 
@@ -80,7 +81,7 @@ def not_positive(config: Workers) -> Iterator[tuple[Any, ...]]:
         value = getattr(config.provider, name, 1)
         if value < 1:
             text = f"{name} {value!r} leaves no worker, and tasks wait for ever; write 1 or more"
-            yield (*PROVIDER, name), text
+            yield (*PROVIDER, name), text, Fix(f"engine.provider.{name}", 1)
 
     strategy = config.engine._job_status_kwargs["strategy"]
     first_jobs = config.provider.init_blocks
@@ -89,7 +90,7 @@ def not_positive(config: Workers) -> Iterator[tuple[Any, ...]]:
             f"strategy {strategy} starts as many jobs as init_blocks says, {first_jobs}, "
             "and no other: no worker; write strategy: simple"
         )
-        yield (*SCALING, "strategy"), text
+        yield (*SCALING, "strategy"), text, Fix("engine.job_status_kwargs.strategy", "simple")
 
 
 @WORKERS.rule("GCW006", "error")
@@ -225,17 +226,18 @@ def one_node_launcher(config: Workers) -> Iterator[tuple[Any, ...]]:
     better = _LAUNCHERS.get(type(config.provider).__name__, "an MPI launcher")
     place = (*PROVIDER, "launcher")
     given = f"nodes_per_block {nodes} with {kind}"
+    fixes = [Fix("engine.provider.launcher.type", better)] if better in _LAUNCHERS.values() else []
 
     if kind == "SingleNodeLauncher":
-        yield place, f"{given}: all {nodes} managers on the first node; use {better}"
+        yield place, f"{given}: all {nodes} managers on the first node; use {better}", *fixes
     elif kind == "SimpleLauncher" and not starts_on_all_nodes(config.provider.worker_init):
-        yield place, f"{given}: one manager, on the first node; use {better}"
+        yield place, f"{given}: one manager, on the first node; use {better}", *fixes
     elif kind == "WrappedLauncher":
         unless = f"unless {launcher.prepend!r} starts one on each node"
         yield place, f"{given}: one manager, {unless}; use {better}", "warning"
     elif meaning.misses_node_file(config.provider):
         why = "it knows other nodes than the first by PBS_NODEFILE only, which is not there"
-        yield place, f"{given}: {why}; use {better}"
+        yield place, f"{given}: {why}; use {better}", *fixes
     elif kind != "SimpleLauncher":
         left = nodes - profile.nodes_with_workers
         text = f"its overrides {launcher.overrides!r} leave {left} without a manager; change them"
@@ -258,7 +260,7 @@ def prefetch(config: Workers) -> Iterator[tuple[Any, ...]]:
             f"prefetch_capacity {number}: tasks wait on one of {managers} nodes "
             "though others are free; set it to 0"
         )
-        yield (*ENGINE, "prefetch_capacity"), text
+        yield (*ENGINE, "prefetch_capacity"), text, Fix("engine.prefetch_capacity", 0)
 
 
 @WORKERS.rule(

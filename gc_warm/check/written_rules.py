@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import ipaddress
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import parsl.providers
@@ -19,6 +19,7 @@ from gc_warm.check.config_subjects import (
     is_nan,
     shown,
 )
+from gc_warm.check.rules import Fix
 from gc_warm.configs import folders, templates
 from gc_warm.configs.repairs import ENGINE, PROVIDER
 from gc_warm.configs.text import sections
@@ -33,7 +34,9 @@ def refused(config: Written) -> Iterator[tuple[Any, ...]]:
     No user endpoint starts with it, and every task that is sent to it fails.
     """
     for repair in config.repairs:
-        if repair.is_refused:
+        if repair.is_refused and repair.value is not None:
+            yield repair.place, repair.text, Fix(".".join(repair.place), repair.value)
+        elif repair.is_refused:
             yield repair.place, repair.text
     if config.refusal is None:
         return
@@ -136,7 +139,7 @@ def _wrong_scaling(scaling: Mapping[str, Any]) -> Iterator[tuple[Any, ...]]:
                 f"max_idletime {value!r} is no number of seconds; "
                 "write it without quotes, and .inf for never"
             )
-            yield place, text
+            yield place, text, *_unquoted(place, value)
         elif name == "strategy_period" and not (is_number and value > 0):
             yield place, f"strategy_period {value!r} is no number of seconds above 0"
 
@@ -166,7 +169,14 @@ def _wrong_types(provider: Mapping[str, Any]) -> Iterator[tuple[Any, ...]]:
                 f"{name} {shown(value)} is not {kinds[wanted]}, "
                 "which nobody notices before jobs are to start"
             )
-            yield (*PROVIDER, name), text
+            place = (*PROVIDER, name)
+            yield place, text, *(_unquoted(place, value) if wanted in (int, float) else ())
+
+
+def _unquoted(place: Sequence[str], value: Any) -> Iterator[Fix]:
+    """Yield the mend of a whole number that is written as text."""
+    if isinstance(value, str) and value.isascii() and value.isdecimal():
+        yield Fix(".".join(place), int(value))
 
 
 @WRITTEN.rule("GCW002", "error")

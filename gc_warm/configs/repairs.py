@@ -54,11 +54,13 @@ class Repair:
         place: The names of the sections that it is in, and its own.
         text: What is wrong with it, and what to write instead.
         is_refused: Whether the loader refuses it; else the engine breaks later.
+        value: The value to write in its place, where nothing else has to change.
     """
 
     place: tuple[str, ...]
     text: str
     is_refused: bool = True
+    value: str | None = None
 
 
 def repair(document: Any, root: yaml.Node | None) -> tuple[Any, list[Repair]]:
@@ -155,6 +157,7 @@ def _old_engine(document: Document, root: yaml.Node | None) -> Iterator[Repair]:
         yield Repair(
             (*ENGINE, "type"),
             "HighThroughputEngine is gone: write GlobusComputeEngine",
+            value="GlobusComputeEngine",
         )
 
 
@@ -279,7 +282,7 @@ def _not_text(document: Document, root: yaml.Node | None, name: str) -> list[Rep
         else:
             read = f"the date {value}"
         text = f'write {name}: "{written}", in quotes: YAML reads it as {read}'
-        return [Repair((*place, name), text)]
+        return [Repair((*place, name), text, value=written)]
     return []
 
 
