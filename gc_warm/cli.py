@@ -97,6 +97,12 @@ _options_file = click.option(
     help="Warmable module that workers have to import; implies --here.",
 )
 @click.option(
+    "--fix",
+    "is_fixing",
+    is_flag=True,
+    help="First mend in the config's file what is one value on one line; show what else to write.",
+)
+@click.option(
     "--with",
     "numbers",
     multiple=True,
@@ -124,6 +130,7 @@ def check_command(
     as_json: bool,
     here: bool,
     modules: tuple[str, ...],
+    is_fixing: bool,
     **given: Any,
 ) -> None:
     """Say what can never be warm, or work, in each TARGET, and what a config means and costs.
@@ -138,10 +145,12 @@ def check_command(
         raise click.UsageError(
             "--yaml prints the YAML of one config and nothing else: leave the others away"
         )
+    if is_fixing and (as_yaml or as_json):
+        raise click.UsageError("--fix prints the lines it changes: leave --yaml and --json away")
 
     from gc_warm.commands import check
 
-    check.run(names, as_yaml, as_json, here or bool(modules), modules, **given)
+    check.run(names, as_yaml, as_json, here or bool(modules), modules, is_fixing, **given)
 
 
 @main.command("configure")

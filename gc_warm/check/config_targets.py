@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from globus_compute_sdk.sdk.batch import create_user_runtime
@@ -17,10 +17,79 @@ from gc_warm.configs.text import Place, read_text
 from gc_warm.exceptions import ConfigError
 
 
-def inspect(
-    name: str, assignments: Sequence[str], options_file: str | None, known: Numbers
-) -> Target:
-    """Hold a config against all rules for configs.
+@dataclass(frozen=True)
+class Config:
+    """A config, and what it is looked at with.
+
+    Attributes:
+        file: The file that people edit: the YAML, or the template.
+        known: The numbers that are known of tasks.
+        folder: The config's folder; None for a YAML without a template.
+        options: Options of the folder's template.
+        origin: The place that each option comes from.
+    """
+
+    file: Path
+    known: Numbers
+    folder: Path | None = None
+    options: dict[str, object] = field(default_factory=dict)
+    origin: dict[str, Place | str] = field(default_factory=dict)
+
+    def inspect(self, text: str | None = None) -> Target:
+        """Hold the config against all rules for configs.
+
+        Args:
+            text: What the file is to hold; without, what it holds.
+
+        Raises:
+            ConfigError: The template refuses the options.
+            OSError: A file cannot be read.
+        """
+        if self.folder is None:
+            return self._inspect_yaml(read_text(self.file) if text is None else text)
+        return self._inspect_folder(self.folder, text)
+
+    def source_lines(self, rendered: str, text: str | None = None) -> list[int]:
+        """Return the line of the file that each line of the YAML comes from.
+
+        Args:
+            rendered: The YAML.
+            text: What the file is to hold; without, what it holds.
+        """
+        if self.folder is None:
+            return list(range(1, len(rendered.splitlines()) + 1))
+        return rendering.template_lines(self.folder, self.options, rendered, client_runtime(), text)
+
+    def _inspect_yaml(self, text: str) -> Target:
+        examined = config_rules.examine(text, self.file, self.known)
+        return Target(
+            str(self.file),
+            examined.findings,
+            text,
+            examined.config,
+            is_seen_whole=examined.is_seen_whole,
+        )
+
+    def _inspect_folder(self, folder: Path, template: str | None) -> Target:
+        runtime = client_runtime()
+        text = rendering.render(folder, self.options, self.origin, runtime, template)
+
+        examined = config_rules.examine(
+            text, self.file, self.known, lambda: self.source_lines(text, template)
+        )
+        findings = [*examined.findings, *folder_rules.examine(folder)]
+        return Target(
+            str(folder),
+            findings,
+            text,
+            examined.config,
+            is_folder=True,
+            is_seen_whole=examined.is_seen_whole,
+        )
+
+
+def find(name: str, assignments: Sequence[str], options_file: str | None, known: Numbers) -> Config:
+    """Return a config.
 
     Args:
         name: The config, as it is given on the command line.
@@ -29,7 +98,7 @@ def inspect(
         known: The numbers that are known of tasks.
 
     Raises:
-        ConfigError: The options do not fit, or the template refuses them.
+        ConfigError: The options do not fit.
         FileNotFoundError: There is no such config.
         OSError: One of its files cannot be read.
     """
@@ -43,47 +112,12 @@ def inspect(
             raise ConfigError(
                 f"{file} is no template, so that options would mean nothing", str(file)
             )
-        return _inspect_yaml(file, known)
+        return Config(file, known)
 
     folder = folders.find_folder(name)
     schema = options.schema_of(folders.schema_path(folder))
     given, origin = options.gather(schema, assignments, options_file)
-    return _inspect_folder(folder, given, origin, known)
-
-
-def _inspect_yaml(file: Path, known: Numbers) -> Target:
-    text = read_text(file)
-    examined = config_rules.examine(text, file, known)
-    return Target(
-        str(file),
-        examined.findings,
-        text,
-        examined.config,
-        is_seen_whole=examined.is_seen_whole,
-    )
-
-
-def _inspect_folder(
-    folder: Path, given: dict[str, object], origin: dict[str, Place | str], known: Numbers
-) -> Target:
-    runtime = client_runtime()
-    text = rendering.render(folder, given, origin, runtime)
-
-    examined = config_rules.examine(
-        text,
-        folders.template_path(folder),
-        known,
-        lambda: rendering.template_lines(folder, given, text, runtime),
-    )
-    findings = [*examined.findings, *folder_rules.examine(folder)]
-    return Target(
-        str(folder),
-        findings,
-        text,
-        examined.config,
-        is_folder=True,
-        is_seen_whole=examined.is_seen_whole,
-    )
+    return Config(folders.template_path(folder), known, folder, given, origin)
 
 
 def client_runtime() -> dict[str, object]:

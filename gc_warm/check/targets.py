@@ -10,12 +10,16 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from gc_warm.check import function_rules, python_configs, source
 from gc_warm.check.inspected import Target
 from gc_warm.check.task_facts import NUMBERS, Numbers
 from gc_warm.configs import homes
 from gc_warm.exceptions import ConfigError
+
+if TYPE_CHECKING:  # else a Python file would wait for the endpoint's loader
+    from gc_warm.check.mending import Mended
 
 
 def numbers(assignments: Sequence[str]) -> Numbers:
@@ -66,7 +70,7 @@ def inspect_target(
         from gc_warm.check import config_targets
 
         try:
-            return config_targets.inspect(name, assignments, options_file, known)
+            return config_targets.find(name, assignments, options_file, known).inspect()
         except FileNotFoundError as error:
             if os.sep in name or not source.exists(name):
                 raise FileNotFoundError(
@@ -78,6 +82,37 @@ def inspect_target(
 
     findings, number = function_rules.examine_all(name, strategy)
     return Target(name, findings, is_empty=number == 0)
+
+
+def mend_target(
+    name: str, assignments: Sequence[str], options_file: str | None, known: Numbers
+) -> Mended | None:
+    """Make the mends of a config's findings that are one value on one literal line of its file.
+
+    Args:
+        name: The target, as it is given on the command line.
+        assignments: Options of a config's folder, ``name=value``.
+        options_file: A file of such options.
+        known: The numbers that are known of tasks.
+
+    Returns:
+        The lines that were changed, and what is left; None if the target is no config.
+
+    Raises:
+        ConfigError: The options do not fit, the template refuses them, or the file was changed
+            meanwhile.
+        OSError: A file cannot be read or written.
+    """
+    if not _may_be_config(name):
+        return None
+
+    from gc_warm.check import config_targets, mending
+
+    try:
+        config = config_targets.find(name, assignments, options_file, known)
+    except FileNotFoundError:  # which `inspect_target` says, if it is not Python
+        return None
+    return mending.mend(config)
 
 
 def _may_be_config(name: str) -> bool:

@@ -24,6 +24,7 @@ from gc_warm.exceptions import ConfigError
 
 if TYPE_CHECKING:  # else functions, which need none of it, would wait for the endpoint's loader
     from gc_warm.check import environment
+    from gc_warm.check.mending import Key
 
 _COLOURS = {"ok": "green", "warning": "yellow", "error": "red"}
 
@@ -34,6 +35,7 @@ def run(
     as_json: bool,
     here: bool,
     modules: tuple[str, ...],
+    is_fixing: bool,
     **given: Any,
 ) -> None:
     """Examine all targets and print the findings; exit with status 1 if one is an error.
@@ -44,9 +46,11 @@ def run(
         as_json: Print JSON.
         here: Also look whether this machine has what the configs need.
         modules: Warmable modules that workers have to import.
+        is_fixing: Before that, make the mends that are one value on one literal line.
         **given: Options of the configs, numbers and strategy of the tasks; see `_examine`.
     """
     with interrupts.in_order():
+        patches = [_mend(name, **given) if is_fixing else {} for name in names]
         examined = [_examine(name, **given) for name in names]
         if as_yaml:
             click.echo(examined[0].text)
@@ -58,8 +62,8 @@ def run(
         if as_json:
             click.echo(json.dumps({"targets": [_as_json(*pair) for pair in pairs]}, indent=2))
         else:
-            for pair in pairs:
-                _show(*pair, given)
+            for pair, own in zip(pairs, patches, strict=True):
+                _show(*pair, own, given)
             _sum_up([finding for target in examined for finding in target.findings])
 
     levels: set[str] = {finding.level for target in examined for finding in target.findings}
@@ -83,6 +87,30 @@ def _examine(
         )
     except (ConfigError, source.SourceError, OSError) as error:
         raise click.ClickException(str(error)) from error
+
+
+def _mend(
+    name: str,
+    assignments: tuple[str, ...],
+    options_file: str | None,
+    numbers: tuple[str, ...],
+    strategy: str,
+) -> Mapping[Key, str]:
+    """Mend what can be mended, print each line before and after, and return the other patches."""
+    try:
+        known = targets.numbers(numbers)
+        mended = targets.mend_target(name, assignments, options_file, known)
+    except ConfigError as error:
+        raise click.ClickException(str(error)) from error
+    except OSError as error:
+        raise click.ClickException(f"{name}: nothing was changed: {error}") from error
+    if mended is None:
+        return {}
+
+    for each in mended.mends:
+        click.echo(f"{each.file}:{each.line}: {each.finding.rule}, mended")
+        click.echo(f"- {each.before}\n+ {each.after}\n")
+    return mended.patches
 
 
 def _as_json(target: Target, answers: list[environment.Answer]) -> dict[str, Any]:
@@ -117,7 +145,12 @@ def _look_around(target: Target, modules: tuple[str, ...]) -> list[environment.A
         return list(environment.look(target.config, modules))
 
 
-def _show(target: Target, answers: list[environment.Answer], given: Mapping[str, Any]) -> None:
+def _show(
+    target: Target,
+    answers: list[environment.Answer],
+    patches: Mapping[Key, str],
+    given: Mapping[str, Any],
+) -> None:
     console = Console(highlight=False)
     sentences: list[tuple[str, str]] = []
     if target.config is not None:
@@ -132,6 +165,8 @@ def _show(target: Target, answers: list[environment.Answer], given: Mapping[str,
         where = escape(finding.place)
         level = f"[{_COLOURS[finding.level]}]{finding.rule} {finding.level}[/]"
         console.print(f"{where}: {level}: {escape(finding.text)}", soft_wrap=True)
+        if patch := patches.get((finding.rule, finding.option)):
+            console.print(f"    not mended: {escape(patch)}", soft_wrap=True)
 
     for answer in answers:
         level = f"[{_COLOURS[answer.level]}]{answer.level:7}[/]"

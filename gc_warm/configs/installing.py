@@ -162,7 +162,7 @@ def write(planned: Plan) -> None:
         beside = Path(place, folder.name)
         beside.mkdir(mode=0o700)
         for name in names:
-            _write_beside(beside / name, planned.files[name], folder / name)
+            write_beside(beside / name, planned.files[name], folder / name)
 
         with _signals_held():
             if planned.is_new:
@@ -291,8 +291,17 @@ def _needs_path() -> bool:
     return own.exists() and (found is None or not os.path.samefile(found, own))
 
 
-def _write_beside(path: Path, data: bytes, target: Path) -> None:
-    """Write a file with the mode of the one that it is to replace; private if there is none."""
+def write_beside(path: Path, data: bytes, target: Path) -> None:
+    """Write a file with the mode of the one that it is to replace; private if there is none.
+
+    Args:
+        path: The file.
+        data: What it is to hold.
+        target: The file that it is to replace.
+
+    Raises:
+        OSError: The file cannot be written.
+    """
     path.touch(mode=0o600)
     with path.open("wb") as file:
         file.write(data)

@@ -13,6 +13,7 @@ import re
 import traceback
 import uuid
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,7 @@ def render(
     options: Options,
     origin: Mapping[str, Place | str] | None = None,
     runtime: Options | None = None,
+    template_text: str | None = None,
 ) -> str:
     """Return the YAML that the endpoint makes of a config and options.
 
@@ -52,6 +54,7 @@ def render(
         options: The ``user_endpoint_config`` of a task.
         origin: The place that each option comes from, for messages.
         runtime: The client's ``user_runtime``, for templates that ask for it; none if not given.
+        template_text: The template, where it is not as its file has it.
 
     Raises:
         ConfigError: The options do not fit the schema, or the template refuses them. All that do
@@ -73,7 +76,7 @@ def render(
         for name, why in misfits(options, schema, rules)
     ]
     try:
-        text = load_user_config_template(template)
+        text = _template_text(template, template_text)
         lines, defaults = _defaults(text, schema)
         wrong += [
             Place(os.fspath(template), lines[name], option=name).error(f"default of {why}")
@@ -86,7 +89,11 @@ def render(
         raise
     except Exception as error:  # a template can end in any
         place = Place(os.fspath(template), _template_line(error))
-        raise place.error(_refusal(error)) from error
+        raise _complaint(error, place) from error
+
+
+def _template_text(path: Path, given: str | None) -> str:
+    return str(load_user_config_template(path)) if given is None else given
 
 
 def _misfit(option: str, why: str, origin: Place | str) -> ConfigError:
@@ -96,7 +103,11 @@ def _misfit(option: str, why: str, origin: Place | str) -> ConfigError:
 
 
 def template_lines(
-    folder: Path, options: Options, rendered: str, runtime: Options | None = None
+    folder: Path,
+    options: Options,
+    rendered: str,
+    runtime: Options | None = None,
+    template_text: str | None = None,
 ) -> list[int]:
     """Return the line of the template that each line of a rendered YAML comes from.
 
@@ -109,13 +120,14 @@ def template_lines(
         options: The options that it was rendered with.
         rendered: The YAML that `render` has made of both.
         runtime: The client's ``user_runtime`` that it was rendered with.
+        template_text: The template, where it is not as its file has it.
 
     Raises:
         ConfigError: The schema, or the endpoint's own configuration, cannot be read.
     """
     without = rendered.splitlines()
     parent, path, rules = files_of(folder)
-    text = load_user_config_template(path)
+    text = _template_text(path, template_text)
     schema = schema_of(rules)
     try:
         given = (options, runtime or {})
@@ -217,9 +229,21 @@ def _template_line(error: Exception) -> int:
     return 1
 
 
-def _refusal(error: Exception) -> str:
-    """Return the message of a template that refuses, which it puts into a key that is missing."""
+def _complaint(error: Exception, place: Place) -> ConfigError:
+    """Return a template's error, at a place; of a variable that is undefined, with its option.
+
+    A template that refuses puts its message into a key that is missing.
+    """
     missing = re.fullmatch(r"'dict object' has no attribute '(.+ .+)'", str(error))
     if missing:
-        return missing[1]
-    return str(error) or type(error).__name__
+        return place.error(missing[1])
+
+    undefined = re.fullmatch(r"'([A-Za-z]\w*)' is undefined", str(error))
+    if undefined and isinstance(error, jinja2.UndefinedError):
+        name = undefined[1]
+        advice = (
+            f"give it as an option, -o {name}=..., or have a default in the template: "
+            f"{{{{ {name} | default(...) }}}}"
+        )
+        return replace(place, option=name).error(f"{error}; {advice}")
+    return place.error(str(error) or type(error).__name__)

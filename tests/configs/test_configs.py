@@ -1433,7 +1433,7 @@ def test_schema_may_let_an_option_in_or_not_without_a_word(tmp_path: Path) -> No
             ":2: Unexpected end of template. Jinja was looking for the following tags: 'elif' or "
             "'else' or 'endif'.",
         ),
-        ("a: 1\n\nb: {{ walltime }}\n", ":3: 'walltime' is undefined"),
+        ("a: 1\n\nb: {{ walltime }}\n", ":3: 'walltime' is undefined; give it as an option, -o w"),
         (
             "{#- one\ntwo -#}\na: {{ {}.nobody.name }}\n",
             ":3: 'dict object' has no attribute 'nobody'",
