@@ -158,7 +158,7 @@ class RuleSet(Generic[Subject]):
         for rule in self._rules.values():
             for place, text, *more in rule.check(subject):
                 fix = next((each for each in more if isinstance(each, Fix)), None)
-                level = next((each for each in more if isinstance(each, str)), rule.level)
+                level = next((each for each in more if not isinstance(each, Fix)), rule.level)
                 yield rule.id, level, place, text, fix
 
 
