@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import shutil
 import stat
@@ -10,6 +11,8 @@ from typing import Any
 from unittest import mock
 
 import pytest
+import yaml
+from globus_compute_endpoint.endpoint import config as endpoint_config
 
 from gc_warm import cli
 from gc_warm.check import mending, targets
@@ -240,3 +243,25 @@ def test_command_says_lines_before_and_after_and_what_is_left(tmp_path: Path) ->
 
     refused = cli_runner().invoke(cli.main, ["check", "--fix", "--json", str(path)])
     assert "leave --yaml and --json away" in refused.stderr
+
+
+def test_three_lines_make_the_stock_template_warm(tmp_path: Path) -> None:
+    stock = Path(inspect.getfile(endpoint_config)).parent
+    for name in (folders.TEMPLATE, "user_config_schema.json"):
+        shutil.copy(stock / name, tmp_path)
+    text = targets.inspect_target(str(tmp_path), [], None, Numbers(), "DillCode").text
+    document = yaml.safe_load(text or "")
+    job = {"type": "SlurmProvider", "walltime": "01:00:00", "max_blocks": 2}
+    document["engine"]["provider"] = job
+
+    path = tmp_path / "endpoint.yaml"
+    numbers = Numbers(load_seconds=200, queue_seconds=300, task_seconds=300)
+    path.write_text(yaml.safe_dump(document))
+    assert [rule for rule, _ in keys(path, numbers)] == ["GCW011", "GCW016"]
+
+    page = (Path(__file__).parents[2] / "endpoint_configs" / "README.md").read_text()
+    block = page.partition("### You already have an endpoint")[2].partition("```yaml\n")[2]
+    lines = yaml.safe_load(block.partition("```")[0])
+    document["engine"] |= lines.pop("engine")
+    path.write_text(yaml.safe_dump({**document, **lines}))
+    assert keys(path, numbers) == []
