@@ -157,7 +157,8 @@ def _mend_line(config: Config, source: _Source, target: Target, finding: Finding
     """
     fix = finding.fix
     assert fix is not None
-    if config.folder and config.folder.resolve() in folders.shipped().values():
+    shipped = [folder.resolve() for folder in folders.shipped().values()]
+    if config.folder and config.folder.resolve() in shipped:
         raise _NotMended("the file comes with gc_warm: make an endpoint of it, and edit that")
 
     rendered = target.text or ""
@@ -264,7 +265,9 @@ def _replace(file: Path, former: bytes, data: bytes) -> None:
         if (owner.st_uid, owner.st_gid) != (made.st_uid, made.st_gid):
             os.chown(beside, owner.st_uid, owner.st_gid)
 
-        if path.read_bytes() != former:
+        with path.open("r+b") as file_now:  # which also refuses what is not to be written
+            is_changed = file_now.read() != former
+        if is_changed:
             raise ConfigError(
                 f"{file} was changed meanwhile, and nothing was written: call this again",
                 os.fspath(file),
