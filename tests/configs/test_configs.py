@@ -307,6 +307,10 @@ def test_all_that_a_schema_allows_is_rendered_loaded_and_means_what_the_options_
         # a program that the user starts in the background
         asked_for = {"GCW022"} if "&" in options.get("environment", "") else set()
         asked_for |= {"GCW007"} if no_cores(options) else set()
+        # managers on some of the nodes only, or with one core each
+        asked_for |= (
+            {"GCW010", "GCW039"} if options.get("launcher_overrides", "").strip() else set()
+        )
         assert {problem.rule for problem in examined.findings} <= asked_for
         config = examined.config
         assert config is not None
