@@ -28,7 +28,8 @@ HighThroughputExecutor, restarted ones included, and in no other process:
   that the former says.
 
 The folder and the variables are gone from the worker's own environment, so that the processes that
-its tasks start have none of this.
+its tasks start have none of this. `gc_warm.hooks.switch` is the administrator's way to switch hooks
+off; its variable stays.
 
 The hook changes how a process of multiprocessing begins to run, and stands in for an argument of
 Parsl's worker. Where that worker is not as it is known here, nothing is changed, a line on stderr
@@ -55,7 +56,7 @@ from typing import Any
 
 import gc_warm
 from gc_warm.exceptions import NotEnoughTimeError
-from gc_warm.hooks import queues
+from gc_warm.hooks import queues, switch
 from gc_warm.worker import ledger, lifecycle
 
 log = logging.getLogger("gc_warm")
@@ -73,7 +74,8 @@ _SPEC = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*(:[^\W\d]\w*(\.[^\W\d]\w*)*)?")
 def main(arguments: Sequence[str]) -> None:
     """Print the shell lines that switch the hook on for all that starts after them.
 
-    Words that are not known here are named on stderr.
+    Words that are not known here are named on stderr, and so is what is switched off. With all of
+    it off, nothing is printed.
 
     Args:
         arguments: The words of the command line: names of modules and callables, and options.
@@ -99,6 +101,11 @@ def main(arguments: Sequence[str]) -> None:
                 f"{word!r} names no module and no callable of one, and is not preloaded: "
                 "write my_model or my_model:load"
             )
+
+    if said := switch.describe():
+        _complain(said)
+    if switch.disabled().issuperset(switch.HOOKS):
+        return
 
     print(f"export {PRELOAD}={shlex.quote(' '.join(preload))}")
     print(f"export {SURVIVE}={survive}")
@@ -131,11 +138,17 @@ def _begin(process: Any) -> None:
 
     A worker that is not as expected is left to run as it is.
     """
-    preload = os.environ.pop(PRELOAD, "").split()
-    survive = bool(os.environ.pop(SURVIVE, ""))
-    amd_gpus = bool(os.environ.pop(AMD_GPUS, ""))
+    preload = _asked_for(PRELOAD).split()
+    survive = bool(_asked_for(SURVIVE))
+    amd_gpus = bool(_asked_for(AMD_GPUS))
     _leave_path()
-    lifecycle.arm()
+
+    if said := switch.describe():
+        log.warning(said)
+    if "orderly_end" not in switch.disabled():
+        lifecycle.arm()
+    if switch.disabled().issuperset(switch.HOOKS):
+        return
 
     try:
         call = inspect.signature(process._target).bind(*process._args, **process._kwargs)
@@ -158,6 +171,19 @@ def _begin(process: Any) -> None:
         log.warning(
             "this Parsl is not as gc_warm knows it: its workers work, and start cold", exc_info=True
         )
+
+
+def _asked_for(variable: str) -> str:
+    """Take a variable of a hook from the environment; return its value, empty where it is off."""
+    value = os.environ.pop(variable, "")
+    hook = variable.removeprefix("GC_WARM_").lower()
+    if hook not in switch.disabled():
+        return value
+
+    if variable == PRELOAD:
+        for spec in value.split():
+            ledger.note_preload_failure(spec, f"{switch.DISABLE} switches preload off")
+    return ""
 
 
 def _leave_path() -> None:

@@ -191,6 +191,45 @@ def test_a_worker_of_another_parsl_works_and_says_so(tmp_path: Path) -> None:
     assert "this Parsl is not as gc_warm knows it: its workers work, and start cold" in run.stderr
 
 
+HOOKS = "preload, survive_idle_kill, orderly_end"
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        ("all", f"switched off: {HOOKS}\n"),
+        ("preload", "switched off: preload\n"),
+        (" Survive-idle-kill,preload", "switched off: preload, survive_idle_kill\n"),
+        ("preloads", "no hook of gc_warm VERSION: preloads (there are HOOKS, and all)\n"),
+        ("all 1", f"switched off: {HOOKS}; no hook of gc_warm VERSION: 1 (there are HOOKS, and "),
+    ],
+)
+def test_one_line_says_what_is_off(
+    value: str,
+    said: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("GC_WARM_DISABLE", value)
+    boot.main(["my_model", "--survive-idle-kill"])
+    printed = capsys.readouterr()
+    said = said.replace("VERSION", gc_warm.__version__).replace("HOOKS", HOOKS)
+    assert printed.err.startswith(f"gc_warm.worker.boot: GC_WARM_DISABLE={value!r}: {said}")
+    assert printed.err.count("\n") == 1
+    assert bool(printed.out) == ("all" not in value)
+
+
+@pytest.mark.parametrize("value", ["", " ,"])
+def test_nothing_is_off_without_a_name(
+    value: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("GC_WARM_DISABLE", value)
+    boot.main(["my_model"])
+    printed = capsys.readouterr()
+    assert "my_model" in printed.out
+    assert printed.err == ""
+
+
 @pytest.mark.parametrize("spec", ["preloaded:too_long", "preloaded:part_too_long"])
 def test_preload_that_does_not_fit_is_left_out(spec: str, caplog: pytest.LogCaptureFixture) -> None:
     boot._preload([spec], {}, 0)
@@ -286,6 +325,13 @@ def logs(executor: MockExecutor, rank: int = 0) -> str:
     runner = executor._mock_client.runner()
     (log,) = Path(runner._engine._folder).rglob(f"worker_{rank}.log")  # type: ignore[attr-defined]
     return log.read_text()
+
+
+def output(executor: MockExecutor) -> str:
+    """What its blocks have printed."""
+    runner = executor._mock_client.runner(executor.user_endpoint_config)
+    folder = Path(runner._engine._folder)  # type: ignore[attr-defined]
+    return "".join(path.read_text() for path in folder.rglob("submit_scripts/*err"))
 
 
 @pytest.mark.engine
@@ -395,6 +441,54 @@ def test_where_the_hook_cannot_be_had_the_workers_work_without(tmp_path: Path) -
 
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(works, *zip(*cases, strict=True)))
+
+
+STOCK: dict[str, object] = {
+    "failures": [],
+    "loads": 0,
+    "ends in order": False,
+    "queues": set(),
+    "variables": {"GC_WARM_DISABLE"},
+}
+NOT_DONE = {**STOCK, "failures": ["GC_WARM_DISABLE switches preload off"]}
+ENDS = {**NOT_DONE, "ends in order": True, "queues": {"_FirstGet"}}
+SURVIVES = {**ENDS, "queues": {"_FirstGet", "TaskQueue"}}
+
+
+@pytest.mark.engine
+def test_no_option_overrides_the_switch() -> None:
+    """Where the block is prepared, or only on the node of the worker."""
+    line = LINE.format("--survive-idle-kill preloaded:table")
+    cases = [
+        ("all", True, STOCK, "preload, survive_idle_kill, orderly_end"),
+        ("all", False, NOT_DONE, "preload, survive_idle_kill, orderly_end"),
+        ("preload", True, SURVIVES, "preload"),
+        ("survive_idle_kill,preload", False, ENDS, "preload, survive_idle_kill"),
+    ]
+
+    def is_off(value: str, is_before: bool, left: dict[str, object], said: str) -> None:
+        switch = f"export GC_WARM_DISABLE={value}"
+        lines = f"{switch}; {line}" if is_before else f"{line}; {switch}"
+        with engine(lines, number=1) as executor:
+            assert executor.submit(preloaded.hooks).result(120) == left, lines
+            assert f"switched off: {said}\n" in output(executor), lines
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(is_off, *zip(*cases, strict=True)))
+
+
+@pytest.mark.engine
+def test_options_of_our_config_do_not_override_the_switch() -> None:
+    options = {
+        "workers_per_node": 1,
+        "python_path": [str(MODULES)],
+        "preload": ["preloaded:table"],
+        "survive_idle_kill": True,
+        "environment": "export GC_WARM_DISABLE=all  # as a node's own environment would",
+    }
+    with MockExecutor(config="local", user_endpoint_config=options) as executor:
+        assert executor.submit(preloaded.hooks).result(120) == STOCK
+        assert f"switched off: {HOOKS}\n" in output(executor)
 
 
 OTHER_PARSL = """

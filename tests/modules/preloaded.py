@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import time
 from collections.abc import Generator
@@ -61,6 +62,22 @@ def failures() -> list[str]:
     from gc_warm.worker import ledger
 
     return [failure.what for failure in ledger.preload_failures()]
+
+
+def hooks() -> dict[str, object]:
+    """Return what a task finds of our hooks on its worker."""
+    import gc
+
+    from gc_warm.worker import ledger
+
+    return {
+        "failures": [failure.error for failure in ledger.preload_failures()],
+        "loads": table.info().loads,
+        "ends in order": signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL,
+        "queues": {type(each).__name__ for each in gc.get_objects()} & {"TaskQueue", "_FirstGet"},
+        "variables": set(os.environ)
+        & {"GC_WARM_PRELOAD", "GC_WARM_SURVIVE_IDLE_KILL", "GC_WARM_DISABLE"},
+    }
 
 
 def fail() -> None:
