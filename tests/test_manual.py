@@ -25,6 +25,7 @@ PAGES = {
         ROOT / "README.md",
         *sorted(ROOT.glob("gc_warm/*/README.md")),
         ROOT / "endpoint_configs" / "README.md",
+        ROOT / "endpoint_configs" / "ADMINS.md",
         ROOT / "tests" / "README.md",
         ROOT / "tests" / "benchmarks" / "README.md",
         *sorted(ROOT.glob(".github/*.md")),
