@@ -146,7 +146,7 @@ class Calls:
         return {f"{name}, an hour": found * 3600 / seconds for name, found in counted.items()}
 
 
-def compare(is_slurm: bool, seconds: float) -> float:
+def compare(is_slurm: bool, more: Mapping[str, Any], seconds: float) -> float:
     """Print what each has, and return by how much ours is above the stock one at most."""
     with contextlib.ExitStack() as stack:
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory()))
@@ -155,7 +155,7 @@ def compare(is_slurm: bool, seconds: float) -> float:
 
         ours = "slurm" if is_slurm else "local"
         options: dict[str, dict[str, Any]] = {
-            "ours": {"workers_per_node": 1, **({"address": "127.0.0.1"} if is_slurm else {})},
+            "ours": {"workers_per_node": 1, **more},
             "stock": {},
         }
         endpoints = {
@@ -280,6 +280,7 @@ def main() -> int:
     )
     parser.add_argument("--check", action="store_true", help="fail if ours has more than it may")
     parser.add_argument("--slurm", action="store_true", help="on a real Slurm, started for this")
+    parser.add_argument("--hooks", action="store_true", help="ours with its hooks switched on")
     parser.add_argument("--limit", type=int, help="processes that nobody may have")
     parser.add_argument("--seconds", type=float, default=120, help="(default: %(default)s)")
     arguments = parser.parse_args()
@@ -288,10 +289,16 @@ def main() -> int:
         try_limit(arguments.limit)
         return 0
 
+    options: dict[str, Any] = {}
+    if arguments.hooks:
+        options |= {"preload": ["gc_warm.warmables.counter"], "survive_idle_kill": True}
+    if arguments.slurm:
+        options |= {"address": "127.0.0.1"}
+
     with contextlib.ExitStack() as stack:
         if arguments.slurm:
             os.environ.update(slurm(stack))
-        worst = compare(arguments.slurm, arguments.seconds)
+        worst = compare(arguments.slurm, options, arguments.seconds)
 
     print(f"at most {LIMIT:.0%} may be added; found was {worst:+.0%}")
     return arguments.check and worst > LIMIT

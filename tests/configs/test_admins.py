@@ -1,4 +1,4 @@
-"""The schema of an administrator who leaves only safe options, as `ADMINS.md` has it made."""
+"""The page for administrators: its schema of safe options, and the names that it gives."""
 
 from __future__ import annotations
 
@@ -15,8 +15,10 @@ from globus_compute_endpoint.endpoint.config.utils import _validate_user_opts
 
 from gc_warm.configs import folders, rendering
 from gc_warm.exceptions import ConfigError
+from gc_warm.hooks import boot, switch
 
-PAGE = Path(__file__).parents[2] / "endpoint_configs" / "ADMINS.md"
+ROOT = Path(__file__).parents[2]
+PAGE = ROOT / "endpoint_configs" / "ADMINS.md"
 UNSAFE = {
     "environment": "id",
     "python_path": ["/tmp"],
@@ -49,3 +51,13 @@ def test_schema_of_safe_options_refuses_others(name: str, tmp_path: Path) -> Non
 
     safe = {"keep_warm": 5, "workers_per_node": 4}
     assert rendering.render(folder, safe) == rendering.render(folders.shipped()[name], safe)
+
+
+def test_page_names_hooks_variables_and_sources_that_are_there() -> None:
+    page = PAGE.read_text()
+    for name in (*switch.HOOKS, switch.DISABLE, boot.PRELOAD, boot.SURVIVE):
+        assert f"`{name}" in page
+
+    for source in re.findall(r"`([a-z_/]+\.py)`", page):
+        if source != "restrict_schema.py":
+            assert (ROOT / source).exists() or (ROOT / "gc_warm" / source).exists(), source
