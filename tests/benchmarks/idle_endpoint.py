@@ -2,14 +2,18 @@
 
 Two real daemons on one `LocalCloud`, which needs port 5000: one with the config ``local``, one with
 the template of globus-compute-endpoint, whose block that makes an environment with uv is left out,
-and which is told to keep its worker for an hour, where it would end it after two minutes.
-Each runs one task, and has one warm worker from then on. In the same minutes without any task,
-counted are, for the user endpoint with all that it has started (interchange, block, manager,
-worker): processes, threads, resident memory, descriptors, and by what strace sees, system calls
-that name a file (open, stat, unlink: the operations on metadata that a shared file system would
-see) and programs that were started, an hour. Without strace, read and write calls stand for the
-former (/proc/PID/io). With ``--slurm``, a real Slurm is started, both submit to it, and calls of
-its commands are counted.
+and which is told to stay for an hour, where it would end its worker after two minutes and itself
+after five. Each runs one task, and has one warm worker from then on. What is counted is for the
+user endpoint with all that it has started (interchange, block, manager, worker), in the same
+minutes without any task:
+
+- processes, threads, resident memory and descriptors,
+- system calls that name a file, as strace sees them: a shared file system would have to answer
+  them. Without strace, read and write calls stand for them (/proc/PID/io).
+- programs that were started, those of the scheduler among them.
+
+With ``--slurm``, a real Slurm is started, and both submit to it. With ``--hooks``, the hooks of
+ours are switched on.
 
 With ``--check``, the exit status is 1 if one of ours is more than 5 % above the stock one.
 
@@ -68,7 +72,8 @@ def stock_config(folder: Path, is_slurm: bool) -> Path:
         slurm = "type: SlurmProvider\n    exclusive: false\n    launcher: {type: SrunLauncher}"
         text = text.replace("type: LocalProvider", slurm)
     kept = "max_workers_per_node: 1\n  job_status_kwargs: {max_idletime: 3600}"
-    template.write_text(text.replace(UV, "true").replace("max_workers_per_node: 1", kept))
+    text = text.replace(UV, "true").replace("max_workers_per_node: 1", kept)
+    template.write_text(text.replace("idle_heartbeats_soft: 10\n", "idle_heartbeats_soft: 120\n"))
     return folder
 
 
@@ -127,7 +132,7 @@ class Calls:
         self._after = self._reads_and_writes()
 
     def _reads_and_writes(self) -> int:
-        io = (each.io_counters() for each in self._processes)
+        io = [each.io_counters() for each in self._processes]
         return sum(each.read_count + each.write_count for each in io)
 
     def an_hour(self, seconds: float) -> dict[str, float]:
