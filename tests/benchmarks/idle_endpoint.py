@@ -184,7 +184,7 @@ def run_task(endpoint: EndpointDaemon, options: Mapping[str, Any]) -> None:
     wait([future], START_TIMEOUT)
     executor.shutdown(wait=False, cancel_futures=True)
     for watcher in list(sdk_executor._RESULT_WATCHERS.values()):
-        watcher.shutdown()  # it would look for its service for ever
+        watcher.shutdown(wait=False, cancel_futures=True)  # it would look for its service for ever
 
     if not future.done() or future.exception():
         told = endpoint.folder.parent.glob(f"uep.{endpoint.endpoint_id}.*/**/*.[le][or][gr]")
