@@ -191,7 +191,7 @@ def test_a_worker_of_another_parsl_works_and_says_so(tmp_path: Path) -> None:
     assert "this Parsl is not as gc_warm knows it: its workers work, and start cold" in run.stderr
 
 
-HOOKS = "preload, survive_idle_kill, orderly_end"
+HOOKS = "preload, survive_idle_kill, amd_gpus, orderly_end"
 
 
 @pytest.mark.parametrize(
@@ -460,8 +460,8 @@ def test_no_option_overrides_the_switch() -> None:
     """Where the block is prepared, or only on the node of the worker."""
     line = LINE.format("--survive-idle-kill preloaded:table")
     cases = [
-        ("all", True, STOCK, "preload, survive_idle_kill, orderly_end"),
-        ("all", False, NOT_DONE, "preload, survive_idle_kill, orderly_end"),
+        ("all", True, STOCK, HOOKS),
+        ("all", False, NOT_DONE, HOOKS),
         ("preload", True, SURVIVES, "preload"),
         ("survive_idle_kill,preload", False, ENDS, "preload, survive_idle_kill"),
     ]
