@@ -326,8 +326,9 @@ class SlurmCluster:
 
     def _nodes_are_idle(self) -> bool:
         self._check_daemons()
-        states = self.command("sinfo", "--noheader", "--Node", "--format=%T").split()
-        return states == ["idle"] * len(self.nodes)
+        # a line for each partition that a node is in
+        states = self.command("sinfo", "--noheader", "--Node", "--format=%N:%T").split()
+        return set(states) == {f"{node}:idle" for node in self.nodes}
 
     def _check_daemons(self) -> None:
         ended = [daemon for daemon in self._daemons if daemon.poll() is not None]

@@ -183,3 +183,13 @@ def place_and_count() -> tuple[str, str | None, list[str], int]:
 
 def pid_of(number: int) -> tuple[int, int]:
     return os.getpid(), number
+
+
+def note_and_wait(record: str, number: int, gate: str) -> tuple[int, str, int, int]:
+    """Notes its number as it begins, and waits for a file.
+
+    Returns the number, the batch job it runs in, the worker, and the worker's count.
+    """
+    note(record, number)
+    wait_for_file(gate)
+    return number, os.environ["SLURM_JOB_ID"], *pid_and_count()
