@@ -20,9 +20,9 @@ from parsl.providers import SlurmProvider
 from gc_warm import MockExecutor
 from gc_warm.configs import folders, rendering
 from tests import slurm_cluster
-from tests.journeys.test_slurm import OPTIONS, all_have_ended, jobs_of_the_engine_of, on
+from tests.journeys.test_slurm import OPTIONS, all_have_ended, on
 from tests.slurm_cluster import SlurmCluster
-from tests.support import carriers, has_ended, programs_end_with, remote_text, wait_until
+from tests.support import carriers, programs_end_with, remote_text, wait_until
 
 pytestmark = pytest.mark.slurm
 
@@ -32,6 +32,7 @@ PartitionName=low Nodes=n2,n3 PriorityTier=1 State=UP
 PartitionName=high Nodes=n2,n3 PriorityTier=2 PreemptMode=OFF State=UP
 """
 LOST = "ManagerLost"
+FIRST = -1
 LONG = 0
 QUEUED = range(1, 6)
 LATER = 6
@@ -71,8 +72,8 @@ class UnderWay:
         self._futures: dict[int, Future[Any]] = {}
         self._mark = secrets.token_hex(8)
 
-        self.submit(-2)
-        _, self.job, self.worker, _ = self._futures[-2].result(120)
+        self.submit(FIRST)
+        _, self.job, self.worker, _ = self._futures[FIRST].result(120)
         executor.submit(programs.start, self._mark).result(120)
         executor.submit(servers.start, self._mark, "node").result(120)
         assert self.kept()
@@ -151,12 +152,6 @@ def take(
         return Taken(under_way.job, under_way.worker, state, outcomes, under_way.begun())
 
 
-def requeued(cluster: SlurmCluster, folder: Path) -> Taken:
-    return take(
-        cluster, folder, config(), lambda job: cluster.command("scontrol", "requeue", job), True
-    )
-
-
 def requeued_with_retries(cluster: SlurmCluster, folder: Path) -> Taken:
     text = config().replace("engine:\n", "engine:\n  max_retries_on_system_failure: 1\n")
     return take(
@@ -195,63 +190,58 @@ def signalled(cluster: SlurmCluster, folder: Path) -> Taken:
     return take(cluster, folder, config(), lambda job: cluster.command(*words, job))
 
 
-@dataclass(frozen=True)
-class Suspended:
-    """A job that was suspended twice: shortly, and until the engine had given it up.
-
-    The outcomes of tasks that ran there before and after the first time, of the long one, and of
-    one that came when the job had been given up; the engine's jobs; and how the job ended.
-    """
-
-    before: tuple[str, int, int] | str
-    after: tuple[str, int, int] | str
-    long: tuple[str, int, int] | str
-    later: tuple[str, int, int] | str
-    begun: Counter[int]
-    jobs: list[str]
-    state: str
+def suspend(cluster: SlurmCluster, under_way: UnderWay) -> None:
+    cluster.command("scontrol", "suspend", under_way.job)
+    worker = psutil.Process(under_way.worker)
+    wait_until(lambda: worker.status() == psutil.STATUS_STOPPED, "the worker is stopped")
 
 
-def suspended(cluster: SlurmCluster, folder: Path) -> Suspended:
+def suspended_shortly(cluster: SlurmCluster, folder: Path) -> Taken:
     with on(cluster, config()) as executor:
         under_way = UnderWay(executor, folder)
-
-        def suspend() -> None:
-            cluster.command("scontrol", "suspend", under_way.job)
-            stopped = psutil.STATUS_STOPPED
-            worker = psutil.Process(under_way.worker)
-            wait_until(lambda: worker.status() == stopped, "the worker is stopped")
-
-        suspend()
-        under_way.submit(1)
-        cluster.command("scontrol", "resume", under_way.job)
-        after = under_way.outcome(1)
-
         under_way.begin_long()
-        suspend()
-        long = under_way.outcome(LONG)
-        under_way.submit(LATER)
-        later = under_way.outcome(LATER)
+
+        suspend(cluster, under_way)
+        under_way.end_long()
+        cluster.command("scontrol", "resume", under_way.job)
+
+        outcomes = under_way.outcomes()
+        state = cluster.job(under_way.job).state
+        return Taken(under_way.job, under_way.worker, state, outcomes, under_way.begun())
+
+
+def suspended(cluster: SlurmCluster, folder: Path) -> Taken:
+    """Resume it when the engine has given it up, and has another job."""
+    with on(cluster, config()) as executor:
+        under_way = UnderWay(executor, folder)
+        under_way.begin_long()
+
+        suspend(cluster, under_way)
+        for number in (*QUEUED, LATER):
+            under_way.submit(number)
+        outcomes = under_way.outcomes()
         assert cluster.job(under_way.job).state == "SUSPENDED"
 
         cluster.command("scontrol", "resume", under_way.job)
         under_way.ends()
         all_have_ended(cluster, under_way.job)
-        jobs = jobs_of_the_engine_of(cluster, under_way.job)
         state = cluster.wait_for_state(under_way.job, "COMPLETED", "FAILED").state
-        before = under_way.outcome(-2)
-        return Suspended(before, after, long, later, under_way.begun(), jobs, state)
+        return Taken(under_way.job, under_way.worker, state, outcomes, under_way.begun())
 
 
-AGAIN = ("requeued", "preempted")
-FOR_GOOD = ("preempted_without_requeue", "told_to_end", "signalled")
+ENDS = {
+    "preempted_without_requeue": "PREEMPTED",
+    "told_to_end": "FAILED",
+    "signalled": "FAILED",
+    "suspended": "COMPLETED",
+}
 JOURNEYS = (
-    requeued,
     requeued_with_retries,
     preempted,
     preempted_without_requeue,
     told_to_end,
     signalled,
+    suspended_shortly,
     suspended,
 )
 
@@ -269,60 +259,41 @@ def side_by_side(
         return running
 
 
-def check_that_others_were_served_once(taken: Taken, job: str) -> None:
-    """The tasks that waited, and one that came later, ran on one new worker, which was cold."""
-    served = [taken.outcomes[number] for number in (*QUEUED, LATER)]
+def check_that_one_new_worker_served(taken: Taken, job: str, numbers: list[int]) -> None:
+    """Check that these tasks ran once on it, which was cold."""
+    served = [taken.outcomes[number] for number in numbers]
     assert {outcome[0] for outcome in served} == {job}
     (worker,) = {outcome[1] for outcome in served}
     assert worker != taken.worker
     assert sorted(outcome[2] for outcome in served) == list(range(1, 1 + len(served)))
-    assert {taken.begun[number] for number in (*QUEUED, LATER)} == {1}
+    assert all(taken.begun[number] == 1 for number in numbers if number != LONG)
 
 
-@pytest.mark.parametrize("name", AGAIN)
-def test_a_job_that_runs_again_loses_what_ran(
-    side_by_side: dict[str, Future[Any]], name: str
-) -> None:
-    taken: Taken = side_by_side[name].result()
-    assert taken.outcomes[LONG] == LOST
-    assert taken.begun[LONG] == 1
+def test_a_job_that_runs_again_loses_what_ran(side_by_side: dict[str, Future[Any]]) -> None:
+    taken: Taken = side_by_side["preempted"].result()
+    assert (taken.outcomes[LONG], taken.begun[LONG]) == (LOST, 1)
     assert taken.state == "RUNNING"
-    check_that_others_were_served_once(taken, taken.job)
+    check_that_one_new_worker_served(taken, taken.job, [*QUEUED, LATER])
 
 
-def test_a_retried_task_runs_twice_and_gives_one_result(
-    side_by_side: dict[str, Future[Any]],
-) -> None:
+def test_a_retried_task_runs_twice(side_by_side: dict[str, Future[Any]]) -> None:
     taken: Taken = side_by_side["requeued_with_retries"].result()
-    job, worker, _ = taken.outcomes[LONG]
     assert taken.begun[LONG] == 2
-    assert (job, worker) == taken.outcomes[LATER][:2]
-    assert worker != taken.worker
+    check_that_one_new_worker_served(taken, taken.job, [LONG, *QUEUED, LATER])
 
 
-@pytest.mark.parametrize("name", FOR_GOOD)
+@pytest.mark.parametrize("name", ENDS)
 def test_a_job_that_ends_loses_what_ran(side_by_side: dict[str, Future[Any]], name: str) -> None:
     taken: Taken = side_by_side[name].result()
-    assert taken.outcomes[LONG] == LOST
-    assert taken.begun[LONG] == 1
-    assert taken.state == ("PREEMPTED" if name.startswith("preempted") else "FAILED")
+    assert (taken.outcomes[LONG], taken.begun[LONG]) == (LOST, 1)
+    assert taken.state == ENDS[name]
     job = taken.outcomes[LATER][0]
     assert job != taken.job
-    check_that_others_were_served_once(taken, job)
+    check_that_one_new_worker_served(taken, job, [*QUEUED, LATER])
 
 
 def test_a_short_suspension_loses_nothing(side_by_side: dict[str, Future[Any]]) -> None:
-    found: Suspended = side_by_side["suspended"].result()
-    job, worker, count = found.before
-    assert found.after == (job, worker, count + 1), "warm"
-
-
-def test_a_job_suspended_for_long_ends_when_resumed(
-    side_by_side: dict[str, Future[Any]],
-) -> None:
-    found: Suspended = side_by_side["suspended"].result()
-    assert found.long == LOST
-    assert found.begun == Counter([-2, LONG, 1, LATER])
-    # beyond the maximum of one: a suspended job counts as none
-    assert found.jobs == [found.before[0], found.later[0]]
-    assert found.later[2] == 1, "cold"
+    taken: Taken = side_by_side["suspended_shortly"].result()
+    assert taken.outcomes[LONG] == (taken.job, taken.worker, 2), "warm"
+    assert taken.begun[LONG] == 1
+    assert taken.state == "RUNNING"
