@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import secrets
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -31,6 +33,7 @@ PARTITIONS = """\
 PartitionName=low Nodes=n2,n3 PriorityTier=1 State=UP
 PartitionName=high Nodes=n2,n3 PriorityTier=2 PreemptMode=OFF State=UP
 """
+UPSTREAM = Path(__file__).parents[1] / "upstream" / "suspended_manager.py"
 LOST = "ManagerLost"
 FIRST = -1
 LONG = 0
@@ -229,6 +232,14 @@ def suspended(cluster: SlurmCluster, folder: Path) -> Taken:
         return Taken(under_way.job, under_way.worker, state, outcomes, under_way.begun())
 
 
+def goes_on_with_a_result(cluster: SlurmCluster, folder: Path) -> subprocess.CompletedProcess[str]:
+    """Run the reproduction for upstream, on this very Parsl, without a cluster."""
+    command = [sys.executable, str(UPSTREAM)]
+    return subprocess.run(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=300
+    )
+
+
 ENDS = {
     "preempted_without_requeue": "PREEMPTED",
     "told_to_end": "FAILED",
@@ -243,6 +254,7 @@ JOURNEYS = (
     signalled,
     suspended_shortly,
     suspended,
+    goes_on_with_a_result,
 )
 
 
@@ -297,3 +309,12 @@ def test_a_short_suspension_loses_nothing(side_by_side: dict[str, Future[Any]]) 
     assert taken.outcomes[LONG] == (taken.job, taken.worker, 2), "warm"
     assert taken.begun[LONG] == 1
     assert taken.state == "RUNNING"
+
+
+def test_stock_a_manager_that_goes_on_with_a_result_hangs(
+    side_by_side: dict[str, Future[Any]],
+) -> None:
+    """The README says so; once it does not, that is to go."""
+    done: subprocess.CompletedProcess[str] = side_by_side["goes_on_with_a_result"].result()
+    print(done.stdout)
+    assert done.returncode == 0, done.stdout
