@@ -79,19 +79,27 @@ def roomy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SlurmCluster]:
         yield cluster
 
 
+@pytest.fixture(scope="module", autouse=True)
+def environment() -> Iterator[None]:
+    """Restore what `on` sets, once no thread uses it any more."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SLURM_CONF", "")
+        del os.environ["SLURM_CONF"]
+        yield
+
+
 @contextlib.contextmanager
 def on(cluster: SlurmCluster, config: str = "slurm", **options: Any) -> Iterator[MockExecutor]:
-    """An executor on a config whose jobs go to this cluster."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("SLURM_CONF", cluster.environment["SLURM_CONF"])
-        given = {} if "\n" in config else OPTIONS | options  # a config as text takes none
-        executor = MockExecutor(config=config, user_endpoint_config=given)
-        try:
-            yield executor
-        finally:
-            executor.shutdown(wait=False)  # a task may wait for a job that never starts
-            assert executor._ending is not None
-            executor._ending.join()  # which cancels the jobs of this cluster
+    """An executor on a config whose jobs go to this cluster, as do those beside it."""
+    os.environ["SLURM_CONF"] = cluster.environment["SLURM_CONF"]
+    given = {} if "\n" in config else OPTIONS | options  # a config as text takes none
+    executor = MockExecutor(config=config, user_endpoint_config=given)
+    try:
+        yield executor
+    finally:
+        executor.shutdown(wait=False)  # a task may wait for a job that never starts
+        assert executor._ending is not None
+        executor._ending.join()  # which cancels the jobs of this cluster
 
 
 SLURM = f"""
