@@ -53,6 +53,7 @@ def keys(path: Path, numbers: Numbers | None = None) -> list[mending.Key]:
     return [mending.key_of(each) for each in findings]
 
 
+@pytest.mark.engine
 @pytest.mark.skipif(OLDER_LOADER, reason="refuses some of them")
 def test_mended_miniatures_are_clean_and_others_untouched(tmp_path: Path) -> None:
     path = tmp_path / "endpoint.yaml"

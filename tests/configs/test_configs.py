@@ -823,7 +823,10 @@ def test_every_option_of_text_is_among_those_that_are_tried(name: str) -> None:
 
 @pytest.mark.parametrize(
     ("name", "texts"),
-    [*((name, BREAKING_OUT) for name in FOLDERS), ("slurm-gpu", HOSTILE)],
+    [
+        *((name, BREAKING_OUT) for name in FOLDERS),
+        pytest.param("slurm-gpu", HOSTILE, marks=pytest.mark.engine),
+    ],
     ids=[*(f"{name}-breaking out" for name in FOLDERS), "slurm-gpu-hostile"],
 )
 def test_hostile_text_is_refused_by_name_or_arrives_unchanged_in_one_place_only(
