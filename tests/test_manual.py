@@ -12,6 +12,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -79,7 +80,15 @@ def run(*command: str, folder: Path) -> None:
 SESSIONS = [page for page in PAGES if any(">>>" in text for _, text in blocks(page))]
 
 
-@pytest.mark.parametrize("page", SESSIONS)
+def sampled(pages: list[str]) -> list[Any]:
+    """Mark the pages that the quick suite leaves to the one that runs all."""
+    quick = ("README.md", "gc_warm/worker/README.md")
+    return [
+        page if page in quick else pytest.param(page, marks=pytest.mark.engine) for page in pages
+    ]
+
+
+@pytest.mark.parametrize("page", sampled(SESSIONS))
 def test_sessions(page: str, tmp_path: Path) -> None:
     write_files(page, tmp_path)
     run("-c", RUN_EXAMPLES, str(ROOT / page), folder=tmp_path)
@@ -94,7 +103,7 @@ def files_of_tests(page: str) -> list[str]:
     ]
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if files_of_tests(page)])
+@pytest.mark.parametrize("page", sampled([page for page in PAGES if files_of_tests(page)]))
 def test_tests(page: str, tmp_path: Path) -> None:
     write_files(page, tmp_path)
     run("-m", "pytest", "-q", *files_of_tests(page), folder=tmp_path)

@@ -285,7 +285,7 @@ def all_options(draw: st.DrawFn, name: str, how: str) -> Values:
     return reconcile(name, options) if draw(st.booleans()) else options
 
 
-@pytest.mark.parametrize("times", [1, pytest.param(10, marks=pytest.mark.engine)])
+@pytest.mark.parametrize("times", [1, pytest.param(5, marks=pytest.mark.engine)])
 @pytest.mark.parametrize("how", DRAWS)
 @pytest.mark.parametrize("name", FOLDERS)
 def test_all_that_a_schema_allows_is_rendered_loaded_and_means_what_the_options_say(

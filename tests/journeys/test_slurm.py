@@ -201,11 +201,10 @@ def run_seconds(cluster: SlurmCluster, job: str) -> int:
 
 
 @pytest.mark.skipif(os.cpu_count() == 1, reason="one core only")
-@pytest.mark.parametrize("binds", ["--cpu-bind=cores", "--exact"])
 def test_gcw039_all_workers_of_a_node_share_a_core(
-    real_cores: SlurmCluster, binds: str, tmp_path: Path
+    real_cores: SlurmCluster, tmp_path: Path
 ) -> None:
-    launcher = f"launcher: {{type: SrunLauncher, overrides: {binds}}}"
+    launcher = "launcher: {type: SrunLauncher, overrides: --exact}"
     text = SLURM.replace("cores_per_node: 1", f"cores_per_node: 2\n    {launcher}")
     text = text.replace("max_workers_per_node: 1", "max_workers_per_node: 2\n  drain_period: 60")
     with on(real_cores, breaks(text, "GCW039")) as executor:
