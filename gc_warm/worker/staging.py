@@ -298,9 +298,19 @@ def _remove_abandoned(parent: str, owner: str) -> None:
                     remover.remove(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
+def _manager() -> int:
+    """Return the process id of this worker's manager; 0 if there is none.
+
+    A stand-in's workers have none: the process that started them may go on for long.
+    """
+    process = sys.modules.get("multiprocessing.process")
+    is_started_by_manager = process is not None and process.parent_process() is not None
+    return (is_started_by_manager and lifecycle.manager()) or 0
+
+
 def _start_remover(home: str, lock: int) -> None:
     subprocess.run(
-        [sys.executable, "-I", "-S", remover.__file__, home, str(lifecycle.manager() or 0)],
+        [sys.executable, "-I", "-S", remover.__file__, home, str(_manager())],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
