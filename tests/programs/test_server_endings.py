@@ -6,6 +6,7 @@ import contextlib
 import functools
 import os
 import secrets
+import shlex
 import signal
 import subprocess
 import sys
@@ -170,7 +171,8 @@ def test_a_server_of_the_node_has_the_devices_of_the_manager() -> None:
 
 @pytest.mark.engine
 def test_a_server_is_preloaded() -> None:
-    boot = f'eval "$({sys.executable} -m gc_warm.worker.boot servers:node.start)"'
+    python = shlex.quote(sys.executable)
+    boot = f'eval "$({python} -m gc_warm.worker.boot servers:node.start)"'
     with WarmExecutor(MockExecutor(config=engine_config(1, boot))) as executor:
         first = executor.submit(servers.ask_of, "node")
         assert first.result(120)
