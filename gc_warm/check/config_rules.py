@@ -81,7 +81,7 @@ def examine(
     """
     _, root = parse_with_nodes(text)
     loaded = loading.load_repaired(text)
-    refusal = _refusal(loaded.refusal, text, source) if loaded.refusal else None
+    refusal = _refusal(loaded.refusal, root, text, source) if loaded.refusal else None
 
     is_rendered = source_lines is not None
     written = Written(loaded.document, root, loaded.repairs, refusal, is_rendered)
@@ -133,7 +133,7 @@ def _column(column: int, rendered: str, original: str) -> int:
 
 
 def _refusal(
-    error: ConfigError, text: str, source: str | os.PathLike[str]
+    error: ConfigError, root: yaml.Node | None, text: str, source: str | os.PathLike[str]
 ) -> tuple[Place, str] | None:
     """Return the place and the text of the loader's complaint; None if there is just no engine.
 
@@ -142,7 +142,6 @@ def _refusal(
     if error.line is None:
         return None
 
-    _, root = parse_with_nodes(text)
     if root is None and (template := templates.template_complaint(text, source)):
         return template
 

@@ -169,6 +169,11 @@ class ExternalServer:
         self._health_timeout = commands.checked_seconds("health_timeout", health_timeout)
         self._cwd = None if cwd is None else os.path.abspath(cwd)
         self._name = f"{commands.short_name(self._command)} [{scope}]"
+        self._pattern = None if isinstance(ready, str) else (ready.pattern, ready.flags)
+
+        what = (self._command, self._env, self._cwd, scope, self._pattern or ready)
+        whole = repr(what).encode(errors="surrogateescape")
+        self._digest = hashlib.sha256(whole).hexdigest()[:8]
         self._use = _Use(self)
 
     @contextlib.contextmanager
@@ -261,10 +266,10 @@ class ExternalServer:
                 stack.enter_context(link)
                 try:
                     is_there = self._await(link, begun, deadline)
-                except _PortTakenError:
+                except _PortTakenError as taken:
                     attempts -= 1
                     if not attempts:
-                        raise
+                        raise self._failed(str(taken), status=link.status["exit"]) from None
                     continue
                 if is_there:
                     stack.pop_all()
@@ -376,14 +381,11 @@ class ExternalServer:
             environment["TMPDIR"] = work
         environment |= {name: _filled(value, address) for name, value in self._env.items()}
 
-        pattern = None
-        if not isinstance(self._ready, str):
-            pattern = (self._ready.pattern, self._ready.flags)
         launch = {
             "command": [_filled(part, address) for part in self._command],
             "address": address,
             "cwd": work,
-            "pattern": pattern,
+            "pattern": self._pattern,
             "owner": owner,
             "owner_started": owner_started,
             "cpus": None if owner == os.getpid() else sorted(os.sched_getaffinity(owner)),
@@ -401,10 +403,7 @@ class ExternalServer:
         key = f"{owner}.{start_time(owner)}"
         if owner != os.getpid():
             key = lifecycle.worker().pool or key
-
-        what = (self._command, self._env, self._cwd, self.scope, str(self._ready))
-        digest = hashlib.sha256(repr(what).encode(errors="surrogateescape")).hexdigest()[:8]
-        return _folder_of(f"{key}-{digest}")
+        return _folder_of(f"{key}-{self._digest}")
 
     # Readiness and health
 
@@ -468,7 +467,7 @@ class ExternalServer:
         if not link.is_over:
             link.end(words)
             link.wait(_END_TIMEOUT)
-        raise _PortTakenError(f"{self._name} {words}{link.log_end()}", link.status["exit"])
+        raise _PortTakenError(f"{words}{link.log_end()}")
 
     def _check_health(self, link: Link) -> bool:
         """Return whether the server is there; raise an error if it is, and does not answer well."""
@@ -517,11 +516,8 @@ class ExternalServer:
         return failure
 
 
-class _PortTakenError(ProcessStartError):
+class _PortTakenError(Exception):
     """Another program listens on the port that the server was given."""
-
-
-_PortTakenError.__name__ = _PortTakenError.__qualname__ = "ProcessStartError"
 
 
 class _Use:
@@ -715,9 +711,8 @@ def end_servers(pool: str) -> None:
     Args:
         pool: The manager's id.
     """
-    for control in Path(_folder_of(pool)).parent.glob(
-        f"{Path(_folder_of(pool)).name}-*/{_CONTROL}"
-    ):
+    folders = Path(_folder_of(pool))
+    for control in folders.parent.glob(f"{folders.name}-*/{_CONTROL}"):
         with socket.socket(socket.AF_UNIX) as connection, contextlib.suppress(OSError):
             connection.connect(os.fspath(control))
             link = Link(connection)

@@ -56,7 +56,7 @@ class ServerAddress(str):
         """
         if self.socket is None:
             return http.client.HTTPConnection("127.0.0.1", self.port, timeout=timeout)
-        return _UnixConnection(self.socket, timeout)
+        return _UnixConnection(self, timeout)
 
     def ask(self, path: str, timeout: float) -> int:
         """Return the status of the server's answer to a path.
@@ -85,11 +85,11 @@ class ServerAddress(str):
                 _read(connection, _REST_SIZE, min(deadline, time.monotonic() + _REST_SECONDS))
         return int(status[1])
 
-    def connect(self, timeout: float) -> _Socket:
+    def connect(self, timeout: float | None) -> _Socket:
         """Return a socket that is connected to the server.
 
         Args:
-            timeout: Seconds for each wait for the server.
+            timeout: Seconds for each wait for the server; None for any time.
         """
         if self.socket is None:
             return socket.create_connection(("127.0.0.1", self.port or 0), timeout)
@@ -106,14 +106,12 @@ class ServerAddress(str):
 class _UnixConnection(http.client.HTTPConnection):
     """HTTP over a Unix socket."""
 
-    def __init__(self, path: str, timeout: float) -> None:
+    def __init__(self, address: ServerAddress, timeout: float) -> None:
         super().__init__("localhost", timeout=timeout)
-        self._path = path
+        self._address = address
 
     def connect(self) -> None:
-        self.sock = socket.socket(socket.AF_UNIX)
-        self.sock.settimeout(self.timeout)
-        self.sock.connect(self._path)
+        self.sock = self._address.connect(self.timeout)
 
 
 def _read(connection: socket.socket, size: int, deadline: float) -> bytes:

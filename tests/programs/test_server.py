@@ -135,6 +135,17 @@ def test_listens_on_a_port_with_a_token(monkeypatch: pytest.MonkeyPatch) -> None
         server.close()
 
 
+def test_no_free_port_is_an_error_that_can_be_sent(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as squatter:
+        port = squatter.getsockname()[1]
+        monkeypatch.setattr(server_module, "free_port", lambda: port)
+        monkeypatch.setattr(server_module, "_PORT_ATTEMPTS", 1)
+        command = [sys.executable, "-I", "-S", servers.PROGRAM, "--port", "{port}"]
+        with pytest.raises(ProcessStartError, match=f"found its port {port} taken") as failure:
+            ExternalServer(command, ready="/health").start()
+    assert type(pickle.loads(pickle.dumps(failure.value))) is ProcessStartError
+
+
 def test_ready_by_a_line_of_its_log(made: Any) -> None:
     server = made("noisy", ready=re.compile("^ listening $ # a line of many", re.VERBOSE))
     assert servers.ask(server, "/pid") == server.pid
