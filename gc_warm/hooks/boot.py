@@ -21,7 +21,8 @@ HighThroughputExecutor, restarted ones included, and in no other process:
   since its job will end before it could, is left out with one line. A worker that did not survive
   its preload is replaced by one that does without, so that a crash there is no endless loop. The
   ledger keeps what was not loaded, and why, for the records of tasks.
-- *Orderly end*: SIGTERM ends the worker as ``sys.exit`` would, idle or not.
+- *Orderly end*: SIGTERM ends the worker as ``sys.exit`` would, idle or not. A worker that ends does
+  not wait for a dead manager to take its results.
 - With ``--survive-idle-kill``, the queues of `gc_warm.hooks.queues`.
 - With ``--amd-gpus``, CUDA_VISIBLE_DEVICES is gone from a worker that Parsl has pinned. It sets
   ROCR_VISIBLE_DEVICES beside it, which leaves one GPU, and in that HIP would look for the number
@@ -152,6 +153,8 @@ def _begin(process: Any) -> None:
     try:
         call = inspect.signature(process._target).bind(*process._args, **process._kwargs)
         worker = _Arguments(call.arguments)
+        if "orderly_end" not in switch.disabled():
+            queues.leave_results_of_dead_manager(call.arguments["result_queue"])
         if survive:
             worker.survive_idle_kill()
 

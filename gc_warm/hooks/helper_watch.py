@@ -1,4 +1,4 @@
-"""A manager whose multiprocessing helper dies ends, too, and its job is replaced.
+"""A manager and its multiprocessing helper end with each other.
 
 The helper is the process of the `multiprocessing.managers.SyncManager` that keeps, among others,
 the tasks in progress. Without it, no worker gets through a task: each ends with its next one, and
@@ -13,6 +13,9 @@ job is replaced, and once heartbeats have been missed, its tasks end with ``Mana
 The exit status is 0. Parsl gives an engine up, with all of its tasks, when all its jobs so far have
 failed, and one is enough for that; and launchers that take a job's other managers down with one
 that fails leave them alone.
+
+The other way round, the helper of a manager that is killed would stay for ever, and so would the
+resource tracker that serves both. With this hook, it ends.
 """
 
 from __future__ import annotations
@@ -34,14 +37,14 @@ log = logging.getLogger("parsl.gc_warm")
 
 
 def install() -> None:
-    """Watch over the helper that this process is going to start, the first one."""
+    """Tie the helper that this process is going to start, the first one, to this process."""
 
-    def start(self: Any, *args: Any, **kwargs: Any) -> None:
+    def start(self: Any) -> None:
         del SyncManager.start
-        self.start(*args, **kwargs)
+        self.start(initializer=_end_with_manager)
         _watch(self)
 
-    SyncManager.start = start  # type: ignore[method-assign]
+    SyncManager.start = start  # type: ignore
 
 
 def _watch(manager: Any) -> None:
@@ -89,3 +92,17 @@ def _end_workers() -> None:
         worker.join(max(0.0, end - time.monotonic()))
         if worker.exitcode is None:
             worker.kill()
+
+
+def _end_with_manager() -> None:
+    """Have the helper, in which this is called, end when the manager has ended."""
+    threading.Thread(target=_wait_for_manager, name="gc_warm-manager-watch", daemon=True).start()
+
+
+def _wait_for_manager() -> None:
+    manager: Any = multiprocessing.parent_process()
+    connection.wait([manager.sentinel])
+
+    # as it is asked to by a manager that shuts down: its socket and the folder of that are removed
+    server: Any = multiprocessing.current_process()
+    server._manager_server.stop_event.set()
