@@ -158,14 +158,7 @@ def _begin(process: Any) -> None:
         if survive:
             worker.survive_idle_kill()
 
-        def before_first_task() -> None:
-            _log_as_the_worker_does()
-            if amd_gpus and "ROCR_VISIBLE_DEVICES" in os.environ:
-                os.environ.pop("CUDA_VISIBLE_DEVICES", None)
-            if preload:
-                _preload(preload, worker.in_progress, worker.number)
-
-        worker.stand_in(before_first_task)
+        worker.stand_in(lambda: _before_first_task(worker, preload, amd_gpus))
         process._args, process._kwargs = call.args, call.kwargs
     except Exception:
         for spec in preload:
@@ -284,6 +277,14 @@ class _FirstGet:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stock, name)
+
+
+def _before_first_task(worker: _Arguments, preload: Sequence[str], amd_gpus: bool) -> None:
+    _log_as_the_worker_does()
+    if amd_gpus and "ROCR_VISIBLE_DEVICES" in os.environ:
+        os.environ.pop("CUDA_VISIBLE_DEVICES", None)
+    if preload:
+        _preload(preload, worker.in_progress, worker.number)
 
 
 def _log_as_the_worker_does() -> None:

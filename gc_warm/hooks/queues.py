@@ -25,9 +25,8 @@ The remedy, in the workers alone, since the manager cannot be changed:
   lock that is not to be had was left by a worker that was killed; the worker that replaces it makes
   the lock free again.
 
-- A worker that waits, for a task, a lock of the manager or room in a pipe, looks at its manager, and
-  ends when that has ended. Nothing in the pipe tells of that, since the workers hold both of its
-  ends.
+- A worker that waits, for a task, for the manager's lock or for room in a pipe, looks at its
+  manager, and ends when that has ended. The pipes do not tell: workers hold both ends of each.
 
 In Parsl's MPI mode a task with two results has its nodes freed twice. Its worker died between
 announcing and reading it, or after its result; the latter is so without gc_warm, too.

@@ -168,6 +168,7 @@ class HopelessEngine:
             provider=SimpleNamespace(worker_init=""),
             interchange_launch_cmd=["interchange.py"],
             interchange_proc=interchange,
+            connected_managers=list,
         )
 
     def start(self, **options: Any) -> None: ...
