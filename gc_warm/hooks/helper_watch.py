@@ -20,9 +20,11 @@ resource tracker that serves both. With this hook, it ends.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import multiprocessing
 import os
+import shutil
 import sys
 import threading
 import time
@@ -51,12 +53,12 @@ def _watch(manager: Any) -> None:
     """Wait in a thread for the end of a helper, unless it is not as it is known here."""
     try:
         process = manager._process
-        was_asked_to_end = manager.shutdown
-        was_asked_to_end.still_active()
+        shutdown = manager.shutdown
+        shutdown.still_active()
 
         threading.Thread(
             target=_wait,
-            args=(process, was_asked_to_end),
+            args=(process, shutdown, str(manager.address)),
             name="gc_warm-helper-watch",
             daemon=True,
         ).start()
@@ -64,22 +66,39 @@ def _watch(manager: Any) -> None:
         print("gc_warm: helper_watch is not done in this manager", file=sys.stderr, flush=True)
 
 
-def _wait(process: Any, shutdown: Any) -> None:
+def _wait(process: Any, shutdown: Any, address: str) -> None:
     connection.wait([process.sentinel])
-    if not shutdown.still_active():
-        return
 
-    process.join()
+    # not if it was asked to end
+    if shutdown.still_active():
+        process.join()
+        _end(process, address)
+
+
+def _end(helper: Any, address: str) -> None:
+    """End this manager, whatever may fail on the way."""
     message = (
-        f"the multiprocessing helper of this manager, process {process.pid}, has ended with exit "
-        f"code {process.exitcode}: without it no task can be run, and the manager ends"
+        f"the multiprocessing helper of this manager, process {helper.pid}, has ended with exit "
+        f"code {helper.exitcode}: without it no task can be run, and the manager ends"
     )
-    log.critical(message)
-    print(f"gc_warm: {message}", file=sys.stderr, flush=True)
-    logging.disable()  # other threads of the manager log nothing but errors from here on
 
-    _end_workers()
-    os._exit(0)
+    # run from the last to the first
+    with contextlib.ExitStack() as steps:
+        steps.callback(os._exit, 0)
+        steps.callback(_remove_folder_of, address)
+        steps.callback(_end_workers)
+        # other threads of the manager log nothing but errors from here on
+        steps.callback(logging.disable)
+
+        log.critical(message)
+        print(f"gc_warm: {message}", file=sys.stderr, flush=True)
+
+
+def _remove_folder_of(address: str) -> None:
+    """Remove the folder that a helper has made for its socket, and that it cannot remove."""
+    folder = os.path.dirname(address)
+    if os.path.basename(folder).startswith("pymp-"):
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _end_workers() -> None:
