@@ -49,6 +49,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, MutableMapping, Sequence
+from multiprocessing.managers import DictProxy
 from multiprocessing.process import BaseProcess
 from multiprocessing.queues import Queue
 from pathlib import Path
@@ -166,6 +167,29 @@ def _begin(process: Any) -> None:
         log.warning(
             "this Parsl is not as gc_warm knows it: its workers work, and start cold", exc_info=True
         )
+        _say_ready(process)
+
+
+def ready_mark(number: int | str) -> str:
+    """Return the key of a worker that has preloaded, in its manager's tasks in progress.
+
+    `gc_warm.hooks.gate` waits for it. It is left also where a preload has failed.
+
+    Args:
+        number: The worker's number.
+    """
+    return f"gc_warm ready {number}"
+
+
+def _say_ready(process: Any) -> None:
+    """Leave the mark for a worker whose arguments are not those that are known."""
+    number = process.name.rpartition("-")[2]
+    try:
+        for argument in (*process._args, *process._kwargs.values()):
+            if isinstance(argument, DictProxy):
+                argument[ready_mark(number)] = True
+    except Exception as error:
+        log.warning("its manager is not told that this worker is ready: %r", error)
 
 
 def _asked_for(variable: str) -> str:
@@ -283,8 +307,12 @@ def _before_first_task(worker: _Arguments, preload: Sequence[str], amd_gpus: boo
     _log_as_the_worker_does()
     if amd_gpus and "ROCR_VISIBLE_DEVICES" in os.environ:
         os.environ.pop("CUDA_VISIBLE_DEVICES", None)
+
+    ready = ready_mark(worker.number)
+    worker.in_progress.pop(ready, None)  # of one that this one replaces
     if preload:
         _preload(preload, worker.in_progress, worker.number)
+    worker.in_progress[ready] = True
 
 
 def _log_as_the_worker_does() -> None:
