@@ -278,14 +278,22 @@ def test_worker_killed_in_its_preload_opens_the_gate(tmp_path: Path) -> None:
 
 
 @pytest.mark.engine
-def test_manager_killed_in_the_preload_loses_no_task(tmp_path: Path) -> None:
+@pytest.mark.parametrize("killed", ["manager", "helper"])
+def test_manager_lost_in_the_preload_loses_no_task(tmp_path: Path, killed: str) -> None:
+    """The manager, or the process that keeps the marks, without which the manager ends, too."""
     with nodes(tmp_path, HOLDS="1") as made:
         made.htex.block_error_handler = lambda *_: None
         waiting = made.place()
         worker = made.await_preload(0)
-        manager_process = psutil.Process(worker).parent()
-        assert manager_process is not None
-        manager_process.kill()
+        process = psutil.Process(worker).parent()
+        assert process is not None
+        if killed == "helper":
+            (process,) = (
+                child
+                for child in process.children()
+                if "--multiprocessing-fork" in child.cmdline() and child.pid != worker
+            )
+        process.kill()
 
         made.await_preload(1)
         made.let()
