@@ -20,7 +20,8 @@ HighThroughputExecutor, restarted ones included, and in no other process:
   logged, and is repeated by the first task that needs it; one that raises `NotEnoughTimeError`,
   since its job will end before it could, is left out with one line. A worker that did not survive
   its preload is replaced by one that does without, so that a crash there is no endless loop. The
-  ledger keeps what was not loaded, and why, for the records of tasks.
+  ledger keeps what was not loaded, and why, for the records of tasks. However it went, the worker
+  then tells its manager that it is ready, for `gc_warm.hooks.gate`.
 - *Orderly end*: SIGTERM ends the worker as ``sys.exit`` would, idle or not. A worker that ends does
   not wait for a dead manager to take its results.
 - With ``--survive-idle-kill``, the queues of `gc_warm.hooks.queues`.
