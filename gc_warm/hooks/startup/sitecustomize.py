@@ -1,8 +1,8 @@
 """The ``sitecustomize`` of a block whose config switches `gc_warm.worker.boot` on.
 
-Every Python that starts there imports it; it does something in workers only. Python imports the
-first ``sitecustomize`` on its path and no other. So this one finds the site's own and runs it in
-its place; in a process that is not multiprocessing's it ends there.
+Every Python that starts there imports it; it does something in workers and their managers only.
+Python imports the first ``sitecustomize`` on its path and no other. So this one finds the site's
+own and runs it in its place; in a process that is neither it ends there.
 """
 
 import importlib.machinery
@@ -24,18 +24,32 @@ def _run_that_of_the_site() -> None:
 
 
 def _boot() -> None:
+    words = getattr(sys, "orig_argv", ())  # older Pythons, which may start here, are no workers
+
     try:
-        from gc_warm.hooks import boot
+        is_worker = "--multiprocessing-fork" in words
+        is_manager = any(word.endswith(_MANAGERS) for word in words[1:4])
+        if not is_worker and not is_manager:
+            return
 
-        boot.install()
-    except Exception:
-        print("gc_warm: its start failed, and this process goes on without it:", file=sys.stderr)
-        traceback.print_exc()
+        from gc_warm.hooks import boot, removal
 
+        if is_worker:
+            boot.install()
+        else:
+            removal.watch()
+    except Exception as error:
+        where = traceback.extract_tb(error.__traceback__)[-1]
+        print(
+            "gc_warm: its start failed, and this process goes on without it, cold: "
+            f"{type(error).__name__}: {error} ({where.filename}, line {where.lineno})",
+            file=sys.stderr,
+        )
+
+
+_MANAGERS = ("process_worker_pool", "process_worker_pool.py")
 
 try:
     _run_that_of_the_site()
 finally:
-    # older Pythons, which may start here, too, are not workers
-    if "--multiprocessing-fork" in getattr(sys, "orig_argv", ()):
-        _boot()
+    _boot()
