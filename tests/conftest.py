@@ -93,6 +93,19 @@ def pytest_configure() -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Say which tests one process has to run, one after the other, with ``--dist loadgroup``.
+
+    These are those of a file, which may share fixtures, and those that need the same thing of this
+    machine. All else that tests use is their own, and beside other tests of any file.
+    """
+    for item in items:
+        file = item.nodeid.partition("::")[0]
+        group = "port_5000" if item.get_closest_marker("port_5000") else file
+        item.add_marker(pytest.mark.xdist_group(group))
+
+
 def pytest_collection_finish() -> None:
     """Keep all that was imported out of the collection of garbage, now and then and in tests."""
     gc.freeze()

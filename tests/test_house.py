@@ -34,3 +34,10 @@ def test_nodes_need_the_standard_library_only(room: str) -> None:
     }
     outside = {name for name in imported if not name.startswith("gc_warm")}
     assert outside - sys.stdlib_module_names <= BESIDE_STANDARD_LIBRARY[room]
+
+
+def test_tests_of_the_port_that_all_want_are_marked() -> None:
+    """`LocalCloud()` takes the SDK's port: tests of two files would be in each other's way."""
+    for path in Path(__file__).parent.rglob("test_*.py"):
+        text = path.read_text(encoding="utf-8")
+        assert ("LocalCloud" + "()" not in text) or "port_5000" in text, path
