@@ -110,7 +110,6 @@ def test_tests(page: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.engine
-@pytest.mark.port_5000
 def test_test_of_the_whole_stack(tmp_path: Path) -> None:
     write_files("gc_warm/local/README.md", tmp_path)
     run("-m", "pytest", "-q", "test_stack.py", folder=tmp_path)

@@ -330,7 +330,6 @@ def test_gcw011_a_job_is_cancelled_before_it_was_ever_warm(tmp_path: Path) -> No
 
 
 @engine
-@pytest.mark.port_5000
 def test_gcw012_the_endpoint_stops_before_its_workers_have_been_idle_for_long_enough(
     tmp_path: Path,
 ) -> None:

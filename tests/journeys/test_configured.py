@@ -17,7 +17,7 @@ from gc_warm.local.cloud import LocalCloud
 from gc_warm.local.daemon import EndpointDaemon
 from tests.support import client_environment, wait_until
 
-pytestmark = [pytest.mark.engine, pytest.mark.port_5000]
+pytestmark = pytest.mark.engine
 
 # A task without options, and one with an option of its own: what each found on its worker.
 CLIENT = """

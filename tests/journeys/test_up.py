@@ -24,7 +24,6 @@ from gc_warm import processes
 from tests.slurm_cluster import SlurmCluster
 from tests.support import ScriptStep, client_environment, has_ended, wait_until
 
-pytestmark = pytest.mark.port_5000
 SLURM = {"address": "127.0.0.1", "partition": "debug"}
 
 

@@ -25,7 +25,7 @@ from gc_warm.local.cloud import LocalCloud
 from gc_warm.local.daemon import EndpointDaemon
 from tests.support import ScriptStep, wait_until
 
-pytestmark = [pytest.mark.engine, pytest.mark.port_5000]
+pytestmark = pytest.mark.engine
 
 # with so little, heartbeats come every five seconds
 OPTIONS: dict[str, Any] = {"workers_per_node": 2, "keep_warm": 1}
