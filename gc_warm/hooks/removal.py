@@ -27,6 +27,8 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
+from gc_warm.hooks import switch
+
 log = logging.getLogger("gc_warm")
 
 OWN_QUEUES = "gc_warm queues"
@@ -43,9 +45,12 @@ def watch() -> None:
 
     ``startup/sitecustomize.py`` calls this, once all that workers import is imported here.
     """
+    if switch.disabled().issuperset(switch.HOOKS):
+        return
+
     stock = BaseProcess.start
-    ours = [module for name, module in sys.modules.items() if name.startswith("gc_warm")]
-    needed = [_STARTUP / "sitecustomize.py", *(Path(str(module.__file__)) for module in ours)]
+    ours = [each for name, each in sys.modules.items() if name.partition(".")[0] == "gc_warm"]
+    needed = [_STARTUP / "sitecustomize.py", *(Path(str(each.__file__)) for each in ours)]
 
     def start(self: BaseProcess) -> None:
         missing = [path for path in needed if not path.exists()]
