@@ -29,6 +29,10 @@ HighThroughputExecutor, restarted ones included, and in no other process:
   ROCR_VISIBLE_DEVICES beside it, which leaves one GPU, and in that HIP would look for the number
   that the former says.
 
+A manager's Python runs `gc_warm.hooks.removal`, for the case that gc_warm is removed while the job
+runs. Where it is replaced, the workers that start after that have the new version: they say so, and
+name what they were to do and do not know.
+
 The folder and the variables are gone from the worker's own environment, so that the processes that
 its tasks start have none of this. `gc_warm.hooks.switch` is the administrator's way to switch hooks
 off; its variable stays.
@@ -58,7 +62,7 @@ from typing import Any
 
 import gc_warm
 from gc_warm.exceptions import NotEnoughTimeError
-from gc_warm.hooks import queues, switch, versions
+from gc_warm.hooks import queues, removal, switch, versions
 from gc_warm.worker import ledger, lifecycle
 
 log = logging.getLogger("gc_warm")
@@ -68,8 +72,10 @@ PRELOAD = "GC_WARM_PRELOAD"
 SURVIVE = "GC_WARM_SURVIVE_IDLE_KILL"
 AMD_GPUS = "GC_WARM_AMD_GPUS"
 
+# the version that has set them, and the names of those that are not empty
+PREPARED = "GC_WARM_PREPARED"
+
 _STARTUP = str(Path(__file__).with_name("startup"))
-_WORKER = re.compile(r"HTEX-Worker-\d+")
 _SPEC = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*(:[^\W\d]\w*(\.[^\W\d]\w*)*)?")
 
 
@@ -109,9 +115,12 @@ def main(arguments: Sequence[str]) -> None:
     if switch.disabled().issuperset(switch.HOOKS):
         return
 
-    print(f"export {PRELOAD}={shlex.quote(' '.join(preload))}")
-    print(f"export {SURVIVE}={survive}")
-    print(f"export {AMD_GPUS}={amd_gpus}")
+    variables = {PRELOAD: " ".join(preload), SURVIVE: survive, AMD_GPUS: amd_gpus}
+    used = [name for name, value in variables.items() if value]
+    variables[PREPARED] = " ".join([gc_warm.__version__, *used])
+
+    for name, value in variables.items():
+        print(f"export {name}={shlex.quote(value)}")
     print(f'export PYTHONPATH={shlex.quote(_STARTUP)}"${{PYTHONPATH:+:$PYTHONPATH}}"')
 
 
@@ -128,7 +137,7 @@ def install() -> None:
 
     def run(self: BaseProcess) -> None:
         BaseProcess.run = stock  # type: ignore[method-assign]
-        if _WORKER.fullmatch(self.name):
+        if removal.WORKER.fullmatch(self.name):
             _begin(self)
         stock(self)
 
@@ -145,7 +154,7 @@ def _begin(process: Any) -> None:
     amd_gpus = bool(_asked_for(AMD_GPUS))
     _leave_path()
 
-    if said := switch.describe():
+    for said in filter(None, (_other_version(), switch.describe())):
         log.warning(said)
     if "orderly_end" not in switch.disabled():
         lifecycle.arm()
@@ -206,6 +215,23 @@ def _asked_for(variable: str) -> str:
     return ""
 
 
+def _other_version() -> str:
+    """Return one line that says which other version has prepared this block; empty if this has.
+
+    What that was asked for, and this does not know, is named, and taken from the environment.
+    """
+    version, *used = os.environ.pop(PREPARED, gc_warm.__version__).split()
+    if version == gc_warm.__version__:
+        return ""
+
+    unknown = [name for name in used if name not in (PRELOAD, SURVIVE, AMD_GPUS)]
+    for name in unknown:
+        os.environ.pop(name, None)
+
+    said = f"gc_warm {version} has prepared this block, and this worker has {gc_warm.__version__}"
+    return f"{said}, which does not know and do {', '.join(unknown)}" if unknown else said
+
+
 def _leave_path() -> None:
     folders = os.environ.get("PYTHONPATH", "").split(os.pathsep)
     others = os.pathsep.join(folder for folder in folders if folder != _STARTUP)
@@ -248,19 +274,11 @@ class _Arguments:
 
     def survive_idle_kill(self) -> None:
         """Have the worker use `gc_warm.hooks.queues`, if they were tested with this Parsl."""
-        if reason := versions.why_untested():
-            log.warning("survive_idle_kill is not done: %s", reason)
-            return
-
-        try:
-            own = self._own_queues()
-        except Exception:
-            log.warning("survive_idle_kill is not done on this machine", exc_info=True)
-            own = {}
+        own = self._own_queues()
 
         # Two workers that lock in different ways would read at the same time: all do as the first
         # one could.
-        all_have_own = self.in_progress.setdefault("gc_warm queues", bool(own))
+        all_have_own = self.in_progress.setdefault(removal.OWN_QUEUES, bool(own))
         if all_have_own and not own:
             raise SystemExit(
                 "this worker cannot use the queue as the others of its manager do, and ends"
@@ -269,6 +287,18 @@ class _Arguments:
             self._arguments.update(own)
 
     def _own_queues(self) -> dict[str, Any]:
+        """Return the arguments to use in place of stock ones; none where they cannot be had."""
+        if reason := versions.why_untested():
+            log.warning("survive_idle_kill is not done: %s", reason)
+            return {}
+
+        try:
+            return self._make_queues()
+        except Exception:
+            log.warning("survive_idle_kill is not done on this machine", exc_info=True)
+            return {}
+
+    def _make_queues(self) -> dict[str, Any]:
         def announce(task_id: int) -> None:
             self.in_progress[self.number] = {"task_id": task_id}
 

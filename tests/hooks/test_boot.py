@@ -69,6 +69,8 @@ def test_the_line_sets_the_variables_and_puts_the_folder_first() -> None:
     variables = dict(line.split("=", 1) for line in shown.stdout.splitlines() if "=" in line)
     assert variables["GC_WARM_PRELOAD"] == "my_model:load my_tables"
     assert variables["GC_WARM_SURVIVE_IDLE_KILL"] == "1"
+    prepared = f"{gc_warm.__version__} GC_WARM_PRELOAD GC_WARM_SURVIVE_IDLE_KILL"
+    assert variables["GC_WARM_PREPARED"] == prepared
     assert variables["PYTHONPATH"] == f"{STARTUP}:/a b"
 
 
