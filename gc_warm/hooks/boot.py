@@ -51,12 +51,11 @@ import time
 from collections.abc import Callable, MutableMapping, Sequence
 from multiprocessing.process import BaseProcess
 from multiprocessing.queues import Queue
-from pathlib import Path
 from typing import Any
 
 import gc_warm
 from gc_warm.exceptions import NotEnoughTimeError
-from gc_warm.hooks import queues, switch
+from gc_warm.hooks import queues, startup_path, switch
 from gc_warm.worker import ledger, lifecycle
 
 log = logging.getLogger("gc_warm")
@@ -66,7 +65,6 @@ PRELOAD = "GC_WARM_PRELOAD"
 SURVIVE = "GC_WARM_SURVIVE_IDLE_KILL"
 AMD_GPUS = "GC_WARM_AMD_GPUS"
 
-_STARTUP = str(Path(__file__).with_name("startup"))
 _WORKER = re.compile(r"HTEX-Worker-\d+")
 _SPEC = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*(:[^\W\d]\w*(\.[^\W\d]\w*)*)?")
 
@@ -104,13 +102,13 @@ def main(arguments: Sequence[str]) -> None:
 
     if said := switch.describe():
         _complain(said)
-    if switch.disabled().issuperset(switch.HOOKS):
+    if switch.disabled().issuperset(switch.WORKER_HOOKS):
         return
 
     print(f"export {PRELOAD}={shlex.quote(' '.join(preload))}")
     print(f"export {SURVIVE}={survive}")
     print(f"export {AMD_GPUS}={amd_gpus}")
-    print(f'export PYTHONPATH={shlex.quote(_STARTUP)}"${{PYTHONPATH:+:$PYTHONPATH}}"')
+    print(f'export PYTHONPATH={shlex.quote(startup_path.FOLDER)}"${{PYTHONPATH:+:$PYTHONPATH}}"')
 
 
 def _complain(message: str) -> None:
@@ -141,13 +139,13 @@ def _begin(process: Any) -> None:
     preload = _asked_for(PRELOAD).split()
     survive = bool(_asked_for(SURVIVE))
     amd_gpus = bool(_asked_for(AMD_GPUS))
-    _leave_path()
+    startup_path.leave()
 
     if said := switch.describe():
         log.warning(said)
     if "orderly_end" not in switch.disabled():
         lifecycle.arm()
-    if switch.disabled().issuperset(switch.HOOKS):
+    if switch.disabled().issuperset(switch.WORKER_HOOKS):
         return
 
     try:
@@ -184,15 +182,6 @@ def _asked_for(variable: str) -> str:
         for spec in value.split():
             ledger.note_preload_failure(spec, f"{switch.DISABLE} switches preload off")
     return ""
-
-
-def _leave_path() -> None:
-    folders = os.environ.get("PYTHONPATH", "").split(os.pathsep)
-    others = os.pathsep.join(folder for folder in folders if folder != _STARTUP)
-    if others:
-        os.environ["PYTHONPATH"] = others
-    else:
-        os.environ.pop("PYTHONPATH", None)
 
 
 class _Arguments:

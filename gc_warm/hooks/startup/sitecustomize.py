@@ -1,10 +1,13 @@
 """The ``sitecustomize`` of a block whose config switches `gc_warm.worker.boot` on.
 
-Every Python that starts there imports it; it does something in workers only. Python imports the
-first ``sitecustomize`` on its path and no other. So this one finds the site's own and runs it in
-its place; in a process that is not multiprocessing's it ends there.
+It is that of user endpoints, too, whose ``user_environment.yaml`` `gc-warm configure` has written.
+
+Every Python that starts there imports it; it does something in workers and in user endpoints only.
+Python imports the first ``sitecustomize`` on its path and no other. So this one finds the site's
+own and runs it in its place; in any other process it ends there.
 """
 
+import importlib
 import importlib.machinery
 import importlib.util
 import os
@@ -23,11 +26,9 @@ def _run_that_of_the_site() -> None:
         spec.loader.exec_module(module)
 
 
-def _boot() -> None:
+def _install(hooks: str) -> None:
     try:
-        from gc_warm.hooks import boot
-
-        boot.install()
+        importlib.import_module(f"gc_warm.hooks.{hooks}").install()
     except Exception:
         print("gc_warm: its start failed, and this process goes on without it:", file=sys.stderr)
         traceback.print_exc()
@@ -36,6 +37,10 @@ def _boot() -> None:
 try:
     _run_that_of_the_site()
 finally:
-    # older Pythons, which may start here, too, are not workers
-    if "--multiprocessing-fork" in getattr(sys, "orig_argv", ()):
-        _boot()
+    # older Pythons, which may start here, too, are neither workers nor user endpoints
+    words = getattr(sys, "orig_argv", ())
+    if "--multiprocessing-fork" in words:
+        _install("boot")
+    elif "_start-user-endpoint" in words or "--die-with-parent" in words:
+        # the latter is how clients older than 4.10 have theirs started
+        _install("endpoint")
