@@ -18,7 +18,6 @@ import importlib.metadata
 import inspect
 import json
 import logging
-import os
 import re
 import time
 from collections.abc import Callable
@@ -31,6 +30,7 @@ from weakref import WeakKeyDictionary
 log = logging.getLogger("parsl.gc_warm")
 
 TESTED_PARSL = (
+    "2026.4.20",  # that of endpoints 4.14 and 4.15
     "2026.7.27",  # the oldest that endpoint 4.19 takes
     "2026.8.10",
     "2026.9.7",
@@ -76,6 +76,23 @@ def read(folder: Path) -> Refusal | None:
         return Refusal(**json.loads((folder / RECORD).read_bytes()))
     except (OSError, ValueError, TypeError):
         return None
+
+
+def write(folder: Path, refusal: Refusal | None) -> None:
+    """Write down the last refusal, or that there is none, if there is room for that.
+
+    Args:
+        folder: The folder of the user endpoint.
+        refusal: The refusal; None after a job that was accepted.
+    """
+    path = folder / RECORD
+    beside = path.with_suffix(".new")
+    with contextlib.suppress(OSError):
+        if refusal is None:
+            path.unlink(missing_ok=True)
+        else:
+            beside.write_text(json.dumps(asdict(refusal)))
+            beside.replace(path)
 
 
 def install(first: float = FIRST_DELAY, longest: float = LONGEST_DELAY) -> str:
@@ -185,14 +202,13 @@ class _Backoff:
 
     def _note(self, executor: Any, known: set[str], is_accepted: bool) -> None:
         """Note what has become of a block that was asked for."""
-        path = Path(executor.run_dir, RECORD)
+        folder = Path(executor.run_dir)
         row = self._rows[executor]
         if is_accepted:
             if row.tries:
                 log.info("the scheduler has accepted a job, after %d refusals in a row", row.tries)
             self._rows[executor] = _Row()
-            with contextlib.suppress(OSError):
-                path.unlink(missing_ok=True)
+            write(folder, None)
             return
 
         (block,) = set(executor.status_facade) - known
@@ -209,7 +225,7 @@ class _Backoff:
             text,
         )
         now = time.time()
-        _write(path, Refusal(text, row.tries, now, now + row.delay))
+        write(folder, Refusal(text, row.tries, now, now + row.delay))
 
 
 def _jobs(executor: Any) -> int:
@@ -221,11 +237,3 @@ def _words(message: str) -> str:
     found = re.search(r"stdout=(.*), stderr=(.*)$", message, re.DOTALL)
     printed = "\n".join(part.strip() for part in reversed(found.groups())) if found else ""
     return printed.strip() or message
-
-
-def _write(path: Path, refusal: Refusal) -> None:
-    """Write the record, if there is room: what it says is in the log, too."""
-    beside = path.with_suffix(".new")
-    with contextlib.suppress(OSError):
-        beside.write_text(json.dumps(asdict(refusal)))
-        os.replace(beside, path)
