@@ -206,7 +206,7 @@ class _Backoff:
         row = self._rows[executor]
         if is_accepted:
             if row.tries:
-                log.info("the scheduler has accepted a job, after %d refusals in a row", row.tries)
+                log.info("the scheduler has accepted a job (refusals before: %d)", row.tries)
             self._rows[executor] = _Row()
             write(folder, None)
             return

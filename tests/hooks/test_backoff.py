@@ -246,7 +246,7 @@ OFF = "GC_WARM_DISABLE='backoff': switched off: backoff"
     ],
     ids=["user endpoint", "switched off", "any other"],
 )
-def test_only_a_user_endpoint_has_the_hook_and_nothing_that_it_starts(
+def test_hook_is_in_user_endpoints_and_in_nothing_else(
     word: str, switch: str, found: list[str | None], said: str, tmp_path: Path
 ) -> None:
     (tmp_path / "sitecustomize.py").write_text("import os; os.environ['SITE'] = 'ran'\n")

@@ -76,4 +76,4 @@ def test_refused_job_is_said_and_asked_for_again(
     assert WORDS in found["text"]
     assert "the scheduler has refused a job (refusal 1 in a row; the next try is in 5 s, or " in log
     assert log.count(f"job of this endpoint ends): {WORDS}") == log.count("STDERR:sbatch: error:")
-    assert "the scheduler has accepted a job, after" in log
+    assert "the scheduler has accepted a job (refusals before: " in log
