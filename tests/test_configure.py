@@ -21,7 +21,7 @@ from globus_compute_endpoint.endpoint.endpoint import Endpoint
 
 from gc_warm import cli
 from gc_warm.configs import folders, installing
-from gc_warm.hooks import startup_path
+from gc_warm.hooks import STARTUP
 from tests.support import cli_runner
 
 TEMPLATE = "user_config_template.yaml.j2"
@@ -364,7 +364,7 @@ def test_hooks_come_before_a_python_path_that_is_there(
     (tmp_path / "config" / "user_environment.yaml").write_text(given)
 
     assert configured("mine", str(tmp_path / "config")).exit_code == 0
-    paths = [startup_path.FOLDER, *filter(None, [kept.get("PYTHONPATH")])]
+    paths = [STARTUP, *filter(None, [kept.get("PYTHONPATH")])]
     assert variables(home / "mine") == {**kept, "PYTHONPATH": ":".join(paths)}
     assert ("# mine" in (home / "mine" / "user_environment.yaml").read_text()) == ("#" in given)
 
@@ -372,7 +372,8 @@ def test_hooks_come_before_a_python_path_that_is_there(
 def test_endpoint_for_several_users_has_no_hooks(tmp_path: Path, home: Path) -> None:
     shutil.copytree(folders.shipped()["slurm"], tmp_path / "config")
     with (tmp_path / "config" / "config.yaml").open("a") as file:
-        file.write("identity_mapping_config_path: null\n")
+        file.write(f"identity_mapping_config_path: {tmp_path / 'users.json'}\n")
+    (tmp_path / "users.json").write_text("[]")
     assert configured("mine", str(tmp_path / "config")).exit_code == 0
     assert variables(home / "mine") is None
 
@@ -380,7 +381,7 @@ def test_endpoint_for_several_users_has_no_hooks(tmp_path: Path, home: Path) -> 
 def test_hooks_that_everybody_can_write_are_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(startup_path, "FOLDER", str(tmp_path / "startup"))
+    monkeypatch.setattr(installing, "STARTUP", str(tmp_path / "startup"))
     (tmp_path / "startup").mkdir()
     (tmp_path / "startup").chmod(0o777)
     said = configured("mine", "slurm").stderr

@@ -32,7 +32,7 @@ from gc_warm.configs.defaults import with_defaults
 from gc_warm.configs.options import Options, schema_of
 from gc_warm.configs.text import parse_config, read_text
 from gc_warm.exceptions import ConfigError
-from gc_warm.hooks import startup_path
+from gc_warm.hooks import STARTUP
 
 RECORD = "gc_warm.json"
 ENVIRONMENT = "user_environment.yaml"
@@ -41,7 +41,7 @@ _FOR_THE_ENDPOINT = ("config.yaml", ENVIRONMENT)
 """Files that say nothing of options, and that people edit: an edit stays where nothing changes."""
 _PATHS = ("user_config_template_path", "user_config_schema_path")
 """Settings of a config that lead to files which an endpoint has a copy of."""
-_SEVERAL = frozenset({"multi_user", "identity_mapping_config_path"})
+_SEVERAL = ("multi_user", "identity_mapping_config_path")
 """Settings of a config by which an endpoint serves several users."""
 _IN_BOTH = ("amqp_port",)
 """Options that the endpoint itself needs as well, in its `config.yaml`."""
@@ -223,7 +223,7 @@ def _files(name: str, source: Path, options: Options) -> dict[str, bytes]:
         }
         if rules.exists():
             given["--schema-config"] = rules
-        variables = _variables(source / ENVIRONMENT, is_for_several=not _SEVERAL.isdisjoint(core))
+        variables = _variables(source / ENVIRONMENT, any(map(core.get, _SEVERAL)))
         if variables is not None:
             given["--user-env-config"] = _put(scratch / "environment", variables)
 
@@ -293,11 +293,11 @@ def _variables(path: Path, is_for_several: bool) -> str | None:
         more.append(_line("PATH", found, why))
 
     if not is_for_several:
-        _refuse_writable(Path(startup_path.FOLDER))
+        _refuse_writable(Path(STARTUP))
         former = given.pop("PYTHONPATH", _own_python_path())
         if "PYTHONPATH" in _read_mapping(path):
             text = yaml.safe_dump(given, width=float("inf")) if given else ""
-        paths = os.pathsep.join(filter(None, [startup_path.FOLDER, str(former)]))
+        paths = os.pathsep.join(filter(None, [STARTUP, str(former)]))
         why = "gc_warm's hooks in user endpoints, which take the first folder away again"
         more.append(_line("PYTHONPATH", paths, why))
 

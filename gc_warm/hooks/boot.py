@@ -28,8 +28,8 @@ HighThroughputExecutor, restarted ones included, and in no other process:
   that the former says.
 
 The folder and the variables are gone from the worker's own environment, so that the processes that
-its tasks start have none of this. `gc_warm.hooks.switch` is the administrator's way to switch hooks
-off; its variable stays.
+its tasks start have none of this. (Of the folder, ``startup/sitecustomize.py`` sees to that.)
+`gc_warm.hooks.switch` is the administrator's way to switch hooks off; its variable stays.
 
 The hook changes how a process of multiprocessing begins to run, and stands in for an argument of
 Parsl's worker. Where that worker is not as it is known here, nothing is changed, a line on stderr
@@ -55,7 +55,7 @@ from typing import Any
 
 import gc_warm
 from gc_warm.exceptions import NotEnoughTimeError
-from gc_warm.hooks import queues, startup_path, switch
+from gc_warm.hooks import STARTUP, queues, switch
 from gc_warm.worker import ledger, lifecycle
 
 log = logging.getLogger("gc_warm")
@@ -108,7 +108,7 @@ def main(arguments: Sequence[str]) -> None:
     print(f"export {PRELOAD}={shlex.quote(' '.join(preload))}")
     print(f"export {SURVIVE}={survive}")
     print(f"export {AMD_GPUS}={amd_gpus}")
-    print(f'export PYTHONPATH={shlex.quote(startup_path.FOLDER)}"${{PYTHONPATH:+:$PYTHONPATH}}"')
+    print(f'export PYTHONPATH={shlex.quote(STARTUP)}"${{PYTHONPATH:+:$PYTHONPATH}}"')
 
 
 def _complain(message: str) -> None:
@@ -139,7 +139,6 @@ def _begin(process: Any) -> None:
     preload = _asked_for(PRELOAD).split()
     survive = bool(_asked_for(SURVIVE))
     amd_gpus = bool(_asked_for(AMD_GPUS))
-    startup_path.leave()
 
     if said := switch.describe():
         log.warning(said)

@@ -1,9 +1,9 @@
 """Hooks in a user endpoint's own process, which is where Parsl asks for jobs.
 
 `gc-warm configure` writes a PYTHONPATH with ``startup/`` into the ``user_environment.yaml`` of an
-endpoint, whose variables the daemon gives to its user endpoints and to nothing else. The folder is
-gone from it before anything else starts there, so that interchange, jobs and the scheduler's
-commands have the environment that they have without hooks.
+endpoint, whose variables the daemon gives to its user endpoints and to nothing else. The
+``sitecustomize`` there takes the folder away before anything else starts, so that interchange, jobs
+and the scheduler's commands have the environment that they have without hooks.
 
 An endpoint that starts processes of other users has no hooks: one user's file would decide there
 what runs as another.
@@ -14,7 +14,7 @@ from __future__ import annotations
 import os
 import sys
 
-from gc_warm.hooks import backoff, startup_path, switch
+from gc_warm.hooks import backoff, switch
 
 
 def install() -> None:
@@ -22,8 +22,6 @@ def install() -> None:
 
     ``startup/sitecustomize.py`` calls this.
     """
-    startup_path.leave()
-
     if said := switch.describe():
         _complain(said)
     if _is_of_another_user():

@@ -14,16 +14,30 @@ import os
 import sys
 import traceback
 
+_HERE = os.path.dirname(os.path.abspath(__file__))
+
+
+def _others(folders: "list[str]") -> "list[str]":
+    return [folder for folder in folders if os.path.abspath(folder) != _HERE]
+
 
 def _run_that_of_the_site() -> None:
-    here = os.path.dirname(os.path.abspath(__file__))
-    sys.path[:] = [folder for folder in sys.path if os.path.abspath(folder) != here]
+    sys.path[:] = _others(sys.path)
 
     spec = importlib.machinery.PathFinder.find_spec("sitecustomize", sys.path)
     if spec is not None and spec.loader is not None:
         module = importlib.util.module_from_spec(spec)
         sys.modules["sitecustomize"] = module
         spec.loader.exec_module(module)
+
+
+def _leave_environment() -> None:
+    """Have what this process starts find the PYTHONPATH that is there without hooks."""
+    left = os.pathsep.join(_others(os.environ.get("PYTHONPATH", "").split(os.pathsep)))
+    if left:
+        os.environ["PYTHONPATH"] = left
+    else:
+        os.environ.pop("PYTHONPATH", None)
 
 
 def _install(hooks: str) -> None:
@@ -40,7 +54,9 @@ finally:
     # older Pythons, which may start here, too, are neither workers nor user endpoints
     words = getattr(sys, "orig_argv", ())
     if "--multiprocessing-fork" in words:
+        _leave_environment()
         _install("boot")
     elif "_start-user-endpoint" in words or "--die-with-parent" in words:
         # the latter is how clients older than 4.10 have theirs started
+        _leave_environment()
         _install("endpoint")
