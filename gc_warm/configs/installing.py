@@ -294,10 +294,11 @@ def _variables(path: Path, is_for_several: bool) -> str | None:
 
     if not is_for_several:
         _refuse_writable(Path(STARTUP))
-        former = given.pop("PYTHONPATH", _own_python_path())
-        if "PYTHONPATH" in _read_mapping(path):
+        former = _own_python_path()
+        if "PYTHONPATH" in given:  # which cannot be there twice
+            former = str(given.pop("PYTHONPATH"))
             text = yaml.safe_dump(given, width=float("inf")) if given else ""
-        paths = os.pathsep.join(filter(None, [STARTUP, str(former)]))
+        paths = os.pathsep.join(filter(None, [STARTUP, former]))
         why = "gc_warm's hooks in user endpoints, which take the first folder away again"
         more.append(_line("PYTHONPATH", paths, why))
 

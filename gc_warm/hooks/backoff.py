@@ -176,10 +176,9 @@ class _Backoff:
         for _ in range(n):
             if self._guarded(self._has_to_wait, executor):
                 break
-            known = set(executor.status_facade)
             block = self._stock(executor, 1)
             launched += block
-            self._guarded(self._note, executor, known, bool(block))
+            self._guarded(self._note, executor, bool(block))
         return launched
 
     def _guarded(self, step: Callable[..., Any], *arguments: Any) -> Any:
@@ -200,8 +199,8 @@ class _Backoff:
             return False
         return bool(row.tries) and time.monotonic() < row.next_try
 
-    def _note(self, executor: Any, known: set[str], is_accepted: bool) -> None:
-        """Note what has become of a block that was asked for."""
+    def _note(self, executor: Any, is_accepted: bool) -> None:
+        """Note what has become of the latest block that was asked for."""
         folder = Path(executor.run_dir)
         row = self._rows[executor]
         if is_accepted:
@@ -211,8 +210,8 @@ class _Backoff:
             write(folder, None)
             return
 
-        (block,) = set(executor.status_facade) - known
-        text = _words(str(executor.status_facade[block].message))
+        latest = max(executor.status_facade, key=int)
+        text = _words(str(executor.status_facade[latest].message))
         row.tries += 1
         row.delay = min(row.delay * 2 or self._first, self._longest)
         row.next_try = time.monotonic() + row.delay

@@ -255,3 +255,18 @@ def test_hook_is_in_user_endpoints_and_in_nothing_else(
     )
     expected = [value and value.replace("SITE", str(tmp_path)) for value in found]
     assert (done.stdout, done.stderr) == (f"{expected}\n", said)
+
+
+def test_environment_without_gc_warm_is_left_as_it_is(tmp_path: Path) -> None:
+    """The folder is that of another environment, which the endpoint has been moved from."""
+    (tmp_path / "gc_warm.py").write_text("raise ModuleNotFoundError('No gc_warm here')\n")
+    path = os.pathsep.join([STARTUP, str(tmp_path)])
+    done = subprocess.run(
+        [sys.executable, "-c", FOUND, "_start-user-endpoint"],
+        env={**os.environ, "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+    )
+    assert done.stdout == f"{[None, str(tmp_path), None]}\n"
+    assert "its start failed, and this process goes on without it" in done.stderr
+    assert "No gc_warm here" in done.stderr
