@@ -86,7 +86,7 @@ def executor_on(
 def test_delays_double_up_to_ten_minutes(clock: Clock, slurm: Slurm, tmp_path: Path) -> None:
     executor = executor_on(SlurmProvider(), tmp_path)
     asked = []
-    for second in range(0, 1840, 5):  # as Parsl's strategy does
+    for second in range(0, 3600, 5):  # as Parsl's strategy does
         before = slurm.calls
         assert executor.scale_out_facade(3) == []
         assert slurm.calls - before <= 1, "a refusal ends the round"
@@ -94,7 +94,7 @@ def test_delays_double_up_to_ten_minutes(clock: Clock, slurm: Slurm, tmp_path: P
             asked.append(second)
         clock.advance(5)
 
-    assert asked == [0, 5, 15, 35, 75, 155, 315, 635, 1235, 1835]
+    assert asked == [0, 5, 15, 35, 75, 155, 315, 635, 1235, 1835, 2435, 3035]
 
 
 def test_accepted_job_ends_the_row(
