@@ -32,6 +32,7 @@ from globus_compute_sdk.sdk._environments import get_amqp_service_host
 from gc_warm import processes
 from gc_warm.check import probe
 from gc_warm.configs import meaning
+from gc_warm.hooks import backoff
 
 # seconds for an environment to be made, and for modules to be imported there
 _PROBE_TIMEOUT = 120
@@ -108,6 +109,34 @@ def look(config: UserEndpointConfig, modules: Sequence[str] = ()) -> Iterator[An
     yield from _scheduler(provider)
     yield from _ports(config, executor)
     yield from _left_behind()
+
+
+def refused_jobs(endpoint: Path) -> Iterator[Answer]:
+    """Yield the last refusal by the scheduler for each user endpoint that waits after one.
+
+    Args:
+        endpoint: The folder of an installed endpoint; one that is none has no user endpoints.
+    """
+    try:
+        endpoint_id = json.loads((endpoint / "endpoint.json").read_bytes())["endpoint_id"]
+    except (OSError, ValueError, LookupError, TypeError):
+        return
+
+    for folder in sorted(endpoint.parent.glob(f"uep.{endpoint_id}.*")):
+        refusal = backoff.read(folder)
+        if refusal is None:
+            continue
+
+        text = f"{_clock(refusal.time)}, refusal {refusal.tries} in a row; {folder.name} "
+        if _lives(folder):
+            text += f"tries again at {_clock(refusal.next_try)}, or when a job of its ends"
+        else:
+            text += "has ended since"
+        yield Answer("warning", "refused job", f"{text}:\n{refusal.text}")
+
+
+def _clock(seconds: float) -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))
 
 
 def _worker_environment(provider: Any, modules: Sequence[str]) -> Iterator[Answer]:

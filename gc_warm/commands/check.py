@@ -142,7 +142,8 @@ def _look_around(target: Target, modules: tuple[str, ...]) -> list[environment.A
         return [environment.Answer("warning", "environment", unreliable)]
 
     with Console(stderr=True, highlight=False).status("looking at the worker's environment"):
-        return list(environment.look(target.config, modules))
+        answers = list(environment.look(target.config, modules))
+    return answers + list(environment.refused_jobs(Path(target.name)))
 
 
 def _show(

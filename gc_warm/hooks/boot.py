@@ -34,8 +34,8 @@ runs. Where it is replaced, the workers that start after that have the new versi
 name what they were to do and do not know.
 
 The folder and the variables are gone from the worker's own environment, so that the processes that
-its tasks start have none of this. `gc_warm.hooks.switch` is the administrator's way to switch hooks
-off; its variable stays.
+its tasks start have none of this. (Of the folder, ``startup/sitecustomize.py`` sees to that.)
+`gc_warm.hooks.switch` is the administrator's way to switch hooks off; its variable stays.
 
 The hook changes how a process of multiprocessing begins to run, and stands in for an argument of
 Parsl's worker. Where that worker is not as it is known here, nothing is changed, a line on stderr
@@ -57,12 +57,11 @@ from collections.abc import Callable, MutableMapping, Sequence
 from multiprocessing.managers import DictProxy
 from multiprocessing.process import BaseProcess
 from multiprocessing.queues import Queue
-from pathlib import Path
 from typing import Any
 
 import gc_warm
 from gc_warm.exceptions import NotEnoughTimeError
-from gc_warm.hooks import queues, removal, switch, versions
+from gc_warm.hooks import STARTUP, queues, removal, switch, versions
 from gc_warm.worker import ledger, lifecycle
 
 log = logging.getLogger("gc_warm")
@@ -75,7 +74,6 @@ AMD_GPUS = "GC_WARM_AMD_GPUS"
 # the version that has set them, and the names of those that are not empty
 PREPARED = "GC_WARM_PREPARED"
 
-_STARTUP = str(Path(__file__).with_name("startup"))
 _SPEC = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*(:[^\W\d]\w*(\.[^\W\d]\w*)*)?")
 
 
@@ -112,7 +110,7 @@ def main(arguments: Sequence[str]) -> None:
 
     if said := switch.describe():
         _complain(said)
-    if switch.disabled().issuperset(switch.HOOKS):
+    if switch.disabled().issuperset(switch.WORKER_HOOKS):
         return
 
     variables = {PRELOAD: " ".join(preload), SURVIVE: survive, AMD_GPUS: amd_gpus}
@@ -121,7 +119,7 @@ def main(arguments: Sequence[str]) -> None:
 
     for name, value in variables.items():
         print(f"export {name}={shlex.quote(value)}")
-    print(f'export PYTHONPATH={shlex.quote(_STARTUP)}"${{PYTHONPATH:+:$PYTHONPATH}}"')
+    print(f'export PYTHONPATH={shlex.quote(STARTUP)}"${{PYTHONPATH:+:$PYTHONPATH}}"')
 
 
 def _complain(message: str) -> None:
@@ -152,13 +150,12 @@ def _begin(process: Any) -> None:
     preload = _asked_for(PRELOAD).split()
     survive = bool(_asked_for(SURVIVE))
     amd_gpus = bool(_asked_for(AMD_GPUS))
-    _leave_path()
 
     for said in filter(None, (_other_version(), switch.describe())):
         log.warning(said)
     if "orderly_end" not in switch.disabled():
         lifecycle.arm()
-    if switch.disabled().issuperset(switch.HOOKS):
+    if switch.disabled().issuperset(switch.WORKER_HOOKS):
         return
 
     try:
@@ -230,15 +227,6 @@ def _other_version() -> str:
 
     said = f"gc_warm {version} has prepared this block, and this worker has {gc_warm.__version__}"
     return f"{said}, which does not know and do {', '.join(unknown)}" if unknown else said
-
-
-def _leave_path() -> None:
-    folders = os.environ.get("PYTHONPATH", "").split(os.pathsep)
-    others = os.pathsep.join(folder for folder in folders if folder != _STARTUP)
-    if others:
-        os.environ["PYTHONPATH"] = others
-    else:
-        os.environ.pop("PYTHONPATH", None)
 
 
 class _Arguments:

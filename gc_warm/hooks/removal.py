@@ -27,7 +27,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-from gc_warm.hooks import switch
+from gc_warm.hooks import STARTUP, switch
 
 log = logging.getLogger("gc_warm")
 
@@ -36,7 +36,6 @@ OWN_QUEUES = "gc_warm queues"
 
 WORKER = re.compile(r"HTEX-Worker-\d+")
 
-_STARTUP = Path(__file__).with_name("startup")
 _END_TIMEOUT = 15.0  # seconds; the hook ends a worker ten seconds after SIGTERM
 
 
@@ -45,12 +44,12 @@ def watch() -> None:
 
     ``startup/sitecustomize.py`` calls this, once all that workers import is imported here.
     """
-    if switch.disabled().issuperset(switch.HOOKS):
+    if switch.disabled().issuperset(switch.WORKER_HOOKS):
         return
 
     stock = BaseProcess.start
     ours = [each for name, each in sys.modules.items() if name.partition(".")[0] == "gc_warm"]
-    needed = [_STARTUP / "sitecustomize.py", *(Path(str(each.__file__)) for each in ours)]
+    needed = [Path(STARTUP, "sitecustomize.py"), *(Path(str(each.__file__)) for each in ours)]
 
     def start(self: BaseProcess) -> None:
         missing = [path for path in needed if not path.exists()]
@@ -78,7 +77,7 @@ def _go_on_without(missing: Path, arguments: Iterable[Any]) -> None:
         os.environ.pop(variable, None)
     folders = os.environ.get("PYTHONPATH", "").split(os.pathsep)
     os.environ["PYTHONPATH"] = os.pathsep.join(
-        folder for folder in folders if folder != str(_STARTUP)
+        folder for folder in folders if folder != STARTUP
     )
 
     for notes in (each for each in arguments if isinstance(each, DictProxy)):

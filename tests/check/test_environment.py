@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import calendar
 import os
 import shlex
 import shutil
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import psutil
@@ -16,6 +18,7 @@ import pytest
 from gc_warm.check import environment
 from gc_warm.check.environment import Answer
 from gc_warm.configs import folders, loading, rendering
+from gc_warm.hooks import backoff
 from tests.support import MODULES, has_ended, wait_until
 
 SCRIPTS = os.path.dirname(sys.executable)
@@ -196,6 +199,34 @@ def test_own_name_that_others_cannot_use(
     monkeypatch.setattr(socket, "gethostbyname", look_up)
     found = [answer.text for answer in environment._own_name()]
     assert [text.startswith(said or "-") for text in found] == [True] * (said is not None)
+
+
+@pytest.mark.parametrize(
+    ("pid", "said"),
+    [
+        (os.getpid(), "uep.ours.1 tries again at 2026-11-30 04:00:20, or when a job of its ends"),
+        (0, "uep.ours.1 has ended since"),
+    ],
+    ids=["waits", "has ended"],
+)
+def test_refused_job_is_shown(
+    pid: int, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(time, "localtime", time.gmtime)
+    now = calendar.timegm((2026, 11, 30, 4, 0, 0))
+    refusal = backoff.Refusal("sbatch: error: no", 3, now, now + 20)
+    for name in ("mine", "uep.ours.1", "uep.ours.2", "uep.another.1"):
+        (tmp_path / name).mkdir()
+    assert not list(environment.refused_jobs(tmp_path / "mine")), "it never ran"
+    (tmp_path / "mine" / "endpoint.json").write_text('{"endpoint_id": "ours"}')
+    assert not list(environment.refused_jobs(tmp_path / "mine")), "nothing was refused"
+
+    for name in ("uep.ours.1", "uep.another.1"):
+        backoff.write(tmp_path / name, refusal)
+        (tmp_path / name / "daemon.pid").write_text(str(pid or ""))
+    text = f"2026-11-30 04:00:00, refusal 3 in a row; {said}:\nsbatch: error: no"
+    expected = [Answer("warning", "refused job", text)]
+    assert list(environment.refused_jobs(tmp_path / "mine")) == expected
 
 
 def test_interchange_whose_endpoint_is_gone_is_named() -> None:
