@@ -39,6 +39,7 @@ class Identity:
             "username": username or f"{self.id}@local",
             "name": "local",
             "email": "local@localhost",
+            "status": "used",  # only then is it mapped to a local user
         }
 
     def is_proven(self, path: str, authorization: str) -> bool:
