@@ -120,7 +120,7 @@ def test_real_command_makes_what_its_function_makes(
         timeout=120,
     )
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout == (
+    assert done.stdout.startswith(
         f"{mine}: made, with 7 options as defaults\n\n"
         "    gc-warm check mine --here\n    globus-compute-endpoint start mine\n"
     )
@@ -216,6 +216,21 @@ def test_edit_of_the_endpoint_itself_stays(mine: Path, tmp_path: Path) -> None:
         "+amqp_port: 5671",
     ]
     assert refused.exit_code == 1
+
+
+def test_root_is_told_as_whom_tasks_run(
+    mine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = ("mine", "slurm", options_file(tmp_path))
+    words = f"it needs an `email` in {mine / 'config.yaml'}, and its tasks run as root, too"
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    assert words in configured(*given).stdout
+
+    (mine / "config.yaml").write_text("identity_mapping_config_path: /etc/mapping.json\n")
+    assert words not in configured(*given).stdout
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    (mine / "config.yaml").write_text("display_name: mine\n")
+    assert words not in configured(*given).stdout
 
 
 def test_copy_of_an_endpoint_can_be_updated(mine: Path, home: Path, tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ import shlex
 import shutil
 import socket
 import subprocess
+import sys
 import tempfile
 import time
 import uuid
@@ -370,6 +371,42 @@ def _free(port: int) -> bool:
         except OSError:
             return False
         return True
+
+
+def for_users(folder: Path) -> Iterator[Answer]:
+    """Answer if no user can start what an endpoint for many users starts for each of them.
+
+    Args:
+        folder: The endpoint's folder.
+    """
+    command = shutil.which("globus-compute-endpoint", path=_path_of_user_endpoints(folder))
+    if command is None:
+        text = "globus-compute-endpoint is not on the PATH of user_environment.yaml"
+        yield Answer("error", "many users", text)
+        return
+
+    needed = [Path(command)]
+    if os.path.dirname(command) == os.path.dirname(sys.executable):
+        needed += [Path(sys.executable).resolve(), Path(__file__).resolve()]
+    for path in needed:
+        # with access by a list (ACL), the bits of the group are not 0
+        closed = [parent for parent in path.parents if not parent.stat().st_mode & 0o011]
+        if closed:
+            text = (
+                f"only the owner of {closed[-1]} can enter it, and no user can read {path}: "
+                "install globus-compute-endpoint and gc_warm where all can read them"
+            )
+            yield Answer("error", "many users", text)
+            return
+
+
+def _path_of_user_endpoints(folder: Path) -> str:
+    """Return the PATH on which a manager of root looks for what it starts."""
+    with contextlib.suppress(OSError, yaml.YAMLError):  # as a manager does
+        variables = yaml.safe_load((folder / "user_environment.yaml").read_text())
+        if isinstance(variables, dict) and "PATH" in variables:
+            return str(variables["PATH"])
+    return os.pathsep.join(["/usr/local/bin", "/usr/bin", "/bin", os.path.dirname(sys.executable)])
 
 
 def _left_behind() -> Iterator[Answer]:

@@ -143,7 +143,10 @@ def _look_around(target: Target, modules: tuple[str, ...]) -> list[environment.A
 
     with Console(stderr=True, highlight=False).status("looking at the worker's environment"):
         answers = list(environment.look(target.config, modules))
-    return answers + list(environment.refused_jobs(Path(target.name)))
+        answers += environment.refused_jobs(Path(target.name))
+        if target.mapping is not None:
+            answers += environment.for_users(Path(target.name))
+    return answers
 
 
 def _show(
@@ -180,6 +183,9 @@ def _show(
 def _show_rows(console: Console, target: Target, sentences: list[tuple[str, str]]) -> None:
     """Print a target's name and what it amounts to, as two columns."""
     rows = [("functions" if target.text is None else "config", target.name), *sentences]
+    if target.mapping is not None:
+        words = "for whom it maps, each with user endpoints, jobs and state of their own: the rest"
+        rows.insert(1, ("many users", f"run by root, {words} is of one user ({target.mapping})"))
     if not target.is_seen_whole:
         known = "known in part: the endpoint makes nothing of this that all rules could look at"
         rows.append(("rules broken", known))

@@ -177,6 +177,17 @@ def write(planned: Plan) -> None:
                     os.replace(beside / name, folder / name)
 
 
+def is_for_root_alone(folder: Path) -> bool:
+    """Return whether an endpoint of root maps nobody to a local user, so that tasks run as root.
+
+    Args:
+        folder: The folder of the endpoint.
+    """
+    return not os.geteuid() and not _read_mapping(folder / "config.yaml").get(
+        "identity_mapping_config_path"
+    )
+
+
 def start_command() -> str:
     """Return the command by which this environment's endpoint is started."""
     return str(_own_command()) if _needs_path() else _COMMAND

@@ -6,7 +6,7 @@ import contextlib
 import json
 import logging
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qs
@@ -16,8 +16,10 @@ from gc_warm.local.service import ServiceError
 
 log = logging.getLogger("gc_warm")
 
-Answer = Callable[[str, str, str, Any], Any]
-"""Takes method, path, query and body of a request, and returns the document of the answer."""
+Answer = Callable[[Identity, str, str, str, Any], Any]
+"""Returns the document of the answer to a request.
+
+It takes the identity that asks, and method, path, query and body of the request."""
 
 PORT_ADVICE = (
     "end what uses it, another `gc-warm up` or test perhaps; the SDK's local mode knows no other"
@@ -40,7 +42,8 @@ class HttpServer(ThreadingHTTPServer):
     Args:
         family: The family of the address.
         address: The address and port to listen on; 0 for any port that is free.
-        identity: The identity that requests have to prove; it answers for Globus Auth itself.
+        identities: The identities of which requests have to prove one; it answers for Globus Auth
+            itself. There may be more of them later.
         answer: Called for each other request, on the thread of its connection.
     """
 
@@ -51,11 +54,11 @@ class HttpServer(ThreadingHTTPServer):
         self,
         family: socket.AddressFamily,
         address: tuple[str, int],
-        identity: Identity,
+        identities: Sequence[Identity],
         answer: Answer,
     ) -> None:
         self.address_family = family
-        self.identity = identity
+        self.identities = identities
         self.answer = answer
         self._connections: set[socket.socket] = set()
         super().__init__(address, _Handler)
@@ -126,11 +129,11 @@ class _Handler(BaseHTTPRequestHandler):
     def _answer(self) -> None:
         path, _, query = self.path.partition("?")
         authorization = self.headers.get("Authorization") or ""
-        proven = self.server.identity.is_proven(path, authorization)
+        proven = [each for each in self.server.identities if each.is_proven(path, authorization)]
 
         try:
-            body = self._receive(proven)
-            document = self._document(path, query, body)
+            body = self._receive(bool(proven))
+            document = self._document(proven[0], path, query, body)
             status = 200
         except ServiceError as error:
             if error.status in (401, 413):  # there may be more of the request
@@ -166,10 +169,10 @@ class _Handler(BaseHTTPRequestHandler):
             return json.loads(encoded)
         return parse_qs(encoded.decode())
 
-    def _document(self, path: str, query: str, body: Any) -> Any:
+    def _document(self, identity: Identity, path: str, query: str, body: Any) -> Any:
         if is_for_auth(path):
-            return self.server.identity.answer(path, body)
-        return self.server.answer(self.command, path, query, body)
+            return identity.answer(path, body)
+        return self.server.answer(identity, self.command, path, query, body)
 
     def _send(self, status: int, document: Any) -> None:
         encoded = json.dumps(document).encode()

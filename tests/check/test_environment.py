@@ -15,11 +15,12 @@ from pathlib import Path
 import psutil
 import pytest
 
+from gc_warm import cli
 from gc_warm.check import environment
 from gc_warm.check.environment import Answer
 from gc_warm.configs import folders, loading, rendering
 from gc_warm.hooks import backoff
-from tests.support import MODULES, has_ended, wait_until
+from tests.support import MODULES, cli_runner, has_ended, wait_until
 
 SCRIPTS = os.path.dirname(sys.executable)
 
@@ -257,3 +258,40 @@ def test_interchange_whose_endpoint_is_gone_is_named() -> None:
             wait_until(is_found, "it is an orphan")
         finally:
             psutil.Process(pid).kill()
+
+
+@pytest.fixture
+def shared(tmp_path: Path) -> Path:
+    """The folder of an endpoint for many users, with a command that root alone can run."""
+    folder = tmp_path / "shared"
+    shutil.copytree(folders.shipped()["local"], folder)
+    (folder / "mapping.json").write_text("[]")
+    (folder / "config.yaml").write_text(f"identity_mapping_config_path: {folder}/mapping.json\n")
+
+    command = tmp_path / "private" / "bin" / "globus-compute-endpoint"
+    command.parent.mkdir(parents=True)
+    command.touch(0o755)
+    command.parents[1].chmod(0o700)
+    (folder / "user_environment.yaml").write_text(f"PATH: {command.parent}\n")
+    return folder
+
+
+def test_users_cannot_run_what_only_root_can_enter(
+    shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (found,) = environment.for_users(shared)
+    assert found.level == "error"
+    assert f"no user can read {tmp_path}/private/bin/globus-compute-endpoint" in found.text
+
+    (shared / "user_environment.yaml").write_text("PATH: /nowhere\n")
+    (found,) = environment.for_users(shared)
+    assert found.text == "globus-compute-endpoint is not on the PATH of user_environment.yaml"
+
+    monkeypatch.setattr(shutil, "which", lambda *_, **__: "/bin/sh")
+    assert list(environment.for_users(shared)) == []
+
+
+def test_figures_of_an_endpoint_for_many_are_of_one(shared: Path) -> None:
+    shown = cli_runner().invoke(cli.main, ["check", str(shared)]).stdout
+    assert "many users           run by root, for whom it maps, each with user endpoints" in shown
+    assert f"the rest is of one user ({shared}/mapping.json)" in shown
