@@ -23,6 +23,9 @@ worker is one that is spared, with its manager, since the others do not live for
 
 Also spared is a worker while a result of more than a mebibyte may be on its way: in the very middle
 of writing that, a kill still leaves the pipe out of step.
+
+Nothing may be there that has outlived what it belongs to, such as a program its worker, when the
+last task has ended; and nothing at all, when the engine has.
 """
 
 from __future__ import annotations
@@ -444,6 +447,8 @@ def run_on_engine(place: Place, account: Account, tasks: int, seconds: float, se
             have_ended = run.run(tasks, seconds)
         if not have_ended:
             run.give_up()
+        strays = wait_until_gone(lambda: roles.strays(MARK, place.mark))
+        account.leave("processes", strays)
 
 
 def soak(place: Place, account: Account, tasks: int, seconds: float, seed: int) -> None:

@@ -23,6 +23,7 @@ from globus_compute_sdk.errors import TaskExecutionFailed
 KILLED = {
     "worker": 5,
     "manager": 1,
+    "manager's helper": 1,
     "program": 3,
     "program's supervisor": 2,
     "server": 3,
