@@ -6,9 +6,11 @@ killed is beside the test of the hook, and that of a suspended manager in the jo
 
 from __future__ import annotations
 
+import os
 import platform
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import parsl
@@ -26,13 +28,16 @@ UPSTREAM = Path(__file__).parents[1] / "upstream"
     ],
 )
 def test_stock_parsl_has_the_fault(name: str, said: str) -> None:
-    run = subprocess.run(
-        [sys.executable, UPSTREAM / f"{name}.py"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=300,
-    )
+    # where a manager that is told to end leaves something
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        run = subprocess.run(
+            [sys.executable, UPSTREAM / f"{name}.py"],
+            env={**os.environ, "TMPDIR": folder},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=300,
+        )
     assert run.returncode == 0, run.stdout
     assert f"Python {platform.python_version()}, Parsl {parsl.__version__}: " in run.stdout
     assert said in run.stdout
