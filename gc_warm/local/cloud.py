@@ -11,6 +11,7 @@ login node another user could take the port first and be sent what was meant for
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import os
 import secrets
@@ -220,9 +221,10 @@ class LocalCloud:
             try:
                 server = HttpServer(family, (address, wanted), self._identities, self.answer)
             except OSError as error:
-                raise OSError(
-                    f"port {wanted} on {address} cannot be had ({error.strerror}): {PORT_ADVICE}"
-                ) from error
+                reason = f"port {wanted} on {address} cannot be had ({error.strerror})"
+                if error.errno == errno.EADDRINUSE:
+                    reason = f"{reason}: {PORT_ADVICE}"
+                raise OSError(reason) from error
 
             self._closing.callback(server.server_close)
             self._start_thread(server.serve_forever)

@@ -6,6 +6,8 @@ import contextlib
 import json
 import logging
 import socket
+import threading
+import time
 from collections.abc import Callable, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -32,12 +34,17 @@ _STRANGER = (
 )
 _REQUEST_LIMIT = 2**31  # bytes
 _STRANGER_LIMIT = 2**16  # bytes, of a client that has not proven its identity
-_STRANGER_TIMEOUT = 10  # seconds, for such a client
+_STRANGER_TIMEOUT = 10  # seconds, for all of the request of such a client
+_STRANGERS = 128  # connections of such clients at once, each with a thread
+_FRESH = 1  # second, in which an honest client proves its identity
 _IDLE_TIMEOUT = 600  # seconds that an idle connection is kept
 
 
 class HttpServer(ThreadingHTTPServer):
     """HTTP on one loopback address; closing it also ends the connections that clients keep.
+
+    Clients that have not proven their identity are few at once, and not for long: where there are
+    too many, the one that came first is cut off. While all have only just come, others wait.
 
     Args:
         family: The family of the address.
@@ -61,6 +68,8 @@ class HttpServer(ThreadingHTTPServer):
         self.identities = identities
         self.answer = answer
         self._connections: set[socket.socket] = set()
+        self._strangers: dict[socket.socket, float] = {}  # and when each has come, in this order
+        self._fewer_strangers = threading.Condition()
         super().__init__(address, _Handler)
 
     def server_bind(self) -> None:
@@ -77,7 +86,31 @@ class HttpServer(ThreadingHTTPServer):
             client_address: The client's address and port.
         """
         self._connections.add(request)
+        with self._fewer_strangers:
+            while len(self._strangers) >= _STRANGERS and not self._cut_off_first(_FRESH):
+                self._fewer_strangers.wait(_FRESH / 10)
+            self._strangers[request] = time.monotonic()
+
         super().process_request(request, client_address)
+
+    def service_actions(self) -> None:
+        """Cut off clients that take too long to prove their identity.
+
+        `serve_forever` calls this at least twice a second.
+        """
+        with self._fewer_strangers:
+            while self._cut_off_first(_STRANGER_TIMEOUT):
+                pass
+
+    def trust(self, request: Any) -> None:
+        """Count a connection no longer among those of strangers.
+
+        Args:
+            request: The connection's socket, whose client has proven its identity, or has gone.
+        """
+        with self._fewer_strangers:
+            self._strangers.pop(request, None)
+            self._fewer_strangers.notify()
 
     def shutdown_request(self, request: Any) -> None:
         """Close a connection, as `ThreadingHTTPServer` does, and forget it.
@@ -86,6 +119,7 @@ class HttpServer(ThreadingHTTPServer):
             request: The connection's socket.
         """
         self._connections.discard(request)
+        self.trust(request)
         super().shutdown_request(request)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
@@ -104,6 +138,18 @@ class HttpServer(ThreadingHTTPServer):
                 connection.shutdown(socket.SHUT_RDWR)
         super().server_close()
 
+    def _cut_off_first(self, age: float) -> bool:
+        """Cut off the stranger who came first, if that was so many seconds ago."""
+        stranger = next(iter(self._strangers), None)
+        if stranger is None or time.monotonic() - self._strangers[stranger] < age:
+            return False
+
+        del self._strangers[stranger]
+        with contextlib.suppress(OSError):  # it has just ended by itself
+            stranger.shutdown(socket.SHUT_RDWR)
+
+        return True
+
 
 def has_ipv6() -> bool:
     """Return whether this machine has an IPv6 loopback address."""
@@ -120,7 +166,7 @@ class _Handler(BaseHTTPRequestHandler):
     """One connection of a client."""
 
     protocol_version = "HTTP/1.1"
-    timeout = _STRANGER_TIMEOUT
+    timeout = _IDLE_TIMEOUT
     server: HttpServer
 
     def log_message(self, format: str, *args: Any) -> None:
@@ -155,6 +201,8 @@ class _Handler(BaseHTTPRequestHandler):
         """Return the decoded body of the request, if it is one to answer."""
         length = int(self.headers.get("Content-Length") or 0)
         limit = _REQUEST_LIMIT if proven else _STRANGER_LIMIT
+        if proven:
+            self.server.trust(self.connection)
         # also that of a stranger, who may look for the answer only then
         encoded = self.rfile.read(min(max(length, 0), limit))
 
@@ -164,7 +212,6 @@ class _Handler(BaseHTTPRequestHandler):
             reason = f"a request has to say how long it is, and at most {limit} bytes"
             raise ServiceError(413, "REQUEST_TOO_LARGE", reason)
 
-        self.connection.settimeout(_IDLE_TIMEOUT)
         if encoded and "json" in self.headers.get("Content-Type", ""):
             return json.loads(encoded)
         return parse_qs(encoded.decode())
