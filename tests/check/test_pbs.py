@@ -309,7 +309,7 @@ def test_task_after_that_gets_another_job_and_is_cold(life: Life) -> None:
 def test_shutdown_deletes_the_job_and_nothing_of_it_remains(life: Life) -> None:
     jobs = [job["id"] for job in life.pbs.records("jobs")]
     assert life.pbs.deleted() == jobs
-    assert life.pbs.wait_for_end(jobs[-1])
+    life.pbs.wait_for_end(jobs[-1])  # by qdel, or because its workers were told to end before
     wait_until(lambda: not life.pbs.processes(), "no process of its jobs is left")
 
 

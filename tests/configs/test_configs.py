@@ -327,7 +327,10 @@ def means_what_is_said(name: str, options: Values, profile: meaning.WarmthProfil
     jobs = options.get("max_jobs", 1)
     wall = wall_seconds(options) if name in CLUSTERS else None
     assert profile.copies_per_node == workers(name, options)
-    assert profile.copies == workers(name, options) * nodes * jobs
+    # options of srun's own, such as -n4, may ask for fewer managers
+    has_own = bool(options.get("launcher_overrides", "").strip())
+    managers = profile.managers_per_job if has_own else nodes
+    assert profile.copies == workers(name, options) * managers * jobs
     assert (profile.nodes_per_job, profile.max_jobs, profile.walltime) == (nodes, jobs, wall)
 
     # never less, and a tenth more at most
