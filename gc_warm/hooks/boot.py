@@ -39,7 +39,6 @@ Parsl's worker. Where that worker is not as it is known here, nothing is changed
 from __future__ import annotations
 
 import importlib
-import importlib.metadata
 import inspect
 import logging
 import os
@@ -56,7 +55,7 @@ from typing import Any
 
 import gc_warm
 from gc_warm.exceptions import NotEnoughTimeError
-from gc_warm.hooks import queues, switch
+from gc_warm.hooks import queues, switch, versions
 from gc_warm.worker import ledger, lifecycle
 
 log = logging.getLogger("gc_warm")
@@ -228,13 +227,8 @@ class _Arguments:
 
     def survive_idle_kill(self) -> None:
         """Have the worker use `gc_warm.hooks.queues`, if they were tested with this Parsl."""
-        version = importlib.metadata.version("parsl")
-        if version not in queues.TESTED_PARSL:
-            log.warning(
-                "survive_idle_kill is not done: it was tested with Parsl %s, and this is %s",
-                ", ".join(queues.TESTED_PARSL),
-                version,
-            )
+        if reason := versions.why_untested():
+            log.warning("survive_idle_kill is not done: %s", reason)
             return
 
         try:

@@ -47,19 +47,6 @@ from multiprocessing.queues import Queue
 from multiprocessing.reduction import ForkingPickler
 from typing import Any
 
-TESTED_PARSL = (
-    "2026.7.27",  # the oldest that endpoint 4.19 takes
-    "2026.8.10",
-    "2026.9.7",
-    "2026.9.14",
-    "2026.9.28",
-    "2026.10.5",
-    "2026.10.12",
-    "2026.10.19",
-    "2026.10.26",
-)
-"""Versions of Parsl whose workers and managers were found to use their queues as assumed here."""
-
 # bytes of a pipe: the most that a user may ask for unless the machine says otherwise
 _CAPACITY = 1 << 20
 _PEEK = 1024  # bytes; a task's id is among the first hundred

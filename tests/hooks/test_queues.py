@@ -35,7 +35,8 @@ from globus_compute_sdk.errors import TaskExecutionFailed
 
 from gc_warm import MockExecutor
 from gc_warm.hooks import queues
-from gc_warm.hooks.queues import TESTED_PARSL, ResultQueue, TaskQueue
+from gc_warm.hooks.queues import ResultQueue, TaskQueue
+from gc_warm.hooks.versions import TESTED_PARSL
 from tests.support import has_ended, wait_until
 from tests.testing.backends import engine_config
 

@@ -1,8 +1,9 @@
 """The ``sitecustomize`` of a block whose config switches `gc_warm.worker.boot` on.
 
-Every Python that starts there imports it; it does something in workers only. Python imports the
-first ``sitecustomize`` on its path and no other. So this one finds the site's own and runs it in
-its place; in a process that is not multiprocessing's it ends there.
+Every Python that starts there imports it; it does something in workers and managers only. Python
+imports the first ``sitecustomize`` on its path and no other. So this one finds the site's own and
+runs it in its place; in a process that is neither Parsl's manager nor multiprocessing's it ends
+there.
 """
 
 import importlib.machinery
@@ -23,11 +24,26 @@ def _run_that_of_the_site() -> None:
         spec.loader.exec_module(module)
 
 
-def _boot() -> None:
-    try:
-        from gc_warm.hooks import boot
+def _is_manager(words: "list[str]") -> bool:
+    """Tell whether a command line runs Parsl's ``process_worker_pool``, as module or as script."""
+    module = ["-m", "parsl.executors.high_throughput.process_worker_pool"]
+    return any(
+        words[place : place + 2] == module or os.path.basename(word) == "process_worker_pool.py"
+        for place, word in enumerate(words)
+    )
 
-        boot.install()
+
+def _boot() -> None:
+    words = getattr(sys, "orig_argv", [])  # older Pythons, which may start here, too, have none
+    try:
+        if "--multiprocessing-fork" in words:
+            from gc_warm.hooks import boot
+
+            boot.install()
+        elif _is_manager(words):
+            from gc_warm.hooks import manager
+
+            manager.install()
     except Exception:
         print("gc_warm: its start failed, and this process goes on without it:", file=sys.stderr)
         traceback.print_exc()
@@ -36,6 +52,4 @@ def _boot() -> None:
 try:
     _run_that_of_the_site()
 finally:
-    # older Pythons, which may start here, too, are not workers
-    if "--multiprocessing-fork" in getattr(sys, "orig_argv", ()):
-        _boot()
+    _boot()
