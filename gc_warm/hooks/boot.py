@@ -55,18 +55,23 @@ from typing import Any
 
 import gc_warm
 from gc_warm.exceptions import NotEnoughTimeError
-from gc_warm.hooks import queues, switch, versions
-from gc_warm.worker import ledger, lifecycle
+from gc_warm.hooks import fork_safety, queues, switch, versions
+from gc_warm.worker import ledger, lifecycle, state
 
 log = logging.getLogger("gc_warm")
 
 # the variables that a block's processes have between ``worker_init`` and their workers
 PRELOAD = "GC_WARM_PRELOAD"
+PRELOAD_NODE = "GC_WARM_PRELOAD_NODE"
 SURVIVE = "GC_WARM_SURVIVE_IDLE_KILL"
 AMD_GPUS = "GC_WARM_AMD_GPUS"
 
+# what a manager tells the workers that it could not fork: why, and that there is no room for copies
+NOT_FORKED = "GC_WARM_NOT_FORKED"
+DOES_NOT_FIT = "GC_WARM_DOES_NOT_FIT"
+
 _STARTUP = str(Path(__file__).with_name("startup"))
-_WORKER = re.compile(r"HTEX-Worker-\d+")
+WORKER = re.compile(r"HTEX-Worker-\d+")
 _SPEC = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*(:[^\W\d]\w*(\.[^\W\d]\w*)*)?")
 
 
@@ -80,6 +85,7 @@ def main(arguments: Sequence[str]) -> None:
         arguments: The words of the command line: names of modules and callables, and options.
     """
     preload: list[str] = []
+    preload_node: list[str] = []
     survive = ""
     amd_gpus = ""
 
@@ -88,18 +94,15 @@ def main(arguments: Sequence[str]) -> None:
             survive = "1"
         elif word == "--amd-gpus":
             amd_gpus = "1"
+        elif word.startswith("--preload-node="):
+            preload_node += _specs(word.partition("=")[2].split(","))
         elif word.startswith("-"):
             _complain(
                 f"{word} is an option that gc_warm {gc_warm.__version__} does not know; "
                 "the rest is done"
             )
-        elif _SPEC.fullmatch(word):
-            preload.append(word)
         else:
-            _complain(
-                f"{word!r} names no module and no callable of one, and is not preloaded: "
-                "write my_model or my_model:load"
-            )
+            preload += _specs([word])
 
     if said := switch.describe():
         _complain(said)
@@ -107,9 +110,24 @@ def main(arguments: Sequence[str]) -> None:
         return
 
     print(f"export {PRELOAD}={shlex.quote(' '.join(preload))}")
+    print(f"export {PRELOAD_NODE}={shlex.quote(' '.join(preload_node))}")
     print(f"export {SURVIVE}={survive}")
     print(f"export {AMD_GPUS}={amd_gpus}")
     print(f'export PYTHONPATH={shlex.quote(_STARTUP)}"${{PYTHONPATH:+:$PYTHONPATH}}"')
+
+
+def _specs(words: Sequence[str]) -> list[str]:
+    """Return those of the words that name a module or a callable, and complain of the others."""
+    specs = []
+    for word in words:
+        if _SPEC.fullmatch(word):
+            specs.append(word)
+        else:
+            _complain(
+                f"{word!r} names no module and no callable of one, and is not preloaded: "
+                "write my_model or my_model:load"
+            )
+    return specs
 
 
 def _complain(message: str) -> None:
@@ -125,7 +143,7 @@ def install() -> None:
 
     def run(self: BaseProcess) -> None:
         BaseProcess.run = stock  # type: ignore[method-assign]
-        if _WORKER.fullmatch(self.name):
+        if WORKER.fullmatch(self.name):
             _begin(self)
         stock(self)
 
@@ -138,6 +156,7 @@ def _begin(process: Any) -> None:
     A worker that is not as expected is left to run as it is.
     """
     preload = _asked_for(PRELOAD).split()
+    _note_what_is_not_forked(_asked_for(PRELOAD_NODE).split(), preload)
     survive = bool(_asked_for(SURVIVE))
     amd_gpus = bool(_asked_for(AMD_GPUS))
     _leave_path()
@@ -156,7 +175,9 @@ def _begin(process: Any) -> None:
             worker.survive_idle_kill()
 
         def before_first_task() -> None:
-            _log_as_the_worker_does()
+            log_as_parsl_does()
+            if lifecycle.worker().template is not None:
+                fork_safety.set_threads()
             if amd_gpus and "ROCR_VISIBLE_DEVICES" in os.environ:
                 os.environ.pop("CUDA_VISIBLE_DEVICES", None)
             if preload:
@@ -172,6 +193,37 @@ def _begin(process: Any) -> None:
         )
 
 
+def take_variables() -> dict[str, str]:
+    """Take what a block's processes have for their workers out of this one's environment.
+
+    Returns:
+        The variables: a worker that is forked from this process needs them.
+    """
+    _leave_path()
+    names = (PRELOAD, PRELOAD_NODE, SURVIVE, AMD_GPUS)
+    return {name: os.environ.pop(name) for name in names if name in os.environ}
+
+
+def _note_what_is_not_forked(specs: Sequence[str], preload: Sequence[str]) -> None:
+    """Note, in a worker that was started, why it was not forked, and what it thus starts without.
+
+    Args:
+        specs: What its node's template was to load.
+        preload: What this worker is to load for itself.
+    """
+    why = os.environ.pop(NOT_FORKED, "its manager has not done so")
+    no_room = os.environ.pop(DOES_NOT_FIT, "")
+    if not specs or lifecycle.worker().template is not None:
+        return
+
+    lifecycle.note_birth(None, why)
+    for spec in specs:
+        if spec not in preload:
+            ledger.note_preload_failure(spec, no_room or f"no template, since {why}")
+        if no_room:
+            state.forbid_loads(spec.partition(":")[0], no_room)
+
+
 def _asked_for(variable: str) -> str:
     """Take a variable of a hook from the environment; return its value, empty where it is off."""
     value = os.environ.pop(variable, "")
@@ -179,9 +231,9 @@ def _asked_for(variable: str) -> str:
     if hook not in switch.disabled():
         return value
 
-    if variable == PRELOAD:
+    if variable in (PRELOAD, PRELOAD_NODE):
         for spec in value.split():
-            ledger.note_preload_failure(spec, f"{switch.DISABLE} switches preload off")
+            ledger.note_preload_failure(spec, f"{switch.DISABLE} switches {hook} off")
     return ""
 
 
@@ -283,8 +335,9 @@ class _FirstGet:
         return getattr(self._stock, name)
 
 
-def _log_as_the_worker_does() -> None:
-    for handler in logging.getLogger("parsl").handlers:  # the worker's own file
+def log_as_parsl_does() -> None:
+    """Have what is logged here go to the log of this worker, or manager, as Parsl's own does."""
+    for handler in logging.getLogger("parsl").handlers:
         log.addHandler(handler)
     log.setLevel(logging.INFO)
 
@@ -312,12 +365,23 @@ def _preload(specs: Sequence[str], in_progress: MutableMapping[Any, Any], number
     try:
         for spec in specs:
             in_progress[mark] = spec
-            _load(spec)
+            load(spec)
     finally:  # not after a crash
         in_progress.pop(mark, None)
 
 
-def _load(spec: str) -> None:
+def load(spec: str) -> bool:
+    """Import a module, or call a callable of one without arguments; log how that went.
+
+    Args:
+        spec: ``my_model``, or ``my_model:load``.
+
+    Returns:
+        Whether it was loaded; if not, the ledger has the reason.
+
+    Raises:
+        SystemExit: This process was asked to end.
+    """
     start = time.perf_counter()
 
     try:
@@ -337,15 +401,16 @@ def _load(spec: str) -> None:
         ledger.note_preload_failure(spec, no_time or error)
         if no_time is not None:
             log.warning("preload of %s is left out: %s", spec, no_time)
-            return
+        else:
+            log.exception(
+                "preload of %s failed after %.2f s: this worker starts cold",
+                spec,
+                time.perf_counter() - start,
+            )
+        return False
 
-        log.exception(
-            "preload of %s failed after %.2f s: this worker starts cold",
-            spec,
-            time.perf_counter() - start,
-        )
-    else:
-        log.info("preloaded %s in %.2f s", spec, time.perf_counter() - start)
+    log.info("preloaded %s in %.2f s", spec, time.perf_counter() - start)
+    return True
 
 
 def _require_ran(result: object) -> None:

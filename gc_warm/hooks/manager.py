@@ -15,10 +15,11 @@ import sys
 import traceback
 from collections.abc import Callable, Mapping
 
-from gc_warm.hooks import helper_watch, switch, versions
+from gc_warm.hooks import forkserver, helper_watch, switch, versions
 
 _HOOKS: Mapping[str, Callable[[], None]] = {
     "helper_watch": helper_watch.install,
+    "preload_node": forkserver.install,
 }
 
 

@@ -16,7 +16,7 @@ import gc_warm
 DISABLE = "GC_WARM_DISABLE"
 """The variable. It stays in the environment, since it is not ours to remove."""
 
-HOOKS = ("preload", "survive_idle_kill", "amd_gpus", "orderly_end", "helper_watch")
+HOOKS = ("preload", "preload_node", "survive_idle_kill", "amd_gpus", "orderly_end", "helper_watch")
 """The names that the variable can hold, besides ``all``."""
 
 
