@@ -8,6 +8,7 @@ template looks for it, and refuses where it finds something.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import fcntl
 import os
@@ -47,7 +48,7 @@ class Before:
 
     def __init__(self) -> None:
         self.threads = set(os.listdir("/proc/self/task"))
-        self.descriptors = set(os.listdir("/proc/self/fd"))
+        self.descriptors = set(_open_descriptors())
 
     def objections(self) -> list[str]:
         """Return why this process must not be forked, in words; empty if nothing speaks against it.
@@ -90,13 +91,10 @@ class Before:
     def _open_files(self) -> Iterator[str]:
         """Yield the files that were opened since, and that forks must not share."""
         mapped = _mapped()
-        for number in set(os.listdir("/proc/self/fd")) - self.descriptors:
-            try:
-                status = os.fstat(int(number))
-                name = os.readlink(f"/proc/self/fd/{number}")
-                flags = fcntl.fcntl(int(number), fcntl.F_GETFL)
-            except OSError:  # the listing's own
-                continue
+        for number in set(_open_descriptors()) - self.descriptors:
+            status = os.fstat(number)
+            name = os.readlink(f"/proc/self/fd/{number}")
+            flags = fcntl.fcntl(number, fcntl.F_GETFL)
 
             if stat.S_ISREG(status.st_mode):
                 # neither what is only mapped nor what is only appended to has an offset that matters
@@ -107,6 +105,13 @@ class Before:
                     yield name
             elif not stat.S_ISDIR(status.st_mode):
                 yield name
+
+
+def _open_descriptors() -> Iterator[int]:
+    for number in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(OSError):  # the listing's own, which is closed again
+            os.fstat(int(number))
+            yield int(number)
 
 
 def generators(before: Mapping[str, ModuleType], states: Mapping[str, object]) -> list[str]:

@@ -156,7 +156,7 @@ class Nursery:
     def _forked(self, process: Any) -> Any:
         """Return a worker that was forked; None where workers are to be spawned."""
         while not self._given_up:
-            pid = _pid()
+            pid = template_pid()
             if pid is not None and _has_ended(pid):
                 self._bury(pid, process)
                 continue
@@ -164,7 +164,7 @@ class Nursery:
             try:
                 return self._fork(process)
             except (EOFError, OSError, ProcessError) as error:
-                pid = _pid()
+                pid = template_pid()
                 if pid is None:
                     self._give_up(f"no template can be started: {error}", [], process)
                 elif _is_ending(pid):
@@ -189,7 +189,7 @@ class Nursery:
 
     def _fork(self, process: Any) -> Any:
         """Fork a worker; start a template before, if there is none."""
-        if _pid() is not None:
+        if template_pid() is not None:
             return Popen(process)
 
         self._templates += 1
@@ -209,7 +209,7 @@ class Nursery:
             del os.environ[ORDER]
 
         begun = time.monotonic()
-        log.info("template %d (pid %s) loads %s", self._templates, _pid(), " ".join(self._specs))
+        log.info("template %d (pid %s) loads %s", self._templates, template_pid(), " ".join(self._specs))
         with self._ended_in_time():
             child = Popen(process)
         log.info(
@@ -228,7 +228,7 @@ class Nursery:
             self._is_late.set()
             os.kill(pid, signal.SIGKILL)
 
-        timer = threading.Timer(self._limit, end, [_pid()])
+        timer = threading.Timer(self._limit, end, [template_pid()])
         timer.daemon = True
         timer.start()
         try:
@@ -312,7 +312,7 @@ class _End:
     peak: int
 
 
-def _pid() -> int | None:
+def template_pid() -> int | None:
     """Return the process id of the forkserver that this process has started; None without one."""
     pid: int | None = forkserver._forkserver._forkserver_pid  # type: ignore[attr-defined]
     return pid
