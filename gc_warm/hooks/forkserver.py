@@ -200,6 +200,7 @@ class Nursery:
                 "specs": self._specs,
                 "record": f"/proc/{os.getpid()}/fd/{self._record}",
                 "number": self._templates,
+                "manager": os.getpid(),
                 "preparation": _preparation(process.name),
             }
         )

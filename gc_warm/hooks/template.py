@@ -32,6 +32,7 @@ import time
 import traceback
 from collections.abc import Mapping
 from contextlib import suppress
+from multiprocessing import forkserver as server
 from multiprocessing import spawn, util
 from pathlib import Path
 from typing import Any
@@ -190,6 +191,7 @@ class _Template:
         gc.collect()
         gc.freeze()  # else the collector's marks would copy the pages that workers share
         os.register_at_fork(after_in_child=born)
+        atexit.register(_remove_socket, self._order["manager"])
 
     def _begin_a_worker(self, own: Mapping[str, str], surroundings: _Surroundings) -> None:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
@@ -203,6 +205,15 @@ class _Template:
         os.environ.update(own)
         fork_safety.reseed()
         lifecycle.note_birth(self._number)
+
+
+def _remove_socket(manager: int) -> None:
+    """Remove what a manager that was killed has left of this process's socket, at its end."""
+    path: Any = server._forkserver._forkserver_address  # type: ignore[attr-defined]
+    if os.getppid() != manager and isinstance(path, str):
+        with suppress(OSError):  # somebody else has, or keeps something there
+            os.unlink(path)
+            os.rmdir(os.path.dirname(path))
 
 
 def _offer_to_the_kernel() -> None:

@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -29,6 +30,8 @@ class Nursery:
 
     def __init__(self, folder: Path, specs: Sequence[str], **env: str) -> None:
         self.said: list[str] = []
+        # short, since sockets lie in it; its own, since a manager that is killed leaves a folder
+        self._temporary = tempfile.TemporaryDirectory(prefix="n")
         self._process = subprocess.Popen(
             [sys.executable, str(SCRIPT), *specs],
             stdin=subprocess.PIPE,
@@ -40,6 +43,7 @@ class Nursery:
                 **os.environ,
                 "PYTHONPATH": f"{STARTUP}{os.pathsep}{MODULES}",
                 "TEMPLATE_FOLDER": str(folder),
+                "TMPDIR": self._temporary.name,
                 **env,
             },
         )
@@ -88,6 +92,7 @@ class Nursery:
         self._process.stdout.close()
         assert self._process.stderr is not None
         self._process.stderr.close()
+        self._temporary.cleanup()
 
 
 @pytest.fixture
