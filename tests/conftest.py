@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -20,6 +21,18 @@ from globus_compute_sdk.sdk import executor as sdk_executor
 from hypothesis import HealthCheck, settings
 
 from tests.support import wait_until
+
+PORT_5000 = (
+    "tests/check/test_rules_on_engine.py::test_gcw012_",
+    "tests/journeys/test_configured.py",
+    "tests/journeys/test_up.py",
+    "tests/local/test_daemon.py",
+    "tests/test_manual.py::test_test_of_the_whole_stack",
+)
+"""The tests that need the port of the SDK's local mode, and so never run beside each other.
+
+Nothing else of the machine is shared by tests: all of them run beside those of other files.
+"""
 
 _strangers: set[str] = set()
 """The processes from before the session, so long as they live: none of them has its marker."""
@@ -91,6 +104,18 @@ def pytest_configure() -> None:
     """
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Give all tests of a file to one process, as ``--dist loadfile``, and those of `PORT_5000`."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class Scheduling(LoadFileScheduling):  # type: ignore[misc]
+        def _split_scope(self, nodeid: str) -> str:
+            return "port 5000" if nodeid.startswith(PORT_5000) else super()._split_scope(nodeid)
+
+    return Scheduling(config, log) if config.getoption("dist") == "loadfile" else None
 
 
 def pytest_collection_finish() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import random
 import re
 import shutil
 import socket
@@ -22,6 +23,9 @@ _TASK_PLUGINS = ("task/affinity", "task/none")
 """In the order of preference: the second one where slurmd cannot run with the first."""
 _LONGEST_SOCKET = 107
 """Bytes in the path of a Unix socket; Linux has 108 with the zero at the end."""
+_LOWEST_PORT = 20_000
+"""Below those that Linux gives to whoever asks for any, from 32768 on."""
+_PORTS = 1000
 _ENDED = {
     "BOOT_FAIL",
     "CANCELLED",
@@ -399,12 +403,24 @@ def _program(name: str) -> str | None:
 
 
 def _free_ports(count: int) -> list[int]:
-    """Return ports that nobody has: held all at once, so that they differ, and given back."""
+    """Return ports that nobody has, and that nobody gets who asks for any port.
+
+    They are held all at once, so that they differ, and given back. Other processes of the same run
+    of pytest choose among others.
+    """
+    process = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    first = _LOWEST_PORT + process * _PORTS
+    candidates = random.SystemRandom().sample(range(first, first + _PORTS), _PORTS)
+
     with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for one in sockets:
-            one.bind(("", 0))
-        return [one.getsockname()[1] for one in sockets]
+        ports: list[int] = []
+        while len(ports) < count:
+            one = stack.enter_context(socket.socket())
+            with contextlib.suppress(OSError):  # somebody has it
+                one.bind(("", candidates[-1]))
+                ports.append(candidates[-1])
+            candidates.pop()
+        return ports
 
 
 def _expanded(nodes: str) -> tuple[str, ...]:

@@ -21,6 +21,7 @@ from globus_compute_endpoint.endpoint.endpoint import Endpoint
 
 from gc_warm import cli
 from gc_warm.configs import folders, installing
+from gc_warm.hooks import STARTUP
 from tests.support import cli_runner
 
 TEMPLATE = "user_config_template.yaml.j2"
@@ -119,7 +120,7 @@ def test_real_command_makes_what_its_function_makes(
         timeout=120,
     )
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout == (
+    assert done.stdout.startswith(
         f"{mine}: made, with 7 options as defaults\n\n"
         "    gc-warm check mine --here\n    globus-compute-endpoint start mine\n"
     )
@@ -215,6 +216,21 @@ def test_edit_of_the_endpoint_itself_stays(mine: Path, tmp_path: Path) -> None:
         "+amqp_port: 5671",
     ]
     assert refused.exit_code == 1
+
+
+def test_root_is_told_as_whom_tasks_run(
+    mine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = ("mine", "slurm", options_file(tmp_path))
+    words = f"it needs an `email` in {mine / 'config.yaml'}, and its tasks run as root, too"
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    assert words in configured(*given).stdout
+
+    (mine / "config.yaml").write_text("identity_mapping_config_path: /etc/mapping.json\n")
+    assert words not in configured(*given).stdout
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    (mine / "config.yaml").write_text("display_name: mine\n")
+    assert words not in configured(*given).stdout
 
 
 def test_copy_of_an_endpoint_can_be_updated(mine: Path, home: Path, tmp_path: Path) -> None:
@@ -322,14 +338,66 @@ def test_interrupt_while_renaming_comes_after(
     assert configured(*given).stdout.startswith(f"{mine}: up to date\n")
 
 
+def variables(folder: Path) -> dict[str, str] | None:
+    found: dict[str, str] | None = yaml.safe_load((folder / "user_environment.yaml").read_text())
+    return found
+
+
 def test_user_endpoints_find_an_environment_that_is_not_on_the_path(
     mine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert yaml.safe_load((mine / "user_environment.yaml").read_text()) is None
+    assert (variables(mine) or {}).keys() == {"PYTHONPATH"}
     monkeypatch.setenv("PATH", "/usr/bin:/bin")
     said = configured("mine", "slurm", options_file(tmp_path)).stdout
     scripts = os.path.dirname(sys.executable)
-    assert yaml.safe_load((mine / "user_environment.yaml").read_text()) == {
-        "PATH": f"{scripts}:/usr/bin:/bin"
-    }
+    assert (variables(mine) or {})["PATH"] == f"{scripts}:/usr/bin:/bin"
     assert f"    {scripts}/globus-compute-endpoint start mine\n" in said
+
+
+@pytest.mark.parametrize(
+    ("given", "is_root", "kept"),
+    [
+        ("", True, {}),
+        ("", False, {"PYTHONPATH": "/shell"}),
+        ("# mine\nSITE: here\n", True, {"SITE": "here"}),
+        ("SITE: here\nPYTHONPATH: /a:/b\n", False, {"SITE": "here", "PYTHONPATH": "/a:/b"}),
+    ],
+    ids=["nothing", "of the shell", "other variables", "of the config"],
+)
+def test_hooks_come_before_a_python_path_that_is_there(
+    given: str,
+    is_root: bool,
+    kept: dict[str, str],
+    tmp_path: Path,
+    home: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A daemon of root, and no other, keeps the variables of its shell from user endpoints."""
+    monkeypatch.setenv("PYTHONPATH", "/shell")
+    monkeypatch.setattr(installing, "is_privileged", lambda: is_root)
+    shutil.copytree(folders.shipped()["local"], tmp_path / "config")
+    (tmp_path / "config" / "user_environment.yaml").write_text(given)
+
+    assert configured("mine", str(tmp_path / "config")).exit_code == 0
+    paths = [STARTUP, *filter(None, [kept.get("PYTHONPATH")])]
+    assert variables(home / "mine") == {**kept, "PYTHONPATH": ":".join(paths)}
+    assert ("# mine" in (home / "mine" / "user_environment.yaml").read_text()) == ("#" in given)
+
+
+def test_endpoint_for_several_users_has_no_hooks(tmp_path: Path, home: Path) -> None:
+    shutil.copytree(folders.shipped()["slurm"], tmp_path / "config")
+    with (tmp_path / "config" / "config.yaml").open("a") as file:
+        file.write(f"identity_mapping_config_path: {tmp_path / 'users.json'}\n")
+    (tmp_path / "users.json").write_text("[]")
+    assert configured("mine", str(tmp_path / "config")).exit_code == 0
+    assert variables(home / "mine") is None
+
+
+def test_hooks_that_everybody_can_write_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(installing, "STARTUP", str(tmp_path / "startup"))
+    (tmp_path / "startup").mkdir()
+    (tmp_path / "startup").chmod(0o777)
+    said = configured("mine", "slurm").stderr
+    assert f"{tmp_path / 'startup'} can be written by everybody, and would run in your" in said

@@ -10,6 +10,8 @@ from pathlib import Path
 import grimp
 import pytest
 
+from tests.conftest import PORT_5000
+
 ROOT = Path(__file__).parents[1]
 BESIDE_STANDARD_LIBRARY = {
     "exceptions": set[str](),
@@ -34,3 +36,11 @@ def test_nodes_need_the_standard_library_only(room: str) -> None:
     }
     outside = {name for name in imported if not name.startswith("gc_warm")}
     assert outside - sys.stdlib_module_names <= BESIDE_STANDARD_LIBRARY[room]
+
+
+def test_tests_of_the_one_port_are_named() -> None:
+    """A `LocalCloud` takes the port that the SDK's local mode asks, unless it is given another."""
+    for path in Path(__file__).parent.rglob("test_*.py"):
+        if "LocalCloud" + "()" in path.read_text(encoding="utf-8"):
+            name = str(path.relative_to(ROOT))
+            assert any(known.startswith(name) for known in PORT_5000), name

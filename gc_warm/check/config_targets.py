@@ -78,12 +78,14 @@ class Config:
             text, self.file, self.known, lambda: self.source_lines(text, template)
         )
         findings = [*examined.findings, *folder_rules.examine(folder)]
+        parent, _, _ = folders.files_of(folder)
         return Target(
             str(folder),
             findings,
             text,
             examined.config,
             is_folder=True,
+            mapping=parent.identity_mapping_config_path,
             is_seen_whole=examined.is_seen_whole,
         )
 

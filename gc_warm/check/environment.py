@@ -16,6 +16,7 @@ import shlex
 import shutil
 import socket
 import subprocess
+import sys
 import tempfile
 import time
 import uuid
@@ -32,6 +33,7 @@ from globus_compute_sdk.sdk._environments import get_amqp_service_host
 from gc_warm import processes
 from gc_warm.check import probe
 from gc_warm.configs import meaning
+from gc_warm.hooks import backoff
 
 # seconds for an environment to be made, and for modules to be imported there
 _PROBE_TIMEOUT = 120
@@ -97,7 +99,8 @@ def look(config: UserEndpointConfig, modules: Sequence[str] = ()) -> Iterator[An
     """
     executor: Any = config.engine.executor
     provider = executor.provider
-    preloaded = [spec.partition(":")[0] for spec in meaning.preloaded(provider)]
+    preloads = meaning.preloaded_on_node(provider) + meaning.preloaded(provider)
+    preloaded = [spec.partition(":")[0] for spec in preloads]
     needed = dict.fromkeys([*modules, *preloaded])
 
     if config.engine.container_type:
@@ -108,6 +111,34 @@ def look(config: UserEndpointConfig, modules: Sequence[str] = ()) -> Iterator[An
     yield from _scheduler(provider)
     yield from _ports(config, executor)
     yield from _left_behind()
+
+
+def refused_jobs(endpoint: Path) -> Iterator[Answer]:
+    """Yield the last refusal by the scheduler for each user endpoint that waits after one.
+
+    Args:
+        endpoint: The folder of an installed endpoint; one that is none has no user endpoints.
+    """
+    try:
+        endpoint_id = json.loads((endpoint / "endpoint.json").read_bytes())["endpoint_id"]
+    except (OSError, ValueError, LookupError, TypeError):
+        return
+
+    for folder in sorted(endpoint.parent.glob(f"uep.{endpoint_id}.*")):
+        refusal = backoff.read(folder)
+        if refusal is None:
+            continue
+
+        text = f"{_clock(refusal.time)}, refusal {refusal.tries} in a row; {folder.name} "
+        if _lives(folder):
+            text += f"tries again at {_clock(refusal.next_try)}, or when a job of its ends"
+        else:
+            text += "has ended since"
+        yield Answer("warning", "refused job", f"{text}:\n{refusal.text}")
+
+
+def _clock(seconds: float) -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))
 
 
 def _worker_environment(provider: Any, modules: Sequence[str]) -> Iterator[Answer]:
@@ -341,6 +372,42 @@ def _free(port: int) -> bool:
         except OSError:
             return False
         return True
+
+
+def for_users(folder: Path) -> Iterator[Answer]:
+    """Answer if no user can start what an endpoint for many users starts for each of them.
+
+    Args:
+        folder: The endpoint's folder.
+    """
+    command = shutil.which("globus-compute-endpoint", path=_path_of_user_endpoints(folder))
+    if command is None:
+        text = "globus-compute-endpoint is not on the PATH of user_environment.yaml"
+        yield Answer("error", "many users", text)
+        return
+
+    needed = [Path(command)]
+    if os.path.dirname(command) == os.path.dirname(sys.executable):
+        needed += [Path(sys.executable).resolve(), Path(__file__).resolve()]
+    for path in needed:
+        # with access by a list (ACL), the bits of the group are not 0
+        closed = [parent for parent in path.parents if not parent.stat().st_mode & 0o011]
+        if closed:
+            text = (
+                f"only the owner of {closed[-1]} can enter it, and no user can read {path}: "
+                "install globus-compute-endpoint and gc_warm where all can read them"
+            )
+            yield Answer("error", "many users", text)
+            return
+
+
+def _path_of_user_endpoints(folder: Path) -> str:
+    """Return the PATH on which a manager of root looks for what it starts."""
+    with contextlib.suppress(OSError, yaml.YAMLError):  # as a manager does
+        variables = yaml.safe_load((folder / "user_environment.yaml").read_text())
+        if isinstance(variables, dict) and "PATH" in variables:
+            return str(variables["PATH"])
+    return os.pathsep.join(["/usr/local/bin", "/usr/bin", "/bin", os.path.dirname(sys.executable)])
 
 
 def _left_behind() -> Iterator[Answer]:

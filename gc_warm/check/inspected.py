@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gc_warm.check.rules import Finding
@@ -22,6 +23,8 @@ class Target:
         config: The config that the endpoint makes of the YAML; None for functions, and where it
             makes nothing that can be relied on.
         is_folder: Whether it is the folder of a config, from which an endpoint can be made.
+        mapping: The file by which its endpoint maps identities to local users; None where tasks run
+            as the user who runs the endpoint.
         is_seen_whole: Whether all rules could look: those for workers cannot where the endpoint
             makes no engine of the config.
         is_empty: Whether there is nothing in it that a rule could look at.
@@ -32,5 +35,6 @@ class Target:
     text: str | None = None
     config: UserEndpointConfig | None = None
     is_folder: bool = False
+    mapping: Path | None = None
     is_seen_whole: bool = True
     is_empty: bool = False

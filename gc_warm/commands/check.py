@@ -142,7 +142,11 @@ def _look_around(target: Target, modules: tuple[str, ...]) -> list[environment.A
         return [environment.Answer("warning", "environment", unreliable)]
 
     with Console(stderr=True, highlight=False).status("looking at the worker's environment"):
-        return list(environment.look(target.config, modules))
+        answers = list(environment.look(target.config, modules))
+        answers += environment.refused_jobs(Path(target.name))
+        if target.mapping is not None:
+            answers += environment.for_users(Path(target.name))
+    return answers
 
 
 def _show(
@@ -179,6 +183,9 @@ def _show(
 def _show_rows(console: Console, target: Target, sentences: list[tuple[str, str]]) -> None:
     """Print a target's name and what it amounts to, as two columns."""
     rows = [("functions" if target.text is None else "config", target.name), *sentences]
+    if target.mapping is not None:
+        words = "for whom it maps, each with user endpoints, jobs and state of their own: the rest"
+        rows.insert(1, ("many users", f"run by root, {words} is of one user ({target.mapping})"))
     if not target.is_seen_whole:
         known = "known in part: the endpoint makes nothing of this that all rules could look at"
         rows.append(("rules broken", known))

@@ -129,6 +129,13 @@ def _say(planned: installing.Plan, number: int) -> None:
         click.echo(f"    {command} restart {folder.name}")
         click.echo("\nIt is running: until then, what runs keeps what it has started with.")
 
+    if installing.is_for_root_alone(folder):
+        click.echo(
+            f"\nRun by root, it needs an `email` in {folder / 'config.yaml'}, and its tasks run as "
+            "root, too. To run them as those who send them, set "
+            "`identity_mapping_config_path` there as well: see endpoint_configs/ADMINS.md."
+        )
+
 
 def _target(folder: Path) -> str:
     """Return the word by which `gc-warm check` finds an endpoint; its name, if that is enough."""

@@ -14,6 +14,7 @@ import json
 import os
 import shutil
 import signal
+import stat
 import subprocess
 import sys
 import tempfile
@@ -24,12 +25,14 @@ from typing import Any
 
 import yaml
 from globus_compute_endpoint.endpoint.endpoint import Endpoint
+from globus_compute_endpoint.endpoint.utils import is_privileged
 
 from gc_warm.configs import folders
 from gc_warm.configs.defaults import with_defaults
 from gc_warm.configs.options import Options, schema_of
 from gc_warm.configs.text import parse_config, read_text
 from gc_warm.exceptions import ConfigError
+from gc_warm.hooks import STARTUP
 
 RECORD = "gc_warm.json"
 ENVIRONMENT = "user_environment.yaml"
@@ -38,6 +41,8 @@ _FOR_THE_ENDPOINT = ("config.yaml", ENVIRONMENT)
 """Files that say nothing of options, and that people edit: an edit stays where nothing changes."""
 _PATHS = ("user_config_template_path", "user_config_schema_path")
 """Settings of a config that lead to files which an endpoint has a copy of."""
+_SEVERAL = ("multi_user", "identity_mapping_config_path")
+"""Settings of a config by which an endpoint serves several users."""
 _IN_BOTH = ("amqp_port",)
 """Options that the endpoint itself needs as well, in its `config.yaml`."""
 
@@ -172,6 +177,17 @@ def write(planned: Plan) -> None:
                     os.replace(beside / name, folder / name)
 
 
+def is_for_root_alone(folder: Path) -> bool:
+    """Return whether an endpoint of root maps nobody to a local user, so that tasks run as root.
+
+    Args:
+        folder: The folder of the endpoint.
+    """
+    return not os.geteuid() and not _read_mapping(folder / "config.yaml").get(
+        "identity_mapping_config_path"
+    )
+
+
 def start_command() -> str:
     """Return the command by which this environment's endpoint is started."""
     return str(_own_command()) if _needs_path() else _COMMAND
@@ -218,7 +234,7 @@ def _files(name: str, source: Path, options: Options) -> dict[str, bytes]:
         }
         if rules.exists():
             given["--schema-config"] = rules
-        variables = _variables(source / ENVIRONMENT)
+        variables = _variables(source / ENVIRONMENT, any(map(core.get, _SEVERAL)))
         if variables is not None:
             given["--user-env-config"] = _put(scratch / "environment", variables)
 
@@ -264,20 +280,59 @@ def _configure(name: str, given: Mapping[str, Path], home: Path) -> None:
         raise ConfigError(f"`{_COMMAND} configure` ended with {done.returncode}: {said}")
 
 
-def _variables(path: Path) -> str | None:
-    """Return the text of an endpoint's environment file; None if it needs no other than the usual.
+def _variables(path: Path, is_for_several: bool) -> str | None:
+    """Return the text of an endpoint's environment file; None if it needs none.
 
     The daemon starts user endpoints as ``globus-compute-endpoint``: where that is not found, or is
-    that of another environment, they need a PATH.
-    """
-    text = read_text(path) if path.is_file() else None
-    if not _needs_path() or "PATH" in _read_mapping(path):
-        return text
+    that of another environment, they need a PATH. Hooks in their own process come by a PYTHONPATH;
+    an endpoint for several users has none.
 
-    found = os.pathsep.join([str(_own_command().parent), os.environ.get("PATH", os.defpath)])
-    line = yaml.safe_dump({"PATH": found}, width=float("inf"))
-    why = f"# so that user endpoints find this {_COMMAND}, which was not the first on the PATH\n"
-    return f"{text.rstrip()}\n{why}{line}" if text else f"{why}{line}"
+    Args:
+        path: The file that comes with the config.
+        is_for_several: Whether the endpoint is for several users.
+
+    Raises:
+        ConfigError: Others than the user can write where the hooks are.
+    """
+    text = read_text(path) if path.is_file() else ""
+    given = _read_mapping(path)
+    more = []
+
+    if _needs_path() and "PATH" not in given:
+        found = os.pathsep.join([str(_own_command().parent), os.environ.get("PATH", os.defpath)])
+        why = f"so that user endpoints find this {_COMMAND}, which was not the first on the PATH"
+        more.append(_line("PATH", found, why))
+
+    if not is_for_several:
+        _refuse_writable(Path(STARTUP))
+        former = _own_python_path()
+        if "PYTHONPATH" in given:  # which cannot be there twice
+            former = str(given.pop("PYTHONPATH"))
+            text = yaml.safe_dump(given, width=float("inf")) if given else ""
+        paths = os.pathsep.join(filter(None, [STARTUP, former]))
+        why = "gc_warm's hooks in user endpoints, which take the first folder away again"
+        more.append(_line("PYTHONPATH", paths, why))
+
+    if text and more:
+        text = text.rstrip() + "\n"
+    return text + "".join(more) or None
+
+
+def _line(name: str, value: str, why: str) -> str:
+    return f"# {why}\n{yaml.safe_dump({name: value}, width=float('inf'))}"
+
+
+def _own_python_path() -> str:
+    """Return the PYTHONPATH that a user endpoint would have: a daemon of root gives none."""
+    return "" if is_privileged() else os.environ.get("PYTHONPATH", "")
+
+
+def _refuse_writable(folder: Path) -> None:
+    for path in [folder, *folder.glob("*.py")]:
+        if path.stat().st_mode & stat.S_IWOTH:
+            raise ConfigError(
+                f"{path} can be written by everybody, and would run in your endpoints: chmod o-w"
+            )
 
 
 def _own_command() -> Path:

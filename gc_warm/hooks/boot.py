@@ -20,16 +20,22 @@ HighThroughputExecutor, restarted ones included, and in no other process:
   logged, and is repeated by the first task that needs it; one that raises `NotEnoughTimeError`,
   since its job will end before it could, is left out with one line. A worker that did not survive
   its preload is replaced by one that does without, so that a crash there is no endless loop. The
-  ledger keeps what was not loaded, and why, for the records of tasks.
-- *Orderly end*: SIGTERM ends the worker as ``sys.exit`` would, idle or not.
+  ledger keeps what was not loaded, and why, for the records of tasks. However it went, the worker
+  then tells its manager that it is ready, for `gc_warm.hooks.gate`.
+- *Orderly end*: SIGTERM ends the worker as ``sys.exit`` would, idle or not. A worker that ends does
+  not wait for a dead manager to take its results.
 - With ``--survive-idle-kill``, the queues of `gc_warm.hooks.queues`.
 - With ``--amd-gpus``, CUDA_VISIBLE_DEVICES is gone from a worker that Parsl has pinned. It sets
   ROCR_VISIBLE_DEVICES beside it, which leaves one GPU, and in that HIP would look for the number
   that the former says.
 
+A manager's Python runs `gc_warm.hooks.removal`, for the case that gc_warm is removed while the job
+runs. Where it is replaced, the workers that start after that have the new version: they say so, and
+name what they were to do and do not know.
+
 The folder and the variables are gone from the worker's own environment, so that the processes that
-its tasks start have none of this. `gc_warm.hooks.switch` is the administrator's way to switch hooks
-off; its variable stays.
+its tasks start have none of this. (Of the folder, ``startup/sitecustomize.py`` sees to that.)
+`gc_warm.hooks.switch` is the administrator's way to switch hooks off; its variable stays.
 
 The hook changes how a process of multiprocessing begins to run, and stands in for an argument of
 Parsl's worker. Where that worker is not as it is known here, nothing is changed, a line on stderr
@@ -48,14 +54,14 @@ import signal
 import sys
 import time
 from collections.abc import Callable, MutableMapping, Sequence
+from multiprocessing.managers import DictProxy
 from multiprocessing.process import BaseProcess
 from multiprocessing.queues import Queue
-from pathlib import Path
 from typing import Any
 
 import gc_warm
 from gc_warm.exceptions import NotEnoughTimeError
-from gc_warm.hooks import fork_safety, queues, switch, versions
+from gc_warm.hooks import STARTUP, fork_safety, queues, removal, switch, versions
 from gc_warm.worker import ledger, lifecycle, state
 
 log = logging.getLogger("gc_warm")
@@ -66,12 +72,14 @@ PRELOAD_NODE = "GC_WARM_PRELOAD_NODE"
 SURVIVE = "GC_WARM_SURVIVE_IDLE_KILL"
 AMD_GPUS = "GC_WARM_AMD_GPUS"
 
+# the version that has set them, and the names of those that are not empty
+PREPARED = "GC_WARM_PREPARED"
+
 # what a manager tells the workers that it could not fork: why, and that there is no room for copies
 NOT_FORKED = "GC_WARM_NOT_FORKED"
 DOES_NOT_FIT = "GC_WARM_DOES_NOT_FIT"
 
-_STARTUP = str(Path(__file__).with_name("startup"))
-WORKER = re.compile(r"HTEX-Worker-\d+")
+_VARIABLES = (PRELOAD, PRELOAD_NODE, SURVIVE, AMD_GPUS)
 _SPEC = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*(:[^\W\d]\w*(\.[^\W\d]\w*)*)?")
 
 
@@ -106,14 +114,21 @@ def main(arguments: Sequence[str]) -> None:
 
     if said := switch.describe():
         _complain(said)
-    if switch.disabled().issuperset(switch.HOOKS):
+    if switch.disabled().issuperset(switch.WORKER_HOOKS):
         return
 
-    print(f"export {PRELOAD}={shlex.quote(' '.join(preload))}")
-    print(f"export {PRELOAD_NODE}={shlex.quote(' '.join(preload_node))}")
-    print(f"export {SURVIVE}={survive}")
-    print(f"export {AMD_GPUS}={amd_gpus}")
-    print(f'export PYTHONPATH={shlex.quote(_STARTUP)}"${{PYTHONPATH:+:$PYTHONPATH}}"')
+    variables = {
+        PRELOAD: " ".join(preload),
+        PRELOAD_NODE: " ".join(preload_node),
+        SURVIVE: survive,
+        AMD_GPUS: amd_gpus,
+    }
+    used = [name for name, value in variables.items() if value]
+    variables[PREPARED] = " ".join([gc_warm.__version__, *used])
+
+    for name, value in variables.items():
+        print(f"export {name}={shlex.quote(value)}")
+    print(f'export PYTHONPATH={shlex.quote(STARTUP)}"${{PYTHONPATH:+:$PYTHONPATH}}"')
 
 
 def _specs(words: Sequence[str]) -> list[str]:
@@ -143,7 +158,7 @@ def install() -> None:
 
     def run(self: BaseProcess) -> None:
         BaseProcess.run = stock  # type: ignore[method-assign]
-        if WORKER.fullmatch(self.name):
+        if removal.WORKER.fullmatch(self.name):
             _begin(self)
         stock(self)
 
@@ -159,31 +174,23 @@ def _begin(process: Any) -> None:
     _note_what_is_not_forked(_asked_for(PRELOAD_NODE).split(), preload)
     survive = bool(_asked_for(SURVIVE))
     amd_gpus = bool(_asked_for(AMD_GPUS))
-    _leave_path()
 
-    if said := switch.describe():
+    for said in filter(None, (_other_version(), switch.describe())):
         log.warning(said)
     if "orderly_end" not in switch.disabled():
         lifecycle.arm()
-    if switch.disabled().issuperset(switch.HOOKS):
+    if switch.disabled().issuperset(switch.WORKER_HOOKS):
         return
 
     try:
         call = inspect.signature(process._target).bind(*process._args, **process._kwargs)
         worker = _Arguments(call.arguments)
+        if "orderly_end" not in switch.disabled():
+            queues.leave_results_of_dead_manager(call.arguments["result_queue"])
         if survive:
             worker.survive_idle_kill()
 
-        def before_first_task() -> None:
-            log_as_parsl_does()
-            if lifecycle.worker().template is not None:
-                fork_safety.set_threads()
-            if amd_gpus and "ROCR_VISIBLE_DEVICES" in os.environ:
-                os.environ.pop("CUDA_VISIBLE_DEVICES", None)
-            if preload:
-                _preload(preload, worker.in_progress, worker.number)
-
-        worker.stand_in(before_first_task)
+        worker.stand_in(lambda: _before_first_task(worker, preload, amd_gpus))
         process._args, process._kwargs = call.args, call.kwargs
     except Exception:
         for spec in preload:
@@ -191,6 +198,29 @@ def _begin(process: Any) -> None:
         log.warning(
             "this Parsl is not as gc_warm knows it: its workers work, and start cold", exc_info=True
         )
+        _say_ready(process)
+
+
+def ready_mark(number: int | str) -> str:
+    """Return the key of a worker that has preloaded, in its manager's tasks in progress.
+
+    `gc_warm.hooks.gate` waits for it. It is left also where a preload has failed.
+
+    Args:
+        number: The worker's number.
+    """
+    return f"gc_warm ready {number}"
+
+
+def _say_ready(process: Any) -> None:
+    """Leave the mark for a worker whose arguments are not those that are known."""
+    number = process.name.rpartition("-")[2]
+    try:
+        for argument in (*process._args, *process._kwargs.values()):
+            if isinstance(argument, DictProxy):
+                argument[ready_mark(number)] = True
+    except Exception as error:
+        log.warning("its manager is not told that this worker is ready: %r", error)
 
 
 def take_variables() -> dict[str, str]:
@@ -199,9 +229,11 @@ def take_variables() -> dict[str, str]:
     Returns:
         The variables: a worker that is forked from this process needs them.
     """
-    _leave_path()
-    names = (PRELOAD, PRELOAD_NODE, SURVIVE, AMD_GPUS)
-    return {name: os.environ.pop(name) for name in names if name in os.environ}
+    folders = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    os.environ["PYTHONPATH"] = os.pathsep.join(folder for folder in folders if folder != STARTUP)
+
+    names = [name for name in (*_VARIABLES, PREPARED) if name in os.environ]
+    return {name: os.environ.pop(name) for name in names}
 
 
 def _note_what_is_not_forked(specs: Sequence[str], preload: Sequence[str]) -> None:
@@ -237,13 +269,21 @@ def _asked_for(variable: str) -> str:
     return ""
 
 
-def _leave_path() -> None:
-    folders = os.environ.get("PYTHONPATH", "").split(os.pathsep)
-    others = os.pathsep.join(folder for folder in folders if folder != _STARTUP)
-    if others:
-        os.environ["PYTHONPATH"] = others
-    else:
-        os.environ.pop("PYTHONPATH", None)
+def _other_version() -> str:
+    """Return one line that says which other version has prepared this block; empty if this has.
+
+    What that was asked for, and this does not know, is named, and taken from the environment.
+    """
+    version, *used = os.environ.pop(PREPARED, gc_warm.__version__).split()
+    if version == gc_warm.__version__:
+        return ""
+
+    unknown = [name for name in used if name not in _VARIABLES]
+    for name in unknown:
+        os.environ.pop(name, None)
+
+    said = f"gc_warm {version} has prepared this block, and this worker has {gc_warm.__version__}"
+    return f"{said}, which does not know and do {', '.join(unknown)}" if unknown else said
 
 
 class _Arguments:
@@ -279,19 +319,11 @@ class _Arguments:
 
     def survive_idle_kill(self) -> None:
         """Have the worker use `gc_warm.hooks.queues`, if they were tested with this Parsl."""
-        if reason := versions.why_untested():
-            log.warning("survive_idle_kill is not done: %s", reason)
-            return
-
-        try:
-            own = self._own_queues()
-        except Exception:
-            log.warning("survive_idle_kill is not done on this machine", exc_info=True)
-            own = {}
+        own = self._own_queues()
 
         # Two workers that lock in different ways would read at the same time: all do as the first
         # one could.
-        all_have_own = self.in_progress.setdefault("gc_warm queues", bool(own))
+        all_have_own = self.in_progress.setdefault(removal.OWN_QUEUES, bool(own))
         if all_have_own and not own:
             raise SystemExit(
                 "this worker cannot use the queue as the others of its manager do, and ends"
@@ -300,6 +332,18 @@ class _Arguments:
             self._arguments.update(own)
 
     def _own_queues(self) -> dict[str, Any]:
+        """Return the arguments to use in place of stock ones; none where they cannot be had."""
+        if reason := versions.why_untested():
+            log.warning("survive_idle_kill is not done: %s", reason)
+            return {}
+
+        try:
+            return self._make_queues()
+        except Exception:
+            log.warning("survive_idle_kill is not done on this machine", exc_info=True)
+            return {}
+
+    def _make_queues(self) -> dict[str, Any]:
         def announce(task_id: int) -> None:
             self.in_progress[self.number] = {"task_id": task_id}
 
@@ -333,6 +377,20 @@ class _FirstGet:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stock, name)
+
+
+def _before_first_task(worker: _Arguments, preload: Sequence[str], amd_gpus: bool) -> None:
+    log_as_parsl_does()
+    if lifecycle.worker().template is not None:
+        fork_safety.set_threads()
+    if amd_gpus and "ROCR_VISIBLE_DEVICES" in os.environ:
+        os.environ.pop("CUDA_VISIBLE_DEVICES", None)
+
+    ready = ready_mark(worker.number)
+    worker.in_progress.pop(ready, None)  # of one that this one replaces
+    if preload:
+        _preload(preload, worker.in_progress, worker.number)
+    worker.in_progress[ready] = True
 
 
 def log_as_parsl_does() -> None:

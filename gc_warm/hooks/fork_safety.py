@@ -63,10 +63,9 @@ class Before:
         if _mpi_is_initialised():
             found.append("MPI is initialised")
 
-        for number in (signal.SIGINT, signal.SIGCHLD):
-            if signal.getsignal(number) is None:
-                found.append(f"a library in C handles {number.name}")
-        return found
+
+        own = [each for each in (signal.SIGINT, signal.SIGCHLD) if signal.getsignal(each) is None]
+        return found + [f"a library in C handles {number.name}" for number in own]
 
     def _threads_that_stay(self) -> list[str]:
         """Return the names of threads that no library ends before a fork.
@@ -97,7 +96,7 @@ class Before:
             flags = fcntl.fcntl(number, fcntl.F_GETFL)
 
             if stat.S_ISREG(status.st_mode):
-                # neither what is only mapped nor what is only appended to has an offset that matters
+                # what is only mapped, or only appended to, has no offset that matters
                 if name not in mapped and not flags & os.O_APPEND:
                     yield name
             elif stat.S_ISCHR(status.st_mode):
@@ -145,7 +144,10 @@ def _kinds_of_generators() -> set[type]:
     import random
 
     kinds: set[type] = {random.Random}
-    for module, names in (("numpy.random", ("Generator", "RandomState")), ("torch", ("Generator",))):
+    for module, names in (
+        ("numpy.random", ("Generator", "RandomState")),
+        ("torch", ("Generator",)),
+    ):
         loaded = sys.modules.get(module)
         kinds.update(getattr(loaded, name) for name in names if hasattr(loaded, name))
     return kinds

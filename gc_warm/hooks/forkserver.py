@@ -40,7 +40,7 @@ from typing import Any
 
 import psutil
 
-from gc_warm.hooks import boot, node_memory
+from gc_warm.hooks import boot, node_memory, removal
 
 log = logging.getLogger("gc_warm")
 
@@ -61,6 +61,8 @@ _ENDING = 5.0  # seconds, in which a process ends that has closed its files
 
 Start = Callable[[Any], Any]
 
+_nurseries: list[Nursery] = []
+
 
 def install() -> None:
     """Have this manager's workers forked from a template, if the config asks for it.
@@ -75,8 +77,18 @@ def install() -> None:
         os.environ[boot.NOT_FORKED] = "the workers of a GlobusMPIEngine are not forked"
         return
 
-    nursery = Nursery(specs, SpawnProcess._Popen)  # type: ignore[attr-defined]
-    SpawnProcess._Popen = staticmethod(nursery.start)  # type: ignore[attr-defined]
+    worker_class: Any = SpawnProcess
+    nursery = Nursery(specs, worker_class._Popen)
+    worker_class._Popen = staticmethod(nursery.start)
+    _nurseries.append(nursery)
+
+
+def stop() -> None:
+    """Have workers spawned from now on; those that were forked go on."""
+    for nursery in _nurseries:
+        nursery.given_up = True
+    for variable in (boot.NOT_FORKED, boot.DOES_NOT_FIT):
+        os.environ.pop(variable, None)
 
 
 @dataclass
@@ -118,12 +130,15 @@ class Nursery:
     Args:
         specs: The modules and callables that a template loads.
         stock: The function that stands behind `multiprocessing.context.SpawnProcess`.
+
+    Attributes:
+        given_up: Whether all workers are spawned from now on.
     """
 
     def __init__(self, specs: Sequence[str], stock: Start) -> None:
         self._specs = list(specs)
         self._stock = stock
-        self._given_up = False
+        self.given_up = False
         self._deaths = 0
         self._templates = 0
         self._born: dict[str, psutil.Process] = {}  # the last process of each rank
@@ -140,7 +155,7 @@ class Nursery:
         Returns:
             What multiprocessing keeps of a started process.
         """
-        if not boot.WORKER.fullmatch(process.name):
+        if not removal.WORKER.fullmatch(process.name):
             return self._stock(process)
 
         boot.log_as_parsl_does()
@@ -155,7 +170,7 @@ class Nursery:
 
     def _forked(self, process: Any) -> Any:
         """Return a worker that was forked; None where workers are to be spawned."""
-        while not self._given_up:
+        while not self.given_up:
             pid = template_pid()
             if pid is not None and _has_ended(pid):
                 self._bury(pid, process)
@@ -210,7 +225,9 @@ class Nursery:
             del os.environ[ORDER]
 
         begun = time.monotonic()
-        log.info("template %d (pid %s) loads %s", self._templates, template_pid(), " ".join(self._specs))
+        log.info(
+            "template %d (pid %s) loads %s", self._templates, template_pid(), " ".join(self._specs)
+        )
         with self._ended_in_time():
             child = Popen(process)
         log.info(
@@ -275,7 +292,7 @@ class Nursery:
             process: The worker that was to be forked.
             size: The bytes that loading takes in each worker, as far as it is known.
         """
-        self._given_up = True
+        self.given_up = True
         os.environ[boot.NOT_FORKED] = why
         specs = [spec for spec in self._specs if spec not in harmful]
         self._let_them_load(specs, why, size, _count_of_workers(process))
@@ -315,7 +332,8 @@ class _End:
 
 def template_pid() -> int | None:
     """Return the process id of the forkserver that this process has started; None without one."""
-    pid: int | None = forkserver._forkserver._forkserver_pid  # type: ignore[attr-defined]
+    server: Any = forkserver._forkserver
+    pid: int | None = server._forkserver_pid
     return pid
 
 
@@ -337,7 +355,7 @@ def _is_ending(pid: int) -> bool:
 def _reap(pid: int) -> _End:
     """Wait for a template that has ended, and have the forkserver forget it."""
     _, status, usage = os.wait4(pid, 0)
-    server: Any = forkserver._forkserver  # type: ignore[attr-defined]
+    server: Any = forkserver._forkserver
     os.close(server._forkserver_alive_fd)
     server._forkserver_alive_fd = None
     server._forkserver_address = None

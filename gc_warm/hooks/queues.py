@@ -25,6 +25,9 @@ The remedy, in the workers alone, since the manager cannot be changed:
   lock that is not to be had was left by a worker that was killed; the worker that replaces it makes
   the lock free again.
 
+- A worker that waits, for a task, for the manager's lock or for room in a pipe, looks at its
+  manager, and ends when that has ended. The pipes do not tell: workers hold both ends of each.
+
 In Parsl's MPI mode a task with two results has its nodes freed twice. Its worker died between
 announcing and reading it, or after its result; the latter is so without gc_warm, too.
 """
@@ -35,17 +38,23 @@ import contextlib
 import ctypes
 import fcntl
 import io
+import logging
+import multiprocessing
 import os
 import pickletools
 import queue
 import struct
 import termios
+import threading
 import time
 from collections.abc import Callable, Iterator
-from multiprocessing.connection import Pipe
+from multiprocessing.connection import Pipe, wait
 from multiprocessing.queues import Queue
 from multiprocessing.reduction import ForkingPickler
+from multiprocessing.util import Finalize
 from typing import Any
+
+log = logging.getLogger("gc_warm")
 
 # bytes of a pipe: the most that a user may ask for unless the machine says otherwise
 _CAPACITY = 1 << 20
@@ -59,6 +68,9 @@ _MARGIN = 4 * os.sysconf("SC_PAGE_SIZE")
 
 # seconds, after which a lock that the manager takes for moments belongs to nobody any more
 _ORPHANED = 10.0
+
+# seconds between looks at a manager whose lock is waited for
+_MANAGER_INTERVAL = 0.5
 _NONBLOCK = 2  # SPLICE_F_NONBLOCK
 
 # seconds between looks at a message of which the manager has written a part, or at how much it has
@@ -98,7 +110,7 @@ class TaskQueue:
             )
 
         self._peek = _Peek(self._descriptor)
-        self._manager = os.getppid()
+        self._manager = _Manager()
 
         # another worker may have the lock; what matters is that there are such locks here
         with contextlib.suppress(BlockingIOError):
@@ -117,14 +129,16 @@ class TaskQueue:
 
         Raises:
             queue.Empty: No task has come.
+            SystemExit: The manager has ended.
         """
-        wait = timeout if block else 0.0
-        end = None if wait is None else time.monotonic() + wait
+        seconds = timeout if block else 0.0
+        end = None if seconds is None else time.monotonic() + seconds
 
         while True:
             left = None if end is None else max(0.0, end - time.monotonic())
-            if not self._reader.poll(left):
+            if not wait([self._reader, *self._manager.sentinels], left):
                 raise queue.Empty
+            self._manager.require()
 
             with _locked(self.pipe):
                 # another worker may have been quicker
@@ -155,8 +169,7 @@ class TaskQueue:
     def _wait_for(self, size: int) -> None:
         """Wait until so many bytes have arrived: the manager writes what is large in parts."""
         while _available(self._descriptor) < size:
-            if os.getppid() != self._manager:
-                raise queue.Empty
+            self._manager.require()
             time.sleep(_ARRIVING)
 
 
@@ -176,17 +189,20 @@ class ResultQueue:
         self._counted: Callable[[], bool] = stock._sem.acquire  # type: ignore[attr-defined]
         self._managers: Any = stock._wlock  # type: ignore[attr-defined]
         self._capacity = _widen(self._descriptor)
-        self._manager = os.getppid()
+        self._manager = _Manager()
 
         # frees the manager's lock: no worker has it now, unless one that this one replaces
         with _locked(self._descriptor), self._managers_lock():
             pass
 
     def put(self, result: bytes) -> None:
-        """Write a result as the manager will read it; where the manager has ended, drop it.
+        """Write a result as the manager will read it.
 
         Args:
             result: A serialized result.
+
+        Raises:
+            SystemExit: The manager has ended.
         """
         message = ForkingPickler.dumps(result)
         size = len(message)
@@ -196,43 +212,62 @@ class ResultQueue:
         self._counted()
         rest = memoryview(header + bytes(message))
         with _locked(self._descriptor), contextlib.ExitStack() as held:
-            if not self._wait_for_room(len(rest)):
-                return
-
+            self._wait_for_room(len(rest))
             if max(len(rest), _available(self._descriptor)) > self._capacity // 4:
                 held.enter_context(self._managers_lock())
 
             while rest:
-                rest = rest[os.write(self._descriptor, rest) :]
+                self._wait_for_room(len(rest))
+                rest = rest[os.write(self._descriptor, rest[: self._capacity]) :]
 
-    def _wait_for_room(self, size: int) -> bool:
-        """Wait until a message can be written at once, if it ever can.
+    def _wait_for_room(self, size: int) -> None:
+        """Wait until a message, or as much of it as a pipe holds, can be written at once.
 
         The bytes that are in the pipe may fill their pages by half.
 
         Args:
             size: The bytes of the message.
-
-        Returns:
-            Whether the manager is still there to read it.
         """
         room = self._capacity - _MARGIN
         while (unread := _available(self._descriptor)) and 2 * unread + size > room:
-            if os.getppid() != self._manager:
-                return False
+            self._manager.require()
             time.sleep(_ARRIVING)
-
-        return True
 
     @contextlib.contextmanager
     def _managers_lock(self) -> Iterator[None]:
-        self._managers.acquire(timeout=_ORPHANED)
+        end = time.monotonic() + _ORPHANED
+        while not self._managers.acquire(timeout=_MANAGER_INTERVAL) and time.monotonic() < end:
+            self._manager.require()
+
         try:
             yield
         finally:
             # where the manager was only slow, it has released the lock itself
             with contextlib.suppress(ValueError):
                 self._managers.release()
+
+
+def leave_results_of_dead_manager(results: Queue[Any]) -> None:
+    """Have this process end although stock results wait in it for a manager that has ended.
+
+    Python waits at the end until they are in the pipe, which nobody empties any more.
+
+    Args:
+        results: The result queue as the manager has made it.
+    """
+    manager = _Manager()
+
+    def leave() -> None:
+        feeder: threading.Thread | None = results._thread  # type: ignore[attr-defined]
+        while feeder is not None and feeder.is_alive():
+            if wait(manager.sentinels, 0):
+                results.cancel_join_thread()
+                return
+            feeder.join(_MANAGER_INTERVAL)
+
+    # after the queue was told that there will be no more of them, which is at 10, and before it
+    # waits, which is at -5
+    Finalize(None, leave, exitpriority=0)
 
 
 class ReadyCount:
@@ -259,6 +294,29 @@ class ReadyCount:
     @value.setter
     def value(self, number: int) -> None:
         self._number.value = number
+
+
+class _Manager:
+    """The manager of this worker, as far as its end is concerned.
+
+    Attributes:
+        sentinels: The descriptor that is readable once the manager has ended; none in a process
+            that no other one of multiprocessing has started.
+    """
+
+    def __init__(self) -> None:
+        parent = multiprocessing.parent_process()
+        self.sentinels = [] if parent is None else [parent.sentinel]
+
+    def require(self) -> None:
+        """End this worker if the manager has ended.
+
+        Raises:
+            SystemExit: It has.
+        """
+        if wait(self.sentinels, 0):
+            log.critical("the manager of this worker has ended, and so does the worker")
+            raise SystemExit(0)
 
 
 class _Peek:

@@ -3,7 +3,8 @@
 Its value is ``all``, or names of hooks with commas or blanks between them. No option of a config
 turns a hook back on: the variable is looked at where a block prepares its workers, and again in
 every worker, since nodes may differ. It is no wall against users who run shell lines of their own
-before their workers (the option ``environment``): these can unset it.
+before their workers (the option ``environment``): these can unset it. Hooks of the user endpoint's
+own process look at it when that starts.
 """
 
 from __future__ import annotations
@@ -16,7 +17,17 @@ import gc_warm
 DISABLE = "GC_WARM_DISABLE"
 """The variable. It stays in the environment, since it is not ours to remove."""
 
-HOOKS = ("preload", "preload_node", "survive_idle_kill", "amd_gpus", "orderly_end", "helper_watch")
+WORKER_HOOKS = (
+    "preload",
+    "preload_node",
+    "survive_idle_kill",
+    "amd_gpus",
+    "orderly_end",
+    "helper_watch",
+    "gate",
+)
+ENDPOINT_HOOKS = ("backoff",)
+HOOKS = (*WORKER_HOOKS, *ENDPOINT_HOOKS)
 """The names that the variable can hold, besides ``all``."""
 
 

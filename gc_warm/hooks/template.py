@@ -8,13 +8,13 @@ sentence, and to its stderr, which is in the output of the block.
 
 What a worker has of it: memory. What it has of its own, as one that was started: its environment
 (but for what loads have set in it), its directory, umask and signal handlers, numbers of threads,
-global random generators, locks, ``atexit`` functions, and the place in line when memory runs out: the
-kernel is to end a worker, which costs one task, and not the template. A ``@warm`` generator's
+global random generators, locks, ``atexit`` functions, and the place in line when memory runs out:
+the kernel is to end a worker, which costs one task, and not the template. A ``@warm`` generator's
 teardown runs once, in the template, when the node's last worker has ended.
 
 A worker dies with its template by a *parent-death signal*, see prctl(2): the kernel sends it
-whatever the worker is busy with, which a thread that waits for a pidfd could not promise. It is tied
-to the thread that has forked, which here is the only one.
+whatever the worker is busy with, which a thread that waits for a pidfd could not promise. It is
+tied to the thread that has forked, which is the only one here that does.
 """
 
 from __future__ import annotations
@@ -46,6 +46,7 @@ _THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 _ENGINE = "globus_compute_endpoint.engines.helper"  # what each worker's first task imports
 _PR_SET_PDEATHSIG = 1
 _MORE_LIKELY = 100  # of 1000: rather a worker than the template
+
 
 class _Record:
     """What the manager is to know, in its file."""

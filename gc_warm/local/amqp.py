@@ -17,9 +17,11 @@ import heapq
 import hmac
 import itertools
 import logging
+import math
 import socket
 import struct
 import threading
+import time
 import uuid
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -51,6 +53,8 @@ _MESSAGE_MAX = 128 * 1024 * 1024  # bytes
 _ROUTING_KEY_MAX = 255  # bytes
 _HEARTBEAT = 60  # seconds; a client may ask for something else
 _HANDSHAKE_TIMEOUT = 10  # seconds
+_STRANGERS = 256  # connections at once whose handshake is not done
+_COMPLAINTS_INTERVAL = 60  # seconds between lines about such connections
 _CLOSE_TIMEOUT = 1  # seconds that a refused client has to read why
 
 
@@ -452,6 +456,29 @@ class _VirtualHost:
         self.queues: dict[str, _Queue] = {}
         self.exchanges: dict[str, set[tuple[str, _Queue]]] = {}  # their bindings: pattern and queue
         self.connections: set[_Connection] = set()
+        self.strangers: dict[_Connection, None] = {}  # the connections that nobody has opened yet
+        self._complaints = 0  # since the last line about a stranger
+        self._complained = -math.inf
+
+    def let_in(self, connection: _Connection) -> None:
+        """Take in a stranger; if these are too many, cut off the one that came first."""
+        self.connections.add(connection)
+        self.strangers[connection] = None
+        if len(self.strangers) > _STRANGERS:
+            next(iter(self.strangers)).give_up(f"more than {_STRANGERS} handshakes at once")
+
+    def complain(self, text: str) -> None:
+        """Log what is wrong with a stranger, of whom there may be many: the number now and then."""
+        self._complaints += 1
+        now = time.monotonic()
+        if now - self._complained < _COMPLAINTS_INTERVAL:
+            return
+
+        if self._complaints > 1:
+            text += f"; {self._complaints - 1:,} others were refused since the last such line"
+        log.warning("AMQP: %s", text)
+        self._complaints = 0
+        self._complained = now
 
     def declare_queue(self, name: str) -> _Queue:
         if name not in self.queues:
@@ -875,13 +902,14 @@ class _Connection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
-        self._host.connections.add(self)
         reason = f"no handshake within {_HANDSHAKE_TIMEOUT} s"
-        self._timer = self._loop.call_later(_HANDSHAKE_TIMEOUT, self._give_up, reason)
+        self._timer = self._loop.call_later(_HANDSHAKE_TIMEOUT, self.give_up, reason)
+        self._host.let_in(self)
 
     def connection_lost(self, error: Exception | None) -> None:
         self._timer.cancel()
         self._host.connections.discard(self)
+        self._host.strangers.pop(self, None)
         self.release()
 
     def pause_writing(self) -> None:
@@ -903,7 +931,8 @@ class _Connection(asyncio.Protocol):
         except _Refusal as refusal:
             self._refuse(refusal)
         except Exception:
-            log.exception("AMQP: a frame of %s could not be handled", self)
+            if self._expected is None:
+                log.exception("AMQP: a frame of %s could not be handled", self)
             self._refuse(_Refusal("INTERNAL_ERROR", "the frame could not be handled"))
 
     def send(self, number: int, method: Any, message: _Message | None = None) -> None:
@@ -929,9 +958,17 @@ class _Connection(asyncio.Protocol):
         self._channels = {}
         _deliver_all(channel.end() for channel in channels)
 
-    def _give_up(self, reason: str) -> None:
-        log.warning("AMQP: cut %s off: %s", self, reason)
+    def give_up(self, reason: str) -> None:
+        """End the connection without a word to the client."""
+        self._complain(f"cut {self} off: {reason}")
+        self._host.strangers.pop(self, None)
         self.abort()
+
+    def _complain(self, text: str) -> None:
+        if self._expected is None:
+            log.warning("AMQP: %s", text)
+        else:
+            self._host.complain(text)
 
     def _set_timer(self, seconds: float, act: Callable[[], None]) -> None:
         self._timer.cancel()
@@ -942,7 +979,7 @@ class _Connection(asyncio.Protocol):
 
         Frames that still come are not read; most clients hang up at once.
         """
-        log.warning("AMQP: closed the connection of %s: %s", self, refusal.text)
+        self._complain(f"closed the connection of {self}: {refusal.text}")
         self._refused = True
         self.send(0, spec.Connection.Close(refusal.code, refusal.text, 0, 0))
         self.release()
@@ -978,7 +1015,7 @@ class _Connection(asyncio.Protocol):
         received = bytes(self._buffer[: len(_PROTOCOL_HEADER)])
         if received != _PROTOCOL_HEADER:
             if not _PROTOCOL_HEADER.startswith(received):
-                log.warning("AMQP: %s does not speak AMQP 0-9-1", self)
+                self._complain(f"{self} does not speak AMQP 0-9-1")
                 self._transport.write(_PROTOCOL_HEADER)
                 self._transport.close()
             return False
@@ -1056,7 +1093,7 @@ class _Connection(asyncio.Protocol):
             raise _Refusal("ACCESS_REFUSED", reason)
 
         # a client of old takes silence for an answer
-        self._give_up("ACCESS_REFUSED - login was refused")
+        self.give_up("ACCESS_REFUSED - login was refused")
 
     def _tune(self, method: spec.Connection.TuneOk) -> None:
         frame_max = method.frame_max or spec.FRAME_MAX_SIZE
@@ -1074,6 +1111,7 @@ class _Connection(asyncio.Protocol):
             raise _Refusal("NOT_ALLOWED", f"vhost {method.virtual_host} not found")
 
         self._expected = None
+        self._host.strangers.pop(self, None)
         self.send(0, spec.Connection.OpenOk())
         self._timer.cancel()
         if self._heartbeat:
@@ -1081,7 +1119,7 @@ class _Connection(asyncio.Protocol):
 
     def _beat(self) -> None:
         if self._loop.time() - self._heard > 2 * self._heartbeat:
-            self._give_up(f"nothing heard for two heartbeats of {self._heartbeat} s")
+            self.give_up(f"nothing heard for two heartbeats of {self._heartbeat} s")
         else:
             self._transport.write(frame.Heartbeat().marshal())
             self._set_timer(self._heartbeat / 2, self._beat)

@@ -1,4 +1,4 @@
-"""The stand-in for Globus Auth: one identity, and the secrets that prove it."""
+"""The stand-in for Globus Auth: identities, and the secrets that prove them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,10 @@ _TOKEN_LIFETIME = 172800  # seconds, as clients are told; nothing expires
 
 
 class Identity:
-    """The one identity that a local service knows, with the secrets that prove it.
+    """An identity that a local service knows, with the secrets that prove it.
+
+    Args:
+        username: The name by which endpoints for many users map it; one of its own if None.
 
     Attributes:
         id: The id of the identity, and of the client that acts as it.
@@ -24,7 +27,7 @@ class Identity:
         person: The description of the identity that Globus Auth would give.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, username: str | None = None) -> None:
         self.id = str(uuid.uuid4())
         self.secret = secrets.token_urlsafe(32)
         self._tokens = {
@@ -33,9 +36,10 @@ class Identity:
         self.person = {
             "sub": self.id,
             "id": self.id,
-            "username": f"{self.id}@local",
+            "username": username or f"{self.id}@local",
             "name": "local",
             "email": "local@localhost",
+            "status": "used",  # only then is it mapped to a local user
         }
 
     def is_proven(self, path: str, authorization: str) -> bool:

@@ -11,6 +11,7 @@ login node another user could take the port first and be sent what was meant for
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import os
 import secrets
@@ -32,7 +33,7 @@ from gc_warm.local.amqp import Broker
 from gc_warm.local.auth import Identity
 from gc_warm.local.http import PORT_ADVICE, HttpServer, has_ipv6
 from gc_warm.local.runners import remove, usable_folder
-from gc_warm.local.service import Service
+from gc_warm.local.service import SUBMITTER, Service
 from gc_warm.local.user_endpoints import CoreEndpoint, UserEndpoint
 
 log = logging.getLogger("gc_warm")
@@ -96,6 +97,7 @@ class LocalCloud:
             self._closing.callback(processes.end_all, self.mark, self.folder)
 
             self._identity = Identity()
+            self._identities = [self._identity]
             self.broker = Broker("local", secrets.token_urlsafe(24))
             self._closing.callback(self.broker.close)
             self.broker.bind("results", "#", "results")
@@ -111,14 +113,7 @@ class LocalCloud:
             self._closing.close()
             raise
 
-        self.environment = {
-            "GLOBUS_SDK_ENVIRONMENT": "local",
-            "GLOBUS_SDK_SERVICE_URL_AUTH": f"http://localhost:{self.port}",
-            "GLOBUS_COMPUTE_CLIENT_ID": self._identity.id,
-            "GLOBUS_COMPUTE_CLIENT_SECRET": self._identity.secret,
-            "GLOBUS_COMPUTE_USER_DIR": self.folder,
-            **_without_proxy(),
-        }
+        self.environment = self._environment_of(self._identity)
 
     def close(self) -> None:
         """End the service; tasks that wait for it fail. Idempotent.
@@ -139,6 +134,23 @@ class LocalCloud:
     ) -> None:
         self.close()
 
+    def add_identity(self, username: str) -> dict[str, str]:
+        """Add an identity, as whom other clients submit tasks and get results.
+
+        The endpoints that it uses are started by `environment`; one that maps identities to local
+        users finds this one by its name. Queues are shared: whoever knows an identity's secrets can
+        read what others send.
+
+        Args:
+            username: The name of the identity, such as ``alice@example.org``.
+
+        Returns:
+            The variables that its clients need. They hold secrets.
+        """
+        identity = Identity(username)
+        self._identities.append(identity)
+        return self._environment_of(identity)
+
     def online(self, endpoint_id: str) -> bool:
         """Return whether an endpoint has registered and listens for commands.
 
@@ -152,10 +164,11 @@ class LocalCloud:
             core = self._cores.get(endpoint_id)
         return core is not None and core.online
 
-    def answer(self, method: str, path: str, query: str, body: Any) -> Any:
+    def answer(self, identity: Identity, method: str, path: str, query: str, body: Any) -> Any:
         """Answer one request: as `Service.handle` does, or here if that needs to know of sockets.
 
         Args:
+            identity: The identity that asks.
             method: GET, POST, ...
             path: The path with its leading slash, such as ``/v3/functions``.
             query: The part of the URL that follows the question mark, undecoded.
@@ -174,6 +187,8 @@ class LocalCloud:
         if method == "PUT" and path.startswith("/v3/endpoints/"):
             return self._register(path.rpartition("/")[2], body)
 
+        if path.endswith("/submit"):
+            body = {**body, SUBMITTER: identity.id}
         answer: Any = self.service.handle(method, path, query, body)
         if path.endswith("/submit") and body.get("create_queue"):
             self._make_result_queue(answer["task_group_id"])
@@ -181,6 +196,16 @@ class LocalCloud:
             with self._lock:
                 self._cores.pop(path.rpartition("/")[2], None)
         return answer
+
+    def _environment_of(self, identity: Identity) -> dict[str, str]:
+        return {
+            "GLOBUS_SDK_ENVIRONMENT": "local",
+            "GLOBUS_SDK_SERVICE_URL_AUTH": f"http://localhost:{self.port}",
+            "GLOBUS_COMPUTE_CLIENT_ID": identity.id,
+            "GLOBUS_COMPUTE_CLIENT_SECRET": identity.secret,
+            "GLOBUS_COMPUTE_USER_DIR": self.folder,
+            **_without_proxy(),
+        }
 
     def _listen(self, port: int) -> int:
         """Answer HTTP on both loopback addresses, and return the port.
@@ -194,11 +219,12 @@ class LocalCloud:
 
             wanted = taken or port
             try:
-                server = HttpServer(family, (address, wanted), self._identity, self.answer)
+                server = HttpServer(family, (address, wanted), self._identities, self.answer)
             except OSError as error:
-                raise OSError(
-                    f"port {wanted} on {address} cannot be had ({error.strerror}): {PORT_ADVICE}"
-                ) from error
+                reason = f"port {wanted} on {address} cannot be had ({error.strerror})"
+                if error.errno == errno.EADDRINUSE:
+                    reason = f"{reason}: {PORT_ADVICE}"
+                raise OSError(reason) from error
 
             self._closing.callback(server.server_close)
             self._start_thread(server.serve_forever)
@@ -219,7 +245,7 @@ class LocalCloud:
         body = {**body, "metadata": dict(body.get("metadata") or {})}
         with self._lock:
             core = self._cores.setdefault(
-                endpoint_id, CoreEndpoint(endpoint_id, self.broker, self._identity)
+                endpoint_id, CoreEndpoint(endpoint_id, self.broker, self._identities)
             )
 
         core.begin()

@@ -32,6 +32,14 @@ _START_TIMEOUT = 60  # seconds
 _STOP_TIMEOUT = 30
 _WATCH_INTERVAL = 0.05  # seconds between looks at whether the endpoint is online
 _LINES_QUOTED = 12  # lines of a log
+# these lead to the real service, to other users, and to the files that were copied
+_LEFT_OUT = (
+    "amqp_port",
+    "identity_mapping_config_path",
+    "pam",
+    "user_config_template_path",
+    "user_config_schema_path",
+)
 
 
 class EndpointDaemon:
@@ -243,8 +251,7 @@ def _install(source: Path, folder: Path, environment: dict[str, str]) -> None:
         shutil.copyfile(folders.schema_path(source), folder / "user_config_schema.json")
 
     config = _read_mapping(source / "config.yaml")
-    # these lead to the real service, and to the files that were copied
-    for option in ("amqp_port", "user_config_template_path", "user_config_schema_path"):
+    for option in _LEFT_OUT:
         config.pop(option, None)
 
     variables = _read_mapping(source / "user_environment.yaml")

@@ -26,6 +26,7 @@ from gc_warm.configs import folders, loading, rendering
 from gc_warm.configs.options import Options
 from gc_warm.exceptions import WorkerStartError
 from gc_warm.local import startup_diagnosis, worker_main
+from gc_warm.local.manager_logs import ManagerLogs
 from gc_warm.local.runners import remove, usable_folder
 
 log = logging.getLogger("gc_warm")
@@ -200,6 +201,7 @@ class _Engine:
 
     def __init__(self, engine: Any) -> None:
         self._engine = engine
+        self._logs = ManagerLogs(engine.executor)
         self._lock = threading.Lock()
         self._closed = False
         self._failure: Exception | None = None
@@ -298,7 +300,7 @@ class _Engine:
     def _watch_over(self) -> None:
         """Give up once the interchange is lost, or no worker will ever come.
 
-        An engine notices neither by itself.
+        An engine notices neither by itself, nor that a manager is of no use any more.
         """
         is_local = type(self._engine.executor.provider).__name__ == "LocalProvider"
         interval = _WATCH_INTERVAL if is_local else _JOB_WATCH_INTERVAL
@@ -336,11 +338,30 @@ class _Engine:
                 states = startup_diagnosis.states(executor)
                 log.warning("no worker after %d s; blocks: %s", _WARN_AFTER, states)
 
+            managers = executor.connected_managers()
+            self._replace_blocks_without_helper(managers)
             if self._open:
-                return startup_diagnosis.why_no_worker(executor, Path(self._folder))
+                return startup_diagnosis.why_no_worker(executor, managers, self._logs)
         except Exception:  # the engine is just changing, or its logs are just being written
             log.debug("could not look at the engine", exc_info=True)
         return None
+
+    def _replace_blocks_without_helper(self, managers: Sequence[Mapping[str, Any]]) -> None:
+        """End the blocks of managers whose multiprocessing helper has died.
+
+        Such a manager answers heartbeats, so that what it is given would wait for ever, and writes
+        megabytes of log a second. `gc_warm.hooks.helper_watch` ends it; this is for configs that do
+        not load that.
+        """
+        executor = self._engine.executor
+        for manager in managers:
+            if not manager["active"] or not self._logs.read(manager).is_of_no_use:
+                continue
+
+            block = manager["block_id"]
+            log.warning("a manager of block %s has lost its multiprocessing helper: it ends", block)
+            executor.provider.cancel([executor.blocks_to_job_id[block]])
+            executor._hold_block(block)
 
     def _give_up(self, error: Exception) -> None:
         self._fail_open(error)

@@ -6,7 +6,9 @@ import contextlib
 import json
 import logging
 import socket
-from collections.abc import Callable
+import threading
+import time
+from collections.abc import Callable, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qs
@@ -16,8 +18,10 @@ from gc_warm.local.service import ServiceError
 
 log = logging.getLogger("gc_warm")
 
-Answer = Callable[[str, str, str, Any], Any]
-"""Takes method, path, query and body of a request, and returns the document of the answer."""
+Answer = Callable[[Identity, str, str, str, Any], Any]
+"""Returns the document of the answer to a request.
+
+It takes the identity that asks, and method, path, query and body of the request."""
 
 PORT_ADVICE = (
     "end what uses it, another `gc-warm up` or test perhaps; the SDK's local mode knows no other"
@@ -30,17 +34,23 @@ _STRANGER = (
 )
 _REQUEST_LIMIT = 2**31  # bytes
 _STRANGER_LIMIT = 2**16  # bytes, of a client that has not proven its identity
-_STRANGER_TIMEOUT = 10  # seconds, for such a client
+_STRANGER_TIMEOUT = 10  # seconds, for all of the request of such a client
+_STRANGERS = 128  # connections of such clients at once, each with a thread
+_FRESH = 1  # second, in which an honest client proves its identity
 _IDLE_TIMEOUT = 600  # seconds that an idle connection is kept
 
 
 class HttpServer(ThreadingHTTPServer):
     """HTTP on one loopback address; closing it also ends the connections that clients keep.
 
+    Clients that have not proven their identity are few at once, and not for long: where there are
+    too many, the one that came first is cut off. While all have only just come, others wait.
+
     Args:
         family: The family of the address.
         address: The address and port to listen on; 0 for any port that is free.
-        identity: The identity that requests have to prove; it answers for Globus Auth itself.
+        identities: The identities of which requests have to prove one; it answers for Globus Auth
+            itself. There may be more of them later.
         answer: Called for each other request, on the thread of its connection.
     """
 
@@ -51,13 +61,15 @@ class HttpServer(ThreadingHTTPServer):
         self,
         family: socket.AddressFamily,
         address: tuple[str, int],
-        identity: Identity,
+        identities: Sequence[Identity],
         answer: Answer,
     ) -> None:
         self.address_family = family
-        self.identity = identity
+        self.identities = identities
         self.answer = answer
         self._connections: set[socket.socket] = set()
+        self._strangers: dict[socket.socket, float] = {}  # and when each has come, in this order
+        self._fewer_strangers = threading.Condition()
         super().__init__(address, _Handler)
 
     def server_bind(self) -> None:
@@ -74,7 +86,31 @@ class HttpServer(ThreadingHTTPServer):
             client_address: The client's address and port.
         """
         self._connections.add(request)
+        with self._fewer_strangers:
+            while len(self._strangers) >= _STRANGERS and not self._cut_off_first(_FRESH):
+                self._fewer_strangers.wait(_FRESH / 10)
+            self._strangers[request] = time.monotonic()
+
         super().process_request(request, client_address)
+
+    def service_actions(self) -> None:
+        """Cut off clients that take too long to prove their identity.
+
+        `serve_forever` calls this at least twice a second.
+        """
+        with self._fewer_strangers:
+            while self._cut_off_first(_STRANGER_TIMEOUT):
+                pass
+
+    def trust(self, request: Any) -> None:
+        """Count a connection no longer among those of strangers.
+
+        Args:
+            request: The connection's socket, whose client has proven its identity, or has gone.
+        """
+        with self._fewer_strangers:
+            self._strangers.pop(request, None)
+            self._fewer_strangers.notify()
 
     def shutdown_request(self, request: Any) -> None:
         """Close a connection, as `ThreadingHTTPServer` does, and forget it.
@@ -83,6 +119,7 @@ class HttpServer(ThreadingHTTPServer):
             request: The connection's socket.
         """
         self._connections.discard(request)
+        self.trust(request)
         super().shutdown_request(request)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
@@ -101,6 +138,18 @@ class HttpServer(ThreadingHTTPServer):
                 connection.shutdown(socket.SHUT_RDWR)
         super().server_close()
 
+    def _cut_off_first(self, age: float) -> bool:
+        """Cut off the stranger who came first, if that was so many seconds ago."""
+        stranger = next(iter(self._strangers), None)
+        if stranger is None or time.monotonic() - self._strangers[stranger] < age:
+            return False
+
+        del self._strangers[stranger]
+        with contextlib.suppress(OSError):  # it has just ended by itself
+            stranger.shutdown(socket.SHUT_RDWR)
+
+        return True
+
 
 def has_ipv6() -> bool:
     """Return whether this machine has an IPv6 loopback address."""
@@ -117,7 +166,7 @@ class _Handler(BaseHTTPRequestHandler):
     """One connection of a client."""
 
     protocol_version = "HTTP/1.1"
-    timeout = _STRANGER_TIMEOUT
+    timeout = _IDLE_TIMEOUT
     server: HttpServer
 
     def log_message(self, format: str, *args: Any) -> None:
@@ -126,11 +175,11 @@ class _Handler(BaseHTTPRequestHandler):
     def _answer(self) -> None:
         path, _, query = self.path.partition("?")
         authorization = self.headers.get("Authorization") or ""
-        proven = self.server.identity.is_proven(path, authorization)
+        proven = [each for each in self.server.identities if each.is_proven(path, authorization)]
 
         try:
-            body = self._receive(proven)
-            document = self._document(path, query, body)
+            body = self._receive(bool(proven))
+            document = self._document(proven[0], path, query, body)
             status = 200
         except ServiceError as error:
             if error.status in (401, 413):  # there may be more of the request
@@ -152,6 +201,8 @@ class _Handler(BaseHTTPRequestHandler):
         """Return the decoded body of the request, if it is one to answer."""
         length = int(self.headers.get("Content-Length") or 0)
         limit = _REQUEST_LIMIT if proven else _STRANGER_LIMIT
+        if proven:
+            self.server.trust(self.connection)
         # also that of a stranger, who may look for the answer only then
         encoded = self.rfile.read(min(max(length, 0), limit))
 
@@ -161,15 +212,14 @@ class _Handler(BaseHTTPRequestHandler):
             reason = f"a request has to say how long it is, and at most {limit} bytes"
             raise ServiceError(413, "REQUEST_TOO_LARGE", reason)
 
-        self.connection.settimeout(_IDLE_TIMEOUT)
         if encoded and "json" in self.headers.get("Content-Type", ""):
             return json.loads(encoded)
         return parse_qs(encoded.decode())
 
-    def _document(self, path: str, query: str, body: Any) -> Any:
+    def _document(self, identity: Identity, path: str, query: str, body: Any) -> Any:
         if is_for_auth(path):
-            return self.server.identity.answer(path, body)
-        return self.server.answer(self.command, path, query, body)
+            return identity.answer(path, body)
+        return self.server.answer(identity, self.command, path, query, body)
 
     def _send(self, status: int, document: Any) -> None:
         encoded = json.dumps(document).encode()

@@ -9,8 +9,8 @@ documented. These points had to be guessed, here and in `gc_warm.local.cloud`:
 
 - the other codes, the texts of all errors, and that a request which cannot be read gets 422;
 - that 10 MB is a limit of each task's serialized arguments, and not of a request;
-- that the user endpoint of a task is found by its ``user_endpoint_config`` and the client's Python
-  and SDK versions;
+- that the user endpoint of a task is found by the identity that submits it, by its
+  ``user_endpoint_config`` and the client's Python and SDK versions;
 - that deleted functions still run in tasks submitted before, and deleted endpoints fail their
   tasks;
 - that an endpoint is online while it listens for commands, and may register again under an id that
@@ -104,8 +104,14 @@ class ServiceError(Exception):
         }
 
 
-MakeRunner = Callable[[Mapping[str, Any], Mapping[str, Any]], TaskRunner]
-"""Makes the runner of one user endpoint, from a ``user_endpoint_config`` and a ``user_runtime``."""
+MakeRunner = Callable[[Mapping[str, Any], Mapping[str, Any], str], TaskRunner]
+"""Makes the runner of one user endpoint.
+
+It takes a ``user_endpoint_config``, a ``user_runtime`` and the id of the identity whose tasks these
+are, which is empty where nobody has one."""
+
+SUBMITTER = "submitted_by"
+"""Name in the body of a submission for the id of the identity that has proven to be its own."""
 
 
 @dataclass
@@ -214,6 +220,7 @@ class Service:
         endpoint_id: str,
         config: Mapping[str, Any] | None = None,
         runtime: Mapping[str, Any] | None = None,
+        submitter: str = "",
     ) -> TaskRunner:
         """Return the runner of one user endpoint, started if there is none yet.
 
@@ -222,9 +229,10 @@ class Service:
             config: The ``user_endpoint_config`` that tasks are submitted with.
             runtime: The client's ``user_runtime``, of which the versions of Python and of the SDK
                 count.
+            submitter: The id of the identity that submits tasks, if it has one.
 
         Returns:
-            The runner that tasks submitted with this configuration and these versions share.
+            The runner that its tasks with this configuration and these versions share.
 
         Raises:
             ServiceError: There is no such endpoint, it has been deleted, or the service is closed.
@@ -232,7 +240,7 @@ class Service:
         config = config or {}
         runtime = runtime or {}
         versions = [runtime.get("python_version"), runtime.get("globus_compute_sdk_version")]
-        key = json.dumps([config, *versions], sort_keys=True)
+        key = json.dumps([submitter, config, *versions], sort_keys=True)
 
         endpoint = self._find_endpoint(endpoint_id)
         with endpoint.lock:
@@ -241,7 +249,7 @@ class Service:
                 raise ServiceError(410, "ENDPOINT_GONE", reason)
 
             if key not in endpoint.runners:
-                endpoint.runners[key] = endpoint.make_runner(config, runtime)
+                endpoint.runners[key] = endpoint.make_runner(config, runtime, submitter)
             return endpoint.runners[key]
 
     def close(self) -> None:
@@ -310,7 +318,8 @@ class Service:
             _text(name)
 
         config = body.get("user_endpoint_config")
-        runner = self.runner(endpoint_id, config, body.get("user_runtime"))
+        submitter = body.get(SUBMITTER, "")
+        runner = self.runner(endpoint_id, config, body.get("user_runtime"), submitter)
 
         tasks = {}
         for function_id, payloads in body["tasks"].items():

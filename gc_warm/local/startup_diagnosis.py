@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
-import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from gc_warm.local.manager_logs import ManagerLog, ManagerLogs
+
 _LINES_QUOTED = 20  # lines of a log that is quoted
+_BYTES_QUOTED = 1 << 16  # the most of it
 _DEATHS = 3  # of a worker that had no task, after which it counts as one that will not live
 
 
@@ -17,19 +20,19 @@ def states(executor: Any) -> str:
     return ", ".join(f"{block} {status.state.name}" for block, status in blocks) or "none"
 
 
-def why_no_worker(executor: Any, folder: Path) -> str | None:
+def why_no_worker(executor: Any, managers: Sequence[Any], logs: ManagerLogs) -> str | None:
     """Return why no worker of an engine will ever take a task, or None if one may.
 
     Args:
         executor: The engine's executor.
-        folder: The folder that the engine keeps its logs in.
+        managers: The interchange's descriptions of the managers that are connected to it.
+        logs: The managers' logs.
 
     Returns:
         The reason, with the end of the log that tells it.
     """
-    managers = executor.connected_managers()
     if any(manager["worker_count"] > 0 for manager in managers):
-        return _why_workers_die(folder, {manager["manager"] for manager in managers})
+        return _why_workers_die([logs.read(manager) for manager in managers])
     if not managers:
         return _why_blocks_end(executor)
 
@@ -40,7 +43,7 @@ def why_no_worker(executor: Any, folder: Path) -> str | None:
         f"a node has room for 0 workers: with {wanted} "
         f"it gets none of the {executor.max_workers_per_node} that are asked for"
     )
-    return _quote(reason, *folder.rglob("manager.log"))
+    return _quote(reason, *(logs.read(manager).path for manager in managers))
 
 
 def _why_blocks_end(executor: Any) -> str | None:
@@ -74,46 +77,28 @@ def _why_block_ended(status: Any) -> str:
     return reason.rstrip(". \n")
 
 
-def _why_workers_die(folder: Path, managers: set[str]) -> str | None:
+def _why_workers_die(logs: Sequence[ManagerLog]) -> str | None:
     """Return why the workers of all managers die again and again before their first task.
 
     None if one of them may live: one worker is enough.
     """
-    logs = [log for log in folder.rglob("manager.log") if log.parent.name in managers]
-    dying = {}
     for log in logs:
-        text = log.read_text(errors="replace")
-        deaths = re.findall(r"Worker (\d+) was not busy when it died", text)
-        numbers = set(re.findall(r"Manager will spawn (\d+) workers", text))
-        if not numbers:
+        if log.workers is None:
             return None
 
-        for rank in range(int(max(numbers))):
-            if deaths.count(str(rank)) < _DEATHS or _has_worked(log, rank):
+        for rank in range(log.workers):
+            if log.deaths[rank] < _DEATHS or log.has_worked(rank):
                 return None
-        dying[log] = deaths
 
-    for log, deaths in dying.items():
-        rank = deaths[-1]
-        reason = (
-            f"worker {rank} has died {deaths.count(rank)} times before its first task, "
-            "and so have the others"
-        )
-        return _quote(reason, log.with_name(f"worker_{rank}.log"))
+    for log in logs:
+        dead = log.latest_death
+        if dead is not None:
+            reason = (
+                f"worker {dead} has died {log.deaths[dead]} times before its first task, "
+                "and so have the others"
+            )
+            return _quote(reason, log.worker_path(dead))
     return None
-
-
-def _has_worked(manager_log: Path, rank: int) -> bool:
-    """Return whether a worker had a task in one of its latest lives.
-
-    If so, it was killed while it was idle.
-    """
-    log = manager_log.with_name(f"worker_{rank}.log")
-    if not log.exists():
-        return False
-
-    lives = log.read_text(errors="replace").split(f"Worker {rank} started")
-    return any("Received executor task" in life for life in lives[-_DEATHS:])
 
 
 def _quote(reason: str, *logs: str | Path | None) -> str:
@@ -122,9 +107,16 @@ def _quote(reason: str, *logs: str | Path | None) -> str:
         if path is None or not os.path.isfile(path):
             continue
 
-        lines = Path(path).read_text(errors="replace").rstrip().splitlines()
+        lines = _end(path).rstrip().splitlines()
         if lines:
             end = "\n".join(lines[-_LINES_QUOTED:])
             return f"{reason}. The end of {os.path.basename(path)}:\n{end}"
 
     return f"{reason}. There is no more in its logs."
+
+
+def _end(path: str | Path) -> str:
+    with open(path, "rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(0, size - _BYTES_QUOTED))
+        return file.read().decode(errors="replace")

@@ -47,7 +47,7 @@ class CoreEndpoint:
     Args:
         endpoint_id: The endpoint's id.
         broker: The broker that carries commands, tasks and results.
-        identity: The identity for whom user endpoints are started.
+        identities: The identities for which user endpoints are started.
 
     Attributes:
         id: The endpoint's id.
@@ -56,12 +56,12 @@ class CoreEndpoint:
         began: The time of its latest registration, on the monotonic clock.
     """
 
-    def __init__(self, endpoint_id: str, broker: Broker, identity: Identity) -> None:
+    def __init__(self, endpoint_id: str, broker: Broker, identities: Sequence[Identity]) -> None:
         self.id = endpoint_id
         self.broker = broker
         self.user_endpoints: dict[str, UserEndpoint] = {}
         self.began = time.monotonic()
-        self._identity = identity
+        self._identities = identities
         self._commands = f"{endpoint_id}.commands"
 
     @property
@@ -106,17 +106,21 @@ class CoreEndpoint:
             "heartbeat_queue_info": self._publishing_to("heartbeats", endpoint_id),
         }
 
-    def make_runner(self, config: Mapping[str, Any], runtime: Mapping[str, Any]) -> TaskRunner:
+    def make_runner(
+        self, config: Mapping[str, Any], runtime: Mapping[str, Any], submitter: str
+    ) -> TaskRunner:
         """Make a user endpoint, as `gc_warm.local.service.MakeRunner` says.
 
         Args:
             config: The ``user_endpoint_config`` of its tasks.
             runtime: The client's ``user_runtime``.
+            submitter: The id of the identity whose tasks these are.
 
         Returns:
             The user endpoint.
         """
-        made = UserEndpoint(self, config, runtime)
+        identity = next(each for each in self._identities if each.id == submitter)
+        made = UserEndpoint(self, config, runtime, identity)
         # a new mapping: others may just be looking through it
         self.user_endpoints = {**self.user_endpoints, made.id: made}
         log.info("tasks with %s are for %s", json.dumps(config), made.name)
@@ -138,9 +142,9 @@ class CoreEndpoint:
             "command": "cmd_start_endpoint",
             "args": [],
             "kwargs": options,
-            "globus_effective_identity": self._identity.id,
-            "globus_username": self._identity.person["username"],
-            "globus_identity_set": [self._identity.person],
+            "globus_effective_identity": user_endpoint.identity.id,
+            "globus_username": user_endpoint.identity.person["username"],
+            "globus_identity_set": [user_endpoint.identity.person],
         }
 
         properties = BasicProperties(
@@ -174,21 +178,28 @@ class UserEndpoint:
         core: The endpoint that is to start the user endpoint.
         config: The ``user_endpoint_config`` of its tasks.
         runtime: The client's ``user_runtime``.
+        identity: The identity whose tasks these are.
 
     Attributes:
         id: The user endpoint's id.
         name: The name under which its endpoint starts it.
         config: The ``user_endpoint_config`` of its tasks.
         runtime: The client's ``user_runtime``.
+        identity: The identity whose tasks these are.
     """
 
     def __init__(
-        self, core: CoreEndpoint, config: Mapping[str, Any], runtime: Mapping[str, Any]
+        self,
+        core: CoreEndpoint,
+        config: Mapping[str, Any],
+        runtime: Mapping[str, Any],
+        identity: Identity,
     ) -> None:
         self.id = str(uuid.uuid4())
         self.name = f"uep.{core.id}.{self.id}"
         self.config = config
         self.runtime = runtime
+        self.identity = identity
 
         self._core = core
         self._broker = core.broker

@@ -52,7 +52,7 @@ from gc_warm.programs.server_address import ServerAddress, free_port, is_taken
 from gc_warm.programs.server_link import ANSWER_TIMEOUT, Link, quoted
 from gc_warm.programs.server_supervisor import give_up, start_time
 from gc_warm.worker import ledger, lifecycle
-from gc_warm.worker.private_folder import make_private
+from gc_warm.worker.private_folder import check_private, make_private
 
 log = logging.getLogger("gc_warm")
 
@@ -304,15 +304,7 @@ class ExternalServer:
 
     def _dial(self, timeout: float = ANSWER_TIMEOUT) -> Link | None:
         """Return a link to the server if there is one, ready or not."""
-        with contextlib.suppress(OSError), contextlib.ExitStack() as stack:
-            connection = stack.enter_context(socket.socket(socket.AF_UNIX))
-            connection.settimeout(timeout)
-            connection.connect(os.path.join(self._folder(), _CONTROL))
-            link = Link(connection, timeout)
-            if link.status:
-                stack.pop_all()
-                return link
-        return None
+        return _dial(self._folder(), timeout)
 
     def _try_lock(self) -> io.FileIO | None:
         """Return the file that locks the server's folder, locked, or None if it is locked.
@@ -605,6 +597,23 @@ def _folder_of(key: str) -> str:
     return os.path.join("/tmp", name)
 
 
+def _dial(folder: str, timeout: float = ANSWER_TIMEOUT) -> Link | None:
+    """Return a link to the server in a folder if there is one, ready or not.
+
+    In a folder that another user has made, who can know its name, another would answer.
+    """
+    with contextlib.suppress(OSError), contextlib.ExitStack() as stack:
+        check_private(folder)
+        connection = stack.enter_context(socket.socket(socket.AF_UNIX))
+        connection.settimeout(timeout)
+        connection.connect(os.path.join(folder, _CONTROL))
+        link = Link(connection, timeout)
+        if link.status:
+            stack.pop_all()
+            return link
+    return None
+
+
 def _clear(folder: str) -> None:
     """Remove what a server has left whose supervisor was killed, its socket, say."""
     with os.scandir(folder) as entries:
@@ -713,8 +722,8 @@ def end_servers(pool: str) -> None:
     """
     folders = Path(_folder_of(pool))
     for control in folders.parent.glob(f"{folders.name}-*/{_CONTROL}"):
-        with socket.socket(socket.AF_UNIX) as connection, contextlib.suppress(OSError):
-            connection.connect(os.fspath(control))
-            link = Link(connection)
-            link.end("was shut down")
-            link.wait(_END_TIMEOUT)
+        link = _dial(os.fspath(control.parent))
+        if link is not None:
+            with link:
+                link.end("was shut down")
+                link.wait(_END_TIMEOUT)

@@ -117,7 +117,7 @@ class MockClient(Client):
         self._looked_at = -math.inf
 
         def make_runner(
-            user_endpoint_config: Mapping[str, Any], _runtime: Mapping[str, Any]
+            user_endpoint_config: Mapping[str, Any], _runtime: Mapping[str, Any], _submitter: str
         ) -> TaskRunner:
             if config is not None:
                 return self._start_engine(config, user_endpoint_config, on)

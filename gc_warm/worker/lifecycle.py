@@ -160,12 +160,21 @@ def _register_with_multiprocessing() -> None:
 
 
 class Sigterm:
-    """The SIGTERM handler: calls the handler that was there before, then raises `SystemExit`."""
+    """The SIGTERM handler: calls the handler that was there before, then raises `SystemExit`.
+
+    Args:
+        previous: The handler that was there before.
+    """
 
     def __init__(self, previous: Any) -> None:
         self.previous = previous
 
     def __call__(self, signum: int, frame: FrameType | None) -> None:
+        """Handle the signal, unless this process is ending already.
+
+        Raises:
+            SystemExit: Always, but in the midst of teardowns.
+        """
         if _ending:
             return
 

@@ -11,6 +11,7 @@ from importlib.machinery import ModuleSpec, PathFinder
 # when the machine started, in seconds since the epoch
 _MACHINE_START = time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
 
+
 def _process_start() -> float | None:
     """Return when this process started, in seconds since the epoch; None if that is not known."""
     try:

@@ -38,11 +38,11 @@ def check_private(folder: str) -> None:
         OSError: It is not there.
     """
     status = os.lstat(folder)
+    advice = "remove it, or set TMPDIR to another folder"
+    if status.st_uid != os.geteuid():
+        advice = f"user {status.st_uid} has made it: set TMPDIR to another folder"
+
     is_ours = stat.S_ISDIR(status.st_mode) and status.st_uid == os.geteuid()
     if not is_ours or status.st_mode & 0o077:
-        raise PermissionError(
-            errno.EPERM,
-            "this is not a folder that only you may enter: remove it, "
-            "or set TMPDIR to another folder",
-            folder,
-        )
+        words = f"this is not a folder that only you may enter: {advice}"
+        raise PermissionError(errno.EPERM, words, folder)

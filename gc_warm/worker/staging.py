@@ -248,11 +248,13 @@ def _digest(text: str) -> str:
 
 def _is_user(home: str) -> bool:
     """Return whether this process has the lock of the folder's users, and the folder is there."""
+    if home not in _held:
+        return False
     try:
         users = os.stat(os.path.join(home, remover.USERS))
     except FileNotFoundError:
         return False
-    return home in _held and os.path.samestat(os.fstat(_held[home]), users)
+    return os.path.samestat(os.fstat(_held[home]), users)
 
 
 def _become_user(home: str) -> None:

@@ -30,7 +30,6 @@ from gc_warm.local.cloud import LocalCloud
 from gc_warm.local.runners import SpawnedRunner
 
 LIMIT = 0.1
-TURNS = 50
 SMALL_TASKS = 400  # a turn
 LARGE_TASKS = 4  # a turn
 LARGE = 5_000_000  # bytes
@@ -76,15 +75,18 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--check", action="store_true", help="fail if more is added than may be")
-    is_check = parser.parse_args().check
+    parser.add_argument(
+        "--turns", type=int, default=50, help="through each, ten at least (default: %(default)s)"
+    )
+    options = parser.parse_args()
 
     worst = 0.0
     for way, start in WAYS.items():
         began = time.perf_counter()
         with start() as executor:
-            megabytes = [take_turn(executor) for _ in range(TURNS)]
+            megabytes = [take_turn(executor) for _ in range(options.turns)]
 
-        tenth = TURNS // 10
+        tenth = options.turns // 10
         early = statistics.median(megabytes[tenth : 2 * tenth])
         late = statistics.median(megabytes[-tenth:])
         growth = late / early - 1
@@ -93,7 +95,7 @@ def main() -> int:
         print(f"{way}: {early:.0f} MB, then {late:.0f} MB: {growth:+.1%} ({seconds:.0f} s)")
 
     print(f"at most {LIMIT:.0%} may be added")
-    return is_check and worst >= LIMIT
+    return options.check and worst >= LIMIT
 
 
 if __name__ == "__main__":

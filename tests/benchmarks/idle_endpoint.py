@@ -1,7 +1,8 @@
 """An idle user endpoint of ours beside a stock one: ``python tests/benchmarks/idle_endpoint.py``.
 
-Two real daemons on one `LocalCloud`, which needs port 5000: one with the config ``local``, one with
-the template of globus-compute-endpoint, whose block that makes an environment with uv is left out,
+Two real daemons on one `LocalCloud`, which needs port 5000: one with the config ``local``, as
+`gc-warm configure` makes an endpoint of it, with its hook in the user endpoint; one with the
+template of globus-compute-endpoint, whose block that makes an environment with uv is left out,
 and which is told to stay for an hour, where it would end its worker after two minutes and itself
 after five. Each runs one task, and has one warm worker from then on. What is counted is for the
 user endpoint with all that it has started (interchange, block, manager, worker), in the same
@@ -13,7 +14,7 @@ minutes without any task:
 - programs that were started, those of the scheduler among them.
 
 With ``--slurm``, a real Slurm is started, and both submit to it. With ``--hooks``, the hooks of
-ours are switched on.
+ours in workers are switched on, too.
 
 With ``--check``, the exit status is 1 if one of ours is more than 5 % above the stock one.
 
@@ -45,6 +46,7 @@ import psutil
 from globus_compute_sdk import Executor
 from globus_compute_sdk.sdk import executor as sdk_executor
 
+from gc_warm.configs import folders, installing
 from gc_warm.functions import count
 from gc_warm.local import daemon
 from gc_warm.local.cloud import LocalCloud
@@ -74,6 +76,13 @@ def stock_config(folder: Path, is_slurm: bool) -> Path:
     kept = "max_workers_per_node: 1\n  job_status_kwargs: {max_idletime: 3600}"
     text = text.replace(UV, "true").replace("max_workers_per_node: 1", kept)
     template.write_text(text.replace("idle_heartbeats_soft: 10\n", "idle_heartbeats_soft: 120\n"))
+    return folder
+
+
+def our_config(folder: Path, is_slurm: bool) -> Path:
+    """Make the folder of an endpoint as ``gc-warm configure`` makes it."""
+    source = folders.find_folder("slurm" if is_slurm else "local")
+    installing.write(installing.plan(folder, source, {}))
     return folder
 
 
@@ -158,14 +167,13 @@ def compare(is_slurm: bool, more: Mapping[str, Any], seconds: float) -> float:
         cloud = stack.enter_context(LocalCloud())
         os.environ.update(cloud.environment)
 
-        ours = "slurm" if is_slurm else "local"
         options: dict[str, dict[str, Any]] = {
             "ours": {"workers_per_node": 1, **more},
             "stock": {},
         }
         endpoints = {
             "stock": EndpointDaemon(cloud, stock_config(scratch / "stock", is_slurm)),
-            "ours": EndpointDaemon(cloud, ours),
+            "ours": EndpointDaemon(cloud, our_config(scratch / "ours", is_slurm)),
         }
         for endpoint in endpoints.values():
             stack.callback(endpoint.close)

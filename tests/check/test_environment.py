@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import calendar
 import os
 import shlex
 import shutil
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import psutil
 import pytest
 
+from gc_warm import cli
 from gc_warm.check import environment
 from gc_warm.check.environment import Answer
 from gc_warm.configs import folders, loading, rendering
-from tests.support import MODULES, has_ended, wait_until
+from gc_warm.hooks import backoff
+from tests.support import MODULES, cli_runner, has_ended, wait_until
 
 SCRIPTS = os.path.dirname(sys.executable)
 
@@ -198,6 +202,34 @@ def test_own_name_that_others_cannot_use(
     assert [text.startswith(said or "-") for text in found] == [True] * (said is not None)
 
 
+@pytest.mark.parametrize(
+    ("pid", "said"),
+    [
+        (os.getpid(), "uep.ours.1 tries again at 2026-11-30 04:00:20, or when a job of its ends"),
+        (0, "uep.ours.1 has ended since"),
+    ],
+    ids=["waits", "has ended"],
+)
+def test_refused_job_is_shown(
+    pid: int, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(time, "localtime", time.gmtime)
+    now = calendar.timegm((2026, 11, 30, 4, 0, 0))
+    refusal = backoff.Refusal("sbatch: error: no", 3, now, now + 20)
+    for name in ("mine", "uep.ours.1", "uep.ours.2", "uep.another.1"):
+        (tmp_path / name).mkdir()
+    assert not list(environment.refused_jobs(tmp_path / "mine")), "it never ran"
+    (tmp_path / "mine" / "endpoint.json").write_text('{"endpoint_id": "ours"}')
+    assert not list(environment.refused_jobs(tmp_path / "mine")), "nothing was refused"
+
+    for name in ("uep.ours.1", "uep.another.1"):
+        backoff.write(tmp_path / name, refusal)
+        (tmp_path / name / "daemon.pid").write_text(str(pid or ""))
+    text = f"2026-11-30 04:00:00, refusal 3 in a row; {said}:\nsbatch: error: no"
+    expected = [Answer("warning", "refused job", text)]
+    assert list(environment.refused_jobs(tmp_path / "mine")) == expected
+
+
 def test_interchange_whose_endpoint_is_gone_is_named() -> None:
     script = (
         "import setproctitle, sys, time; setproctitle.setproctitle('parsl: HTEX interchange'); "
@@ -226,3 +258,40 @@ def test_interchange_whose_endpoint_is_gone_is_named() -> None:
             wait_until(is_found, "it is an orphan")
         finally:
             psutil.Process(pid).kill()
+
+
+@pytest.fixture
+def shared(tmp_path: Path) -> Path:
+    """The folder of an endpoint for many users, with a command that root alone can run."""
+    folder = tmp_path / "shared"
+    shutil.copytree(folders.shipped()["local"], folder)
+    (folder / "mapping.json").write_text("[]")
+    (folder / "config.yaml").write_text(f"identity_mapping_config_path: {folder}/mapping.json\n")
+
+    command = tmp_path / "private" / "bin" / "globus-compute-endpoint"
+    command.parent.mkdir(parents=True)
+    command.touch(0o755)
+    command.parents[1].chmod(0o700)
+    (folder / "user_environment.yaml").write_text(f"PATH: {command.parent}\n")
+    return folder
+
+
+def test_users_cannot_run_what_only_root_can_enter(
+    shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (found,) = environment.for_users(shared)
+    assert found.level == "error"
+    assert f"no user can read {tmp_path}/private/bin/globus-compute-endpoint" in found.text
+
+    (shared / "user_environment.yaml").write_text("PATH: /nowhere\n")
+    (found,) = environment.for_users(shared)
+    assert found.text == "globus-compute-endpoint is not on the PATH of user_environment.yaml"
+
+    monkeypatch.setattr(shutil, "which", lambda *_, **__: "/bin/sh")
+    assert list(environment.for_users(shared)) == []
+
+
+def test_figures_of_an_endpoint_for_many_are_of_one(shared: Path) -> None:
+    shown = cli_runner().invoke(cli.main, ["check", str(shared)]).stdout
+    assert "many users           run by root, for whom it maps, each with user endpoints" in shown
+    assert f"the rest is of one user ({shared}/mapping.json)" in shown

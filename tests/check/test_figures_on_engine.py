@@ -150,8 +150,7 @@ def observe(name: str, given: dict[str, Any], figures: dict[str, Any], folder: P
         seen = meet_all(executor, folder / "meeting", figures["copies"])
         managers = {manager_of(worker.pid) for worker in seen}
         settings = [manager.cmdline() for manager in managers]
-        # beside them, a manager has a process for what its threads share
-        workers = [len(workers_of(manager)) - 1 for manager in managers]
+        workers = [len(workers_of(manager)) for manager in managers]
         victim, error = kill_one(executor, folder / "victim")
 
         # before the last tasks, and not when this thread has come to know of their ends

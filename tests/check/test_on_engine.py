@@ -16,6 +16,7 @@ from globus_compute_sdk.errors import TaskExecutionFailed
 
 from gc_warm import MockExecutor, functions
 from gc_warm.configs import folders, loading, meaning, options, rendering
+from tests import roles
 from tests.support import MODULES, has_ended, wait_until
 
 pytestmark = pytest.mark.engine
@@ -154,11 +155,13 @@ def meeting(executor: MockExecutor, folder: Path, number: int) -> list[tuple[int
 
 
 def workers_of(manager: psutil.Process) -> set[int]:
+    """Return the workers of a manager that have a log."""
     found = set()
     for child in manager.children():
         # the one that was killed, while nobody has waited for it
-        with contextlib.suppress(psutil.NoSuchProcess):
-            if "--multiprocessing-fork" in child.cmdline() and not has_ended(child.pid):
+        with contextlib.suppress(OSError, psutil.Error):
+            member = roles.identify(child)
+            if member is not None and member.role == "worker":
                 found.add(child.pid)
     return found
 

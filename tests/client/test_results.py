@@ -118,7 +118,7 @@ def test_thirty_two_threads_register_once(client: MockClient) -> None:
 
 
 def test_endpoint_that_allows_some_functions(client: MockClient, tmp_path: Path) -> None:
-    def make_runner(_config: Any, _runtime: Any) -> Any:
+    def make_runner(*_: Any) -> Any:
         return client.runner()
 
     book = FunctionBook.register(tmp_path / "book.yaml", client, [tasks.same], recorded=True)

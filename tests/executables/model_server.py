@@ -46,6 +46,8 @@ class Handler(BaseHTTPRequestHandler):
             self.answer(200, "")
         elif what == "environment":
             self.answer(200, dict(os.environ))
+        elif what == "echo":
+            self.answer(200, value)
         elif what == "cpus":
             self.answer(200, sorted(os.sched_getaffinity(0)))
         else:

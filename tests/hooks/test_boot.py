@@ -69,6 +69,8 @@ def test_the_line_sets_the_variables_and_puts_the_folder_first() -> None:
     variables = dict(line.split("=", 1) for line in shown.stdout.splitlines() if "=" in line)
     assert variables["GC_WARM_PRELOAD"] == "my_model:load my_tables"
     assert variables["GC_WARM_SURVIVE_IDLE_KILL"] == "1"
+    prepared = f"{gc_warm.__version__} GC_WARM_PRELOAD GC_WARM_SURVIVE_IDLE_KILL"
+    assert variables["GC_WARM_PREPARED"] == prepared
     assert variables["PYTHONPATH"] == f"{STARTUP}:/a b"
 
 
@@ -191,7 +193,9 @@ def test_a_worker_of_another_parsl_works_and_says_so(tmp_path: Path) -> None:
     assert "this Parsl is not as gc_warm knows it: its workers work, and start cold" in run.stderr
 
 
-HOOKS = "preload, survive_idle_kill, amd_gpus, orderly_end, helper_watch"
+HOOKS = (
+    "preload, preload_node, survive_idle_kill, amd_gpus, orderly_end, helper_watch, gate, backoff"
+)
 
 
 @pytest.mark.parametrize(

@@ -74,7 +74,7 @@ class Nursery:
         return psutil.Process(self.tell("template"))
 
     def kill(self) -> None:
-        """End the manager by SIGKILL, and the process of multiprocessing's that would outlive it."""
+        """End the manager by SIGKILL, and its helper, which would outlive it."""
         [helper] = [
             child
             for child in psutil.Process(self._process.pid).children()
@@ -165,7 +165,9 @@ def test_what_a_template_cannot_load_is_left_out(
 
 
 @pytest.mark.engine
-@pytest.mark.parametrize("spec", ["map_a_file", "append_to_a_file", "run_a_program", "fork_and_come_back"])
+@pytest.mark.parametrize(
+    "spec", ["map_a_file", "append_to_a_file", "run_a_program", "fork_and_come_back"]
+)
 def test_what_does_no_harm_is_not_refused(
     nurseries: list[Nursery], tmp_path: Path, spec: str
 ) -> None:

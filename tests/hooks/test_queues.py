@@ -19,6 +19,7 @@ from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from importlib.metadata import version
 from multiprocessing import resource_tracker
 from multiprocessing.queues import Queue
@@ -198,6 +199,32 @@ def test_a_task_that_was_announced_by_a_worker_that_dies_is_there_for_the_next(
     announced: list[int] = []
     assert TaskQueue(stock, announced.append).get(timeout=120) == task(1)
     assert announced == [1]
+
+
+@pytest.mark.engine
+def test_worker_ends_with_its_manager_wherever_it_waits() -> None:
+    """For a task, for room in the pipe, for another worker's lock, and for the manager's."""
+    ours, theirs = SPAWN.Pipe()
+    manager = SPAWN.Process(target=queue_workers.manage, args=(theirs,))
+    manager.start()
+    workers = [psutil.Process(pid) for pid in iter(ours.recv, None)]
+    assert len(workers) == 4
+    try:
+        wait_until(lambda: all(map(sleeps, workers)), "they wait")
+        manager.kill()
+        manager.join()
+        for worker in workers:
+            wait_until(partial(has_ended, worker.pid), "the worker has ended")
+    finally:
+        for worker in workers:
+            if worker.is_running():
+                worker.kill()
+        ours.close()
+        theirs.close()
+
+
+def sleeps(process: psutil.Process) -> bool:
+    return process.status() == psutil.STATUS_SLEEPING
 
 
 def engine(number: int, survive: bool) -> MockExecutor:

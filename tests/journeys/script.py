@@ -97,6 +97,13 @@ def wait_for(endpoint: str, gate: str, begun: str) -> Any:
         return str(executor.submit(tasks.begin_and_wait, begun, gate).exception(280))
 
 
+def wait_many(endpoint: str, number: str, gate: str, begun: str) -> Any:
+    """Return what becomes of so many tasks that wait: what they return, or their errors."""
+    with Executor(endpoint, user_endpoint_config=CONFIG) as executor:
+        futures = [executor.submit(tasks.begin_and_wait, begun, gate) for _ in range(int(number))]
+        return [str(future.exception(280) or future.result()) for future in futures]
+
+
 def worker(endpoint: str) -> Any:
     """Return the process id of a worker, and its count."""
     with Executor(endpoint, user_endpoint_config=CONFIG) as executor:

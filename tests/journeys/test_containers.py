@@ -108,7 +108,9 @@ def workers(
         yield seen
 
     wait_until(lambda: all(has_ended(int(pid)) for pid in running), "the container has ended")
-    wait_until(lambda: not podman("ps", "--all", "--quiet"), "the container is gone")
+    wait_until(lambda: not podman("ps", "--quiet"), "no container runs")
+    # what podman remembers of one whose monitor was ended before it could forget it
+    podman("rm", "--all", "--force")
 
 
 def test_each_worker_is_pinned_before_it_preloads(workers: SimpleNamespace) -> None:

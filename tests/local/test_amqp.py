@@ -601,6 +601,25 @@ class TestRefusals:
             raw.send(start_ok(), tuned)
             assert raw.wait_for(spec.Connection.Close).reply_code == 530
 
+    def test_strangers_are_few_and_fill_no_log(
+        self,
+        broker: Broker,
+        channel: BlockingChannel,
+        monkeypatch: pytest.MonkeyPatch,
+        caplog: pytest.LogCaptureFixture,
+    ) -> None:
+        monkeypatch.setattr(amqp, "_STRANGERS", 2)
+        with contextlib.ExitStack() as stack:
+            strangers = [stack.enter_context(Raw(broker)) for _ in range(10)]
+            assert [stranger.receive() for stranger in strangers[:-2]] == [None] * 8
+            assert caplog.text.count("more than 2 handshakes at once") == 1
+
+            broker._host._complained -= amqp._COMPLAINTS_INTERVAL
+            strangers[-1].send_bytes(b"GET / HTTP/1.1\r\n")
+            wait_until(lambda: "does not speak AMQP" in caplog.text, "it is said")
+            assert "; 7 others were refused since the last such line" in caplog.text
+        assert channel.queue_declare("still there").method.message_count == 0
+
     def test_too_large_a_message_closes_the_channel(self, broker: Broker) -> None:
         with Raw(broker) as raw:
             raw.open().send(spec.Basic.Publish(), channel=1)

@@ -6,6 +6,7 @@ Real workers are behind it, and nothing is on a port of others.
 from __future__ import annotations
 
 import base64
+import contextlib
 import gc
 import logging
 import os
@@ -35,7 +36,7 @@ from pika.adapters.select_connection import IOLoop
 from urllib3.connection import HTTPConnection
 
 from gc_warm import functions
-from gc_warm.local import task_table
+from gc_warm.local import http, task_table
 from gc_warm.local.cloud import LocalCloud
 from gc_warm.local.runners import SpawnedRunner
 from gc_warm.local.service import TaskRunner
@@ -54,7 +55,7 @@ class Site(LocalCloud):
     def __enter__(self) -> Site:
         return self
 
-    def make(self, config: Any, runtime: Any) -> TaskRunner:
+    def make(self, *_: Any) -> TaskRunner:
         return SpawnedRunner(workers=1, pythonpath=[MODULES])
 
 
@@ -62,7 +63,8 @@ class Site(LocalCloud):
 def site() -> Iterator[Site]:
     """With the worker of the user endpoint that has no options."""
     with Site() as site:
-        site.service.runner(site.endpoint_id, {}, asdict(create_user_runtime()))
+        runtime = asdict(create_user_runtime())
+        site.service.runner(site.endpoint_id, {}, runtime, site._identity.id)
         yield site
 
 
@@ -185,9 +187,11 @@ def test_reload_says_which_results_are_gone(
 
 
 def test_deleted_endpoint_is_forgotten(site: Site) -> None:
-    endpoint_id = site.answer("POST", "/v3/endpoints", "", {"endpoint_name": "x"})["endpoint_id"]
+    endpoint_id = site.answer(site._identity, "POST", "/v3/endpoints", "", {"endpoint_name": "x"})[
+        "endpoint_id"
+    ]
     assert endpoint_id in site._cores
-    site.answer("DELETE", f"/v2/endpoints/{endpoint_id}", "", None)
+    site.answer(site._identity, "DELETE", f"/v2/endpoints/{endpoint_id}", "", None)
     assert endpoint_id not in site._cores
 
 
@@ -405,6 +409,58 @@ def test_a_forked_child_leaves_the_service_alone() -> None:
         assert os.path.isdir(cloud.folder)
         url = f"http://127.0.0.1:{cloud.port}/v2/version"
         assert requests.get(url, headers=bearer(cloud), timeout=120).ok
+
+
+def call(site: LocalCloud) -> socket.socket:
+    return socket.create_connection(("127.0.0.1", site.port), timeout=120)
+
+
+def handlers() -> int:
+    return sum("process_request" in thread.name for thread in threading.enumerate())
+
+
+def ask_for_version(site: LocalCloud, connection: socket.socket) -> None:
+    authorization = bearer(site)["Authorization"]
+    head = f"GET /v2/version HTTP/1.1\r\nAuthorization: {authorization}\r\n\r\n"
+    connection.sendall(head.encode())
+
+
+def test_strangers_hold_few_threads(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http, "_STRANGERS", 3)
+    monkeypatch.setattr(http, "_FRESH", 0)
+    with contextlib.ExitStack() as stack:
+        friend = stack.enter_context(call(site))
+        ask_for_version(site, friend)
+        assert friend.recv(1000).startswith(b"HTTP/1.1 200 ")
+
+        known = handlers()
+        strangers = [stack.enter_context(call(site)) for _ in range(40)]
+        for stranger in strangers[:-3]:
+            assert stranger.recv(1) == b"", "it has been cut off"
+        wait_until(lambda: handlers() <= known + 3, "nobody has a thread for those")
+
+        ask_for_version(site, friend)
+        assert friend.recv(1000).startswith(b"HTTP/1.1 200 ")
+
+
+def test_a_stranger_who_drips_is_cut_off(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However quickly each byte follows the one before."""
+    monkeypatch.setattr(http, "_STRANGER_TIMEOUT", 0.2)
+    with call(site) as stranger, pytest.raises(ConnectionError):
+        stranger.sendall(b"POST /v3/functions HTTP/1.1\r\nContent-Length: 60000\r\n\r\n")
+        for _ in range(60_000):
+            stranger.sendall(b"x")
+            threading.Event().wait(0.01)
+
+
+def test_a_crowd_of_clients_is_served(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http, "_STRANGERS", 2)
+    monkeypatch.setattr(http, "_FRESH", 60)
+    with contextlib.ExitStack() as stack:
+        crowd = [stack.enter_context(call(site)) for _ in range(60)]
+        for connection in crowd:
+            ask_for_version(site, connection)
+        assert {connection.recv(1000).split()[1] for connection in crowd} == {b"200"}
 
 
 @pytest.mark.parametrize("length", [b"abc", b"-1", b"99999999999999"])

@@ -152,6 +152,27 @@ def test_a_killed_user_endpoint_fails_its_tasks(
     gate.touch()
 
 
+def test_a_killed_daemon_loses_what_its_user_endpoint_took(
+    cloud: LocalCloud, endpoint: EndpointDaemon, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stock user endpoint ends with its daemon; the service cannot know what it had."""
+    monkeypatch.setattr(user_endpoints, "_LOST_AFTER", 4)
+    gate, begun = tmp_path / "gate", tmp_path / "begun"
+    step = script(cloud, endpoint, "wait_many", "100", str(gate), str(begun))
+    wait_until(begun.exists, "the first task runs")
+
+    os.kill(endpoint.pid, signal.SIGKILL)
+    assert endpoint.wait() == -signal.SIGKILL
+    endpoint.start()
+    gate.touch()
+
+    ends = step.answer()
+    lost = [end for end in ends if "no longer has it" in end]
+    assert lost
+    assert len(ends) - len(lost) == ends.count(str(gate)), "the others waited, and have run"
+    assert script(cloud, endpoint, "by_function_and_by_id").answer()[1]
+
+
 def test_a_killed_interchange_fails_its_tasks(
     cloud: LocalCloud, endpoint: EndpointDaemon, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -24,6 +24,7 @@ from gc_warm import MockExecutor
 from gc_warm.local import engine as engine_module
 from gc_warm.local import startup_diagnosis, worker_main
 from gc_warm.local.engine import EngineRunner
+from tests import roles
 from tests.support import EXPORT_MODULES, client_environment, remote_text, wait_until
 
 pytestmark = pytest.mark.engine
@@ -90,10 +91,10 @@ def test_manager_that_is_lost_before_its_first_task_is_replaced() -> None:
             lambda: "Registration info for manager" in log_of_the_interchange(),
             "the manager has reported",
         )
-        for process in psutil.process_iter():
-            if is_manager(process):
-                for child in [*process.children(recursive=True), process]:
-                    child.kill()
+        for member in roles.find("GC_WARM_TEST_RUN", os.environ["GC_WARM_TEST_RUN"]):
+            if member.role == "manager":
+                for process in [*member.process.children(recursive=True), member.process]:
+                    process.kill()
         first = executor.submit(tasks.same, 1)
         assert first.exception(120) is None or "ManagerLost" in remote_text(first)
         assert executor.submit(tasks.same, 2).result(120) == 2
@@ -102,15 +103,6 @@ def test_manager_that_is_lost_before_its_first_task_is_replaced() -> None:
 def log_of_the_interchange() -> str:
     paths = Path(tempfile.gettempdir()).glob("gc_warm-*/*/interchange.log")
     return "".join(path.read_text() for path in paths)
-
-
-def is_manager(process: psutil.Process) -> bool:
-    command = ["-m", "parsl.executors.high_throughput.process_worker_pool"]
-    try:
-        ours = process.environ().get("GC_WARM_TEST_RUN") == os.environ["GC_WARM_TEST_RUN"]
-        return ours and process.cmdline()[1:3] == command
-    except psutil.Error:
-        return False
 
 
 def test_interchange_that_dies_ends_its_tasks_and_the_next_task_finds_another_engine(
@@ -168,6 +160,7 @@ class HopelessEngine:
             provider=SimpleNamespace(worker_init=""),
             interchange_launch_cmd=["interchange.py"],
             interchange_proc=interchange,
+            connected_managers=list,
         )
 
     def start(self, **options: Any) -> None: ...

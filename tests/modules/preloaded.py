@@ -148,3 +148,36 @@ def for_ever() -> None:
     begun.with_suffix(".part").rename(begun)
     while True:
         time.sleep(0.01)
+
+
+def when_let() -> None:
+    """Say that it has begun, by a file, and load when there is another.
+
+    In the first block it loads at once, unless HOLDS is set. The worker with the number in HANGS
+    never does.
+    """
+    block = os.environ["PARSL_WORKER_BLOCK_ID"]
+    rank = os.environ["PARSL_WORKER_RANK"]
+    folder = Path(os.environ["GATE"])
+
+    part = folder / f"{block}-{rank}.part"
+    part.write_text(f"{os.getpid()}")
+    part.rename(folder / f"begun-{block}-{rank}")
+
+    is_held = block != "0" or "HOLDS" in os.environ
+    while is_held and not (folder / "let").exists():
+        time.sleep(0.01)
+    while os.environ.get("HANGS") == rank:
+        time.sleep(0.01)
+    table()
+
+
+def place() -> tuple[str, str, bool]:
+    """Return block and number of this worker, and whether it has loaded."""
+    from preloaded import table
+
+    return (
+        os.environ["PARSL_WORKER_BLOCK_ID"],
+        os.environ["PARSL_WORKER_RANK"],
+        table.info().loads == 1,
+    )

@@ -5,8 +5,10 @@ They are here so that such a process imports nothing of the tests.
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
+import time
 from multiprocessing.queues import Queue
 from typing import Any
 
@@ -49,3 +51,33 @@ def hold(stock: Queue[Any], begun: Any) -> None:
         signal.pause()
 
     TaskQueue(stock, announce).get()
+
+
+def manage(pids: Any) -> None:
+    """A manager's part: start workers, tell of them, and take nothing of what they have."""
+    context = multiprocessing.get_context("spawn")
+    tasks_, full, locked = (context.Queue() for _ in range(3))
+    locked._wlock.acquire()  # type: ignore[attr-defined]
+    begun = context.Semaphore(0)
+
+    for wait, stock in (
+        (wait_for_task, tasks_),
+        (put_for_ever, full),
+        (put_for_ever, full),
+        (put_for_ever, locked),
+    ):
+        process = context.Process(target=wait, args=(stock, begun, 1_200_000))
+        process.start()
+        pids.send(process.pid)
+
+    # the other two wait for a lock before they begin
+    for _ in range(2):
+        begun.acquire()
+    pids.send(None)
+    time.sleep(600)
+
+
+def wait_for_task(stock: Queue[Any], begun: Any, _: int) -> None:
+    reader = TaskQueue(stock, lambda _: None)
+    begun.release()
+    reader.get()

@@ -38,6 +38,12 @@ def wait_for_file(path: str) -> str:
     return path
 
 
+def wait_and_return(path: str, size: int) -> bytes:
+    """Waits for a file, and has a result of so many bytes then."""
+    wait_for_file(path)
+    return os.urandom(size)
+
+
 def for_ever(started: str) -> NoReturn:
     """Never ends, and leaves its process id in the file *started* when it has begun."""
     Path(started).with_suffix(".part").write_text(str(os.getpid()))

@@ -8,10 +8,12 @@ import os
 import pickle
 import re
 import resource
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -370,14 +372,30 @@ def test_another_user_cannot_connect(server: ExternalServer) -> None:
     assert "PermissionError" in done.stderr
 
 
-def test_a_folder_of_another_is_refused(made: Any) -> None:
+@pytest.mark.parametrize("kind", ["folder", "link"])
+def test_a_folder_of_another_is_refused(kind: str, made: Any) -> None:
+    """Nor is anybody asked who listens there as a supervisor does."""
     server = made()
     folder = server.log_file.parent
-    folder.mkdir()
-    folder.chmod(0o777)
-    with pytest.raises(ProcessStartError, match="only you may enter: remove it"):
-        server.start()
-    folder.rmdir()
+    trap = folder if kind == "folder" else Path(tempfile.mkdtemp())
+    if kind == "link":
+        folder.symlink_to(trap)
+    else:
+        folder.mkdir()
+        folder.chmod(0o777)
+
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(trap / "control"))
+        listener.listen()
+        listener.setblocking(False)
+        with pytest.raises(ProcessStartError, match="only you may enter: remove it"):
+            server.start()
+        assert server.pid is None
+        with pytest.raises(BlockingIOError):
+            listener.accept()
+
+    shutil.rmtree(trap)
+    folder.unlink(missing_ok=True)
 
 
 @pytest.mark.parametrize(

@@ -29,6 +29,7 @@ import parsl
 import psutil
 from parsl.config import Config
 from parsl.executors import HighThroughputExecutor
+from parsl.executors.high_throughput.errors import ManagerLost
 from parsl.executors.high_throughput.executor import DEFAULT_LAUNCH_CMD
 from parsl.providers import LocalProvider
 
@@ -37,7 +38,10 @@ THRESHOLD = 3
 
 
 def wait_for(path: str) -> None:
-    """Wait for a file."""
+    """Wait for a file, on a worker: what the body needs has to be imported there."""
+    import os
+    import time
+
     while not os.path.exists(path):
         time.sleep(0.01)
 
@@ -53,7 +57,7 @@ def hangs(executor: HighThroughputExecutor, gate: Path) -> bool:
     time.sleep(1)
     for process in (manager, worker, *others):
         process.suspend()
-    lost.exception(60)  # the interchange has given it up
+    assert isinstance(lost.exception(60), ManagerLost)  # the interchange has given it up
 
     gate.touch()
     for process in (manager, worker, *others):
