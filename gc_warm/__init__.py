@@ -16,6 +16,7 @@ if _typing.TYPE_CHECKING:
     from gc_warm.exceptions import BookError as BookError
     from gc_warm.exceptions import ConfigError as ConfigError
     from gc_warm.exceptions import EndpointStartError as EndpointStartError
+    from gc_warm.exceptions import NotEnoughMemoryError as NotEnoughMemoryError
     from gc_warm.exceptions import NotEnoughTimeError as NotEnoughTimeError
     from gc_warm.exceptions import ProcessDiedError as ProcessDiedError
     from gc_warm.exceptions import ProcessError as ProcessError
@@ -56,6 +57,7 @@ __all__ = [
     "Marker",
     "MockClient",
     "MockExecutor",
+    "NotEnoughMemoryError",
     "NotEnoughTimeError",
     "Pipe",
     "ProcessDiedError",

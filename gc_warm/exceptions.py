@@ -10,6 +10,7 @@ __all__ = [
     "BookError",
     "ConfigError",
     "EndpointStartError",
+    "NotEnoughMemoryError",
     "NotEnoughTimeError",
     "ProcessDiedError",
     "ProcessError",
@@ -69,6 +70,14 @@ class WorkerStartError(RuntimeError):
 
 class EndpointStartError(RuntimeError):
     """An endpoint's daemon ended before it was online, or did not get there in time."""
+
+
+class NotEnoughMemoryError(RuntimeError):
+    """A load was not begun, since its worker's node has not the memory for it.
+
+    So it is where `preload_node` was to load one copy for all workers of the node, which cannot be
+    shared there, and a copy for each does not fit. The text says why.
+    """
 
 
 class NotEnoughTimeError(RuntimeError):

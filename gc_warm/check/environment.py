@@ -99,7 +99,8 @@ def look(config: UserEndpointConfig, modules: Sequence[str] = ()) -> Iterator[An
     """
     executor: Any = config.engine.executor
     provider = executor.provider
-    preloaded = [spec.partition(":")[0] for spec in meaning.preloaded(provider)]
+    preloads = meaning.preloaded_on_node(provider) + meaning.preloaded(provider)
+    preloaded = [spec.partition(":")[0] for spec in preloads]
     needed = dict.fromkeys([*modules, *preloaded])
 
     if config.engine.container_type:

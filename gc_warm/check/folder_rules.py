@@ -17,6 +17,7 @@ _RUN_CODE = (
     "requirements",
     "python_path",
     "preload",
+    "preload_node",
     "endpoint_setup",
     "launch_cmd",
     "container_uri",

@@ -166,7 +166,8 @@ def unseen_variables(config: Workers) -> Iterator[tuple[Any, ...]]:
     program = containers.program(config.engine)
     names = [name for name in meaning.exports(provider) if not _OUTSIDE.match(name)]
     unseen = [name for name in names if containers.hides(config.engine, name)]
-    if meaning.preloaded(provider) and containers.hides(config.engine, "GC_WARM_PRELOAD"):
+    preloads = meaning.preloaded(provider) + meaning.preloaded_on_node(provider)
+    if preloads and containers.hides(config.engine, "GC_WARM_PRELOAD"):
         unseen.append("what gc_warm.worker.boot exports")
 
     script = COMMENT.sub("", provider.worker_init)
@@ -240,10 +241,23 @@ def preload(config: Workers) -> Iterator[tuple[Any, ...]]:
     machine, but not in a folder that the config gives to its workers, they may have another: a
     warning.
     """
-    specs = meaning.preloaded(config.provider)
+    specs = meaning.preloaded_on_node(config.provider) + meaning.preloaded(config.provider)
     for mistake in preloads.mistakes(specs, meaning.module_folders(config.provider)):
         text = f"preload: {mistake.text}"
         yield (*PROVIDER, "worker_init"), text, "error" if mistake.is_certain else "warning"
+
+
+@WORKERS.rule("GCW040", "error", "gc_warm/hooks/forkserver.py")
+def forked_for_mpi(config: Workers) -> Iterator[tuple[Any, ...]]:
+    """State that is to be loaded once on each node, of a GlobusMPIEngine.
+
+    Its workers are not forked: tasks of MPI start processes on several nodes, and these have
+    nothing of a worker's memory. All of `preload_node` would be left out.
+    """
+    specs = meaning.preloaded_on_node(config.provider)
+    if config.is_mpi and specs:
+        text = f"--preload-node={','.join(specs)} does nothing in a GlobusMPIEngine: use preload"
+        yield (*PROVIDER, "worker_init"), text
 
 
 @WORKERS.rule(

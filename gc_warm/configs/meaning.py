@@ -88,6 +88,7 @@ class WarmthProfile:
     Attributes:
         copies_per_node: Workers on a node that has any, each with its own copy of the state; None
             if that depends on the node's cores.
+        shared: What is loaded once on each node, in place of a copy for each worker.
         workers_per_manager: Workers that one manager starts; None if that depends on the cores.
         managers_per_job: Managers of one job.
         nodes_per_job: Nodes of one job.
@@ -119,6 +120,7 @@ class WarmthProfile:
     """
 
     copies_per_node: int | None
+    shared: tuple[str, ...]
     workers_per_manager: int | None
     managers_per_job: int
     nodes_per_job: int
@@ -179,6 +181,7 @@ def warmth_profile(config: UserEndpointConfig) -> WarmthProfile:
 
     return WarmthProfile(
         copies_per_node=None if each is None else -(-each * managers // nodes_with_workers),
+        shared=tuple(preloaded_on_node(provider)),
         workers_per_manager=each,
         managers_per_job=managers,
         nodes_per_job=nodes,
@@ -210,6 +213,8 @@ def in_words(profile: WarmthProfile) -> list[tuple[str, str]]:
         profile: The meaning, as `warmth_profile` returns it.
     """
     lines = [("copies of the state", _copies_in_words(profile))]
+    if profile.shared:
+        lines.append(("shared on a node", _shared_in_words(profile)))
     if profile.devices:
         lines.append(("devices of a node's workers", _devices_in_words(profile)))
     lines.append(("stays warm", _keep_warm_in_words(profile)))
@@ -284,6 +289,20 @@ def preloaded(provider: Any) -> list[str]:
         provider: The provider of a loaded config.
     """
     return [word for word in _boot_words(provider) if _PRELOAD.fullmatch(word)]
+
+
+def preloaded_on_node(provider: Any) -> list[str]:
+    """Return what a provider's ``worker_init`` has loaded once on each node.
+
+    These are names as `preloaded` returns them.
+
+    Args:
+        provider: The provider of a loaded config.
+    """
+    option = "--preload-node="
+    words = [word for word in _boot_words(provider) if word.startswith(option)]
+    specs = [spec for word in words for spec in word.removeprefix(option).split(",")]
+    return [spec for spec in specs if _PRELOAD.fullmatch(spec)]
 
 
 def _boot_words(provider: Any) -> list[str]:
@@ -612,6 +631,15 @@ def _copies_in_words(profile: WarmthProfile) -> str:
     nodes = _count(profile.nodes_per_job, "node")
     jobs = _count(profile.max_jobs, "job")
     return f"{workers} ({nodes} a job, {jobs} at most)"
+
+
+def _shared_in_words(profile: WarmthProfile) -> str:
+    managers = -(-profile.managers_per_job // profile.nodes_with_workers)
+    copies = "one copy" if managers == 1 else f"{managers} copies"
+    workers = "its workers"
+    if profile.copies_per_node is not None:
+        workers = _count(profile.copies_per_node, "worker")
+    return f"{', '.join(profile.shared)}: {copies} on each node, for {workers}, where it can be forked"
 
 
 def _devices_in_words(profile: WarmthProfile) -> str:

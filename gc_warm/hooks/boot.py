@@ -61,19 +61,25 @@ from typing import Any
 
 import gc_warm
 from gc_warm.exceptions import NotEnoughTimeError
-from gc_warm.hooks import STARTUP, queues, removal, switch, versions
-from gc_warm.worker import ledger, lifecycle
+from gc_warm.hooks import STARTUP, fork_safety, queues, removal, switch, versions
+from gc_warm.worker import ledger, lifecycle, state
 
 log = logging.getLogger("gc_warm")
 
 # the variables that a block's processes have between ``worker_init`` and their workers
 PRELOAD = "GC_WARM_PRELOAD"
+PRELOAD_NODE = "GC_WARM_PRELOAD_NODE"
 SURVIVE = "GC_WARM_SURVIVE_IDLE_KILL"
 AMD_GPUS = "GC_WARM_AMD_GPUS"
 
 # the version that has set them, and the names of those that are not empty
 PREPARED = "GC_WARM_PREPARED"
 
+# what a manager tells the workers that it could not fork: why, and that there is no room for copies
+NOT_FORKED = "GC_WARM_NOT_FORKED"
+DOES_NOT_FIT = "GC_WARM_DOES_NOT_FIT"
+
+_VARIABLES = (PRELOAD, PRELOAD_NODE, SURVIVE, AMD_GPUS)
 _SPEC = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*(:[^\W\d]\w*(\.[^\W\d]\w*)*)?")
 
 
@@ -87,6 +93,7 @@ def main(arguments: Sequence[str]) -> None:
         arguments: The words of the command line: names of modules and callables, and options.
     """
     preload: list[str] = []
+    preload_node: list[str] = []
     survive = ""
     amd_gpus = ""
 
@@ -95,31 +102,47 @@ def main(arguments: Sequence[str]) -> None:
             survive = "1"
         elif word == "--amd-gpus":
             amd_gpus = "1"
+        elif word.startswith("--preload-node="):
+            preload_node += _specs(word.partition("=")[2].split(","))
         elif word.startswith("-"):
             _complain(
                 f"{word} is an option that gc_warm {gc_warm.__version__} does not know; "
                 "the rest is done"
             )
-        elif _SPEC.fullmatch(word):
-            preload.append(word)
         else:
-            _complain(
-                f"{word!r} names no module and no callable of one, and is not preloaded: "
-                "write my_model or my_model:load"
-            )
+            preload += _specs([word])
 
     if said := switch.describe():
         _complain(said)
     if switch.disabled().issuperset(switch.WORKER_HOOKS):
         return
 
-    variables = {PRELOAD: " ".join(preload), SURVIVE: survive, AMD_GPUS: amd_gpus}
+    variables = {
+        PRELOAD: " ".join(preload),
+        PRELOAD_NODE: " ".join(preload_node),
+        SURVIVE: survive,
+        AMD_GPUS: amd_gpus,
+    }
     used = [name for name, value in variables.items() if value]
     variables[PREPARED] = " ".join([gc_warm.__version__, *used])
 
     for name, value in variables.items():
         print(f"export {name}={shlex.quote(value)}")
     print(f'export PYTHONPATH={shlex.quote(STARTUP)}"${{PYTHONPATH:+:$PYTHONPATH}}"')
+
+
+def _specs(words: Sequence[str]) -> list[str]:
+    """Return those of the words that name a module or a callable, and complain of the others."""
+    specs = []
+    for word in words:
+        if _SPEC.fullmatch(word):
+            specs.append(word)
+        else:
+            _complain(
+                f"{word!r} names no module and no callable of one, and is not preloaded: "
+                "write my_model or my_model:load"
+            )
+    return specs
 
 
 def _complain(message: str) -> None:
@@ -148,6 +171,7 @@ def _begin(process: Any) -> None:
     A worker that is not as expected is left to run as it is.
     """
     preload = _asked_for(PRELOAD).split()
+    _note_what_is_not_forked(_asked_for(PRELOAD_NODE).split(), preload)
     survive = bool(_asked_for(SURVIVE))
     amd_gpus = bool(_asked_for(AMD_GPUS))
 
@@ -199,6 +223,39 @@ def _say_ready(process: Any) -> None:
         log.warning("its manager is not told that this worker is ready: %r", error)
 
 
+def take_variables() -> dict[str, str]:
+    """Take what a block's processes have for their workers out of this one's environment.
+
+    Returns:
+        The variables: a worker that is forked from this process needs them.
+    """
+    folders = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    os.environ["PYTHONPATH"] = os.pathsep.join(folder for folder in folders if folder != STARTUP)
+
+    names = [name for name in (*_VARIABLES, PREPARED) if name in os.environ]
+    return {name: os.environ.pop(name) for name in names}
+
+
+def _note_what_is_not_forked(specs: Sequence[str], preload: Sequence[str]) -> None:
+    """Note, in a worker that was started, why it was not forked, and what it thus starts without.
+
+    Args:
+        specs: What its node's template was to load.
+        preload: What this worker is to load for itself.
+    """
+    why = os.environ.pop(NOT_FORKED, "its manager has not done so")
+    no_room = os.environ.pop(DOES_NOT_FIT, "")
+    if not specs or lifecycle.worker().template is not None:
+        return
+
+    lifecycle.note_birth(None, why)
+    for spec in specs:
+        if spec not in preload:
+            ledger.note_preload_failure(spec, no_room or f"no template, since {why}")
+        if no_room:
+            state.forbid_loads(spec.partition(":")[0], no_room)
+
+
 def _asked_for(variable: str) -> str:
     """Take a variable of a hook from the environment; return its value, empty where it is off."""
     value = os.environ.pop(variable, "")
@@ -206,9 +263,9 @@ def _asked_for(variable: str) -> str:
     if hook not in switch.disabled():
         return value
 
-    if variable == PRELOAD:
+    if variable in (PRELOAD, PRELOAD_NODE):
         for spec in value.split():
-            ledger.note_preload_failure(spec, f"{switch.DISABLE} switches preload off")
+            ledger.note_preload_failure(spec, f"{switch.DISABLE} switches {hook} off")
     return ""
 
 
@@ -221,7 +278,7 @@ def _other_version() -> str:
     if version == gc_warm.__version__:
         return ""
 
-    unknown = [name for name in used if name not in (PRELOAD, SURVIVE, AMD_GPUS)]
+    unknown = [name for name in used if name not in _VARIABLES]
     for name in unknown:
         os.environ.pop(name, None)
 
@@ -323,7 +380,9 @@ class _FirstGet:
 
 
 def _before_first_task(worker: _Arguments, preload: Sequence[str], amd_gpus: bool) -> None:
-    _log_as_the_worker_does()
+    log_as_parsl_does()
+    if lifecycle.worker().template is not None:
+        fork_safety.set_threads()
     if amd_gpus and "ROCR_VISIBLE_DEVICES" in os.environ:
         os.environ.pop("CUDA_VISIBLE_DEVICES", None)
 
@@ -334,8 +393,9 @@ def _before_first_task(worker: _Arguments, preload: Sequence[str], amd_gpus: boo
     worker.in_progress[ready] = True
 
 
-def _log_as_the_worker_does() -> None:
-    for handler in logging.getLogger("parsl").handlers:  # the worker's own file
+def log_as_parsl_does() -> None:
+    """Have what is logged here go to the log of this worker, or manager, as Parsl's own does."""
+    for handler in logging.getLogger("parsl").handlers:
         log.addHandler(handler)
     log.setLevel(logging.INFO)
 
@@ -363,12 +423,23 @@ def _preload(specs: Sequence[str], in_progress: MutableMapping[Any, Any], number
     try:
         for spec in specs:
             in_progress[mark] = spec
-            _load(spec)
+            load(spec)
     finally:  # not after a crash
         in_progress.pop(mark, None)
 
 
-def _load(spec: str) -> None:
+def load(spec: str) -> bool:
+    """Import a module, or call a callable of one without arguments; log how that went.
+
+    Args:
+        spec: ``my_model``, or ``my_model:load``.
+
+    Returns:
+        Whether it was loaded; if not, the ledger has the reason.
+
+    Raises:
+        SystemExit: This process was asked to end.
+    """
     start = time.perf_counter()
 
     try:
@@ -388,15 +459,16 @@ def _load(spec: str) -> None:
         ledger.note_preload_failure(spec, no_time or error)
         if no_time is not None:
             log.warning("preload of %s is left out: %s", spec, no_time)
-            return
+        else:
+            log.exception(
+                "preload of %s failed after %.2f s: this worker starts cold",
+                spec,
+                time.perf_counter() - start,
+            )
+        return False
 
-        log.exception(
-            "preload of %s failed after %.2f s: this worker starts cold",
-            spec,
-            time.perf_counter() - start,
-        )
-    else:
-        log.info("preloaded %s in %.2f s", spec, time.perf_counter() - start)
+    log.info("preloaded %s in %.2f s", spec, time.perf_counter() - start)
+    return True
 
 
 def _require_ran(result: object) -> None:

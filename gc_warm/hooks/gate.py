@@ -55,7 +55,9 @@ def install() -> None:
     Raises:
         RuntimeError: This Parsl forwards no second registration.
     """
-    if not os.environ.get(boot.PRELOAD) or "preload" in switch.disabled():
+    asked = {"preload": boot.PRELOAD, "preload_node": boot.PRELOAD_NODE}
+    off = switch.disabled()
+    if not any(os.environ.get(name) for hook, name in asked.items() if hook not in off):
         return
 
     version = importlib.metadata.version("parsl")

@@ -15,11 +15,12 @@ import sys
 import traceback
 from collections.abc import Callable, Mapping
 
-from gc_warm.hooks import gate, helper_watch, removal, switch, versions
+from gc_warm.hooks import forkserver, gate, helper_watch, removal, switch, versions
 
 _HOOKS: Mapping[str, Callable[[], None]] = {
     "helper_watch": helper_watch.install,
     "gate": gate.install,
+    "preload_node": forkserver.install,
 }
 
 
@@ -27,7 +28,7 @@ def install() -> None:
     """Call the hooks of a manager that are not switched off, or say in a line why not."""
     _call_hooks()
     if not switch.disabled().issuperset(switch.WORKER_HOOKS):
-        removal.watch()  # last: it looks for the files of all that is imported now
+        removal.watch(forkserver.stop)  # last: it looks for the files of all that is imported now
 
 
 def _call_hooks() -> None:

@@ -21,7 +21,7 @@ import multiprocessing
 import os
 import re
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from multiprocessing.managers import DictProxy
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -39,10 +39,13 @@ WORKER = re.compile(r"HTEX-Worker-\d+")
 _END_TIMEOUT = 15.0  # seconds; the hook ends a worker ten seconds after SIGTERM
 
 
-def watch() -> None:
+def watch(stop: Callable[[], None]) -> None:
     """Have this process, a manager, look for the hooks before it starts a worker.
 
-    ``startup/sitecustomize.py`` calls this, once all that workers import is imported here.
+    `gc_warm.hooks.manager` calls this, once all that workers import is imported here.
+
+    Args:
+        stop: Called when they are gone: has workers started as Parsl does.
     """
     if switch.disabled().issuperset(switch.WORKER_HOOKS):
         return
@@ -56,6 +59,7 @@ def watch() -> None:
         if missing and WORKER.fullmatch(self.name):
             BaseProcess.start = stock  # type: ignore[method-assign]
             try:
+                stop()
                 _go_on_without(missing[0], getattr(self, "_args", ()))
             except Exception:
                 log.warning("workers that start from now on are stock", exc_info=True)
@@ -76,9 +80,7 @@ def _go_on_without(missing: Path, arguments: Iterable[Any]) -> None:
     for variable in os.environ.pop("GC_WARM_PREPARED", "").split()[1:]:
         os.environ.pop(variable, None)
     folders = os.environ.get("PYTHONPATH", "").split(os.pathsep)
-    os.environ["PYTHONPATH"] = os.pathsep.join(
-        folder for folder in folders if folder != STARTUP
-    )
+    os.environ["PYTHONPATH"] = os.pathsep.join(folder for folder in folders if folder != STARTUP)
 
     for notes in (each for each in arguments if isinstance(each, DictProxy)):
         if notes.pop(OWN_QUEUES, False):

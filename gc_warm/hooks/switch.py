@@ -17,7 +17,15 @@ import gc_warm
 DISABLE = "GC_WARM_DISABLE"
 """The variable. It stays in the environment, since it is not ours to remove."""
 
-WORKER_HOOKS = ("preload", "survive_idle_kill", "amd_gpus", "orderly_end", "helper_watch", "gate")
+WORKER_HOOKS = (
+    "preload",
+    "preload_node",
+    "survive_idle_kill",
+    "amd_gpus",
+    "orderly_end",
+    "helper_watch",
+    "gate",
+)
 ENDPOINT_HOOKS = ("backoff",)
 HOOKS = (*WORKER_HOOKS, *ENDPOINT_HOOKS)
 """The names that the variable can hold, besides ``all``."""

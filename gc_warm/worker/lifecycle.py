@@ -34,6 +34,9 @@ _LAST_SECONDS = 10
 
 _parent = os.getppid()  # as this was imported: a fork of a worker has the worker's manager
 
+_template: int | None = None
+_not_forked: str | None = None
+
 _armed = False  # tear_down() is registered to run at the end of this process
 _ending = False  # tear_down() runs: a second SIGTERM must not interrupt it
 
@@ -52,6 +55,9 @@ class Worker:
         rank: Its number among the workers of that manager. A restarted worker keeps the rank and
             has another pid.
         count: The number of workers that this manager has.
+        template: The number of the template process that it was forked from, warm, counted by its
+            manager from 1; None if it was started.
+        not_forked: Why it was started and not forked, though its config asks for that.
     """
 
     host: str
@@ -60,6 +66,8 @@ class Worker:
     pool: str | None
     rank: int | None
     count: int | None = None
+    template: int | None = None
+    not_forked: str | None = None
 
 
 def worker() -> Worker:
@@ -75,7 +83,21 @@ def worker() -> Worker:
         pool=os.environ.get("PARSL_WORKER_POOL_ID"),
         rank=_number("PARSL_WORKER_RANK"),
         count=_number("PARSL_WORKER_COUNT"),
+        template=_template,
+        not_forked=_not_forked,
     )
+
+
+def note_birth(template: int | None, not_forked: str | None = None) -> None:
+    """Note how this worker has come into the world; `worker` tells it.
+
+    Args:
+        template: The number of the template that it was forked from; None if it was started.
+        not_forked: Why it was not forked, where that was asked for.
+    """
+    global _template, _not_forked
+    _template = template
+    _not_forked = not_forked
 
 
 def manager() -> int | None:
@@ -137,13 +159,22 @@ def _register_with_multiprocessing() -> None:
         Finalize(None, _end, exitpriority=0)
 
 
-class _Sigterm:
-    """The SIGTERM handler: calls the handler that was there before, then raises `SystemExit`."""
+class Sigterm:
+    """The SIGTERM handler: calls the handler that was there before, then raises `SystemExit`.
+
+    Args:
+        previous: The handler that was there before.
+    """
 
     def __init__(self, previous: Any) -> None:
         self.previous = previous
 
     def __call__(self, signum: int, frame: FrameType | None) -> None:
+        """Handle the signal, unless this process is ending already.
+
+        Raises:
+            SystemExit: Always, but in the midst of teardowns.
+        """
         if _ending:
             return
 
@@ -162,7 +193,7 @@ def _catch_sigterm() -> None:
     present = signal.getsignal(signal.SIGTERM)
 
     # the handler is there already, or the owner of the process wants none
-    if isinstance(present, _Sigterm) or present is signal.SIG_IGN:
+    if isinstance(present, Sigterm) or present is signal.SIG_IGN:
         return
 
     if present is None:
@@ -172,7 +203,7 @@ def _catch_sigterm() -> None:
         )
         return
 
-    signal.signal(signal.SIGTERM, _Sigterm(present))
+    signal.signal(signal.SIGTERM, Sigterm(present))
 
 
 def _after_fork() -> None:
@@ -184,7 +215,7 @@ def _after_fork() -> None:
     _ending = False
 
     present = signal.getsignal(signal.SIGTERM)
-    if isinstance(present, _Sigterm) and threading.current_thread() is threading.main_thread():
+    if isinstance(present, Sigterm) and threading.current_thread() is threading.main_thread():
         # a child holds nothing, and is to end at once, as a pool's processes are used to
         signal.signal(signal.SIGTERM, present.previous)
 

@@ -11,6 +11,22 @@ from importlib.machinery import ModuleSpec, PathFinder
 # when the machine started, in seconds since the epoch
 _MACHINE_START = time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
 
+
+def _process_start() -> float | None:
+    """Return when this process started, in seconds since the epoch; None if that is not known."""
+    try:
+        with open("/proc/self/stat", "rb") as file:
+            fields = file.read().rpartition(b")")[2].split()
+    except OSError:
+        return None
+
+    ticks = int(fields[19])  # field 22, starttime, see proc(5)
+    return _MACHINE_START + ticks / os.sysconf("SC_CLK_TCK")
+
+
+# of the process that has imported this: a fork of it has the modules that were imported there
+_PROCESS_START = _process_start()
+
 # versions, each with the spec that its module had then: another import brings another spec
 _noted: dict[str, tuple[str, object]] = {}
 
@@ -162,13 +178,8 @@ def _file_of(module: str) -> str | None:
 def _older_than_this_process(path: str) -> bool:
     try:
         status = os.stat(path)
-        with open("/proc/self/stat", "rb") as file:
-            fields = file.read().rpartition(b")")[2].split()
     except OSError:
         return False
 
     # a file that was copied with its times kept has an old mtime
-    changed = max(status.st_mtime, status.st_ctime)
-
-    ticks = int(fields[19])  # field 22, starttime, see proc(5)
-    return changed < _MACHINE_START + ticks / os.sysconf("SC_CLK_TCK")
+    return _PROCESS_START is not None and max(status.st_mtime, status.st_ctime) < _PROCESS_START

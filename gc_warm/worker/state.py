@@ -54,6 +54,7 @@ from types import AsyncGeneratorType, CoroutineType, GeneratorType
 from typing import Any, Generic, ParamSpec, TypeVar, cast, overload
 from weakref import WeakSet, WeakValueDictionary, ref
 
+from gc_warm.exceptions import NotEnoughMemoryError
 from gc_warm.worker import binding, keys, ledger, lifecycle, memory, module_versions
 from gc_warm.worker.validity import Unchanged
 
@@ -75,6 +76,7 @@ _mutex = threading.RLock()
 _tables: WeakSet[Warm[Any, Any]] = WeakSet()
 _by_name: WeakValueDictionary[str, Warm[Any, Any]] = WeakValueDictionary()
 _numbers = itertools.count(1)
+_forbidden: dict[str, str] = {}  # reasons not to load, by modules
 
 
 @dataclass(frozen=True)
@@ -525,6 +527,9 @@ class Warm(Generic[P, T]):
                     f"{self!r} needs {ledger.describe(key)} to load {ledger.describe(key)}: "
                     "its loader calls itself"
                 )
+
+            if self.__module__ in _forbidden:
+                raise NotEnoughMemoryError(f"{self!r}: {_forbidden[self.__module__]}")
 
             size = self._size_of(key, args, kwargs)
             try:
@@ -1035,6 +1040,23 @@ def _uses() -> dict[str, int]:
         if table is not None:
             hits[table._name] = table.info().hits
     return hits
+
+
+def values() -> Iterator[tuple[str, object]]:
+    """Yield all states that are loaded in this process, each with the name of its loader."""
+    for table in list(_tables):
+        for value in list(table._values.values()):
+            yield table._name, value.state
+
+
+def forbid_loads(module: str, reason: str) -> None:
+    """Have loads of a module's loaders raise an error in this process, and its forks.
+
+    Args:
+        module: The name of the module.
+        reason: Why they would do harm here.
+    """
+    _forbidden[module] = reason
 
 
 def _after_fork() -> None:

@@ -1,0 +1,394 @@
+"""Workers that are born warm: forks of one template process a node.
+
+The option ``preload_node`` switches it on. Then a manager does not start its workers as fresh
+Pythons, but has them forked, by Python's own *forkserver*, from a process that has imported the
+engine and loaded what was named: `gc_warm.hooks.template`. This module is what the manager needs
+of it: it stands in for the function by which multiprocessing starts a spawned process, for
+processes with the name of a Parsl worker, and leaves all others alone.
+
+What ends when:
+
+- The template ends when the manager and all its workers have. A load that takes too long ends it.
+- Where the template dies, its workers die with it, since their manager takes them for dead at that
+  moment, and would give their ranks and devices away. The next worker that is started brings
+  another template. After a second death, this manager's workers are spawned.
+- No worker is started before the process that had its rank is gone.
+
+A template refuses where forks of it would not work (see `gc_warm.hooks.fork_safety`), and may die
+while it loads. Workers are then spawned, and load what was named for themselves, as for the option
+``preload``, if that many copies fit into the memory there is. If they do not, the workers start
+without, and a load of it raises the reason. What ended the template, or took too long in it, is
+not tried again in each worker.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from multiprocessing import ProcessError, forkserver, spawn
+from multiprocessing.context import SpawnProcess
+from multiprocessing.popen_forkserver import Popen
+from typing import Any
+
+import psutil
+
+from gc_warm.hooks import boot, node_memory, removal
+
+log = logging.getLogger("gc_warm")
+
+TEMPLATE = "gc_warm.hooks.template"
+"""The only module that the forkserver imports: its own way hides an ImportError of others."""
+
+ORDER = "GC_WARM_TEMPLATE"
+"""A variable that only the template sees: what it is to load, as JSON."""
+
+LIMIT = "GC_WARM_TEMPLATE_LIMIT"
+"""A variable with the most seconds that a template may take to load."""
+
+_LIMIT = 1800.0  # seconds: half of the shortest walltime that somebody would load so long for
+_DEATHS = 2
+_GONE = 30.0  # seconds, in which a process that was killed is gone, unless it waits for a device
+
+_ENDING = 5.0  # seconds, in which a process ends that has closed its files
+
+Start = Callable[[Any], Any]
+
+_nurseries: list[Nursery] = []
+
+
+def install() -> None:
+    """Have this manager's workers forked from a template, if the config asks for it.
+
+    `gc_warm.hooks.manager` calls this in the manager's process, before it starts anything.
+    """
+    specs = os.environ.get(boot.PRELOAD_NODE, "").split()
+    if not specs:
+        return
+
+    if "--enable_mpi_mode" in sys.orig_argv:
+        os.environ[boot.NOT_FORKED] = "the workers of a GlobusMPIEngine are not forked"
+        return
+
+    worker_class: Any = SpawnProcess
+    nursery = Nursery(specs, worker_class._Popen)
+    worker_class._Popen = staticmethod(nursery.start)
+    _nurseries.append(nursery)
+
+
+def stop() -> None:
+    """Have workers spawned from now on; those that were forked go on."""
+    for nursery in _nurseries:
+        nursery.given_up = True
+    for variable in (boot.NOT_FORKED, boot.DOES_NOT_FIT):
+        os.environ.pop(variable, None)
+
+
+@dataclass
+class Story:
+    """What a template has said of itself.
+
+    Attributes:
+        loading: The spec whose load was begun last; None when all are over.
+        loaded: The specs that were loaded.
+        failed: The specs whose load raised, and what.
+        grown: The bytes by which loading has let it grow.
+        refused: Why it must not be forked; None if it may be.
+        ready: Whether workers can be forked.
+    """
+
+    loading: str | None = None
+    loaded: list[str] = field(default_factory=list)
+    failed: dict[str, str] = field(default_factory=dict)
+    grown: int = 0
+    refused: str | None = None
+    ready: bool = False
+
+    def add(self, said: Mapping[str, Any]) -> None:
+        """Take up one of its sentences."""
+        if "loading" in said:
+            self.loading = said["loading"]
+        if "loaded" in said:
+            self.loaded.append(said["loaded"])
+        if "failed" in said:
+            self.failed[said["failed"]] = said["error"]
+        self.grown = said.get("grown", self.grown)
+        self.refused = said.get("refused", self.refused)
+        self.ready = said.get("ready", self.ready)
+
+
+class Nursery:
+    """The start of a manager's workers: forked as long as there can be a template.
+
+    Args:
+        specs: The modules and callables that a template loads.
+        stock: The function that stands behind `multiprocessing.context.SpawnProcess`.
+
+    Attributes:
+        given_up: Whether all workers are spawned from now on.
+    """
+
+    def __init__(self, specs: Sequence[str], stock: Start) -> None:
+        self._specs = list(specs)
+        self._stock = stock
+        self.given_up = False
+        self._deaths = 0
+        self._templates = 0
+        self._born: dict[str, psutil.Process] = {}  # the last process of each rank
+        self._limit = float(os.environ.get(LIMIT) or _LIMIT)
+        self._is_late = threading.Event()
+        self._record = os.memfd_create("gc_warm template")
+
+    def start(self, process: Any) -> Any:
+        """Start a process, as the function does that this stands for.
+
+        Args:
+            process: A `multiprocessing.Process`, of which workers are recognised by their names.
+
+        Returns:
+            What multiprocessing keeps of a started process.
+        """
+        if not removal.WORKER.fullmatch(process.name):
+            return self._stock(process)
+
+        boot.log_as_parsl_does()
+        self._see_off(process.name)
+        child = self._forked(process)
+        if child is None:
+            return self._stock(process)
+
+        with contextlib.suppress(psutil.NoSuchProcess):
+            self._born[process.name] = psutil.Process(child.pid)
+        return child
+
+    def _forked(self, process: Any) -> Any:
+        """Return a worker that was forked; None where workers are to be spawned."""
+        while not self.given_up:
+            pid = template_pid()
+            if pid is not None and _has_ended(pid):
+                self._bury(pid, process)
+                continue
+
+            try:
+                return self._fork(process)
+            except (EOFError, OSError, ProcessError) as error:
+                pid = template_pid()
+                if pid is None:
+                    self._give_up(f"no template can be started: {error}", [], process)
+                elif _is_ending(pid):
+                    self._bury(pid, process)
+                else:  # the fault is on this side, and a spawned process would have it, too
+                    raise
+
+        return None
+
+    def _see_off(self, name: str) -> None:
+        """Wait until the process that had a worker's rank is gone, and its device is free."""
+        former = self._born.pop(name, None)
+        if former is None:
+            return
+
+        with contextlib.suppress(psutil.NoSuchProcess):
+            former.kill()  # the kernel has, if its template has died
+        try:
+            former.wait(_GONE)
+        except psutil.TimeoutExpired:
+            log.error("%s's former process %d cannot be ended", name, former.pid)
+
+    def _fork(self, process: Any) -> Any:
+        """Fork a worker; start a template before, if there is none."""
+        if template_pid() is not None:
+            return Popen(process)
+
+        self._templates += 1
+        os.ftruncate(self._record, 0)
+        forkserver.set_forkserver_preload([TEMPLATE])
+        os.environ[ORDER] = json.dumps(
+            {
+                "specs": self._specs,
+                "record": f"/proc/{os.getpid()}/fd/{self._record}",
+                "number": self._templates,
+                "manager": os.getpid(),
+                "preparation": _preparation(process.name),
+            }
+        )
+        try:
+            forkserver.ensure_running()
+        finally:
+            del os.environ[ORDER]
+
+        begun = time.monotonic()
+        log.info(
+            "template %d (pid %s) loads %s", self._templates, template_pid(), " ".join(self._specs)
+        )
+        with self._ended_in_time():
+            child = Popen(process)
+        log.info(
+            "template %d is ready after %.2f s: %s",
+            self._templates,
+            time.monotonic() - begun,
+            _told(self._story()),
+        )
+        return child
+
+    @contextlib.contextmanager
+    def _ended_in_time(self) -> Iterator[None]:
+        """End a template that is not ready in time."""
+
+        def end(pid: int) -> None:
+            self._is_late.set()
+            os.kill(pid, signal.SIGKILL)
+
+        timer = threading.Timer(self._limit, end, [template_pid()])
+        timer.daemon = True
+        timer.start()
+        try:
+            yield
+        finally:
+            timer.cancel()
+
+    def _story(self) -> Story:
+        story = Story()
+        size = os.fstat(self._record).st_size
+        for line in os.pread(self._record, size, 0).splitlines():
+            with contextlib.suppress(ValueError):  # the last words of one that was killed
+                story.add(json.loads(line))
+        return story
+
+    def _bury(self, pid: int, process: Any) -> None:
+        """Find out why a template has ended, and decide whether there is to be another."""
+        end = _reap(pid)
+        story = self._story()
+
+        if story.ready:
+            self._deaths += 1
+            log.error("template %d (pid %d) %s, and its workers", self._templates, pid, end.how)
+            if self._deaths == _DEATHS:
+                why = f"{_DEATHS} templates have died, the last one {end.how}"
+                self._give_up(why, [], process, story.grown)
+        elif story.refused:
+            self._give_up(story.refused, [], process, story.grown)
+        else:
+            why = f"its template {end.how}"
+            if self._is_late.is_set():
+                why = f"its template was not ready after {self._limit:g} s"
+            if story.loading:
+                why += f", in loading {story.loading}"
+            self._give_up(why, [story.loading or ""], process, end.peak)
+
+    def _give_up(self, why: str, harmful: Sequence[str], process: Any, size: int = 0) -> None:
+        """Have this and all later workers spawned, and load for themselves what they can.
+
+        Args:
+            why: The reason, in words.
+            harmful: Specs that are not to be loaded beforehand in workers either.
+            process: The worker that was to be forked.
+            size: The bytes that loading takes in each worker, as far as it is known.
+        """
+        self.given_up = True
+        os.environ[boot.NOT_FORKED] = why
+        specs = [spec for spec in self._specs if spec not in harmful]
+        self._let_them_load(specs, why, size, _count_of_workers(process))
+
+    def _let_them_load(self, specs: Sequence[str], why: str, size: int, workers: int) -> None:
+        """Tell the workers that are spawned from now on what to load, if it fits."""
+        free = node_memory.available()
+        if size * workers > free:
+            what = (
+                f"{workers} copies of {_in_gb(size)} do not fit into the {_in_gb(free)} that are "
+                f"free, and no copy can be shared, since {why}"
+            )
+            os.environ[boot.DOES_NOT_FIT] = what
+            log.error("workers start without %s: %s", " ".join(specs), what)
+            return
+
+        os.environ[boot.PRELOAD] = " ".join([*specs, os.environ.get(boot.PRELOAD, "")]).strip()
+        log.warning(
+            "workers are not forked, since %s: each loads %s for itself",
+            why,
+            " ".join(specs) or "nothing",
+        )
+
+
+@dataclass(frozen=True)
+class _End:
+    """The end of a process.
+
+    Attributes:
+        how: In words.
+        peak: The most bytes that it had in use.
+    """
+
+    how: str
+    peak: int
+
+
+def template_pid() -> int | None:
+    """Return the process id of the forkserver that this process has started; None without one."""
+    server: Any = forkserver._forkserver
+    pid: int | None = server._forkserver_pid
+    return pid
+
+
+def _has_ended(pid: int) -> bool:
+    """Return whether a child has ended; it stays to be waited for."""
+    return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+
+
+def _is_ending(pid: int) -> bool:
+    """Return whether a child has ended, or does so in the next seconds."""
+    end = time.monotonic() + _ENDING
+    while not _has_ended(pid):
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.01)
+    return True
+
+
+def _reap(pid: int) -> _End:
+    """Wait for a template that has ended, and have the forkserver forget it."""
+    _, status, usage = os.wait4(pid, 0)
+    server: Any = forkserver._forkserver
+    os.close(server._forkserver_alive_fd)
+    server._forkserver_alive_fd = None
+    server._forkserver_address = None
+    server._forkserver_pid = None
+
+    code = os.waitstatus_to_exitcode(status)
+    how = f"ended with exit status {code}" if code >= 0 else f"was ended by {_name(-code)}"
+    return _End(how, usage.ru_maxrss * 1024)
+
+
+def _name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
+
+
+def _preparation(name: str) -> dict[str, Any]:
+    """Return what a spawned process does before its work, as far as a template can do it."""
+    data = spawn.get_preparation_data(name)
+    return {key: value for key, value in data.items() if key not in ("name", "authkey")}
+
+
+def _count_of_workers(process: Any) -> int:
+    """Return how many workers a manager has, from the arguments of one of them."""
+    return int(process._args[2])
+
+
+def _told(story: Story) -> str:
+    parts = [f"{len(story.loaded)} loaded, {_in_gb(story.grown)}"]
+    parts += [f"{spec} failed: {error}" for spec, error in story.failed.items()]
+    return "; ".join(parts)
+
+
+def _in_gb(size: int) -> str:
+    return f"{size / 1e9:.2f} GB"
