@@ -639,7 +639,8 @@ def _shared_in_words(profile: WarmthProfile) -> str:
     workers = "its workers"
     if profile.copies_per_node is not None:
         workers = _count(profile.copies_per_node, "worker")
-    return f"{', '.join(profile.shared)}: {copies} on each node, for {workers}, where it can be forked"
+    what = ", ".join(profile.shared)
+    return f"{what}: {copies} on each node, for {workers}, where it can be forked"
 
 
 def _devices_in_words(profile: WarmthProfile) -> str:

@@ -54,7 +54,7 @@ def surroundings() -> dict[str, Any]:
     """What of a worker's surroundings a load could have changed."""
     umask = os.umask(0o022)
     os.umask(umask)
-    file = Path(f"/proc/self/oom_score_adj")
+    file = Path("/proc/self/oom_score_adj")
     return {
         "directory": os.getcwd(),
         "umask": umask,
