@@ -26,6 +26,7 @@ PORT_5000 = (
     "tests/check/test_rules_on_engine.py::test_gcw012_",
     "tests/journeys/test_configured.py",
     "tests/journeys/test_many_users.py",
+    "tests/journeys/test_slurm_refused.py",
     "tests/journeys/test_up.py",
     "tests/local/test_daemon.py",
     "tests/test_manual.py::test_test_of_the_whole_stack",

@@ -17,7 +17,7 @@ BESIDE_STANDARD_LIBRARY = {
     "exceptions": set[str](),
     "worker": set[str](),
     "programs": {"mpi4py"},  # in a program that has imported it itself
-    "hooks": {"parsl"},
+    "hooks": {"parsl", "psutil"},  # which Parsl brings
 }
 
 

@@ -247,7 +247,7 @@ def preload(config: Workers) -> Iterator[tuple[Any, ...]]:
         yield (*PROVIDER, "worker_init"), text, "error" if mistake.is_certain else "warning"
 
 
-@WORKERS.rule("GCW040", "error", "gc_warm/hooks/forkserver.py")
+@WORKERS.rule("GCW040", "error")
 def forked_for_mpi(config: Workers) -> Iterator[tuple[Any, ...]]:
     """State that is to be loaded once on each node, of a GlobusMPIEngine.
 

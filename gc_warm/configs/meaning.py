@@ -174,7 +174,6 @@ def warmth_profile(config: UserEndpointConfig) -> WarmthProfile:
     endpoint_idle = config.idle_heartbeats_soft * config.heartbeat_period or math.inf
     job_idle = _job_idle(engine, provider)
     until_cold = _until_cold(config, job_idle, endpoint_idle)
-
     walltime = _seconds(provider)
     movement_limit = _movement_limit(config)
     idle_hour, idle_cost, worst_case = _bill(nodes * jobs, walltime, until_cold)

@@ -63,7 +63,6 @@ class Before:
         if _mpi_is_initialised():
             found.append("MPI is initialised")
 
-
         own = [each for each in (signal.SIGINT, signal.SIGCHLD) if signal.getsignal(each) is None]
         return found + [f"a library in C handles {number.name}" for number in own]
 

@@ -775,6 +775,26 @@ CASES: list[tuple[str, Case]] = [
         ),
     ),
     (
+        "GCW026",
+        Case(
+            engine(job=preloading("--preload-node=preloaded:table,preloaded:needs_path")),
+            engine(job=preloading("--preload-node=preloaded:table,unknown_module:load")),
+            "preload: preloaded:needs_path needs path (",
+            "worker_init",
+        ),
+    ),
+    (
+        "GCW040",
+        Case(
+            engine(job=preloading("--preload-node=preloaded:table")).replace(
+                "GlobusComputeEngine", "GlobusMPIEngine"
+            ),
+            engine(job=preloading("--preload-node=preloaded:table")),
+            "--preload-node=preloaded:table does nothing in a GlobusMPIEngine",
+            "worker_init",
+        ),
+    ),
+    (
         "GCW027",
         Case(
             slurm(
@@ -1144,7 +1164,7 @@ def test_options_that_undo_a_restriction_are_named(name: str, tmp_path: Path) ->
     assert ("worker_init" if name == "stock" else "environment, python_path") in found.text
 
     schema = json.loads((tmp_path / "user_config_schema.json").read_text())
-    run_code = ["environment", "python_path", "preload"]
+    run_code = ["environment", "python_path", "preload", "preload_node"]
     for option in (*run_code, "container_uri", "container_cmd_options"):
         schema["properties"].pop(option, None)
     (tmp_path / "user_config_schema.json").write_text(json.dumps(schema))
@@ -1576,6 +1596,11 @@ WORDS = {
         slurm(),
         "a task",
         "may take 10 min, less what worker_init takes: a longer one is lost if its job ends first",
+    ),
+    "one copy for all workers": (
+        engine("max_workers_per_node: 4", job=preloading("--preload-node=preloaded:table,numpy")),
+        "shared on a node",
+        "preloaded:table, numpy: one copy on each node, for 4 workers, where it can be forked",
     ),
     "a time-out ends it before": (
         slurm("worker_init: export GC_TASK_TIMEOUT=60"),

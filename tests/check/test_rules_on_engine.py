@@ -570,6 +570,24 @@ def test_gcw034_a_job_that_starts_is_ended_at_once(tmp_path: Path) -> None:
         assert future.result(START) == 0
 
 
+@engine
+def test_gcw040_workers_of_mpi_are_not_forked() -> None:
+    boot = "gc_warm.worker.boot --preload-node=preloaded:table"
+    init = f"{EXPORT_MODULES}\neval \"$(globus-compute-endpoint python-exec {boot})\""
+    text = (
+        "engine:\n  type: GlobusMPIEngine\n  address: 127.0.0.1\n  heartbeat_period: 1\n"
+        "  provider:\n    type: LocalProvider\n    init_blocks: 1\n    worker_init: |\n"
+        + textwrap.indent(init, "      ")
+        + "\n"
+    )
+    with running(breaks(text, "GCW040")) as executor:
+        executor.resource_specification = {"num_nodes": 1, "ranks_per_node": 1}
+        [failure] = executor.submit(preloaded.failures).result(START)
+        assert failure == "preloaded:table"
+        born = executor.submit(tasks.birth).result(START)
+        assert born == (None, "the workers of a GlobusMPIEngine are not forked")
+
+
 ELSEWHERE = {
     "GCW006": "tests/check/test_on_engine.py::test_engine_whose_workers_cannot_start_says_why",
     "GCW039": "tests/journeys/test_slurm.py::test_gcw039_all_workers_of_a_node_share_a_core",

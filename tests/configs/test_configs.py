@@ -417,7 +417,9 @@ def shell_text(name: str, options: Values) -> str:
         lines.append(f'export PYTHONPATH={folders}"${{PYTHONPATH:+:$PYTHONPATH}}"')
     if options.get("task_timeout"):
         lines.append(f"export GC_TASK_TIMEOUT={options['task_timeout']}")
-    words = ["--survive-idle-kill"] * options.get("survive_idle_kill", False)
+    node = options.get("preload_node", [])
+    words = [f"--preload-node={','.join(node)}"] * bool(node)
+    words += ["--survive-idle-kill"] * options.get("survive_idle_kill", False)
     words += ["--amd-gpus"] * options.get("amd_gpus", False)
     words += options.get("preload", [])
     if words:
@@ -695,6 +697,7 @@ PLACES = {
     "environment": "engine.provider.worker_init",
     "python_path": "engine.provider.worker_init",
     "preload": "engine.provider.worker_init",
+    "preload_node": "engine.provider.worker_init",
     "account": "engine.provider.account",
     "partition": "engine.provider.partition",
     "queue": "engine.provider.queue",
@@ -723,6 +726,7 @@ NOT_FREE = {
     "cpu_affinity",
     "mpiexec",
     "preload",
+    "preload_node",
     "walltime",
 }
 """Options that are text, but no text of which a part can be chosen freely.
@@ -744,7 +748,7 @@ def dressed(name: str, option: str, text: str) -> Any:
     """The text as a value of an option, with what the option cannot be without."""
     if option == "python_path":
         return [f"/{text}"]
-    if option in ("accelerators", "preload"):
+    if option in ("accelerators", "preload", "preload_node"):
         return [text]
     if option == "launcher_overrides":
         return f"-{text}"
@@ -1676,6 +1680,7 @@ SOME = {
     "environment": "module load \U0001f47e\n",
     "python_path": ["/a b", "/$HOME"],
     "preload": ["my_model:default", "my_tables"],
+    "preload_node": ["numpy", "my_tables:default"],
     "survive_idle_kill": True,
     "run_in_sandbox": True,
     "amqp_port": 443,

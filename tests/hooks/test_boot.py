@@ -59,7 +59,8 @@ def python(code: str, *paths: Path, **variables: str) -> subprocess.CompletedPro
 
 
 def test_the_line_sets_the_variables_and_puts_the_folder_first() -> None:
-    lines = shell_lines("my_model:load", "my_tables", "--survive-idle-kill")
+    node = "--preload-node=numpy,my_tables:load"
+    lines = shell_lines("my_model:load", "my_tables", "--survive-idle-kill", node)
     shown = subprocess.run(
         ["bash", "-c", f'PYTHONPATH="/a b"\neval {shlex.quote(lines.stdout)}\nenv'],
         stdout=subprocess.PIPE,
@@ -69,8 +70,10 @@ def test_the_line_sets_the_variables_and_puts_the_folder_first() -> None:
     variables = dict(line.split("=", 1) for line in shown.stdout.splitlines() if "=" in line)
     assert variables["GC_WARM_PRELOAD"] == "my_model:load my_tables"
     assert variables["GC_WARM_SURVIVE_IDLE_KILL"] == "1"
-    prepared = f"{gc_warm.__version__} GC_WARM_PRELOAD GC_WARM_SURVIVE_IDLE_KILL"
-    assert variables["GC_WARM_PREPARED"] == prepared
+    assert variables["GC_WARM_PRELOAD_NODE"] == "numpy my_tables:load"
+    version, *used = variables["GC_WARM_PREPARED"].split()
+    assert version == gc_warm.__version__
+    assert used == ["GC_WARM_PRELOAD", "GC_WARM_PRELOAD_NODE", "GC_WARM_SURVIVE_IDLE_KILL"]
     assert variables["PYTHONPATH"] == f"{STARTUP}:/a b"
 
 
