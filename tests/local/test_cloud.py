@@ -11,6 +11,7 @@ import gc
 import logging
 import os
 import re
+import resource
 import socket
 import subprocess
 import sys
@@ -38,6 +39,7 @@ from urllib3.connection import HTTPConnection
 from gc_warm import functions
 from gc_warm.local import http, task_table
 from gc_warm.local.cloud import LocalCloud
+from gc_warm.local.complaints import OUT_OF_DESCRIPTORS
 from gc_warm.local.runners import SpawnedRunner
 from gc_warm.local.service import TaskRunner
 from tests.support import MODULES, remote_text, wait_until
@@ -422,13 +424,21 @@ def ask_for_version(site: LocalCloud, connection: socket.socket) -> None:
     connection.sendall(head.encode())
 
 
+def status(connection: socket.socket) -> bytes:
+    """Return the status of an answer, which comes in parts, and ends with a brace."""
+    answer = b""
+    while not answer.endswith(b"}"):
+        answer += connection.recv(1000)
+    return answer.split()[1]
+
+
 def test_strangers_hold_few_threads(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(http, "_STRANGERS", 3)
     monkeypatch.setattr(http, "_FRESH", 0)
     with contextlib.ExitStack() as stack:
         friend = stack.enter_context(call(site))
         ask_for_version(site, friend)
-        assert friend.recv(1000).startswith(b"HTTP/1.1 200 ")
+        assert status(friend) == b"200"
 
         known = handlers()
         strangers = [stack.enter_context(call(site)) for _ in range(40)]
@@ -437,7 +447,7 @@ def test_strangers_hold_few_threads(site: Site, monkeypatch: pytest.MonkeyPatch)
         wait_until(lambda: handlers() <= known + 3, "nobody has a thread for those")
 
         ask_for_version(site, friend)
-        assert friend.recv(1000).startswith(b"HTTP/1.1 200 ")
+        assert status(friend) == b"200"
 
 
 def test_a_stranger_who_drips_is_cut_off(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -457,7 +467,24 @@ def test_a_crowd_of_clients_is_served(site: Site, monkeypatch: pytest.MonkeyPatc
         crowd = [stack.enter_context(call(site)) for _ in range(60)]
         for connection in crowd:
             ask_for_version(site, connection)
-        assert {connection.recv(1000).split()[1] for connection in crowd} == {b"200"}
+        assert {status(connection) for connection in crowd} == {b"200"}
+
+
+def test_without_descriptors_a_line_says_so(site: Site, caplog: pytest.LogCaptureFixture) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with socket.socket() as client, socket.socket() as other:
+        free = os.dup(client.fileno())
+        os.close(free)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (free, hard))
+        try:
+            client.connect(("127.0.0.1", site.port))
+            other.connect(("127.0.0.1", site.broker.port))
+            wait_until(lambda: caplog.text.count(OUT_OF_DESCRIPTORS) == 2, "both servers say so")
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+        ask_for_version(site, client)
+        assert status(client) == b"200"
 
 
 @pytest.mark.parametrize("length", [b"abc", b"-1", b"99999999999999"])
