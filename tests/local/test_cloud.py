@@ -453,11 +453,15 @@ def test_strangers_hold_few_threads(site: Site, monkeypatch: pytest.MonkeyPatch)
 def test_a_stranger_who_drips_is_cut_off(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     """However quickly each byte follows the one before."""
     monkeypatch.setattr(http, "_STRANGER_TIMEOUT", 0.2)
-    with call(site) as stranger, pytest.raises(ConnectionError):
+
+    def drip(stranger: socket.socket) -> None:
         stranger.sendall(b"POST /v3/functions HTTP/1.1\r\nContent-Length: 60000\r\n\r\n")
         for _ in range(60_000):
             stranger.sendall(b"x")
             threading.Event().wait(0.01)
+
+    with call(site) as stranger, pytest.raises(ConnectionError):
+        drip(stranger)
 
 
 def test_a_crowd_of_clients_is_served(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
