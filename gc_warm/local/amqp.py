@@ -13,15 +13,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import heapq
 import hmac
 import itertools
 import logging
-import math
 import socket
 import struct
 import threading
-import time
 import uuid
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -33,6 +32,8 @@ from urllib.parse import quote
 
 from pika import frame, spec
 from pika.spec import Basic, BasicProperties
+
+from gc_warm.local.complaints import OUT_OF_DESCRIPTORS, Complaints
 
 log = logging.getLogger("gc_warm")
 
@@ -53,8 +54,8 @@ _MESSAGE_MAX = 128 * 1024 * 1024  # bytes
 _ROUTING_KEY_MAX = 255  # bytes
 _HEARTBEAT = 60  # seconds; a client may ask for something else
 _HANDSHAKE_TIMEOUT = 10  # seconds
+_BACKLOG = 128  # connections that wait to be accepted
 _STRANGERS = 256  # connections at once whose handshake is not done
-_COMPLAINTS_INTERVAL = 60  # seconds between lines about such connections
 _CLOSE_TIMEOUT = 1  # seconds that a refused client has to read why
 
 
@@ -302,9 +303,12 @@ class Broker:
 
     async def _serve(self) -> None:
         credentials = b"\0" + self._username.encode() + b"\0" + self._password.encode()
+        self._loop.set_exception_handler(self._on_error)
+        # asyncio tries as often as its backlog is long, also where there are no descriptors left
         server = await self._loop.create_server(
-            lambda: _Connection(self._host, credentials), sock=self._listener
+            lambda: _Connection(self._host, credentials), sock=self._listener, backlog=1
         )
+        self._listener.listen(_BACKLOG)
         await self._end.wait()
 
         self._loop.remove_reader(self._listener)
@@ -313,6 +317,16 @@ class Broker:
             self._host.cut()
             await asyncio.sleep(0)
         server.close()
+
+    def _on_error(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        """Say in a line that no connection can be accepted, and free a descriptor if possible."""
+        error = context.get("exception")
+        if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
+            self._host.complaints.add(OUT_OF_DESCRIPTORS)
+            for stranger in [*self._host.strangers][:1]:
+                stranger.abort()
+        else:
+            loop.default_exception_handler(context)
 
 
 class _Refusal(Exception):
@@ -457,8 +471,7 @@ class _VirtualHost:
         self.exchanges: dict[str, set[tuple[str, _Queue]]] = {}  # their bindings: pattern and queue
         self.connections: set[_Connection] = set()
         self.strangers: dict[_Connection, None] = {}  # the connections that nobody has opened yet
-        self._complaints = 0  # since the last line about a stranger
-        self._complained = -math.inf
+        self.complaints = Complaints("AMQP")
 
     def let_in(self, connection: _Connection) -> None:
         """Take in a stranger; if these are too many, cut off the one that came first."""
@@ -466,19 +479,6 @@ class _VirtualHost:
         self.strangers[connection] = None
         if len(self.strangers) > _STRANGERS:
             next(iter(self.strangers)).give_up(f"more than {_STRANGERS} handshakes at once")
-
-    def complain(self, text: str) -> None:
-        """Log what is wrong with a stranger, of whom there may be many: the number now and then."""
-        self._complaints += 1
-        now = time.monotonic()
-        if now - self._complained < _COMPLAINTS_INTERVAL:
-            return
-
-        if self._complaints > 1:
-            text += f"; {self._complaints - 1:,} others were refused since the last such line"
-        log.warning("AMQP: %s", text)
-        self._complaints = 0
-        self._complained = now
 
     def declare_queue(self, name: str) -> _Queue:
         if name not in self.queues:
@@ -968,7 +968,7 @@ class _Connection(asyncio.Protocol):
         if self._expected is None:
             log.warning("AMQP: %s", text)
         else:
-            self._host.complain(text)
+            self._host.complaints.add(text)
 
     def _set_timer(self, seconds: float, act: Callable[[], None]) -> None:
         self._timer.cancel()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import logging
 import socket
@@ -14,6 +15,7 @@ from typing import Any
 from urllib.parse import parse_qs
 
 from gc_warm.local.auth import Identity, is_for_auth
+from gc_warm.local.complaints import OUT_OF_DESCRIPTORS, Complaints
 from gc_warm.local.service import ServiceError
 
 log = logging.getLogger("gc_warm")
@@ -70,6 +72,7 @@ class HttpServer(ThreadingHTTPServer):
         self._connections: set[socket.socket] = set()
         self._strangers: dict[socket.socket, float] = {}  # and when each has come, in this order
         self._fewer_strangers = threading.Condition()
+        self._complaints = Complaints("HTTP")
         super().__init__(address, _Handler)
 
     def server_bind(self) -> None:
@@ -77,6 +80,22 @@ class HttpServer(ThreadingHTTPServer):
         self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         self.socket.bind(self.server_address)
         self.server_name, self.server_port = self.socket.getsockname()[:2]
+
+    def get_request(self) -> tuple[Any, Any]:
+        """Accept a connection; where there is no descriptor left for it, say so, and try later.
+
+        Raises:
+            OSError: There is none; the caller takes it for a client that has gone.
+        """
+        try:
+            return super().get_request()
+        except OSError as error:
+            if error.errno in (errno.EMFILE, errno.ENFILE):
+                self._complaints.add(OUT_OF_DESCRIPTORS)
+                with self._fewer_strangers:
+                    self._cut_off_first(_FRESH)
+                time.sleep(_FRESH / 10)
+            raise
 
     def process_request(self, request: Any, client_address: Any) -> None:
         """Handle a connection in a thread, as `ThreadingHTTPServer` does, and remember it.

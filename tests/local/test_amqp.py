@@ -34,7 +34,7 @@ from pika.exceptions import (
     UnroutableError,
 )
 
-from gc_warm.local import amqp
+from gc_warm.local import amqp, complaints
 from gc_warm.local.amqp import Broker
 from tests.support import Clock, wait_until
 
@@ -614,10 +614,10 @@ class TestRefusals:
             assert [stranger.receive() for stranger in strangers[:-2]] == [None] * 8
             assert caplog.text.count("more than 2 handshakes at once") == 1
 
-            broker._host._complained -= amqp._COMPLAINTS_INTERVAL
+            monkeypatch.setattr(complaints, "_INTERVAL", 0)
             strangers[-1].send_bytes(b"GET / HTTP/1.1\r\n")
             wait_until(lambda: "does not speak AMQP" in caplog.text, "it is said")
-            assert "; 7 others were refused since the last such line" in caplog.text
+            assert "; 7 complaints more since the last such line" in caplog.text
         assert channel.queue_declare("still there").method.message_count == 0
 
     def test_too_large_a_message_closes_the_channel(self, broker: Broker) -> None:

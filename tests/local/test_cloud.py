@@ -11,6 +11,7 @@ import gc
 import logging
 import os
 import re
+import resource
 import socket
 import subprocess
 import sys
@@ -38,6 +39,7 @@ from urllib3.connection import HTTPConnection
 from gc_warm import functions
 from gc_warm.local import http, task_table
 from gc_warm.local.cloud import LocalCloud
+from gc_warm.local.complaints import OUT_OF_DESCRIPTORS
 from gc_warm.local.runners import SpawnedRunner
 from gc_warm.local.service import TaskRunner
 from tests.support import MODULES, remote_text, wait_until
@@ -55,7 +57,7 @@ class Site(LocalCloud):
     def __enter__(self) -> Site:
         return self
 
-    def make(self, *_: Any) -> TaskRunner:
+    def make(self, config: Any, runtime: Any) -> TaskRunner:
         return SpawnedRunner(workers=1, pythonpath=[MODULES])
 
 
@@ -63,8 +65,7 @@ class Site(LocalCloud):
 def site() -> Iterator[Site]:
     """With the worker of the user endpoint that has no options."""
     with Site() as site:
-        runtime = asdict(create_user_runtime())
-        site.service.runner(site.endpoint_id, {}, runtime, site._identity.id)
+        site.service.runner(site.endpoint_id, {}, asdict(create_user_runtime()))
         yield site
 
 
@@ -187,11 +188,9 @@ def test_reload_says_which_results_are_gone(
 
 
 def test_deleted_endpoint_is_forgotten(site: Site) -> None:
-    endpoint_id = site.answer(site._identity, "POST", "/v3/endpoints", "", {"endpoint_name": "x"})[
-        "endpoint_id"
-    ]
+    endpoint_id = site.answer("POST", "/v3/endpoints", "", {"endpoint_name": "x"})["endpoint_id"]
     assert endpoint_id in site._cores
-    site.answer(site._identity, "DELETE", f"/v2/endpoints/{endpoint_id}", "", None)
+    site.answer("DELETE", f"/v2/endpoints/{endpoint_id}", "", None)
     assert endpoint_id not in site._cores
 
 
@@ -425,13 +424,21 @@ def ask_for_version(site: LocalCloud, connection: socket.socket) -> None:
     connection.sendall(head.encode())
 
 
+def status(connection: socket.socket) -> bytes:
+    """Return the status of an answer, which comes in parts, and ends with a brace."""
+    answer = b""
+    while not answer.endswith(b"}"):
+        answer += connection.recv(1000)
+    return answer.split()[1]
+
+
 def test_strangers_hold_few_threads(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(http, "_STRANGERS", 3)
     monkeypatch.setattr(http, "_FRESH", 0)
     with contextlib.ExitStack() as stack:
         friend = stack.enter_context(call(site))
         ask_for_version(site, friend)
-        assert friend.recv(1000).startswith(b"HTTP/1.1 200 ")
+        assert status(friend) == b"200"
 
         known = handlers()
         strangers = [stack.enter_context(call(site)) for _ in range(40)]
@@ -440,22 +447,21 @@ def test_strangers_hold_few_threads(site: Site, monkeypatch: pytest.MonkeyPatch)
         wait_until(lambda: handlers() <= known + 3, "nobody has a thread for those")
 
         ask_for_version(site, friend)
-        assert friend.recv(1000).startswith(b"HTTP/1.1 200 ")
+        assert status(friend) == b"200"
 
 
 def test_a_stranger_who_drips_is_cut_off(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     """However quickly each byte follows the one before."""
     monkeypatch.setattr(http, "_STRANGER_TIMEOUT", 0.2)
 
-    def drip() -> None:
+    def drip(stranger: socket.socket) -> None:
+        stranger.sendall(b"POST /v3/functions HTTP/1.1\r\nContent-Length: 60000\r\n\r\n")
         for _ in range(60_000):
             stranger.sendall(b"x")
             threading.Event().wait(0.01)
 
-    with call(site) as stranger:
-        stranger.sendall(b"POST /v3/functions HTTP/1.1\r\nContent-Length: 60000\r\n\r\n")
-        with pytest.raises(ConnectionError):
-            drip()
+    with call(site) as stranger, pytest.raises(ConnectionError):
+        drip(stranger)
 
 
 def test_a_crowd_of_clients_is_served(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -465,7 +471,24 @@ def test_a_crowd_of_clients_is_served(site: Site, monkeypatch: pytest.MonkeyPatc
         crowd = [stack.enter_context(call(site)) for _ in range(60)]
         for connection in crowd:
             ask_for_version(site, connection)
-        assert {connection.recv(1000).split()[1] for connection in crowd} == {b"200"}
+        assert {status(connection) for connection in crowd} == {b"200"}
+
+
+def test_without_descriptors_a_line_says_so(site: Site, caplog: pytest.LogCaptureFixture) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with socket.socket() as client, socket.socket() as other:
+        free = os.dup(client.fileno())
+        os.close(free)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (free, hard))
+        try:
+            client.connect(("127.0.0.1", site.port))
+            other.connect(("127.0.0.1", site.broker.port))
+            wait_until(lambda: caplog.text.count(OUT_OF_DESCRIPTORS) == 2, "both servers say so")
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+        ask_for_version(site, client)
+        assert status(client) == b"200"
 
 
 @pytest.mark.parametrize("length", [b"abc", b"-1", b"99999999999999"])
