@@ -83,6 +83,13 @@ def preloading(specs: str) -> tuple[str, ...]:
     return ("worker_init: |", f"  {path}", "  # gc_warm.worker.boot preloaded:fail", f"  {line}")
 
 
+def mpi(job: tuple[str, ...]) -> str:
+    """A config of a GlobusMPIEngine, whose provider has these settings."""
+    text = engine(job=(*job, "launcher: {type: SimpleLauncher}"))
+    text = text.replace("GlobusComputeEngine", "GlobusMPIEngine")
+    return text.replace("max_workers_per_node", "max_workers_per_block")
+
+
 @dataclass(frozen=True)
 class Case:
     """A miniature that breaks one rule, its twin that breaks none, and the finding of the first.
@@ -786,10 +793,8 @@ CASES: list[tuple[str, Case]] = [
     (
         "GCW040",
         Case(
-            engine(job=preloading("--preload-node=preloaded:table")).replace(
-                "GlobusComputeEngine", "GlobusMPIEngine"
-            ),
-            engine(job=preloading("--preload-node=preloaded:table")),
+            mpi(preloading("--preload-node=preloaded:table")),
+            mpi(preloading("preloaded:table")),
             "--preload-node=preloaded:table does nothing in a GlobusMPIEngine",
             "worker_init",
         ),
@@ -1598,7 +1603,11 @@ WORDS = {
         "may take 10 min, less what worker_init takes: a longer one is lost if its job ends first",
     ),
     "one copy for all workers": (
-        engine("max_workers_per_node: 4", job=preloading("--preload-node=preloaded:table,numpy")),
+        engine(
+            "max_workers_per_node: 4",
+            "cores_per_worker: 0.1",
+            job=preloading("--preload-node=preloaded:table,numpy"),
+        ),
         "shared on a node",
         "preloaded:table, numpy: one copy on each node, for 4 workers, where it can be forked",
     ),

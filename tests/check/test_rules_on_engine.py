@@ -571,19 +571,22 @@ def test_gcw034_a_job_that_starts_is_ended_at_once(tmp_path: Path) -> None:
 
 
 @engine
-def test_gcw040_workers_of_mpi_are_not_forked() -> None:
+def test_gcw040_workers_of_mpi_are_not_forked(tmp_path: Path) -> None:
     boot = "gc_warm.worker.boot --preload-node=preloaded:table"
-    init = f"{EXPORT_MODULES}\neval \"$(globus-compute-endpoint python-exec {boot})\""
+    line = f'eval "$(globus-compute-endpoint python-exec {boot})"'
     text = (
         "engine:\n  type: GlobusMPIEngine\n  address: 127.0.0.1\n  heartbeat_period: 1\n"
-        "  provider:\n    type: LocalProvider\n    init_blocks: 1\n    worker_init: |\n"
-        + textwrap.indent(init, "      ")
-        + "\n"
+        "  provider:\n    type: SlurmProvider\n    init_blocks: 0\n"
+        "    launcher: {type: SimpleLauncher}\n"
+        f"    worker_init: |\n      {EXPORT_MODULES}\n      {line}\n"
     )
-    with running(breaks(text, "GCW040")) as executor:
+    path = tmp_path / "endpoint.yaml"
+    found = config_rules.examine(text, "x").findings
+    assert "GCW040" in [each.rule for each in found]
+    path.write_text(text)
+    with MockExecutor(config=path, on="local") as executor:
         executor.resource_specification = {"num_nodes": 1, "ranks_per_node": 1}
-        [failure] = executor.submit(preloaded.failures).result(START)
-        assert failure == "preloaded:table"
+        assert executor.submit(preloaded.failures).result(START) == ["preloaded:table"]
         born = executor.submit(tasks.birth).result(START)
         assert born == (None, "the workers of a GlobusMPIEngine are not forked")
 

@@ -16,7 +16,7 @@ import tasks
 import upgraded
 
 import gc_warm
-from gc_warm import MockExecutor
+from gc_warm import MockExecutor, hooks
 from gc_warm.hooks import boot
 from tests.hooks.test_boot import LINE, engine, logs, output, python
 from tests.support import carriers, programs_end_with, remote_text, wait_until
@@ -80,7 +80,7 @@ def test_replaced_then_half_removed(tmp_path: Path) -> None:
 
         shutil.rmtree(package / "hooks", ignore_errors=False)
         (package / "hooks").mkdir()
-        shutil.copytree(boot._STARTUP, package / "hooks" / "startup")
+        shutil.copytree(hooks.STARTUP, package / "hooks" / "startup")
         for started in ("second", "third"):
             kill_while_busy(executor, tmp_path / started)
             assert executor.submit(tasks.environment, boot.PRELOAD).result(120) is None

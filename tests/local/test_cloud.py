@@ -57,7 +57,7 @@ class Site(LocalCloud):
     def __enter__(self) -> Site:
         return self
 
-    def make(self, config: Any, runtime: Any) -> TaskRunner:
+    def make(self, *_: Any) -> TaskRunner:
         return SpawnedRunner(workers=1, pythonpath=[MODULES])
 
 
@@ -65,7 +65,8 @@ class Site(LocalCloud):
 def site() -> Iterator[Site]:
     """With the worker of the user endpoint that has no options."""
     with Site() as site:
-        site.service.runner(site.endpoint_id, {}, asdict(create_user_runtime()))
+        runtime = asdict(create_user_runtime())
+        site.service.runner(site.endpoint_id, {}, runtime, site._identity.id)
         yield site
 
 
@@ -188,9 +189,11 @@ def test_reload_says_which_results_are_gone(
 
 
 def test_deleted_endpoint_is_forgotten(site: Site) -> None:
-    endpoint_id = site.answer("POST", "/v3/endpoints", "", {"endpoint_name": "x"})["endpoint_id"]
+    endpoint_id = site.answer(site._identity, "POST", "/v3/endpoints", "", {"endpoint_name": "x"})[
+        "endpoint_id"
+    ]
     assert endpoint_id in site._cores
-    site.answer("DELETE", f"/v2/endpoints/{endpoint_id}", "", None)
+    site.answer(site._identity, "DELETE", f"/v2/endpoints/{endpoint_id}", "", None)
     assert endpoint_id not in site._cores
 
 

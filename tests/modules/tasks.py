@@ -86,6 +86,14 @@ def environment(name: str) -> str | None:
     return os.environ.get(name)
 
 
+def birth() -> tuple[int | None, str | None]:
+    """Return the template that this worker was forked from, and why there is none."""
+    from gc_warm.worker import lifecycle
+
+    worker = lifecycle.worker()
+    return worker.template, worker.not_forked
+
+
 def rank() -> int:
     return int(os.environ["PARSL_WORKER_RANK"])
 
