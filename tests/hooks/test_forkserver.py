@@ -1,4 +1,4 @@
-"""Workers that are forked from a template: by a manager without Parsl, whose workers are real."""
+"""Workers that are forked from a template: by a manager without Parsl, and by the real one."""
 
 from __future__ import annotations
 
@@ -14,11 +14,16 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import preloaded
 import psutil
 import pytest
+import tasks
+import template_loads
 
-from gc_warm.hooks import forkserver
-from tests.support import wait_until
+from gc_warm import MockExecutor
+from gc_warm.hooks import boot, forkserver
+from tests.hooks.test_boot import LINE, engine
+from tests.support import remote_text, wait_until
 
 SCRIPT = Path(__file__).parents[1] / "executables" / "nursery.py"
 MODULES = Path(__file__).parents[1] / "modules"
@@ -263,3 +268,43 @@ def test_copies_that_do_not_fit_are_not_made(nurseries: list[Nursery], tmp_path:
     assert error.startswith("NotEnoughMemoryError: <warm template_loads.table")
     assert "1000000 copies of 0.07 GB do not fit" in error
     assert "since threads live: poller" in error
+
+
+@pytest.mark.engine
+def test_forked_workers_do_all_that_started_ones_do(tmp_path: Path) -> None:
+    """They are pinned, preload for themselves, survive each other's deaths, and are replaced."""
+    node = "--preload-node=template_loads:table"
+    with engine(LINE.format(f"--survive-idle-kill {node} preloaded:table")) as executor:
+        first = meet(executor, tmp_path / "first")
+        assert {rank: state.device for rank, state in first.items()} == {0: "3", 1: "5"}
+        assert {state.loads for state in first.values()} == {1}
+        assert all(not OURS.intersection(state.environment) for state in first.values())
+        templates = {psutil.Process(state.pid).ppid() for state in first.values()}
+        assert len(templates) == 1
+        found = executor.submit(template_loads.birth).result(120)
+        assert found == {"template": 1, "not_forked": None, "is_warm": True, "failures": []}
+
+        os.kill(first[0].pid, signal.SIGKILL)  # an idle one
+        busy = executor.submit(tasks.for_ever, str(tmp_path / "started"))
+        wait_until((tmp_path / "started").exists, "it is busy")
+        os.kill(int((tmp_path / "started").read_text()), signal.SIGKILL)
+        assert "WorkerLost" in remote_text(busy)
+
+        second = meet(executor, tmp_path / "second")
+        assert not {state.pid for state in second.values()} & {first[0].pid}
+        assert {psutil.Process(state.pid).ppid() for state in second.values()} == templates
+
+        os.kill(templates.pop(), signal.SIGKILL)
+        third = meet(executor, tmp_path / "third")
+        assert {rank: state.device for rank, state in third.items()} == {0: "3", 1: "5"}
+        assert executor.submit(tasks.birth).result(120) == (2, None)
+
+
+def meet(executor: MockExecutor, folder: Path) -> dict[int, preloaded.State]:
+    """What both workers find, in tasks that wait for each other."""
+    folder.mkdir()
+    futures = [executor.submit(preloaded.use, str(folder), 2) for _ in range(2)]
+    return {state.rank: state for state in (future.result(120) for future in futures)}
+
+
+OURS = {boot.PRELOAD, boot.PRELOAD_NODE, boot.PREPARED, boot.SURVIVE, forkserver.ORDER}

@@ -36,6 +36,12 @@ def small_disk(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     folder.rmdir()
 
 
+def fill(path: Path) -> None:
+    with path.open("wb", buffering=0) as file:
+        while True:
+            file.write(bytes(4096))
+
+
 @pytest.mark.engine
 def test_tasks_end_on_a_full_disk(small_disk: Path, caplog: pytest.LogCaptureFixture) -> None:
     """The engine's folder is on it, and so are the logs of workers and the file of records."""
@@ -44,9 +50,8 @@ def test_tasks_end_on_a_full_disk(small_disk: Path, caplog: pytest.LogCaptureFix
 
     with WarmExecutor(MockExecutor(config=engine_config(2, BOOT)), records=records) as executor:
         assert executor.submit(tasks.rank).result(120) in (0, 1)
-        with filler.open("wb", buffering=0) as file, pytest.raises(OSError, match="No space"):
-            while True:
-                file.write(bytes(4096))
+        with pytest.raises(OSError, match="No space"):
+            fill(filler)
 
         futures = [executor.submit(tasks.rank) for _ in range(20)]
         assert {future.result(120) for future in futures} <= {0, 1}
