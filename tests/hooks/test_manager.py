@@ -19,7 +19,7 @@ import pytest
 import tasks
 
 from gc_warm import MockExecutor
-from gc_warm.hooks import boot, manager, versions
+from gc_warm.hooks import boot, manager, removal, versions
 from tests.support import has_ended, remote_text, wait_until
 from tests.testing.backends import engine_config
 
@@ -110,7 +110,7 @@ def called(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     hooks = {"helper_watch": fail, "preload": lambda: done.append("preload")}
     monkeypatch.setattr(manager, "_HOOKS", hooks)
-    monkeypatch.setattr(manager.removal, "watch", lambda stop: None)  # this process is no manager
+    monkeypatch.setattr(removal, "watch", lambda stop: None)  # this process is no manager
     return done
 
 
