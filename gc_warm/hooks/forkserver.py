@@ -160,7 +160,13 @@ class Nursery:
 
         boot.log_as_parsl_does()
         self._see_off(process.name)
-        child = self._forked(process)
+        try:
+            child = self._forked(process)
+        except Exception:
+            log.exception("workers are started as Parsl does from now on: a fork has failed")
+            os.environ[boot.NOT_FORKED] = "a fork has failed, see manager.log"
+            self.given_up = True
+            child = None
         if child is None:
             return self._stock(process)
 
@@ -184,7 +190,7 @@ class Nursery:
                     self._give_up(f"no template can be started: {error}", [], process)
                 elif _is_ending(pid):
                     self._bury(pid, process)
-                else:  # the fault is on this side, and a spawned process would have it, too
+                else:  # the fault is on this side
                     raise
 
         return None
@@ -197,15 +203,23 @@ class Nursery:
 
         with contextlib.suppress(psutil.NoSuchProcess):
             former.kill()  # the kernel has, if its template has died
-        try:
-            former.wait(_GONE)
-        except psutil.TimeoutExpired:
+        if not _wait_for(lambda: _is_gone(former), _GONE):
             log.error("%s's former process %d cannot be ended", name, former.pid)
 
     def _fork(self, process: Any) -> Any:
         """Fork a worker; start a template before, if there is none."""
-        if template_pid() is not None:
-            return Popen(process)
+        pid = template_pid()
+        if pid is not None:
+            child = Popen(process)
+            if template_pid() == pid:
+                return child
+
+            # the forkserver has found its process dead, and started one that has loaded nothing
+            os.kill(child.pid, signal.SIGKILL)
+            stranger = template_pid()
+            if stranger is not None:
+                os.kill(stranger, signal.SIGKILL)
+            raise EOFError
 
         self._templates += 1
         os.ftruncate(self._record, 0)
@@ -344,8 +358,21 @@ def _has_ended(pid: int) -> bool:
 
 def _is_ending(pid: int) -> bool:
     """Return whether a child has ended, or does so in the next seconds."""
-    end = time.monotonic() + _ENDING
-    while not _has_ended(pid):
+    return _wait_for(lambda: _has_ended(pid), _ENDING)
+
+
+def _is_gone(process: psutil.Process) -> bool:
+    """Return whether a process has ended; nobody may have waited for it yet."""
+    try:
+        return bool(process.status() == psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return True
+
+
+def _wait_for(condition: Callable[[], bool], seconds: float) -> bool:
+    """Wait until something is so, for some seconds at most; return whether it is."""
+    end = time.monotonic() + seconds
+    while not condition():
         if time.monotonic() > end:
             return False
         time.sleep(0.01)
