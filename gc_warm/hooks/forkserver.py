@@ -221,6 +221,23 @@ class Nursery:
                 os.kill(stranger, signal.SIGKILL)
             raise EOFError
 
+        self._order_template(process)
+        begun = time.monotonic()
+        log.info(
+            "template %d (pid %s) loads %s", self._templates, template_pid(), " ".join(self._specs)
+        )
+        with self._ended_in_time():
+            child = Popen(process)
+        log.info(
+            "template %d is ready after %.2f s: %s",
+            self._templates,
+            time.monotonic() - begun,
+            _told(self._story()),
+        )
+        return child
+
+    def _order_template(self, process: Any) -> None:
+        """Start a template, which is told what to load; it need not be ready."""
         self._templates += 1
         os.ftruncate(self._record, 0)
         forkserver.set_forkserver_preload([TEMPLATE])
@@ -237,20 +254,6 @@ class Nursery:
             forkserver.ensure_running()
         finally:
             del os.environ[ORDER]
-
-        begun = time.monotonic()
-        log.info(
-            "template %d (pid %s) loads %s", self._templates, template_pid(), " ".join(self._specs)
-        )
-        with self._ended_in_time():
-            child = Popen(process)
-        log.info(
-            "template %d is ready after %.2f s: %s",
-            self._templates,
-            time.monotonic() - begun,
-            _told(self._story()),
-        )
-        return child
 
     @contextlib.contextmanager
     def _ended_in_time(self) -> Iterator[None]:
