@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import gc
 import hashlib
 import io
 import json
@@ -278,6 +279,7 @@ class ExternalServer:
     def _find_or_start(self, deadline: float) -> Link:
         """Return a link to the server that there is, or to one that is started now."""
         _collect_children()
+        is_first_look = True
         while True:
             link = self._dial()
             if link is not None and not link.is_ended:
@@ -300,6 +302,9 @@ class ExternalServer:
                     f"in {self._start_timeout:g} s: see {self._folder()}"
                 )
                 raise self._failed(words, ProcessTimeoutError)
+            if is_first_look:
+                gc.collect()  # a start that was interrupted here may have left its lock behind
+                is_first_look = False
             time.sleep(_LOCK_INTERVAL)
 
     def _dial(self, timeout: float = ANSWER_TIMEOUT) -> Link | None:

@@ -23,7 +23,7 @@ import template_loads
 from gc_warm import MockExecutor
 from gc_warm.hooks import boot, forkserver
 from tests.hooks.test_boot import LINE, engine
-from tests.support import remote_text, wait_until
+from tests.support import has_ended, remote_text, wait_until
 
 SCRIPT = Path(__file__).parents[1] / "executables" / "nursery.py"
 MODULES = Path(__file__).parents[1] / "modules"
@@ -295,6 +295,8 @@ def test_forked_workers_do_all_that_started_ones_do(tmp_path: Path) -> None:
         assert {psutil.Process(state.pid).ppid() for state in second.values()} == templates
 
         os.kill(templates.pop(), signal.SIGKILL)
+        pids = [state.pid for state in second.values()]
+        wait_until(lambda: all(map(has_ended, pids)), "its workers are gone, and take no task")
         third = meet(executor, tmp_path / "third")
         assert {rank: state.device for rank, state in third.items()} == {0: "3", 1: "5"}
         assert executor.submit(tasks.birth).result(120) == (2, None)
