@@ -23,7 +23,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import gc
 import hashlib
 import io
 import json
@@ -279,7 +278,6 @@ class ExternalServer:
     def _find_or_start(self, deadline: float) -> Link:
         """Return a link to the server that there is, or to one that is started now."""
         _collect_children()
-        is_first_look = True
         while True:
             link = self._dial()
             if link is not None and not link.is_ended:
@@ -302,9 +300,6 @@ class ExternalServer:
                     f"in {self._start_timeout:g} s: see {self._folder()}"
                 )
                 raise self._failed(words, ProcessTimeoutError)
-            if is_first_look:
-                gc.collect()  # a start that was interrupted here may have left its lock behind
-                is_first_look = False
             time.sleep(_LOCK_INTERVAL)
 
     def _dial(self, timeout: float = ANSWER_TIMEOUT) -> Link | None:
@@ -346,7 +341,7 @@ class ExternalServer:
                     contextlib.suppress(BrokenPipeError),  # the supervisor says why, in the log
                     _supervisor(descriptors, arguments, environment, errors) as launch_input,
                 ):
-                    launch_input.write(json.dumps(launch).encode() + b"\n")
+                    launch_input.sendall(json.dumps(launch).encode() + b"\n")
         except OSError as error:
             give_up(folder)
             raise self._failed(f"cannot be started: {error}") from error
@@ -652,11 +647,16 @@ def _supervisor(
     arguments: Sequence[str],
     environment: Mapping[str, str],
     errors: IO[bytes],
-) -> IO[bytes]:
-    """Start a supervisor, and return the pipe on which it expects what is to be started."""
+) -> socket.socket:
+    """Start a supervisor, and return the socket on which it expects what is to be started.
+
+    A pipe of Popen's would stay open where an exception comes between: subprocess keeps a process
+    that nobody has waited for, and the supervisor would wait for ever.
+    """
+    theirs, ours = socket.socketpair()
     process = subprocess.Popen(
         [sys.executable, "-I", "-S", "-c", _SUPERVISOR, _ROOT, *arguments],
-        stdin=subprocess.PIPE,
+        stdin=theirs.fileno(),
         stdout=subprocess.DEVNULL,
         stderr=errors,
         pass_fds=descriptors,
@@ -666,8 +666,8 @@ def _supervisor(
     )
     _children.add(process.pid)
     process.returncode = 0  # it is collected by `_collect_children`, and may outlive this process
-    assert process.stdin is not None
-    return process.stdin
+    theirs.close()
+    return ours
 
 
 def _collect_children() -> None:
