@@ -99,8 +99,7 @@ def look(config: UserEndpointConfig, modules: Sequence[str] = ()) -> Iterator[An
     """
     executor: Any = config.engine.executor
     provider = executor.provider
-    preloads = meaning.preloaded_on_node(provider) + meaning.preloaded(provider)
-    preloaded = [spec.partition(":")[0] for spec in preloads]
+    preloaded = [spec.partition(":")[0] for spec in meaning.all_preloads(provider)]
     needed = dict.fromkeys([*modules, *preloaded])
 
     if config.engine.container_type:

@@ -166,8 +166,7 @@ def unseen_variables(config: Workers) -> Iterator[tuple[Any, ...]]:
     program = containers.program(config.engine)
     names = [name for name in meaning.exports(provider) if not _OUTSIDE.match(name)]
     unseen = [name for name in names if containers.hides(config.engine, name)]
-    preloads = meaning.preloaded(provider) + meaning.preloaded_on_node(provider)
-    if preloads and containers.hides(config.engine, "GC_WARM_PRELOAD"):
+    if meaning.all_preloads(provider) and containers.hides(config.engine, "GC_WARM_PRELOAD"):
         unseen.append("what gc_warm.worker.boot exports")
 
     script = COMMENT.sub("", provider.worker_init)
@@ -241,7 +240,7 @@ def preload(config: Workers) -> Iterator[tuple[Any, ...]]:
     machine, but not in a folder that the config gives to its workers, they may have another: a
     warning.
     """
-    specs = meaning.preloaded_on_node(config.provider) + meaning.preloaded(config.provider)
+    specs = meaning.all_preloads(config.provider)
     for mistake in preloads.mistakes(specs, meaning.module_folders(config.provider)):
         text = f"preload: {mistake.text}"
         yield (*PROVIDER, "worker_init"), text, "error" if mistake.is_certain else "warning"

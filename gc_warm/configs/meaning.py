@@ -304,6 +304,15 @@ def preloaded_on_node(provider: Any) -> list[str]:
     return [spec for spec in specs if _PRELOAD.fullmatch(spec)]
 
 
+def all_preloads(provider: Any) -> list[str]:
+    """Return what `preloaded_on_node` and `preloaded` do, in the order in which it is loaded.
+
+    Args:
+        provider: The provider of a loaded config.
+    """
+    return preloaded_on_node(provider) + preloaded(provider)
+
+
 def _boot_words(provider: Any) -> list[str]:
     """Return the words behind `gc_warm.worker.boot` in a provider's ``worker_init``."""
     script = re.sub(r"^\s*#.*$", "", provider.worker_init, flags=re.MULTILINE)

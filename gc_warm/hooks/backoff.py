@@ -14,7 +14,6 @@ Parsl's own function is all that is left.
 from __future__ import annotations
 
 import contextlib
-import importlib.metadata
 import inspect
 import json
 import logging
@@ -96,9 +95,8 @@ def install(first: float = FIRST_DELAY, longest: float = LONGEST_DELAY) -> str:
     Returns:
         Why nothing was done; empty if it was.
     """
-    version = importlib.metadata.version("parsl")
-    if version not in TESTED_PARSL:
-        return f"tested with Parsl {', '.join(TESTED_PARSL)}, and this is {version}"
+    if reason := versions.why_untested(TESTED_PARSL):
+        return reason
 
     from parsl.executors.status_handling import BlockProviderExecutor
     from parsl.providers.cluster_provider import ClusterProvider

@@ -61,7 +61,16 @@ from typing import Any
 
 import gc_warm
 from gc_warm.exceptions import NotEnoughTimeError
-from gc_warm.hooks import STARTUP, fork_safety, queues, removal, switch, versions
+from gc_warm.hooks import (
+    STARTUP,
+    fork_safety,
+    leave_path,
+    queues,
+    removal,
+    switch,
+    versions,
+    workers,
+)
 from gc_warm.worker import ledger, lifecycle, state
 
 log = logging.getLogger("gc_warm")
@@ -158,7 +167,7 @@ def install() -> None:
 
     def run(self: BaseProcess) -> None:
         BaseProcess.run = stock  # type: ignore[method-assign]
-        if removal.WORKER.fullmatch(self.name):
+        if workers.WORKER.fullmatch(self.name):
             _begin(self)
         stock(self)
 
@@ -229,9 +238,7 @@ def take_variables() -> dict[str, str]:
     Returns:
         The variables: a worker that is forked from this process needs them.
     """
-    folders = os.environ.get("PYTHONPATH", "").split(os.pathsep)
-    os.environ["PYTHONPATH"] = os.pathsep.join(folder for folder in folders if folder != STARTUP)
-
+    leave_path()
     names = [name for name in (*_VARIABLES, PREPARED) if name in os.environ]
     return {name: os.environ.pop(name) for name in names}
 

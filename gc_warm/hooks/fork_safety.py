@@ -130,13 +130,14 @@ def generators(before: Mapping[str, ModuleType], states: Mapping[str, object]) -
         found += [
             f"{name}.{attribute}"
             for attribute, value in list(vars(module).items())
-            if type(value) in kinds or any(type(part) in kinds for part in _parts(value))
+            if _holds(kinds, value)
         ]
+    return found + [name for name, state in states.items() if _holds(kinds, state)]
 
-    for name, state in states.items():
-        if type(state) in kinds or any(type(part) in kinds for part in _parts(state)):
-            found.append(name)
-    return found
+
+def _holds(kinds: set[type], value: object) -> bool:
+    """Return whether an object is of one of these types, or refers to such a one directly."""
+    return any(type(part) in kinds for part in [value, *_parts(value)])
 
 
 def _kinds_of_generators() -> set[type]:

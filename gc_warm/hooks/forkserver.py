@@ -40,7 +40,7 @@ from typing import Any
 
 import psutil
 
-from gc_warm.hooks import boot, node_memory, removal
+from gc_warm.hooks import boot, node_memory, workers
 
 log = logging.getLogger("gc_warm")
 
@@ -141,6 +141,7 @@ class Nursery:
         self.given_up = False
         self._deaths = 0
         self._templates = 0
+        self._workers = 0
         self._born: dict[str, psutil.Process] = {}  # the last process of each rank
         self._limit = float(os.environ.get(LIMIT) or _LIMIT)
         self._is_late = threading.Event()
@@ -155,12 +156,13 @@ class Nursery:
         Returns:
             What multiprocessing keeps of a started process.
         """
-        if not removal.WORKER.fullmatch(process.name):
+        if not workers.WORKER.fullmatch(process.name):
             return self._stock(process)
 
         boot.log_as_parsl_does()
         self._see_off(process.name)
         try:
+            self._workers = _count_of_workers(process)
             child = self._forked(process)
         except Exception:
             log.exception("workers are started as Parsl does from now on: a fork has failed")
@@ -179,7 +181,7 @@ class Nursery:
         while not self.given_up:
             pid = template_pid()
             if pid is not None and _has_ended(pid):
-                self._bury(pid, process)
+                self._bury(pid)
                 continue
 
             try:
@@ -187,9 +189,9 @@ class Nursery:
             except (EOFError, OSError, ProcessError) as error:
                 pid = template_pid()
                 if pid is None:
-                    self._give_up(f"no template can be started: {error}", [], process)
+                    self._give_up(f"no template can be started: {error}", [])
                 elif _is_ending(pid):
-                    self._bury(pid, process)
+                    self._bury(pid)
                 else:  # the fault is on this side
                     raise
 
@@ -279,7 +281,7 @@ class Nursery:
                 story.add(json.loads(line))
         return story
 
-    def _bury(self, pid: int, process: Any) -> None:
+    def _bury(self, pid: int) -> None:
         """Find out why a template has ended, and decide whether there is to be another."""
         end = _reap(pid)
         story = self._story()
@@ -289,38 +291,37 @@ class Nursery:
             log.error("template %d (pid %d) %s, and its workers", self._templates, pid, end.how)
             if self._deaths == _DEATHS:
                 why = f"{_DEATHS} templates have died, the last one {end.how}"
-                self._give_up(why, [], process, story.grown)
+                self._give_up(why, [], story.grown)
         elif story.refused:
-            self._give_up(story.refused, [], process, story.grown)
+            self._give_up(story.refused, [], story.grown)
         else:
             why = f"its template {end.how}"
             if self._is_late.is_set():
                 why = f"its template was not ready after {self._limit:g} s"
             if story.loading:
                 why += f", in loading {story.loading}"
-            self._give_up(why, [story.loading or ""], process, end.peak)
+            self._give_up(why, [story.loading or ""], end.peak)
 
-    def _give_up(self, why: str, harmful: Sequence[str], process: Any, size: int = 0) -> None:
+    def _give_up(self, why: str, harmful: Sequence[str], size: int = 0) -> None:
         """Have this and all later workers spawned, and load for themselves what they can.
 
         Args:
             why: The reason, in words.
             harmful: Specs that are not to be loaded beforehand in workers either.
-            process: The worker that was to be forked.
             size: The bytes that loading takes in each worker, as far as it is known.
         """
         self.given_up = True
         os.environ[boot.NOT_FORKED] = why
         specs = [spec for spec in self._specs if spec not in harmful]
-        self._let_them_load(specs, why, size, _count_of_workers(process))
+        self._let_them_load(specs, why, size)
 
-    def _let_them_load(self, specs: Sequence[str], why: str, size: int, workers: int) -> None:
+    def _let_them_load(self, specs: Sequence[str], why: str, size: int) -> None:
         """Tell the workers that are spawned from now on what to load, if it fits."""
         free = node_memory.available()
-        if size * workers > free:
+        if size * self._workers > free:
             what = (
-                f"{workers} copies of {_in_gb(size)} do not fit into the {_in_gb(free)} that are "
-                f"free, and no copy can be shared, since {why}"
+                f"{self._workers} copies of {_in_gb(size)} do not fit into the {_in_gb(free)} that "
+                f"are free, and no copy can be shared, since {why}"
             )
             os.environ[boot.DOES_NOT_FIT] = what
             log.error("workers start without %s: %s", " ".join(specs), what)

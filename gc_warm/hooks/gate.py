@@ -20,7 +20,6 @@ time, or when anything here raises. Then the manager is as it is without the hoo
 from __future__ import annotations
 
 import functools
-import importlib.metadata
 import logging
 import os
 import pickle
@@ -60,11 +59,8 @@ def install() -> None:
     if not any(os.environ.get(name) for hook, name in asked.items() if hook not in off):
         return
 
-    version = importlib.metadata.version("parsl")
-    if version not in TESTED_PARSL:
-        raise RuntimeError(
-            f"it was tested with Parsl {', '.join(TESTED_PARSL)}, and this is {version}"
-        )
+    if reason := versions.why_untested(TESTED_PARSL):
+        raise RuntimeError(reason)
 
     stock = threading.Thread.start
 

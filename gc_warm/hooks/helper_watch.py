@@ -27,10 +27,11 @@ import os
 import shutil
 import sys
 import threading
-import time
 from multiprocessing import connection
 from multiprocessing.managers import SyncManager
 from typing import Any
+
+from gc_warm.hooks import workers
 
 _GRACE = 1.0  # seconds from SIGTERM to SIGKILL for workers, as when a manager is shut down
 
@@ -86,7 +87,7 @@ def _end(helper: Any, address: str) -> None:
     with contextlib.ExitStack() as steps:
         steps.callback(os._exit, 0)
         steps.callback(_remove_folder_of, address)
-        steps.callback(_end_workers)
+        steps.callback(workers.end, _GRACE)
         # other threads of the manager log nothing but errors from here on
         steps.callback(logging.disable)
 
@@ -99,18 +100,6 @@ def _remove_folder_of(address: str) -> None:
     folder = os.path.dirname(address)
     if os.path.basename(folder).startswith("pymp-"):
         shutil.rmtree(folder, ignore_errors=True)
-
-
-def _end_workers() -> None:
-    workers = multiprocessing.active_children()
-    for worker in workers:
-        worker.terminate()
-
-    end = time.monotonic() + _GRACE
-    for worker in workers:
-        worker.join(max(0.0, end - time.monotonic()))
-        if worker.exitcode is None:
-            worker.kill()
 
 
 def _end_with_manager() -> None:

@@ -27,8 +27,7 @@ _HOOKS: Mapping[str, Callable[[], None]] = {
 def install() -> None:
     """Call the hooks of a manager that are not switched off, or say in a line why not."""
     _call_hooks()
-    if not switch.disabled().issuperset(switch.WORKER_HOOKS):
-        removal.watch(forkserver.stop)  # last: it looks for the files of all that is imported now
+    removal.watch(forkserver.stop)  # last: it looks for the files of all that is imported now
 
 
 def _call_hooks() -> None:

@@ -15,11 +15,8 @@ that are looked for.
 
 from __future__ import annotations
 
-import contextlib
 import logging
-import multiprocessing
 import os
-import re
 import sys
 from collections.abc import Callable, Iterable
 from multiprocessing.managers import DictProxy
@@ -27,14 +24,12 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-from gc_warm.hooks import STARTUP, switch
+from gc_warm.hooks import STARTUP, leave_path, switch, workers
 
 log = logging.getLogger("gc_warm")
 
 OWN_QUEUES = "gc_warm queues"
 """The note with a manager that says whether its workers use `gc_warm.hooks.queues`."""
-
-WORKER = re.compile(r"HTEX-Worker-\d+")
 
 _END_TIMEOUT = 15.0  # seconds; the hook ends a worker ten seconds after SIGTERM
 
@@ -56,7 +51,7 @@ def watch(stop: Callable[[], None]) -> None:
 
     def start(self: BaseProcess) -> None:
         missing = [path for path in needed if not path.exists()]
-        if missing and WORKER.fullmatch(self.name):
+        if missing and workers.WORKER.fullmatch(self.name):
             BaseProcess.start = stock  # type: ignore[method-assign]
             try:
                 stop()
@@ -79,20 +74,8 @@ def _go_on_without(missing: Path, arguments: Iterable[Any]) -> None:
     # what `gc_warm.hooks.boot` takes from a worker's environment
     for variable in os.environ.pop("GC_WARM_PREPARED", "").split()[1:]:
         os.environ.pop(variable, None)
-    folders = os.environ.get("PYTHONPATH", "").split(os.pathsep)
-    os.environ["PYTHONPATH"] = os.pathsep.join(folder for folder in folders if folder != STARTUP)
+    leave_path()
 
     for notes in (each for each in arguments if isinstance(each, DictProxy)):
         if notes.pop(OWN_QUEUES, False):
-            _end_workers()
-
-
-def _end_workers() -> None:
-    workers = [each for each in multiprocessing.active_children() if WORKER.fullmatch(each.name)]
-    for worker in workers:
-        worker.terminate()
-
-    for worker in workers:
-        worker.join(_END_TIMEOUT)
-        with contextlib.suppress(ValueError):  # the manager has closed it meanwhile
-            worker.kill()
+            workers.end(_END_TIMEOUT)

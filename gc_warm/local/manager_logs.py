@@ -18,7 +18,7 @@ _CHUNK = 1 << 20  # bytes that are read at a time
 _SPAWNS = re.compile(r"Manager will spawn (\d+) workers")
 _DEATH = re.compile(r"Worker (\d+) was not busy when it died")
 _NO_HELPER = "Failed to forward monitoring message"
-_ENDS_ITSELF = "parsl.gc_warm"  # the logger of gc_warm.hooks.helper_watch
+_ENDS_ITSELF = "the multiprocessing helper of this manager"  # says gc_warm.hooks.helper_watch
 
 
 class ManagerLogs:

@@ -142,9 +142,8 @@ def count_calls(
     tracer.send_signal(signal.SIGINT)
     tracer.communicate()
 
-    lines = counted.read_text().splitlines()
-    others = {line.split()[0] for line in lines} & {str(pid) for pid in (parent.pid,)}
-    return sum(line.split()[0] not in others for line in lines)
+    callers = [line.split()[0] for line in counted.read_text().splitlines()]
+    return sum(caller != str(parent.pid) for caller in callers)
 
 
 def in_rows(found: Mapping[str, Found]) -> None:

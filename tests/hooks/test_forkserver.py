@@ -21,13 +21,12 @@ import tasks
 import template_loads
 
 from gc_warm import MockExecutor
-from gc_warm.hooks import boot, forkserver
+from gc_warm.hooks import STARTUP, boot, forkserver
 from tests.hooks.test_boot import LINE, engine
 from tests.support import has_ended, remote_text, wait_until
 
 SCRIPT = Path(__file__).parents[1] / "executables" / "nursery.py"
 MODULES = Path(__file__).parents[1] / "modules"
-STARTUP = Path(forkserver.__file__).with_name("startup")
 
 
 class Nursery:

@@ -19,11 +19,10 @@ import pytest
 import tasks
 
 from gc_warm import MockExecutor
-from gc_warm.hooks import boot, manager, removal, versions
+from gc_warm.hooks import STARTUP, manager, removal, versions
 from tests.support import has_ended, remote_text, wait_until
 from tests.testing.backends import engine_config
 
-STARTUP = Path(boot.__file__).with_name("startup")
 UPSTREAM = Path(__file__).parents[1] / "upstream" / "helper_death.py"
 HELPER_DEATH = "multiprocessing helper of this manager, process {}, has ended with exit code -9"
 
@@ -52,7 +51,7 @@ def script(tmp_path: Path) -> Path:
 def start(script: Path, *arguments: str, **variables: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, script, *arguments],
-        env={**os.environ, "PYTHONPATH": str(STARTUP), **variables},
+        env={**os.environ, "PYTHONPATH": STARTUP, **variables},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

@@ -76,4 +76,4 @@ def read(name: str, times: int) -> float:
     state = STATES[name]()
     places = [random.randrange(len(state)) for _ in range(times)]
     parts = [state[place] for place in places]
-    return sum(part if isinstance(part, float) else part[0] for part in parts)
+    return float(sum(part[0] if isinstance(part, list) else part for part in parts))
