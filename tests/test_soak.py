@@ -151,8 +151,10 @@ def test_growth_beyond_the_limit_is_told() -> None:
 
 
 @pytest.fixture
-def mark() -> tuple[str, str]:
-    return "GC_WARM_TEST_RUN", os.environ["GC_WARM_TEST_RUN"]
+def mark(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> tuple[str, str]:
+    """Mark what this test starts: earlier ones may have left the resource tracker of this process."""
+    monkeypatch.setenv("GC_WARM_TEST_ROLES", str(tmp_path))
+    return "GC_WARM_TEST_ROLES", str(tmp_path)
 
 
 def test_stray_process_is_found(mark: tuple[str, str]) -> None:
