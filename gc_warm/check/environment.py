@@ -20,7 +20,7 @@ import sys
 import tempfile
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -33,7 +33,7 @@ from globus_compute_sdk.sdk._environments import get_amqp_service_host
 from gc_warm import processes
 from gc_warm.check import probe
 from gc_warm.configs import meaning
-from gc_warm.hooks import backoff
+from gc_warm.hooks import STARTUP, backoff, installing
 
 # seconds for an environment to be made, and for modules to be imported there
 _PROBE_TIMEOUT = 120
@@ -136,6 +136,18 @@ def refused_jobs(endpoint: Path) -> Iterator[Answer]:
         yield Answer("warning", "refused job", f"{text}:\n{refusal.text}")
 
 
+def hooks_left_out(endpoint: Path) -> Iterator[Answer]:
+    """Yield the hooks of an installed endpoint's user endpoints that its Parsl leaves out.
+
+    Args:
+        endpoint: The folder of the endpoint.
+    """
+    path = str(_variables_of_user_endpoints(endpoint).get("PYTHONPATH", ""))
+    if STARTUP in path.split(os.pathsep):
+        for name, reason in installing.left_out("user endpoint").items():
+            yield Answer("warning", name, f"does nothing in user endpoints: {reason}")
+
+
 def _clock(seconds: float) -> str:
     return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))
 
@@ -158,6 +170,9 @@ def _worker_environment(provider: Any, modules: Sequence[str]) -> Iterator[Answe
 
     for package, version in probe.versions().items():
         yield _compared(package, version, found["versions"][package])
+
+    for name, reason in found["hooks"].items():
+        yield Answer("warning", name, f"does nothing for workers: {reason}")
 
     for name, result in found["imports"].items():
         yield _import_answer(name, result)
@@ -402,11 +417,19 @@ def for_users(folder: Path) -> Iterator[Answer]:
 
 def _path_of_user_endpoints(folder: Path) -> str:
     """Return the PATH on which a manager of root looks for what it starts."""
+    path = _variables_of_user_endpoints(folder).get("PATH")
+    if path is not None:
+        return str(path)
+    return os.pathsep.join(["/usr/local/bin", "/usr/bin", "/bin", os.path.dirname(sys.executable)])
+
+
+def _variables_of_user_endpoints(folder: Path) -> Mapping[str, object]:
+    """Return the variables that an endpoint gives to its user endpoints, and to nothing else."""
     with contextlib.suppress(OSError, yaml.YAMLError):  # as a manager does
         variables = yaml.safe_load((folder / "user_environment.yaml").read_text())
-        if isinstance(variables, dict) and "PATH" in variables:
-            return str(variables["PATH"])
-    return os.pathsep.join(["/usr/local/bin", "/usr/bin", "/bin", os.path.dirname(sys.executable)])
+        if isinstance(variables, dict):
+            return variables
+    return {}
 
 
 def _left_behind() -> Iterator[Answer]:

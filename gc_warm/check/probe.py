@@ -56,6 +56,20 @@ def imported(name: str) -> dict[str, str | float | bool]:
     return {"seconds": time.monotonic() - begun}
 
 
+def hooks_left_out() -> dict[str, str]:
+    """Return the hooks that this environment asks for and its Parsl leaves out, and why.
+
+    Nothing is known of those of a gc_warm that is not there, or of another version.
+    """
+    if "GC_WARM_PREPARED" not in os.environ:
+        return {}
+    try:
+        installing = importlib.import_module("gc_warm.hooks.installing")
+        return dict(installing.left_out("worker", "manager"))
+    except (ImportError, AttributeError):
+        return {}
+
+
 def main(answer: str, *modules: str) -> None:
     """Write versions and the results of imports to a file, and end this process.
 
@@ -71,7 +85,12 @@ def main(answer: str, *modules: str) -> None:
         folder for folder in sys.path if folder and os.path.abspath(folder) not in hidden
     ]
 
-    found: dict[str, Any] = {"executable": sys.executable, "versions": versions(), "imports": {}}
+    found: dict[str, Any] = {
+        "executable": sys.executable,
+        "versions": versions(),
+        "hooks": hooks_left_out(),
+        "imports": {},
+    }
     for name in [*modules, None]:
         found["importing"] = name
         with open(answer + ".part", "w") as file:

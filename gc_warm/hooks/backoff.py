@@ -25,13 +25,8 @@ from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
 
-from gc_warm.hooks import versions
-
 # A child of Parsl's: the endpoint sets up its log by naming loggers, and switches others off.
 log = logging.getLogger("parsl.gc_warm")
-
-TESTED_PARSL = ("2026.4.20", *versions.TESTED_PARSL)  # the first is that of endpoints 4.14 and 4.15
-"""Versions of Parsl whose executors were found to ask for blocks as assumed here."""
 
 FIRST_DELAY = 5.0  # seconds
 LONGEST_DELAY = 600.0  # seconds
@@ -85,25 +80,22 @@ def write(folder: Path, refusal: Refusal | None) -> None:
             beside.replace(path)
 
 
-def install(first: float = FIRST_DELAY, longest: float = LONGEST_DELAY) -> str:
+def install(first: float = FIRST_DELAY, longest: float = LONGEST_DELAY) -> None:
     """Have all executors of this process wait after a refusal.
 
     Args:
         first: Seconds to wait after the first refusal; each further one doubles it.
         longest: The most seconds to wait.
 
-    Returns:
-        Why nothing was done; empty if it was.
+    Raises:
+        TypeError: This Parsl is not as it is known here.
     """
-    if reason := versions.why_untested(TESTED_PARSL):
-        return reason
-
     from parsl.executors.status_handling import BlockProviderExecutor
     from parsl.providers.cluster_provider import ClusterProvider
 
     stock = BlockProviderExecutor.scale_out_facade
     if list(inspect.signature(stock).parameters) != ["self", "n"]:
-        return f"this Parsl is not as gc_warm knows it: {inspect.signature(stock)}"
+        raise TypeError(f"this Parsl is not as gc_warm knows it: {inspect.signature(stock)}")
 
     backoff = _Backoff(stock, first, longest)
 
@@ -113,7 +105,6 @@ def install(first: float = FIRST_DELAY, longest: float = LONGEST_DELAY) -> str:
         return stock(self, n)
 
     BlockProviderExecutor.scale_out_facade = scale_out_facade  # type: ignore[method-assign]
-    return ""
 
 
 @dataclass

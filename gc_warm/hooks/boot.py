@@ -66,9 +66,9 @@ from gc_warm.hooks import (
     fork_safety,
     leave_path,
     queues,
+    registry,
     removal,
     switch,
-    versions,
     workers,
 )
 from gc_warm.worker import ledger, lifecycle, state
@@ -123,7 +123,7 @@ def main(arguments: Sequence[str]) -> None:
 
     if said := switch.describe():
         _complain(said)
-    if switch.disabled().issuperset(switch.WORKER_HOOKS):
+    if switch.disabled().issuperset(switch.BLOCK_HOOKS):
         return
 
     variables = {
@@ -188,7 +188,7 @@ def _begin(process: Any) -> None:
         log.warning(said)
     if "orderly_end" not in switch.disabled():
         lifecycle.arm()
-    if switch.disabled().issuperset(switch.WORKER_HOOKS):
+    if switch.disabled().issuperset(switch.BLOCK_HOOKS):
         return
 
     try:
@@ -340,7 +340,7 @@ class _Arguments:
 
     def _own_queues(self) -> dict[str, Any]:
         """Return the arguments to use in place of stock ones; none where they cannot be had."""
-        if reason := versions.why_untested():
+        if reason := registry.hook("survive_idle_kill").why_not():
             log.warning("survive_idle_kill is not done: %s", reason)
             return {}
 

@@ -12,9 +12,8 @@ what runs as another.
 from __future__ import annotations
 
 import os
-import sys
 
-from gc_warm.hooks import backoff, switch
+from gc_warm.hooks import installing, switch
 
 
 def install() -> None:
@@ -23,19 +22,14 @@ def install() -> None:
     ``startup/sitecustomize.py`` calls this.
     """
     if said := switch.describe():
-        _complain(said)
+        installing.complain(said)
     if _is_of_another_user():
-        _complain("no hooks, since this user endpoint runs as another user than its daemon")
+        reason = "this user endpoint runs as another user than its daemon"
+        installing.complain(f"no hooks, since {reason}")
         return
 
-    if "backoff" not in switch.disabled() and (said := backoff.install()):
-        _complain(f"refused jobs are tried again every few seconds: {said}")
+    installing.install("user endpoint")
 
 
 def _is_of_another_user() -> bool:
     return os.stat(f"/proc/{os.getppid()}").st_uid != os.getuid()
-
-
-def _complain(message: str) -> None:
-    # which is the user endpoint's log; the loggers are not set up yet
-    print(f"gc_warm: {message}", file=sys.stderr, flush=True)

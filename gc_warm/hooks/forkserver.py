@@ -65,20 +65,13 @@ _nurseries: list[Nursery] = []
 
 
 def install() -> None:
-    """Have this manager's workers forked from a template, if the config asks for it.
-
-    `gc_warm.hooks.manager` calls this in the manager's process, before it starts anything.
-    """
-    specs = os.environ.get(boot.PRELOAD_NODE, "").split()
-    if not specs:
-        return
-
+    """Have the workers of this process, a manager that has started nothing yet, forked."""
     if "--enable_mpi_mode" in sys.orig_argv:
         os.environ[boot.NOT_FORKED] = "the workers of a GlobusMPIEngine are not forked"
         return
 
     worker_class: Any = SpawnProcess
-    nursery = Nursery(specs, worker_class._Popen)
+    nursery = Nursery(os.environ[boot.PRELOAD_NODE].split(), worker_class._Popen)
     worker_class._Popen = staticmethod(nursery.start)
     _nurseries.append(nursery)
 

@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import functools
 import logging
-import os
 import pickle
 import threading
 import time
@@ -30,11 +29,8 @@ from multiprocessing.managers import DictProxy
 from multiprocessing.queues import Queue
 from typing import Any
 
-from gc_warm.hooks import boot, switch, versions
+from gc_warm.hooks import boot
 from gc_warm.worker import deadline
-
-TESTED_PARSL = versions.TESTED_PARSL[versions.TESTED_PARSL.index("2026.10.5") :]
-"""Of the tested versions, those whose managers forward messages of any type as they are."""
 
 BOUND = 1200.0
 """The most seconds that a gate is shut: twice what is usual for large models on GPUs."""
@@ -49,19 +45,7 @@ log = logging.getLogger("parsl.gate")
 
 
 def install() -> None:
-    """Shut the gate of this manager, if its workers have something to preload.
-
-    Raises:
-        RuntimeError: This Parsl forwards no second registration.
-    """
-    asked = {"preload": boot.PRELOAD, "preload_node": boot.PRELOAD_NODE}
-    off = switch.disabled()
-    if not any(os.environ.get(name) for hook, name in asked.items() if hook not in off):
-        return
-
-    if reason := versions.why_untested(TESTED_PARSL):
-        raise RuntimeError(reason)
-
+    """Shut the gate of this manager, whose workers have something to preload."""
     stock = threading.Thread.start
 
     def start(self: threading.Thread) -> None:

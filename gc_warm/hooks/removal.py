@@ -42,7 +42,7 @@ def watch(stop: Callable[[], None]) -> None:
     Args:
         stop: Called when they are gone: has workers started as Parsl does.
     """
-    if switch.disabled().issuperset(switch.WORKER_HOOKS):
+    if switch.disabled().issuperset(switch.BLOCK_HOOKS):
         return
 
     stock = BaseProcess.start

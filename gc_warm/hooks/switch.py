@@ -13,22 +13,16 @@ import os
 import re
 
 import gc_warm
+from gc_warm.hooks import registry
 
 DISABLE = "GC_WARM_DISABLE"
 """The variable. It stays in the environment, since it is not ours to remove."""
 
-WORKER_HOOKS = (
-    "preload",
-    "preload_node",
-    "survive_idle_kill",
-    "amd_gpus",
-    "orderly_end",
-    "helper_watch",
-    "gate",
-)
-ENDPOINT_HOOKS = ("backoff",)
-HOOKS = (*WORKER_HOOKS, *ENDPOINT_HOOKS)
+HOOKS = tuple(hook.name for hook in registry.HOOKS)
 """The names that the variable can hold, besides ``all``."""
+
+BLOCK_HOOKS = tuple(hook.name for hook in registry.HOOKS if hook.place != "user endpoint")
+"""Those of a block's processes, its managers and workers."""
 
 
 def disabled() -> frozenset[str]:

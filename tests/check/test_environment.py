@@ -19,8 +19,8 @@ from gc_warm import cli
 from gc_warm.check import environment
 from gc_warm.check.environment import Answer
 from gc_warm.configs import folders, loading, rendering
-from gc_warm.hooks import backoff
-from tests.support import MODULES, cli_runner, has_ended, wait_until
+from gc_warm.hooks import STARTUP, backoff, registry
+from tests.support import MODULES, change_parsl, cli_runner, has_ended, wait_until
 
 SCRIPTS = os.path.dirname(sys.executable)
 
@@ -61,6 +61,30 @@ def test_environment_is_that_of_the_workers(tmp_path: Path) -> None:
     )
     assert not {"sbatch", "qsub", "left behind"} & set(found)
     assert {found[f"module {name}"].level for name in NO_MODULES} == {"error"}
+
+
+@pytest.mark.skipif(bool(registry.hook("gate").why_not()), reason="this Parsl has less hooks")
+def test_hooks_that_a_changed_parsl_leaves_out_are_named(tmp_path: Path) -> None:
+    change_parsl(tmp_path)
+    export = f"export PYTHONPATH={shlex.quote(str(tmp_path))}"
+    found = findings("local", environment=export, survive_idle_kill=True, preload=["json"])
+    left_out = {about for about, answer in found.items() if "does nothing" in answer.text}
+    assert left_out == {"survive_idle_kill", "helper_watch"}  # the gate leans on other functions
+    assert found["helper_watch"].level == "warning"
+    assert "was changed by somebody, in " in found["helper_watch"].text
+
+
+def test_hooks_of_user_endpoints_that_are_left_out_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backoff_of_another = registry.Hook("backoff", "user endpoint", "backoff", tested=("2031.1.1",))
+    monkeypatch.setattr(registry, "HOOKS", [backoff_of_another])
+    assert not list(environment.hooks_left_out(tmp_path)), "it has no hooks"
+
+    (tmp_path / "user_environment.yaml").write_text(f"PYTHONPATH: '{STARTUP}:/elsewhere'\n")
+    (answer,) = environment.hooks_left_out(tmp_path)
+    assert (answer.level, answer.about) == ("warning", "backoff")
+    assert answer.text.startswith("does nothing in user endpoints: it was tested with Parsl 2031.")
 
 
 @pytest.mark.parametrize(

@@ -25,11 +25,12 @@ import pytest
 import tasks
 
 from gc_warm import MockExecutor
-from gc_warm.hooks import boot, gate, manager
+from gc_warm.hooks import boot, gate, installing, registry
 from gc_warm.worker import deadline
 from tests.support import has_ended, wait_until
 from tests.testing.backends import engine_config
 
+HOOKS = ("preload", "preload_node", "gate")
 MESSAGE = {"type": "registration", "worker_count": 2, "max_capacity": 3}
 
 
@@ -180,12 +181,12 @@ def test_install_is_for_preloads_and_known_versions(
 ) -> None:
     stock = threading.Thread.start
     monkeypatch.setattr(threading.Thread, "start", stock)
-    monkeypatch.setattr(manager, "_HOOKS", {"gate": gate.install})
+    monkeypatch.setattr(registry, "HOOKS", [registry.hook(each) for each in HOOKS])
     monkeypatch.setattr("importlib.metadata.version", lambda _: version)
     monkeypatch.setenv(boot.PRELOAD, preload)
     monkeypatch.setenv("GC_WARM_DISABLE", disabled)
 
-    manager.install()
+    installing.install("manager")
     printed = capsys.readouterr().err
     assert printed.count("\n") == bool(said)
     assert said in printed

@@ -19,7 +19,7 @@ import pytest
 import tasks
 
 from gc_warm import MockExecutor
-from gc_warm.hooks import STARTUP, manager, removal, versions
+from gc_warm.hooks import STARTUP, registry
 from tests.support import has_ended, remote_text, wait_until
 from tests.testing.backends import engine_config
 
@@ -60,7 +60,8 @@ def start(script: Path, *arguments: str, **variables: str) -> subprocess.Popen[s
 
 
 with_tested_parsl = pytest.mark.skipif(
-    bool(versions.why_untested()), reason="hooks leave other versions of Parsl alone"
+    bool(registry.hook("helper_watch").why_not()),
+    reason="hooks leave this Parsl alone",
 )
 
 
@@ -97,52 +98,6 @@ def test_switch_leaves_the_manager_as_it_is(script: Path, tmp_path: Path) -> Non
         os.kill(helper, signal.SIGKILL)
         _, complaints = process.communicate("\n", timeout=60)
     assert "gc_warm" not in complaints
-
-
-@pytest.fixture
-def called(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Two hooks of a manager, the first of which fails."""
-    done: list[str] = []
-
-    def fail() -> None:
-        raise LookupError("no such class")
-
-    hooks = {"helper_watch": fail, "preload": lambda: done.append("preload")}
-    monkeypatch.setattr(manager, "_HOOKS", hooks)
-    monkeypatch.setattr(removal, "watch", lambda stop: None)  # this process is no manager
-    return done
-
-
-@with_tested_parsl
-def test_hook_that_fails_leaves_others(
-    called: list[str], capsys: pytest.CaptureFixture[str]
-) -> None:
-    manager.install()
-    assert called == ["preload"]
-    assert capsys.readouterr().err == (
-        "gc_warm: helper_watch is not done in this manager, which is as it is without it: "
-        "LookupError: no such class\n"
-    )
-
-
-def test_untested_parsl_is_left_alone(
-    called: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(versions, "TESTED_PARSL", ("2026.7.27", "2026.8.10"))
-    manager.install()
-    assert called == []
-    assert capsys.readouterr().err == (
-        "gc_warm: helper_watch, preload not done: it was tested with Parsl 2026.7.27, 2026.8.10, "
-        f"and this is {importlib.metadata.version('parsl')}\n"
-    )
-
-
-def test_hooks_that_are_off_are_not_called(
-    called: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setenv("GC_WARM_DISABLE", "all")
-    manager.install()
-    assert (called, capsys.readouterr().err) == ([], "")
 
 
 def engine(*options: str) -> MockExecutor:
