@@ -104,6 +104,7 @@ def figures(*target: str) -> dict[str, Any]:
     return of_target
 
 
+@pytest.mark.engine
 def test_real_command_makes_what_its_function_makes(
     home: Path, mine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -63,6 +63,7 @@ def test_environment_is_that_of_the_workers(tmp_path: Path) -> None:
     assert {found[f"module {name}"].level for name in NO_MODULES} == {"error"}
 
 
+@pytest.mark.engine
 @pytest.mark.skipif(bool(registry.hook("gate").why_not()), reason="this Parsl has less hooks")
 def test_hooks_that_a_changed_parsl_leaves_out_are_named(tmp_path: Path) -> None:
     change_parsl(tmp_path)

@@ -178,6 +178,7 @@ def test_records_of_an_earlier_version_are_read() -> None:
     assert Call.of(plain) == CALLS[0]
 
 
+@pytest.mark.engine
 def test_many_calls_are_drawn_at_once(tmp_path: Path) -> None:
     lines = [json.dumps({**call.plain(), "task_id": None}) + "\n" for call in CALLS]
     (tmp_path / "many.jsonl").write_text("".join(lines * 1_000))

@@ -113,6 +113,7 @@ def begin(nurseries: list[Nursery], folder: Path, *specs: str, **env: str) -> Nu
     return nursery
 
 
+@pytest.mark.engine
 def test_a_worker_is_born_warm(nurseries: list[Nursery], tmp_path: Path) -> None:
     nursery = begin(nurseries, tmp_path, "table")
     pid = nursery.start()

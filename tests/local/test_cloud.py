@@ -477,6 +477,7 @@ def test_a_crowd_of_clients_is_served(site: Site, monkeypatch: pytest.MonkeyPatc
         assert {status(connection) for connection in crowd} == {b"200"}
 
 
+@pytest.mark.engine
 def test_without_descriptors_a_line_says_so(site: Site, caplog: pytest.LogCaptureFixture) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     with socket.socket() as client, socket.socket() as other:

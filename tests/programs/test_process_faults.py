@@ -174,11 +174,13 @@ def test_what_else_a_program_writes_is_no_part_of_a_reply(
     assert program.pid == pid
 
 
+@pytest.mark.engine
 def test_a_reply_of_50_mb_in_one_line(program: ExternalProcess) -> None:
     assert program.call("answer_with_50_mb", timeout=120) == "x" * 50_000_000
     assert program.call("next") == "next"
 
 
+@pytest.mark.engine
 def test_a_request_of_50_mb_in_one_line(program: ExternalProcess) -> None:
     assert program.call("x" * 50_000_000, timeout=120) == "x" * 50_000_000
 

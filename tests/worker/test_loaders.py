@@ -216,6 +216,7 @@ def test_loaders_of_other_modules_are_not_examples_of_this_one(examples: ModuleT
     assert not [test for test in doctest.DocTestFinder().find(importing) if test.examples]
 
 
+@pytest.mark.engine
 def test_examples_of_loaders_are_found_by_pytest(tmp_path: Path) -> None:
     (tmp_path / "warm_examples.py").write_text(EXAMPLES)
     command = [sys.executable, "-m", "pytest", "--doctest-modules", "-p", "no:cacheprovider"]
