@@ -10,21 +10,22 @@ moments at which they meet.
 
 A task may be lost only by a kill that explains it. `WorkerLost` needs a killed worker, which may
 have been taking the task from the queue (see `gc_warm.hooks.queues`), so that one kill explains one
-such loss, and that of a template as many as it has workers; `ManagerLost` names a manager, which has to be a killed one; the error of a program needs
-a kill of it, or of its supervisor, under the worker of the task; that of a server, a kill for each
-of the workers that may have used it. Each task notes in a file that it has begun: it is doubled if
-two lines have its number.
+such loss, and that of a template as many as it has workers; `ManagerLost` names a manager, which
+has to be a killed one; the error of a program needs a kill of it, or of its supervisor, under the
+worker of the task; that of a server, a kill for each of the workers that may have used it. Each
+task notes in a file that it has begun: it is doubled if two lines have its number.
 
 Workers are forked from a template (the option ``preload_node``), until two templates of a manager
 have died: the line says how many were born from a first one, from a second one, and how many were
 started. Each finds what its template has loaded, or has loaded it once.
 
 Memory is what a process has that is of no file (RSS without what is shared); what a worker was born
-with is part of it, so that it does not grow by its copies. The medians of the first and of the last fifth of
-its samples are compared, and what was added is divided by the number of tasks between them, in
-units of ten thousand: of all tasks for the client, and of its own for a worker. Fewer tasks than
-that are not extrapolated. The samples begin when the first of everything is over (`WARM_UP`). The
-worker is one that is spared, with its manager, since the others do not live for long enough.
+with is part of it, so that it does not grow by its copies. The medians of the first and of the last
+fifth of its samples are compared, and what was added is divided by the number of tasks between
+them, in units of ten thousand: of all tasks for the client, and of its own for a worker. Fewer
+tasks than that are not extrapolated. The samples begin when the first of everything is over
+(`WARM_UP`). The worker is one that is spared, with its manager, since the others do not live for
+long enough.
 
 Also spared is a worker while a result of more than a mebibyte may be on its way: in the very middle
 of writing that, a kill still leaves the pipe out of step.

@@ -360,7 +360,8 @@ class Account:
             f"{len(self.kills)} kills ({kills}), by which {len(self.losses)} tasks were lost; "
             f"without an end {len(self.unended)}, wrong results {len(self.wrong)}, "
             f"doubled {len(self.doubled)}, lost with the wrong error {len(self.unexplained)}; "
-            f"workers: {births or 'none'}; left: {left}; memory per {UNIT} tasks: {grown or 'not known'}"
+            f"workers: {births or 'none'}; left: {left}; "
+            f"memory per {UNIT} tasks: {grown or 'not known'}"
         )
 
 

@@ -156,7 +156,7 @@ def test_growth_beyond_the_limit_is_told() -> None:
 
 @pytest.fixture
 def mark(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> tuple[str, str]:
-    """Mark what this test starts: earlier ones may have left the resource tracker of this process."""
+    """Mark what this test starts: others may have left the resource tracker of this process."""
     monkeypatch.setenv("GC_WARM_TEST_ROLES", str(tmp_path))
     return "GC_WARM_TEST_ROLES", str(tmp_path)
 
