@@ -16,6 +16,7 @@ from pathlib import Path
 import psutil
 
 _MANAGER = ["-m", "parsl.executors.high_throughput.process_worker_pool"]
+_FORKSERVER = "from multiprocessing.forkserver import main;"
 _LOG = re.compile(r".*/block-[^/]+/([^/]+)/(?:manager|worker_(\d+))\.log")
 
 
@@ -73,9 +74,15 @@ class Look:
         return self.words[1:3] == _MANAGER
 
     @property
+    def is_template(self) -> bool:
+        """Whether it is what a manager's workers are forked from: they are no children of that."""
+        is_forkserver = any(word.startswith(_FORKSERVER) for word in self.words)
+        return is_forkserver and self.parent is not None and self.parent.is_manager
+
+    @property
     def is_helper(self) -> bool:
         """Whether it serves what the workers of a manager share, on a socket of multiprocessing."""
-        if self.parent is None or not self.parent.is_manager:
+        if self.parent is None or not self.parent.is_manager or self.is_template:
             return False
         sockets = self.process.net_connections("unix")
         return any("listener-" in str(socket.laddr) for socket in sockets)
@@ -116,6 +123,7 @@ ROLES: dict[str, Callable[[Look], bool]] = {
     "interchange": lambda look: any("interchange" in word for word in look.words),
     "manager": lambda look: look.is_manager,
     "worker": lambda look: look.rank is not None,
+    "template": lambda look: look.is_template,
     "manager's helper": lambda look: look.is_helper,
     "resource tracker": lambda look: any("resource_tracker" in word for word in look.words),
     "program's supervisor": lambda look: look.is_supervisor(_OF_PROGRAM),

@@ -10,16 +10,22 @@ moments at which they meet.
 
 A task may be lost only by a kill that explains it. `WorkerLost` needs a killed worker, which may
 have been taking the task from the queue (see `gc_warm.hooks.queues`), so that one kill explains one
-such loss; `ManagerLost` names a manager, which has to be a killed one; the error of a program needs
-a kill of it, or of its supervisor, under the worker of the task; that of a server, a kill for each
-of the workers that may have used it. Each task notes in a file that it has begun: it is doubled if
-two lines have its number.
+such loss, and that of a template as many as it has workers; `ManagerLost` names a manager, which
+has to be a killed one; the error of a program needs a kill of it, or of its supervisor, under the
+worker of the task; that of a server, a kill for each of the workers that may have used it. Each
+task notes in a file that it has begun: it is doubled if two lines have its number.
 
-Memory is what only the process itself has (USS). The medians of the first and of the last fifth of
-its samples are compared, and what was added is divided by the number of tasks between them, in
-units of ten thousand: of all tasks for the client, and of its own for a worker. Fewer tasks than
-that are not extrapolated. The samples begin when the first of everything is over (`WARM_UP`). The
-worker is one that is spared, with its manager, since the others do not live for long enough.
+Workers are forked from a template (the option ``preload_node``), until two templates of a manager
+have died: the line says how many were born from a first one, from a second one, and how many were
+started. Each finds what its template has loaded, or has loaded it once.
+
+Memory is what a process has that is of no file (RSS without what is shared); what a worker was born
+with is part of it, so that it does not grow by its copies. The medians of the first and of the last
+fifth of its samples are compared, and what was added is divided by the number of tasks between
+them, in units of ten thousand: of all tasks for the client, and of its own for a worker. Fewer
+tasks than that are not extrapolated. The samples begin when the first of everything is over
+(`WARM_UP`). The worker is one that is spared, with its manager, since the others do not live for
+long enough.
 
 Also spared is a worker while a result of more than a mebibyte may be on its way: in the very middle
 of writing that, a kill still leaves the pipe out of step.
@@ -163,20 +169,35 @@ class Killer:
             # what it is a program of is the parent of its supervisor
             with contextlib.suppress(psutil.Error):
                 parent = psutil.Process(parent).ppid()
-        kill = Kill(member.role, member.process.pid, parent, member.pool)
 
         with self._gate:
-            if member.role == "worker":
+            if member.role in ("worker", "template"):
                 self._gate.wait_for(lambda: self._huge == 0 or self._done.is_set())
             if self._done.is_set():
                 return
 
-            # first, so that no loss is known before its kill
-            self._account.kills.append(kill)
-            try:
-                member.process.kill()
-            except psutil.Error:  # it has just ended
-                self._account.kills.remove(kill)
+            with contextlib.suppress(psutil.Error):  # it has just ended
+                kill = Kill(
+                    member.role, member.process.pid, parent, member.pool, workers_of(member)
+                )
+                # first, so that no loss is known before its kill
+                self._account.kills.append(kill)
+                try:
+                    member.process.kill()
+                except psutil.Error:
+                    self._account.kills.remove(kill)
+                    raise
+
+
+def workers_of(member: roles.Member) -> tuple[int, ...]:
+    """Return the workers that end if a process is killed, which forks no others meanwhile."""
+    if member.role == "worker":
+        return (member.process.pid,)
+    if member.role != "template":
+        return ()
+
+    member.process.suspend()
+    return tuple(child.pid for child in member.process.children())
 
 
 @dataclass(frozen=True)
@@ -361,15 +382,15 @@ class Place:
             record_name=soaked.RECORD,
             record=shlex.quote(str(self.record)),
             task_timeout=TASK_TIMEOUT,
-            boot="--survive-idle-kill soaked:preloaded",
+            boot="--survive-idle-kill --preload-node=soaked:preloaded soaked:preloaded",
         )
 
-    def begun(self) -> Iterator[tuple[int, int]]:
-        """Yield the number and the worker of each task that has begun."""
+    def begun(self) -> Iterator[tuple[int, int, int]]:
+        """Yield the number of each task that has begun, its worker, and the template of that."""
         with self.record.open() as lines:
             for line in lines:
-                token, worker, _ = line.split()
-                yield int(token), int(worker)
+                token, worker, template = line.split()
+                yield int(token), int(worker), int(template)
 
     def keep_logs(self) -> None:
         """Give the engine's logs a second name, since their folder goes with the engine."""

@@ -22,6 +22,7 @@ from globus_compute_sdk.errors import TaskExecutionFailed
 
 KILLED = {
     "worker": 5,
+    "template": 2,
     "manager": 1,
     "manager's helper": 1,
     "program": 3,
@@ -143,12 +144,14 @@ class Kill:
         pid: Its process id.
         parent: That of its parent.
         pool: The manager that it is, or is a child of; empty for others.
+        workers: The workers that end by it: itself, or those that a template has forked.
     """
 
     role: str
     pid: int
     parent: int = 0
     pool: str = ""
+    workers: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -189,6 +192,8 @@ class Account:
         wrong: Tasks with a wrong result.
         doubled: Tasks that have begun twice.
         unexplained: Tasks that were lost with a wrong error.
+        births: Number of workers that took tasks, by the template that they were born from: the
+            first of their manager, its second, or 0 for those that were started.
         left: What is left behind, by kind.
         growth: By how much memory has grown, by process.
         offences: A line about everything that should not be.
@@ -203,6 +208,7 @@ class Account:
     wrong: list[int] = field(default_factory=list)
     doubled: list[int] = field(default_factory=list)
     unexplained: list[int] = field(default_factory=list)
+    births: Counter[int] = field(default_factory=Counter)
     left: dict[str, int] = field(
         default_factory=lambda: {"processes": 0, "descriptors": 0, "files": 0}
     )
@@ -268,29 +274,32 @@ class Account:
             self.unended.append(token)
             self.offences.append(f"task {token} ({kind}): has not ended")
 
-    def settle(self, begun: Iterable[tuple[int, int]]) -> None:
+    def settle(self, begun: Iterable[tuple[int, int, int]]) -> None:
         """Compare with what the tasks have noted as they began.
 
         Args:
-            begun: The number and the worker of each task that has begun.
+            begun: The number of each task that has begun, its worker, and the template of that.
         """
         times = Counter[int]()
         workers: dict[int, int] = {}
+        templates: dict[int, int] = {}
         lost = {loss.token for loss in self.losses}
-        for token, worker in begun:
+        for token, worker, template in begun:
             times[token] += 1
+            templates[worker] = template
             if token in lost:
                 workers[token] = worker
 
         for token in [token for token, number in times.items() if number > 1]:
             self.doubled.append(token)
             self.offences.append(f"task {token}: has begun {times[token]} times")
+        self.births.update(templates.values())
         self._explain(workers)
 
     def _explain(self, workers: Mapping[int, int]) -> None:
         """Find a kill for every loss."""
         pools = {kill.pool for kill in self.kills if kill.role in ("manager", "manager's helper")}
-        killed = Counter(kill.pid for kill in self.kills if kill.role == "worker")
+        killed = Counter(worker for kill in self.kills for worker in kill.workers)
         programs = Counter(kill.parent for kill in self.kills if kill.role.startswith("program"))
         servers = WORKERS * sum(kill.role.startswith("server") for kill in self.kills)
 
@@ -338,6 +347,10 @@ class Account:
         number = Counter(kill.role for kill in self.kills)
         kills = ", ".join(f"{role} {number[role]}" for role in KILLED)
         left = ", ".join(f"{kind} {number}" for kind, number in self.left.items())
+        births = ", ".join(
+            f"{number} from template {template}" if template else f"{number} started"
+            for template, number in sorted(self.births.items())
+        )
         grown = ", ".join(
             f"{process} {'too few to tell' if growth is None else f'{growth:+.1%}'}"
             for process, growth in self.growth.items()
@@ -347,7 +360,8 @@ class Account:
             f"{len(self.kills)} kills ({kills}), by which {len(self.losses)} tasks were lost; "
             f"without an end {len(self.unended)}, wrong results {len(self.wrong)}, "
             f"doubled {len(self.doubled)}, lost with the wrong error {len(self.unexplained)}; "
-            f"left: {left}; memory per {UNIT} tasks: {grown or 'not known'}"
+            f"workers: {births or 'none'}; left: {left}; "
+            f"memory per {UNIT} tasks: {grown or 'not known'}"
         )
 
 
@@ -376,7 +390,8 @@ class Memory:
             tasks: Number of tasks so far.
         """
         with contextlib.suppress(psutil.Error):
-            self.samples.append((tasks, psutil.Process(self.pid).memory_full_info().uss))
+            memory = psutil.Process(self.pid).memory_info()
+            self.samples.append((tasks, memory.rss - memory.shared))
 
     def growth(self) -> float | None:
         """Return the part by which it grows in `UNIT` tasks; None if there are too few samples."""

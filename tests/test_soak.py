@@ -39,11 +39,11 @@ def ended(value: Any = None, error: str | BaseException = "") -> Future[Any]:
 
 
 def settled(*tasks: tuple[str, tuple[Any, ...], Future[Any]], kills: tuple[Kill, ...]) -> Account:
-    """Return the account of these tasks, all of which have begun on worker 10."""
+    """Return the account of these tasks, all of which have begun on worker 10, of template 1."""
     account = Account(sent=len(tasks), kills=list(kills))
     for token, (kind, arguments, future) in enumerate(tasks):
         account.take(token, kind, arguments, future)
-    account.settle((token, 10) for token in range(len(tasks)))
+    account.settle((token, 10, 1) for token in range(len(tasks)))
     return account
 
 
@@ -78,16 +78,18 @@ def test_wrong_results_are_told() -> None:
 def test_doubled_and_unended_tasks_are_told() -> None:
     account = Account(sent=2)
     account.leave_open({1: "server"})
-    account.settle([(0, 10), (1, 10), (0, 11)])
+    account.settle([(0, 10, 1), (1, 10, 1), (0, 11, 0)])
     assert faults(account) == [1, 0, 1, 0]
+    assert "; workers: 1 started, 1 from template 1; left:" in account.line()
     assert account.offences == ["task 1 (server): has not ended", "task 0: has begun 2 times"]
     assert "without an end 1, wrong results 0, doubled 1," in account.line()
 
 
 EXPLAINED = [
-    ("quick", WORKER, Kill("worker", 10), 1),
+    ("quick", WORKER, Kill("worker", 10, workers=(10,)), 1),
     # it had the task in hand, and another ran it
-    ("quick", WORKER, Kill("worker", 11), 1),
+    ("quick", WORKER, Kill("worker", 11, workers=(11,)), 1),
+    ("quick", WORKER, Kill("template", 12, workers=(10, 11)), 2),
     ("quick", MANAGER, Kill("manager", 9, pool="ab12"), 3),
     ("quick", MANAGER, Kill("manager's helper", 8, pool="ab12"), 3),
     ("program", DIED, Kill("program", 20, parent=10), 1),
@@ -110,8 +112,10 @@ WRONG: list[tuple[str, str | BaseException, Kill]] = [
     ("quick", DIED, Kill("program", 20, parent=10)),
     ("program", DIED, Kill("program", 20, parent=11)),
     ("program", DIED, Kill("server", 30)),
-    ("quick", TIMED_OUT, Kill("worker", 10)),
-    ("quick", RuntimeError("the engine was shut down"), Kill("worker", 10)),
+    ("quick", MANAGER, Kill("template", 12, pool="ab12", workers=(10,))),
+    ("program", DIED, Kill("template", 12, workers=(10,))),
+    ("quick", TIMED_OUT, Kill("worker", 10, workers=(10,))),
+    ("quick", RuntimeError("the engine was shut down"), Kill("worker", 10, workers=(10,))),
 ]
 
 
@@ -175,9 +179,12 @@ def number_of(members: list[roles.Member]) -> Counter[str]:
 def test_every_role_is_found(mark: tuple[str, str], tmp_path: Path) -> None:
     (tmp_path / "record").touch()
     (tmp_path / "meeting").mkdir()
-    line = f"export {soaked.RECORD}={tmp_path / 'record'}"
+    lines = (
+        f"export {soaked.RECORD}={tmp_path / 'record'}",
+        'eval "$(globus-compute-endpoint python-exec gc_warm.worker.boot --preload-node=soaked)"',
+    )
     expected = {**dict.fromkeys(roles.ROLES, 1), "worker": 2}
-    with MockExecutor(config=engine_config(2, line)) as executor:
+    with MockExecutor(config=engine_config(2, *lines)) as executor:
         meeting = [executor.submit(tasks.meet, str(tmp_path / "meeting"), 2) for _ in range(2)]
         pids = {rank: pid for rank, pid, _ in (future.result(120) for future in meeting)}
         user, _ = executor.submit(soaked.call, 1).result(120)
@@ -192,7 +199,9 @@ def test_every_role_is_found(mark: tuple[str, str], tmp_path: Path) -> None:
 
     by_role = {member.role: member for member in found}
     manager = by_role["manager"]
-    for role in ("worker", "manager's helper", "resource tracker"):
+    for role in ("template", "manager's helper", "resource tracker"):
         assert (by_role[role].parent, by_role[role].pool) == (manager.process.pid, manager.pool)
+    template = by_role["template"].process.pid
+    assert (by_role["worker"].parent, by_role["worker"].pool) == (template, manager.pool)
     assert by_role["program's supervisor"].parent == user
     assert by_role["program"].parent == by_role["program's supervisor"].process.pid

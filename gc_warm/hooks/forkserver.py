@@ -6,9 +6,15 @@ engine and loaded what was named: `gc_warm.hooks.template`. This module is what 
 of it: it stands in for the function by which multiprocessing starts a spawned process, for
 processes with the name of a Parsl worker, and leaves all others alone.
 
+A manager does not wait for its template, since it has to register and to answer meanwhile: a job
+that ends before its manager is known counts as failed, and may end the engine. A thread starts the
+workers, in the order in which they are asked for; until then, the manager has a `_Promise` for
+each.
+
 What ends when:
 
-- The template ends when the manager and all its workers have. A load that takes too long ends it.
+- The template ends when the manager and all its workers have; while it loads, with the manager. A
+  load that takes too long ends it.
 - Where the template dies, its workers die with it, since their manager takes them for dead at that
   moment, and would give their ranks and devices away. The next worker that is started brings
   another template. After a second death, this manager's workers are spawned.
@@ -24,9 +30,11 @@ not tried again in each worker.
 from __future__ import annotations
 
 import contextlib
+import copy
 import json
 import logging
 import os
+import queue
 import signal
 import sys
 import threading
@@ -139,6 +147,8 @@ class Nursery:
         self._limit = float(os.environ.get(LIMIT) or _LIMIT)
         self._is_late = threading.Event()
         self._record = os.memfd_create("gc_warm template")
+        self._promises: queue.SimpleQueue[_Promise] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._keep, name="gc_warm-nursery", daemon=True)
 
     def start(self, process: Any) -> Any:
         """Start a process, as the function does that this stands for.
@@ -152,7 +162,20 @@ class Nursery:
         if not workers.WORKER.fullmatch(process.name):
             return self._stock(process)
 
-        boot.log_as_parsl_does()
+        if not self._thread.is_alive():
+            boot.log_as_parsl_does()
+            self._thread.start()
+        promise = _Promise(process)
+        self._promises.put(promise)
+        return promise
+
+    def _keep(self) -> None:
+        """Start workers, one after the other, for as long as this process lives."""
+        while True:
+            self._promises.get().keep(self._start)
+
+    def _start(self, process: Any) -> Any:
+        """Start a worker, and return what multiprocessing keeps of it."""
         self._see_off(process.name)
         try:
             self._workers = _count_of_workers(process)
@@ -326,6 +349,96 @@ class Nursery:
             why,
             " ".join(specs) or "nothing",
         )
+
+
+class _Promise:
+    """What multiprocessing keeps of a worker that is yet to be started.
+
+    It is alive until then, but has no process id. One that is told to end before is not started.
+
+    Args:
+        process: The `multiprocessing.Process`, which loses its arguments as soon as this is made.
+
+    Attributes:
+        sentinel: Nothing: nobody waits for a worker by a file.
+    """
+
+    sentinel = None
+
+    def __init__(self, process: Any) -> None:
+        self._process = copy.copy(process)
+        self._child: Any = None
+        self._exitcode: int | None = None
+        self._lock = threading.Lock()
+        self._is_settled = threading.Event()
+
+    def keep(self, start: Start) -> None:
+        """Start the worker, unless it has been told to end.
+
+        Args:
+            start: The function that starts it.
+        """
+        if self._exitcode is not None:
+            return
+
+        try:
+            child = start(self._process)
+        except Exception:  # its manager takes it for dead, and starts another
+            log.exception("%s cannot be started", self._process.name)
+            self._settle(1)
+            return
+
+        with self._lock:
+            self._child = child
+        if self._exitcode is not None:
+            child.kill()
+        self._is_settled.set()
+
+    def _settle(self, exitcode: int) -> None:
+        self._exitcode = exitcode
+        self._is_settled.set()
+
+    @property
+    def pid(self) -> int | None:
+        """The process id; None before there is a process."""
+        return None if self._child is None else self._child.pid
+
+    def poll(self) -> int | None:
+        """Return the exit code; None before the end."""
+        if self._exitcode is not None or self._child is None:
+            return self._exitcode
+        code: int | None = self._child.poll()
+        return code
+
+    def wait(self, timeout: float | None = None) -> int | None:
+        """Wait for the end, and return the exit code; None where that takes longer.
+
+        Args:
+            timeout: The most seconds to wait.
+        """
+        if self._is_settled.wait(timeout) and self._exitcode is None:
+            self._child.wait(timeout)
+        return self.poll()
+
+    def terminate(self) -> None:
+        """End the worker by SIGTERM."""
+        self._end(signal.SIGTERM)
+
+    def kill(self) -> None:
+        """End the worker by SIGKILL."""
+        self._end(signal.SIGKILL)
+
+    def _end(self, number: int) -> None:
+        with self._lock:
+            if self._child is None:
+                self._settle(-number)
+                return
+        self._child._send_signal(number)
+
+    def close(self) -> None:
+        """Release what is kept of a worker that has ended."""
+        if self._child is not None:
+            self._child.close()
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,7 @@ import os
 import shutil
 import sys
 import threading
+import time
 from multiprocessing import connection
 from multiprocessing.managers import SyncManager
 from typing import Any
@@ -34,6 +35,7 @@ from typing import Any
 from gc_warm.hooks import workers
 
 _GRACE = 1.0  # seconds from SIGTERM to SIGKILL for workers, as when a manager is shut down
+_SERVES_SOON = 0.01  # seconds
 
 # its records go to manager.log, as those of Parsl do
 log = logging.getLogger("parsl.gc_warm")
@@ -112,5 +114,7 @@ def _wait_for_manager() -> None:
     connection.wait([manager.sentinel])
 
     # as it is asked to by a manager that shuts down: its socket and the folder of that are removed
-    server: Any = multiprocessing.current_process()
-    server._manager_server.stop_event.set()
+    helper: Any = multiprocessing.current_process()
+    while not hasattr(helper, "_manager_server"):  # it has said where it serves, and is about to
+        time.sleep(_SERVES_SOON)
+    helper._manager_server.stop_event.set()

@@ -14,7 +14,8 @@ teardown runs once, in the template, when the node's last worker has ended.
 
 A worker dies with its template by a *parent-death signal*, see prctl(2): the kernel sends it
 whatever the worker is busy with, which a thread that waits for a pidfd could not promise. It is
-tied to the thread that has forked, which is the only one here that does.
+tied to the thread that has forked, which is the only one here that does. While it loads, the
+template dies with its manager in the same way: nobody else would end a load that hangs.
 """
 
 from __future__ import annotations
@@ -119,6 +120,7 @@ class _Template:
 
         Ends the process where it must not be forked.
         """
+        _die_with_parent(self._order["manager"])
         own = boot.take_variables()
         surroundings = _Surroundings()
         # pools of threads would be lost in forks, and calls would wait for them
@@ -146,6 +148,7 @@ class _Template:
             )
 
         boot.install()
+        _live_on()
         self._be_forked(own, surroundings)
         self._record.say(ready=True, grown=size)
 
@@ -195,10 +198,7 @@ class _Template:
         atexit.register(_remove_socket, self._order["manager"])
 
     def _begin_a_worker(self, own: Mapping[str, str], surroundings: _Surroundings) -> None:
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != self._pid:
-            os._exit(1)
-
+        _die_with_parent(self._pid)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         _offer_to_the_kernel()
         _do_what_a_spawned_process_does()
@@ -206,6 +206,17 @@ class _Template:
         os.environ.update(own)
         fork_safety.reseed()
         lifecycle.note_birth(self._number)
+
+
+def _die_with_parent(parent: int) -> None:
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(1)
+
+
+def _live_on() -> None:
+    """Outlive the manager: workers that are busy at its end have this process's memory."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, 0)
 
 
 def _remove_socket(manager: int) -> None:

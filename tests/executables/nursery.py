@@ -17,6 +17,7 @@ import json
 import multiprocessing
 import os
 import sys
+import time
 from multiprocessing.context import SpawnProcess
 from queue import Empty, Queue
 from typing import Any
@@ -72,6 +73,8 @@ def main(specs: list[str]) -> None:
             )
             process.start()
             workers[rank] = process
+            while process.pid is None and process.is_alive():  # until it is its turn
+                time.sleep(0.001)
             answer = process.pid
         elif verb == "ask":
             queues[rank][0].put(words[1])

@@ -19,6 +19,7 @@ import psutil
 import pytest
 import tasks
 import template_loads
+from parsl.multiprocessing import SpawnContext
 
 from gc_warm import MockExecutor
 from gc_warm.hooks import STARTUP, boot, forkserver
@@ -310,3 +311,28 @@ def meet(executor: MockExecutor, folder: Path) -> dict[int, preloaded.State]:
 
 
 OURS = {boot.PRELOAD, boot.PRELOAD_NODE, boot.PREPARED, boot.SURVIVE, forkserver.ORDER}
+
+
+def promised() -> forkserver._Promise:
+    """A worker that waits for its template."""
+    return forkserver._Promise(SpawnContext.Process(name="HTEX-Worker-0"))
+
+
+def test_worker_that_is_ended_before_its_start_is_not_started() -> None:
+    promise = promised()
+    assert (promise.pid, promise.poll(), promise.wait(0)) == (None, None, None)
+
+    promise.terminate()
+    promise.keep(pytest.fail)
+    assert promise.wait() == -signal.SIGTERM
+    promise.close()
+
+
+def test_worker_that_cannot_be_started_counts_as_dead(caplog: pytest.LogCaptureFixture) -> None:
+    def start(process: Any) -> None:
+        raise OSError("no more processes")
+
+    promise = promised()
+    promise.keep(start)
+    assert promise.wait() == 1
+    assert "HTEX-Worker-0 cannot be started" in caplog.text

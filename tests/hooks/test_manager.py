@@ -8,7 +8,9 @@ import platform
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,7 +29,11 @@ UPSTREAM = Path(__file__).parents[1] / "upstream" / "helper_death.py"
 HELPER_DEATH = "multiprocessing helper of this manager, process {}, has ended with exit code -9"
 
 MANAGER = """
-import multiprocessing, os, signal, sys, threading
+import multiprocessing.managers, os, signal, sys, threading, time
+
+if "slow" in sys.argv:  # in the helper, too
+    serve = multiprocessing.managers.Server.serve_forever
+    multiprocessing.managers.Server.serve_forever = lambda self: (time.sleep(1), serve(self))
 
 if __name__ == "__main__":
     # as Parsl does
@@ -48,15 +54,20 @@ def script(tmp_path: Path) -> Path:
     return path
 
 
-def start(script: Path, *arguments: str, **variables: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
+@contextmanager
+def start(script: Path, *arguments: str, **variables: str) -> Iterator[subprocess.Popen[str]]:
+    with subprocess.Popen(
         [sys.executable, script, *arguments],
         env={**os.environ, "PYTHONPATH": STARTUP, **variables},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-    )
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.kill()  # or a test that fails would wait for it
 
 
 with_tested_parsl = pytest.mark.skipif(
@@ -81,13 +92,13 @@ def test_manager_that_ends_in_order_says_nothing(script: Path) -> None:
 
 
 @pytest.mark.engine
-def test_helper_ends_when_its_manager_is_killed(script: Path) -> None:
-    with start(script) as process:
+@pytest.mark.parametrize("options", [(), ("slow",)], ids=["serves", "is yet to serve"])
+def test_helper_ends_when_its_manager_is_killed(script: Path, options: tuple[str, ...]) -> None:
+    with start(script, *options) as process:
         assert process.stdout is not None
         helper = int(process.stdout.readline())
         process.kill()
-        process.communicate()
-    wait_until(lambda: has_ended(helper), "the helper has ended")
+        wait_until(lambda: has_ended(helper), "the helper has ended")
 
 
 @pytest.mark.engine

@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 import servers
 
 from gc_warm import ExternalProcess, warm
+from gc_warm.worker import lifecycle
 
 RECORD = "SOAK_RECORD"
 """Environment variable with the file to which each task that begins adds a line."""
@@ -33,7 +34,8 @@ def _begin(token: int) -> int:
     global _record
     if _record < 0:
         _record = os.open(os.environ[RECORD], os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
-    os.write(_record, f"{token} {os.getpid()} {os.environ['PARSL_WORKER_POOL_ID']}\n".encode())
+    template = lifecycle.worker().template or 0
+    os.write(_record, f"{token} {os.getpid()} {template}\n".encode())
     return os.getpid()
 
 
@@ -50,7 +52,7 @@ def pattern(token: int, size: int) -> bytes:
 
 @warm
 def preloaded() -> list[int]:
-    """The table that every worker has before its first task."""
+    """The table that is loaded once for each node, and that its workers are born with."""
     return [entry(1, token) for token in range(SIZE)]
 
 

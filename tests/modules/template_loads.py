@@ -161,3 +161,12 @@ def grow() -> None:
 
 def rows() -> Iterator[int]:
     yield from range(3)
+
+
+def when_let() -> None:
+    """Say that it has begun, by a file, and end when there is another."""
+    part = Path(_FOLDER, "loading.part")
+    part.write_text(f"{os.getpid()}")
+    part.rename(Path(_FOLDER, "loading"))
+    while not Path(_FOLDER, "let").exists():
+        time.sleep(0.01)
