@@ -109,6 +109,17 @@ def test_template_stays_for_workers_of_a_killed_manager(tmp_path: Path) -> None:
         assert made.torn_down() == [str(made.template.pid)]
 
 
+def test_idle_workers_of_a_killed_template_are_replaced(tmp_path: Path) -> None:
+    """All of them have died, the one that was about to take a task included."""
+    with node(tmp_path, "table") as executor:
+        made = Node(executor, tmp_path)
+        made.let()
+        made.task.result(120)
+        made.kill("template")
+        wait_until(lambda: all(has_ended(each.pid) for each in made.workers), "they have ended")
+        assert executor.submit(tasks.birth).result(120) == (2, None)
+
+
 def test_nothing_stays_if_all_are_killed(tmp_path: Path) -> None:
     with node(tmp_path, "load_logbook") as executor:
         made = Node(executor, tmp_path)
@@ -124,6 +135,7 @@ def test_job_that_ends_while_its_template_loads_is_no_failure(tmp_path: Path) ->
         htex: Any = executor._mock_client.runner()._engine._engine.executor  # type: ignore
         wait_until((tmp_path / "loading").exists, "the template loads")
         wait_until(lambda: len(htex.connected_managers()) == 1, "its manager is known")
+        assert htex.connected_managers()[0]["tasks"] == 0
         template = psutil.Process(int((tmp_path / "loading").read_text()))
 
         (helper,) = (
