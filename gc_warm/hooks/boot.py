@@ -24,7 +24,7 @@ HighThroughputExecutor, restarted ones included, and in no other process:
   then tells its manager that it is ready, for `gc_warm.hooks.gate`.
 - *Orderly end*: SIGTERM ends the worker as ``sys.exit`` would, idle or not. A worker that ends does
   not wait for a dead manager to take its results.
-- With ``--survive-idle-kill``, the queues of `gc_warm.hooks.queues`.
+- With ``--survive-idle-kill`` or ``--preload-node``, the queues of `gc_warm.hooks.queues`.
 - With ``--amd-gpus``, CUDA_VISIBLE_DEVICES is gone from a worker that Parsl has pinned. It sets
   ROCR_VISIBLE_DEVICES beside it, which leaves one GPU, and in that HIP would look for the number
   that the former says.
@@ -125,6 +125,10 @@ def main(arguments: Sequence[str]) -> None:
         _complain(said)
     if switch.disabled().issuperset(switch.BLOCK_HOOKS):
         return
+
+    # all workers die with their template, among them the one that holds the stock queue's lock
+    if preload_node and "preload_node" not in switch.disabled():
+        survive = "1"
 
     variables = {
         PRELOAD: " ".join(preload),

@@ -226,6 +226,18 @@ def test_one_line_says_what_is_off(
     assert bool(printed.out) == ("all" not in value)
 
 
+@pytest.mark.parametrize(("disabled", "survive"), [("", "1"), ("preload_node", "''")])
+def test_preload_node_brings_survive_idle_kill(
+    disabled: str,
+    survive: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("GC_WARM_DISABLE", disabled)
+    boot.main(["--preload-node=my_tables"])
+    assert f"export {boot.SURVIVE}={survive}\n" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("value", ["", " ,"])
 def test_nothing_is_off_without_a_name(
     value: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -34,7 +34,7 @@ class Node:
         self.htex: Any = runner._engine._engine.executor
         begun = folder / "begun"
         self.task = executor.submit(tasks.begin_and_wait, str(begun), str(folder / "let"))
-        wait_until(begun.exists, "a task runs")
+        wait_until(begun.exists, "a task runs", 300)
 
         members = [each for each in roles.find(MARK, str(folder)) if each.pool]
         (self.template,) = (each.process for each in members if each.role == "template")
@@ -109,6 +109,17 @@ def test_template_stays_for_workers_of_a_killed_manager(tmp_path: Path) -> None:
         assert made.torn_down() == [str(made.template.pid)]
 
 
+def test_idle_workers_of_a_killed_template_are_replaced(tmp_path: Path) -> None:
+    """All of them have died, the one that was about to take a task included."""
+    with node(tmp_path, "table") as executor:
+        made = Node(executor, tmp_path)
+        made.let()
+        made.task.result(120)
+        made.kill("template")
+        wait_until(lambda: all(has_ended(each.pid) for each in made.workers), "they have ended")
+        assert executor.submit(tasks.birth).result(300) == (2, None)
+
+
 def test_nothing_stays_if_all_are_killed(tmp_path: Path) -> None:
     with node(tmp_path, "load_logbook") as executor:
         made = Node(executor, tmp_path)
@@ -119,11 +130,13 @@ def test_nothing_stays_if_all_are_killed(tmp_path: Path) -> None:
 
 def test_job_that_ends_while_its_template_loads_is_no_failure(tmp_path: Path) -> None:
     """Its manager is known by then, so that the engine goes on with another job."""
-    with node(tmp_path, "when_let") as executor:
+    with node(tmp_path, "when_let") as executor, contextlib.ExitStack() as stack:
+        stack.callback((tmp_path / "let").touch)
         waiting = executor.submit(tasks.rank)
         htex: Any = executor._mock_client.runner()._engine._engine.executor  # type: ignore
-        wait_until((tmp_path / "loading").exists, "the template loads")
+        wait_until((tmp_path / "loading").exists, "the template loads", 300)
         wait_until(lambda: len(htex.connected_managers()) == 1, "its manager is known")
+        assert htex.connected_managers()[0]["tasks"] == 0
         template = psutil.Process(int((tmp_path / "loading").read_text()))
 
         (helper,) = (
@@ -132,5 +145,5 @@ def test_job_that_ends_while_its_template_loads_is_no_failure(tmp_path: Path) ->
         helper.kill()
         wait_until(lambda: has_ended(template.pid), "the template ends with its manager")
         (tmp_path / "let").touch()
-        assert waiting.result(120) in (0, 1)
+        assert waiting.result(300) in (0, 1)
         assert not htex.bad_state_is_set
