@@ -81,7 +81,7 @@ class Before:
             name = of_python.get(int(task))
             try:
                 with open(f"/proc/self/task/{task}/comm") as file:
-                    names.append(name or file.read().strip())
+                    names.append(name or f"{file.read().strip()} (of a library in C)")
             except OSError:  # it has just ended
                 continue
         return names
