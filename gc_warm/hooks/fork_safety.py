@@ -16,6 +16,7 @@ import re
 import signal
 import stat
 import sys
+import tempfile
 import threading
 from collections.abc import Iterator, Mapping
 from types import ModuleType
@@ -24,8 +25,15 @@ from typing import Any
 # GPUs, and the adapters of networks that MPI drives from user space
 _DEVICES = re.compile(r"/dev/(nvidia|kfd|dri/|accel|infiniband|hfi|cxi|knem|xpmem|davinci)")
 
-# of the standard library and of numpy and torch: a worker seeds them anew
-_KNOWN_GENERATORS = {"random", "numpy.random", "numpy.random.mtrand", "torch", "torch.random"}
+# the generators of the standard library, numpy and torch that a worker seeds anew
+_SEEDED_ANEW = (
+    ("random", "_inst"),
+    ("numpy.random.mtrand", "_rand"),
+    ("torch", "default_generator"),
+)
+
+# makes itself another generator in each process
+_FORK_AWARE: type = getattr(tempfile, "_RandomNameSequence", type)
 
 # of OpenMP, of OpenBLAS as it is and as numpy and scipy bring it, and of MKL
 _SETTERS = (
@@ -81,7 +89,7 @@ class Before:
             name = of_python.get(int(task))
             try:
                 with open(f"/proc/self/task/{task}/comm") as file:
-                    names.append(name or file.read().strip())
+                    names.append(name or f"{file.read().strip()} (of a library in C)")
             except OSError:  # it has just ended
                 continue
         return names
@@ -123,21 +131,27 @@ def generators(before: Mapping[str, ModuleType], states: Mapping[str, object]) -
         Where each is: a module and an attribute of it, or a loader.
     """
     kinds = _kinds_of_generators()
+    known = {
+        id(_attributes(sys.modules[name]).get(attribute))
+        for name, attribute in _SEEDED_ANEW
+        if name in sys.modules
+    }
+
     found = []
     for name, module in list(sys.modules.items()):
-        if name in before or name in _KNOWN_GENERATORS or not isinstance(module, ModuleType):
+        if name in before or not issubclass(type(module), ModuleType):
             continue
         found += [
             f"{name}.{attribute}"
-            for attribute, value in list(vars(module).items())
-            if _holds(kinds, value)
+            for attribute, value in list(_attributes(module).items())
+            if _holds(kinds, known, value)
         ]
-    return found + [name for name, state in states.items() if _holds(kinds, state)]
+    return found + [name for name, state in states.items() if _holds(kinds, known, state)]
 
 
-def _holds(kinds: set[type], value: object) -> bool:
+def _holds(kinds: set[type], known: set[int], value: object) -> bool:
     """Return whether an object is of one of these types, or refers to such a one directly."""
-    return any(type(part) in kinds for part in [value, *_parts(value)])
+    return any(type(part) in kinds and id(part) not in known for part in [value, *_parts(value)])
 
 
 def _kinds_of_generators() -> set[type]:
@@ -154,14 +168,28 @@ def _kinds_of_generators() -> set[type]:
 
 
 def _parts(value: Any) -> list[object]:
-    """Return what an object of a user's class, or a collection, refers to directly."""
-    if isinstance(value, (ModuleType, type)) or callable(value):
+    """Return what an object of a user's class, or a collection, refers to directly.
+
+    Runs no code of that class: proxies import or warn, or raise errors, when they are looked at.
+    """
+    kind = type(value)
+    if issubclass(kind, (ModuleType, type, _FORK_AWARE)) or callable(value):
         return []
-    if isinstance(value, dict):
-        return list(value.values())
-    if isinstance(value, (list, tuple, set, frozenset)):
-        return list(value)
-    return list(getattr(value, "__dict__", {}).values())
+    if issubclass(kind, dict):
+        return list(dict.values(value))
+    for base in (list, tuple, set, frozenset):
+        if issubclass(kind, base):
+            return list(base.__iter__(value))
+    return list(_attributes(value).values())
+
+
+def _attributes(value: object) -> dict[str, object]:
+    """Return the attributes that an object itself has."""
+    try:
+        found: dict[str, object] = object.__getattribute__(value, "__dict__")
+    except AttributeError:
+        return {}
+    return found
 
 
 def reseed() -> None:

@@ -4,7 +4,8 @@ The option ``preload_node`` switches it on. Then a manager does not start its wo
 Pythons, but has them forked, by Python's own *forkserver*, from a process that has imported the
 engine and loaded what was named: `gc_warm.hooks.template`. This module is what the manager needs
 of it: it stands in for the function by which multiprocessing starts a spawned process, for
-processes with the name of a Parsl worker, and leaves all others alone.
+processes with the name of a Parsl worker, and leaves all others alone. The first template begins
+with the manager, and loads while that imports what it needs.
 
 A manager does not wait for its template, since it has to register and to answer meanwhile: a job
 that ends before its manager is known counts as failed, and may end the engine. A thread starts the
@@ -41,7 +42,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from multiprocessing import ProcessError, forkserver, spawn
+from multiprocessing import ProcessError, forkserver
 from multiprocessing.context import SpawnProcess
 from multiprocessing.popen_forkserver import Popen
 from typing import Any
@@ -61,6 +62,7 @@ ORDER = "GC_WARM_TEMPLATE"
 LIMIT = "GC_WARM_TEMPLATE_LIMIT"
 """A variable with the most seconds that a template may take to load."""
 
+_MANAGER = "parsl.executors.high_throughput.process_worker_pool"
 _LIMIT = 1800.0  # seconds: half of the shortest walltime that somebody would load so long for
 _DEATHS = 2
 _GONE = 30.0  # seconds, in which a process that was killed is gone, unless it waits for a device
@@ -82,6 +84,8 @@ def install() -> None:
     nursery = Nursery(os.environ[boot.PRELOAD_NODE].split(), worker_class._Popen)
     worker_class._Popen = staticmethod(nursery.start)
     _nurseries.append(nursery)
+    with contextlib.suppress(OSError):  # the first worker tries again, and says why
+        nursery.begin_template()
 
 
 def stop() -> None:
@@ -142,6 +146,8 @@ class Nursery:
         self.given_up = False
         self._deaths = 0
         self._templates = 0
+        self._begun = 0.0  # the last one of them
+        self._has_forked = False
         self._workers = 0
         self._born: dict[str, psutil.Process] = {}  # the last process of each rank
         self._limit = float(os.environ.get(LIMIT) or _LIMIT)
@@ -226,37 +232,47 @@ class Nursery:
 
     def _fork(self, process: Any) -> Any:
         """Fork a worker; start a template before, if there is none."""
+        if template_pid() is None:
+            self.begin_template()
         pid = template_pid()
-        if pid is not None:
-            child = Popen(process)
-            if template_pid() == pid:
-                return child
 
-            # the forkserver has found its process dead, and started one that has loaded nothing
-            os.kill(child.pid, signal.SIGKILL)
-            stranger = template_pid()
-            if stranger is not None:
-                os.kill(stranger, signal.SIGKILL)
-            raise EOFError
+        child = Popen(process) if self._has_forked else self._fork_first(process)
+        if template_pid() == pid:
+            return child
 
-        self._order_template(process)
-        begun = time.monotonic()
+        # the forkserver has found its process dead, and started one that has loaded nothing
+        os.kill(child.pid, signal.SIGKILL)
+        stranger = template_pid()
+        if stranger is not None:
+            os.kill(stranger, signal.SIGKILL)
+        raise EOFError
+
+    def _fork_first(self, process: Any) -> Any:
+        """Fork a template's first worker: wait until it has loaded, for so long as it may take."""
         log.info(
             "template %d (pid %s) loads %s", self._templates, template_pid(), " ".join(self._specs)
         )
         with self._ended_in_time():
             child = Popen(process)
+
+        self._has_forked = True
         log.info(
-            "template %d is ready after %.2f s: %s",
+            "template %d is ready, %.2f s after its start: %s",
             self._templates,
-            time.monotonic() - begun,
+            time.monotonic() - self._begun,
             _told(self._story()),
         )
         return child
 
-    def _order_template(self, process: Any) -> None:
-        """Start a template, which is told what to load; it need not be ready."""
+    def begin_template(self) -> None:
+        """Start a template, which is told what to load; it loads while the manager goes on.
+
+        Raises:
+            OSError: No process can be started.
+        """
         self._templates += 1
+        self._has_forked = False
+        self._begun = time.monotonic()
         os.ftruncate(self._record, 0)
         forkserver.set_forkserver_preload([TEMPLATE])
         os.environ[ORDER] = json.dumps(
@@ -265,7 +281,7 @@ class Nursery:
                 "record": f"/proc/{os.getpid()}/fd/{self._record}",
                 "number": self._templates,
                 "manager": os.getpid(),
-                "preparation": _preparation(process.name),
+                "preparation": _preparation(),
             }
         )
         try:
@@ -510,10 +526,18 @@ def _name(number: int) -> str:
         return f"signal {number}"
 
 
-def _preparation(name: str) -> dict[str, Any]:
-    """Return what a spawned process does before its work, as far as a template can do it."""
-    data = spawn.get_preparation_data(name)
-    return {key: value for key, value in data.items() if key not in ("name", "authkey")}
+def _preparation() -> dict[str, Any]:
+    """Return what a spawned worker does before its work, as far as a template can do it.
+
+    Where the first template is started, the manager has not begun to run its main module, nor put
+    this directory on its path.
+    """
+    here = [] if getattr(sys.flags, "safe_path", False) else [os.getcwd()]
+    return {
+        "sys_path": [*here, *sys.path],
+        "sys_argv": sys.argv,
+        "init_main_from_name": _MANAGER,
+    }
 
 
 def _count_of_workers(process: Any) -> int:

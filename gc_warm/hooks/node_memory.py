@@ -16,7 +16,7 @@ def available() -> int:
     Source: ``Documentation/admin-guide/cgroup-v2.rst`` and ``cgroup-v1/memory.rst`` of Linux.
     """
     limits = [psutil.virtual_memory().available]
-    for folder, most, used, cached in _groups():
+    for folder, most, used, cached in groups():
         try:
             limit = int((folder / most).read_text())
             statistics = (folder / "memory.stat").read_text().split()
@@ -28,8 +28,12 @@ def available() -> int:
     return min(limits)
 
 
-def _groups() -> list[tuple[Path, str, str, str]]:
-    """Return the folders of this process's cgroups and of those above them, with their files."""
+def groups() -> list[tuple[Path, str, str, str]]:
+    """Return the folders of this process's cgroups and of those above them, with their files.
+
+    The files have the limit, what is used, and, as a word in ``memory.stat``, what of that the
+    kernel would give up.
+    """
     try:
         lines = Path("/proc/self/cgroup").read_text().splitlines()
     except OSError:

@@ -166,6 +166,27 @@ def test_an_error_of_the_sites_own_is_told_as_without_us(tmp_path: Path) -> None
     assert with_us.stderr == without_us.stderr != ""
 
 
+def test_the_endpoints_command_is_a_manager_at_once(tmp_path: Path) -> None:
+    """Of what it would import, nothing is; whatever else the command runs, it runs itself."""
+    pool = tmp_path / "parsl" / "executors" / "high_throughput" / "process_worker_pool.py"
+    pool.parent.mkdir(parents=True)
+    for package in (pool.parents[2], pool.parents[1], pool.parent):
+        (package / "__init__.py").touch()
+    pool.write_text("import sys; print(sys.argv[1:])")
+    command = tmp_path / "globus-compute-endpoint"
+    command.write_text("print('the command')")
+    environment = {**os.environ, "PYTHONPATH": f"{STARTUP}:{tmp_path}", "GC_WARM_DISABLE": "all"}
+
+    def run(module: str) -> str:
+        words = [sys.executable, command, "python-exec", module, "-p", "0", "--", "a b"]
+        return subprocess.check_output(words, env=environment, text=True)
+
+    assert (
+        run("parsl.executors.high_throughput.process_worker_pool") == "['-p', '0', '--', 'a b']\n"
+    )
+    assert run("parsl") == "the command\n"
+
+
 def test_a_worker_of_another_parsl_works_and_says_so(tmp_path: Path) -> None:
     """Processes of that name whose function takes other arguments."""
     (tmp_path / "other.py").write_text(

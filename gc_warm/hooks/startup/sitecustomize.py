@@ -15,7 +15,9 @@ import sys
 import traceback
 
 _HERE = os.path.dirname(os.path.abspath(__file__))
-_MANAGER = ["-m", "parsl.executors.high_throughput.process_worker_pool"]
+_POOL = "parsl.executors.high_throughput.process_worker_pool"
+_MANAGER = ["-m", _POOL]
+_COMMAND = ["python-exec", _POOL]
 
 
 def _others(folders: "list[str]") -> "list[str]":
@@ -38,6 +40,18 @@ def _is_manager(words: "list[str]") -> bool:
         words[place : place + 2] == _MANAGER or os.path.basename(word) == "process_worker_pool.py"
         for place, word in enumerate(words)
     )
+
+
+def _become_manager(words: "list[str]") -> None:
+    """Be the manager at once that the endpoint's command ``python-exec`` is about to become.
+
+    The command does the same, after half a second of importing all that an endpoint consists of.
+    """
+    arguments = words[words.index(_POOL) + 1 :]
+    try:
+        os.execv(sys.executable, [sys.executable, *_MANAGER, *arguments])
+    except OSError:
+        traceback.print_exc()
 
 
 def _leave_environment() -> None:
@@ -69,6 +83,8 @@ finally:
     if "--multiprocessing-fork" in words:
         _leave_environment()
         _install("boot")
+    elif words[2:4] == _COMMAND:
+        _become_manager(words)
     elif _is_manager(words):
         _install("manager")
     elif "_start-user-endpoint" in words or "--die-with-parent" in words:
