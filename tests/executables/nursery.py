@@ -53,7 +53,8 @@ def worker(
 def main(specs: list[str]) -> None:
     """Answer each line of stdin."""
     os.environ[boot.PRELOAD_NODE] = " ".join(specs)
-    forkserver.install()
+    if specs:
+        forkserver.install()
 
     shared = CONTEXT.Manager().dict()
     workers: dict[int, SpawnProcess] = {}

@@ -178,8 +178,9 @@ def test_the_endpoints_command_is_a_manager_at_once(tmp_path: Path) -> None:
     environment = {**os.environ, "PYTHONPATH": f"{STARTUP}:{tmp_path}", "GC_WARM_DISABLE": "all"}
 
     def run(module: str) -> str:
-        words = [sys.executable, command, "python-exec", module, "-p", "0", "--", "a b"]
-        return subprocess.check_output(words, env=environment, text=True)
+        words = [sys.executable, str(command), "python-exec", module, "-p", "0", "--", "a b"]
+        printed: str = subprocess.check_output(words, env=environment, text=True)
+        return printed
 
     assert (
         run("parsl.executors.high_throughput.process_worker_pool") == "['-p', '0', '--', 'a b']\n"
