@@ -144,6 +144,7 @@ def _look_around(target: Target, modules: tuple[str, ...]) -> list[environment.A
     with Console(stderr=True, highlight=False).status("looking at the worker's environment"):
         answers = list(environment.look(target.config, modules))
         answers += environment.refused_jobs(Path(target.name))
+        answers += environment.workers_not_forked(Path(target.name))
         if target.mapping is not None:
             answers += environment.for_users(Path(target.name))
     return answers
