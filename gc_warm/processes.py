@@ -127,15 +127,20 @@ def _terminate(processes: Sequence[psutil.Process]) -> None:
 
 def _wait_for(processes: Sequence[psutil.Process], seconds: float) -> list[psutil.Process]:
     """Wait for the end of processes, and return those that still run; a zombie does not."""
-    alive = [process for process in processes if _runs(process)]
+    alive = [process for process in processes if runs(process)]
     end = time.monotonic() + seconds
     while alive and time.monotonic() < end:
         time.sleep(_WATCH_INTERVAL)
-        alive = [process for process in alive if _runs(process)]
+        alive = [process for process in alive if runs(process)]
     return alive
 
 
-def _runs(process: psutil.Process) -> bool:
+def runs(process: psutil.Process) -> bool:
+    """Return whether a process runs, as a zombie does not.
+
+    Args:
+        process: The process.
+    """
     try:
         return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
@@ -147,7 +152,7 @@ def _processes(mark: str, folder: str | None) -> Iterator[psutil.Process]:
     for process in psutil.process_iter():
         # it has ended meanwhile, or belongs to somebody else
         with contextlib.suppress(psutil.Error):
-            if not _runs(process):
+            if not runs(process):
                 continue
             if _is_script(process, folder) or process.environ().get(MARK) == mark:
                 yield process

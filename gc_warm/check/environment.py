@@ -33,7 +33,7 @@ from globus_compute_sdk.sdk._environments import get_amqp_service_host
 from gc_warm import processes
 from gc_warm.check import probe
 from gc_warm.configs import meaning
-from gc_warm.hooks import STARTUP, backoff, installing
+from gc_warm.hooks import STARTUP, backoff, fork_safety, installing
 
 # seconds for an environment to be made, and for modules to be imported there
 _PROBE_TIMEOUT = 120
@@ -53,6 +53,8 @@ _COMMANDS = {
     "PBSProProvider": ("qsub", "qstat", "qdel"),
 }
 _INTERCHANGE = "parsl: HTEX interchange"
+# what `gc_warm.hooks.forkserver` logs
+_NOT_FORKED = re.compile(r"workers (?:are not forked, since|start without) .*")
 
 _LOG_FILES = {
     "endpoint.log": "the endpoint: which user endpoints it starts, and with which options",
@@ -99,14 +101,14 @@ def look(config: UserEndpointConfig, modules: Sequence[str] = ()) -> Iterator[An
     """
     executor: Any = config.engine.executor
     provider = executor.provider
-    preloaded = [spec.partition(":")[0] for spec in meaning.all_preloads(provider)]
-    needed = dict.fromkeys([*modules, *preloaded])
+    forked = dict.fromkeys(_modules_of(meaning.preloaded_on_node(provider)))
+    needed = dict.fromkeys([*forked, *modules, *_modules_of(meaning.preloaded(provider))])
 
     if config.engine.container_type:
         text = "workers run in containers, and what is in their image is not looked at"
         yield Answer("warning", "environment", text)
     else:
-        yield from _worker_environment(provider, list(needed))
+        yield from _worker_environment(provider, list(needed), len(forked))
     yield from _scheduler(provider)
     yield from _ports(config, executor)
     yield from _left_behind()
@@ -118,12 +120,7 @@ def refused_jobs(endpoint: Path) -> Iterator[Answer]:
     Args:
         endpoint: The folder of an installed endpoint; one that is none has no user endpoints.
     """
-    try:
-        endpoint_id = json.loads((endpoint / "endpoint.json").read_bytes())["endpoint_id"]
-    except (OSError, ValueError, LookupError, TypeError):
-        return
-
-    for folder in sorted(endpoint.parent.glob(f"uep.{endpoint_id}.*")):
+    for folder in _user_endpoints(endpoint):
         refusal = backoff.read(folder)
         if refusal is None:
             continue
@@ -148,14 +145,48 @@ def hooks_left_out(endpoint: Path) -> Iterator[Answer]:
             yield Answer("warning", name, f"does nothing in user endpoints: {reason}")
 
 
+def workers_not_forked(endpoint: Path) -> Iterator[Answer]:
+    """Yield why the latest workers of each user endpoint were not forked, if that was asked for.
+
+    Args:
+        endpoint: The folder of an installed endpoint; one that is none has no user endpoints.
+    """
+    for folder in _user_endpoints(endpoint):
+        logs = sorted(folder.glob("*/block-*/*/manager.log"), key=lambda log: log.stat().st_mtime)
+        for log in logs[-1:]:
+            found = _NOT_FORKED.findall(log.read_text(errors="replace"))
+            if found:
+                text = f"{_clock(log.stat().st_mtime)}, {folder.name}: {found[-1]}"
+                yield Answer("warning", "preload_node", text)
+
+
+def _user_endpoints(endpoint: Path) -> list[Path]:
+    """Return the folders of an endpoint's user endpoints; none for what is no endpoint."""
+    try:
+        endpoint_id = json.loads((endpoint / "endpoint.json").read_bytes())["endpoint_id"]
+    except (OSError, ValueError, LookupError, TypeError):
+        return []
+    return sorted(endpoint.parent.glob(f"uep.{endpoint_id}.*"))
+
+
+def _modules_of(specs: Sequence[str]) -> list[str]:
+    return [spec.partition(":")[0] for spec in specs]
+
+
 def _clock(seconds: float) -> str:
     return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))
 
 
-def _worker_environment(provider: Any, modules: Sequence[str]) -> Iterator[Answer]:
-    """Answer whether workers can start in their environment, and have what they need there."""
+def _worker_environment(provider: Any, modules: Sequence[str], forked: int) -> Iterator[Answer]:
+    """Answer whether workers can start in their environment, and have what they need there.
+
+    Args:
+        provider: The provider whose ``worker_init`` makes the environment.
+        modules: Modules to be imported there.
+        forked: The number of modules, of the first ones, that workers are to be forked with.
+    """
     with tempfile.TemporaryDirectory(prefix="gc_warm-", ignore_cleanup_errors=True) as folder:
-        status, found, output = _probe(provider, modules, Path(folder))
+        status, found, output = _probe(provider, [str(forked), *modules], Path(folder))
 
     if found is None:
         text = f"no workers could start in it: it ends with exit status {status}"
@@ -176,6 +207,9 @@ def _worker_environment(provider: Any, modules: Sequence[str]) -> Iterator[Answe
 
     for name, result in found["imports"].items():
         yield _import_answer(name, result)
+    if objections := "; ".join(found.get("objections", ())):
+        text = f"workers would not be forked, since {objections}: {fork_safety.ADVICE}"
+        yield Answer("warning", "preload_node", text)
     unfinished = found["importing"]
     if unfinished:
         text = f"its import does not come back: the process ended with status {status}"
@@ -195,13 +229,13 @@ def _import_answer(name: str, result: dict[str, Any]) -> Answer:
 
 
 def _probe(
-    provider: Any, modules: Sequence[str], folder: Path
+    provider: Any, arguments: Sequence[str], folder: Path
 ) -> tuple[int, dict[str, Any] | None, str]:
     """Run the probe in a worker's environment.
 
     Args:
         provider: The provider whose ``worker_init`` makes the environment.
-        modules: Modules to be imported there.
+        arguments: The probe's arguments but its first.
         folder: An empty folder for the probe's files.
 
     Returns:
@@ -215,7 +249,7 @@ def _probe(
 
     mark = uuid.uuid4().hex
     try:
-        shell = _start_probe(provider, [str(answer), *modules], folder, output, mark)
+        shell = _start_probe(provider, [str(answer), *arguments], folder, output, mark)
         while shell.poll() is None and output.stat().st_size < _MOST_OUTPUT:
             time.sleep(_WATCH_INTERVAL)
     finally:

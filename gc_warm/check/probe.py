@@ -70,13 +70,27 @@ def hooks_left_out() -> dict[str, str]:
         return {}
 
 
-def main(answer: str, *modules: str) -> None:
+def _before_imports() -> Any:
+    """Return what tells whether imports leave something that must not be forked.
+
+    None where the gc_warm of this environment cannot tell it.
+    """
+    try:
+        from gc_warm.hooks import fork_safety
+
+        return fork_safety.Before()
+    except Exception:
+        return None
+
+
+def main(answer: str, number: str, *modules: str) -> None:
     """Write versions and the results of imports to a file, and end this process.
 
     The file is written anew before each import: an import can end this process, or never end.
 
     Args:
         answer: The path of the file.
+        number: The number of modules, of the first ones, that workers are to be forked with.
         modules: Dotted names of the modules to be imported.
     """
     # modules that lie beside this file, or where it runs, are none that workers have
@@ -91,7 +105,11 @@ def main(answer: str, *modules: str) -> None:
         "hooks": hooks_left_out(),
         "imports": {},
     }
+    before = _before_imports() if int(number) else None
     for name in [*modules, None]:
+        if before is not None and len(found["imports"]) == int(number):
+            found["objections"] = before.objections()
+            before = None
         found["importing"] = name
         with open(answer + ".part", "w") as file:
             json.dump(found, file)

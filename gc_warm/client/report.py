@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import sys
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Sequence
@@ -50,6 +51,7 @@ class Lane:
         calls: Number of calls that ran on it.
         warm: Number of those that were warm.
         cold: Number of those that had to load.
+        loads: Number of its loads in them.
         load_seconds: Duration of its loads.
         seconds: Duration of its calls, loads included.
     """
@@ -58,8 +60,30 @@ class Lane:
     calls: int
     warm: int
     cold: int
+    loads: int
     load_seconds: float
     seconds: float
+
+
+@dataclass(frozen=True)
+class Node:
+    """The loads on one node, as far as calls have met them.
+
+    Attributes:
+        host: Its name.
+        workers: Number of the worker processes there.
+        born_warm: Number of those that were forked from a template, which had loaded for them.
+        templates: Number of these templates.
+        loads: Number of loads that workers made in calls.
+        load_seconds: Duration of these.
+    """
+
+    host: str
+    workers: int
+    born_warm: int
+    templates: int
+    loads: int
+    load_seconds: float
 
 
 @dataclass(frozen=True)
@@ -86,6 +110,9 @@ class Report:
         stale: Modules of which workers held another version than the client, with the number of
             calls.
         workers: One entry for each worker process.
+        nodes: One entry for each node.
+        not_forked: The reasons why workers were not forked, though their config asks for that, with
+            the number of workers.
         slowest: The slowest loads, of all workers.
         records: The calls themselves.
     """
@@ -99,6 +126,8 @@ class Report:
     reasons: dict[str, int]
     stale: dict[str, int]
     workers: tuple[Lane, ...]
+    nodes: tuple[Node, ...]
+    not_forked: dict[str, int]
     slowest: tuple[SlowLoad, ...]
     records: tuple[Call, ...]
 
@@ -123,6 +152,8 @@ class Report:
                 reasons[f"{call.warmth.state}: {call.warmth.why}"] += 1
             stale.update(call.warmth.stale)
 
+        lanes = _lanes(records)
+        not_forked = Counter(lane.worker.not_forked for lane in lanes if lane.worker.not_forked)
         return cls(
             calls=len(records),
             warm=states["warm"],
@@ -132,7 +163,9 @@ class Report:
             seconds_lost=sum(call.warmth.load_seconds for call in records),
             reasons=dict(reasons.most_common()),
             stale=dict(stale.most_common()),
-            workers=_lanes(records),
+            workers=lanes,
+            nodes=_nodes(lanes),
+            not_forked=dict(not_forked.most_common()),
             slowest=_slowest(records),
             records=records,
         )
@@ -226,8 +259,13 @@ class Report:
         _add(table, "hit rate", rate)
         _add(table, "lost to loads", f"{self.seconds_lost:.3g} s")
 
+        if self.nodes:
+            _add(table, "loads", _loads_in_words(self.nodes))
+
         for reason, number in self.reasons.items():
             _add(table, reason, str(number))
+        for reason, number in self.not_forked.items():
+            _add(table, f"not forked: {reason}", _counted(f"{number} workers"))
         for module, number in self.stale.items():
             _add(table, f"stale: {module}", str(number))
         return table
@@ -240,7 +278,10 @@ class Report:
         for lane in self.workers:
             numbers = (str(lane.calls), str(lane.warm), str(lane.cold))
             durations = (f"{lane.load_seconds:.3g} s", f"{lane.seconds:.3g} s")
-            _add(table, _name(lane.worker), *numbers, *durations)
+            name = _name(lane.worker)
+            if lane.worker.template is not None:
+                name += f", from template {lane.worker.template}"
+            _add(table, name, *numbers, *durations)
         return table
 
     def _by_load(self) -> Table | None:
@@ -297,9 +338,48 @@ def _lane(worker: Worker, calls: Sequence[Call]) -> Lane:
         calls=len(calls),
         warm=states["warm"],
         cold=states["cold"],
+        loads=sum(len(call.warmth.loads) for call in calls),
         load_seconds=sum(call.warmth.load_seconds for call in calls),
         seconds=sum(call.warmth.seconds or 0.0 for call in calls),
     )
+
+
+def _nodes(lanes: Sequence[Lane]) -> tuple[Node, ...]:
+    by_host: dict[str, list[Lane]] = {}
+    for lane in lanes:
+        by_host.setdefault(lane.worker.host, []).append(lane)
+
+    nodes = []
+    for host, own in by_host.items():
+        born_warm = [lane.worker for lane in own if lane.worker.template is not None]
+        node = Node(
+            host=host,
+            workers=len(own),
+            born_warm=len(born_warm),
+            templates=len({(worker.pool, worker.template) for worker in born_warm}),
+            loads=sum(lane.loads for lane in own),
+            load_seconds=sum(lane.load_seconds for lane in own),
+        )
+        nodes.append(node)
+    return tuple(nodes)
+
+
+def _loads_in_words(nodes: Sequence[Node]) -> str:
+    """Return how many loads there were on nodes, and by whom."""
+    by_workers = sum(node.loads for node in nodes)
+    workers = sum(node.workers for node in nodes)
+    words = f"{by_workers} by {workers} workers on {len(nodes)} nodes"
+
+    templates = sum(node.templates for node in nodes)
+    if templates:
+        born_warm = sum(node.born_warm for node in nodes)
+        words += f"; {born_warm} of them were born warm, from {templates} templates"
+    return _counted(words)
+
+
+def _counted(words: str) -> str:
+    """Return words in which what there is one of is in the singular."""
+    return re.sub(r"\b1 (worker|node|template)s\b", r"1 \1", words)
 
 
 def _slowest(calls: Sequence[Call]) -> tuple[SlowLoad, ...]:

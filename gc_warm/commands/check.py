@@ -145,6 +145,7 @@ def _look_around(target: Target, modules: tuple[str, ...]) -> list[environment.A
         answers = list(environment.look(target.config, modules))
         answers += environment.hooks_left_out(Path(target.name))
         answers += environment.refused_jobs(Path(target.name))
+        answers += environment.workers_not_forked(Path(target.name))
         if target.mapping is not None:
             answers += environment.for_users(Path(target.name))
     return answers

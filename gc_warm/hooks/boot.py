@@ -214,6 +214,22 @@ def _begin(process: Any) -> None:
         _say_ready(process)
 
 
+def begin_stand_in() -> None:
+    """Do what comes before the first task of a worker that stands in for one of Parsl's.
+
+    `gc_warm.local.forked_main` calls this.
+    """
+    preload = _asked_for(PRELOAD).split()
+    _note_what_is_not_forked(_asked_for(PRELOAD_NODE).split(), preload)
+    if "orderly_end" not in switch.disabled():
+        lifecycle.arm()
+    if lifecycle.worker().template is not None:
+        fork_safety.set_threads()
+
+    for spec in preload:
+        load(spec)
+
+
 def ready_mark(number: int | str) -> str:
     """Return the key of a worker that has preloaded, in its manager's tasks in progress.
 

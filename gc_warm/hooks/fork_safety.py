@@ -46,6 +46,10 @@ _SETTERS = (
 )
 
 
+ADVICE = "leave what does that to preload, or to tasks"
+"""The thing to do about an objection."""
+
+
 class Before:
     """What this process has before something is loaded, so that it can be told what that left.
 

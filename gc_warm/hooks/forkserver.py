@@ -322,7 +322,7 @@ class Nursery:
             self._deaths += 1
             log.error("template %d (pid %d) %s, and its workers", self._templates, pid, end.how)
             if self._deaths == _DEATHS:
-                why = f"{_DEATHS} templates have died, the last one {end.how}"
+                why = f"{_DEATHS} templates have died, the last one {end.how} (is memory short?)"
                 self._give_up(why, [], story.grown)
         elif story.refused:
             self._give_up(story.refused, [], story.grown)
@@ -331,7 +331,7 @@ class Nursery:
             if self._is_late.is_set():
                 why = f"its template was not ready after {self._limit:g} s"
             if story.loading:
-                why += f", in loading {story.loading}"
+                why += f", in loading {story.loading} (leave that to tasks)"
             self._give_up(why, [story.loading or ""], end.peak)
 
     def _give_up(self, why: str, harmful: Sequence[str], size: int = 0) -> None:

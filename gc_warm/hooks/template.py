@@ -138,7 +138,7 @@ class _Template:
         if changed := surroundings.restore():
             log.warning("loading has changed %s, which is put back", ", ".join(changed))
         if objections:
-            self._refuse("; ".join(objections), size)
+            self._refuse(f"{'; '.join(objections)} ({fork_safety.ADVICE})", size)
 
         if names := fork_safety.generators(modules, dict(state.values())):
             log.warning(

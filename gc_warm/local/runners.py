@@ -33,8 +33,10 @@ from typing import Any
 import psutil
 
 from gc_warm import processes
-from gc_warm.exceptions import WorkerStartError
+from gc_warm.exceptions import ConfigError, WorkerStartError
+from gc_warm.hooks import boot
 from gc_warm.local import worker_main
+from gc_warm.local.forked import ForkedProcess, ForkingManager
 from gc_warm.programs.server import end_servers
 
 log = logging.getLogger("gc_warm")
@@ -42,6 +44,7 @@ log = logging.getLogger("gc_warm")
 _SHUT_DOWN = "the workers were shut down before the task began"
 _STARTS = 3  # attempts to have a worker ready for a task
 _START_TIMEOUT = 60  # seconds
+_LOAD_TIMEOUT = 1800  # seconds, as a template has: a worker that was to be forked loads for itself
 _LONGEST_FOLDER = 75  # bytes: 107 for a socket, less /pymp-12345678/listener-12345678
 # seconds between looks at a busy worker, for the rare death that leaves its pipe open in a
 # grandchild
@@ -55,12 +58,20 @@ class SpawnedWorker:
         rank: The worker's number, from 0, which it keeps when it is restarted.
     """
 
-    def __init__(self, rank: int, environment: dict[str, str], run_dir: str) -> None:
+    def __init__(
+        self,
+        rank: int,
+        environment: dict[str, str],
+        run_dir: str,
+        manager: ForkingManager | None = None,
+    ) -> None:
         self.rank = rank
         self._environment = {**environment, "PARSL_WORKER_RANK": str(rank)}
         self._run_dir = run_dir
+        self._manager = manager
+        self._timeout = _START_TIMEOUT if manager is None else _LOAD_TIMEOUT
 
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: subprocess.Popen[bytes] | ForkedProcess | None = None
         self._connection: Connection | None = None
         self._ready = False
         self._lock = threading.Lock()
@@ -97,38 +108,45 @@ class SpawnedWorker:
             os.makedirs(self._run_dir, exist_ok=True)
             ours, theirs = socket.socketpair()
             try:
-                self._process = subprocess.Popen(
-                    [sys.executable, worker_main.__file__, str(theirs.fileno()), self._run_dir],
-                    env=self._environment,
-                    cwd=self._run_dir,
-                    stdin=subprocess.DEVNULL,
-                    # what tasks print should neither be lost nor mix with the client's output
-                    stdout=2,
-                    pass_fds=[theirs.fileno()],
-                    start_new_session=True,  # Ctrl-C is for the client, which then ends its workers
-                )
+                self._process = self._start_process(theirs)
                 self._connection = Connection(ours.detach())
                 self._ready = False
             finally:
                 ours.close()
                 theirs.close()
 
+    def _start_process(self, end: socket.socket) -> subprocess.Popen[bytes] | ForkedProcess:
+        if self._manager is not None:
+            return self._manager.start(self.rank, end)
+
+        return subprocess.Popen(
+            [sys.executable, worker_main.__file__, str(end.fileno()), self._run_dir],
+            env=self._environment,
+            cwd=self._run_dir,
+            stdin=subprocess.DEVNULL,
+            # what tasks print should neither be lost nor mix with the client's output
+            stdout=2,
+            pass_fds=[end.fileno()],
+            start_new_session=True,  # Ctrl-C is for the client, which then ends its workers
+        )
+
     def wait_ready(self) -> None:
         """Wait until the process can take a task.
 
         Raises:
-            WorkerStartError: The process ended instead, or is not ready after a minute.
+            WorkerStartError: The process ended instead, or is not ready after a minute; where it
+                may have to load something before, after half an hour.
         """
         if self._ready:
             return
 
         try:
-            self._receive(time.monotonic() + _START_TIMEOUT)
+            self._receive(time.monotonic() + self._timeout)
         except (EOFError, OSError) as error:
             self._see_off()
             status = None if self._process is None else self._process.returncode
             if isinstance(error, TimeoutError):
-                what = f"was not ready after {_START_TIMEOUT} s"
+                what = f"was not ready after {self._timeout} s"
             else:
                 what = f"ended with exit status {status}"
             raise WorkerStartError(
@@ -247,15 +265,19 @@ class SpawnedRunner:
         env: Environment variables to add to the client's.
         fresh_process_per_task: Use one process a task (as Work Queue does), in which nothing is
             ever warm.
+        preload_node: Modules, and callables without arguments, that one template loads, from which
+            workers are then forked: as the config's option.
 
     Attributes:
         workers: The workers, by rank.
 
     Raises:
-        TypeError: *workers* is not a whole number, *pythonpath* is one folder and not a list, or a
-            value of *env* is not text.
+        TypeError: *workers* is not a whole number, *pythonpath* is one folder and not a list, a
+            value of *env* is not text, or both *fresh_process_per_task* and *preload_node* are
+            given.
         ValueError: *workers* is below 1, *env* has a PYTHONPATH, or a folder of *pythonpath* cannot
             be on an import path.
+        ConfigError: *preload_node* is none that the config's option could be.
         FileNotFoundError: A folder of *pythonpath* is not there.
         WorkerStartError: The workers cannot start.
     """
@@ -267,9 +289,11 @@ class SpawnedRunner:
         pythonpath: Sequence[str | os.PathLike[str]] = (),
         env: Mapping[str, str] | None = None,
         fresh_process_per_task: bool = False,
+        preload_node: Sequence[str] = (),
     ) -> None:
         _check_workers(workers)
         _check_env(env or {})
+        _check_preload(preload_node, fresh_process_per_task)
         path = _import_path(pythonpath)
 
         self._fresh = fresh_process_per_task
@@ -288,7 +312,13 @@ class SpawnedRunner:
             "PARSL_WORKER_BLOCK_ID": "0",
         }
         folder = self._folder.name
-        self.workers = tuple(SpawnedWorker(rank, environment, folder) for rank in range(workers))
+        self._manager: ForkingManager | None = None
+        if preload_node:
+            environment[boot.PRELOAD_NODE] = " ".join(preload_node)
+            self._manager = ForkingManager(environment, folder)
+        self.workers = tuple(
+            SpawnedWorker(rank, environment, folder, self._manager) for rank in range(workers)
+        )
         self._idle = deque(self.workers)  # the one that has waited longest comes first
         self._inboxes: dict[SpawnedWorker, queue.SimpleQueue[_Job | None]] = {
             worker: queue.SimpleQueue() for worker in self.workers
@@ -392,6 +422,8 @@ class SpawnedRunner:
 
         for inbox in self._inboxes.values():
             inbox.put(None)
+        if self._manager is not None:
+            self._manager.hang_up()
 
         # their seconds of grace run side by side
         closing = [threading.Thread(target=worker.close) for worker in self.workers]
@@ -407,6 +439,8 @@ class SpawnedRunner:
 
         for worker in self.workers:
             worker._discard()
+        if self._manager is not None:
+            self._manager.close()
         end_servers(self._pool)
         self._folder.cleanup()
         remove(self._folder.name)
@@ -486,6 +520,25 @@ def _check_env(env: Mapping[str, str]) -> None:
     for name, value in env.items():
         if not isinstance(value, str):
             raise TypeError(f"env: {name} must be text, not {value!r}")
+
+
+def _check_preload(specs: Sequence[str], fresh: bool) -> None:
+    """Raise an error if *specs* is none that a config's ``preload_node`` could be."""
+    if isinstance(specs, Sequence) and not specs:
+        return
+    if fresh:
+        raise TypeError(
+            f"preload_node={specs!r} has processes born warm, and fresh_process_per_task=True has "
+            "all of them cold: give one of them"
+        )
+
+    # with the endpoint's loader, for which no other runner has to wait
+    from gc_warm.configs import folders, homes, options
+
+    path = folders.schema_path(homes.shipped()["local"])
+    given = {"preload_node": list(specs) if isinstance(specs, tuple) else specs}
+    for _, why in options.misfits(given, options.schema_of(path), path):
+        raise ConfigError(why, option="preload_node")
 
 
 def _import_path(folders: Sequence[str | os.PathLike[str]]) -> str:

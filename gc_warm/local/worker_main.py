@@ -39,18 +39,15 @@ def pack_failure(task_id: uuid.UUID, error: BaseException) -> bytes:
     return bytes(messagepack.pack(result))
 
 
-def _client_is_gone(connection: Connection, timeout: int | None) -> bool:
-    """Wait until the client's end is closed, and return whether it is.
+def hangs_up(descriptor: int, timeout: int | None) -> bool:
+    """Wait until the client's end of a connection is closed, and return whether it is.
 
     Args:
-        connection: The worker's end of its connection to the client.
+        descriptor: File descriptor of this end.
         timeout: Milliseconds to wait; None to wait for ever.
     """
-    if connection.closed:  # this is a forked child
-        return False
-
     watch = select.poll()
-    watch.register(connection.fileno(), 0)  # nothing but the hang-up
+    watch.register(descriptor, 0)  # nothing but the hang-up
 
     # only the hang-up counts: a task may have closed our end
     return any(event & select.POLLHUP for _, event in watch.poll(timeout))
@@ -61,7 +58,7 @@ def _end_with_client(connection: Connection, run_dir: str) -> None:
 
     The worker gets SIGTERM if there are teardowns, and SIGKILL after a manager's second.
     """
-    _client_is_gone(connection, None)
+    hangs_up(connection.fileno(), None)
     if signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(1)
@@ -71,7 +68,8 @@ def _end_with_client(connection: Connection, run_dir: str) -> None:
 
 def _remove_if_orphaned(connection: Connection, run_dir: str) -> None:
     """Remove the folder if the client was killed; else it is the client's to remove."""
-    if _client_is_gone(connection, 0):
+    is_forked_child = connection.closed
+    if not is_forked_child and hangs_up(connection.fileno(), 0):
         shutil.rmtree(run_dir, ignore_errors=True)
 
 
@@ -113,7 +111,7 @@ def _give_commands_a_folder(run_dir: str) -> None:
     ShellFunction.execute_cmd_line = execute_cmd_line  # type: ignore[assignment, method-assign]
 
 
-def main(descriptor: int, run_dir: str) -> None:
+def main(descriptor: int, run_dir: str, begin: Callable[[], None] | None = None) -> None:
     """Run the client's tasks, until it closes its end of the connection.
 
     A task comes as a pickled tuple: task id, packed `Task`, and result serializers or None. The
@@ -122,6 +120,7 @@ def main(descriptor: int, run_dir: str) -> None:
     Args:
         descriptor: File descriptor of the worker's end of the connection.
         run_dir: The folder that tasks run in.
+        begin: Called before the client is told that this is ready.
     """
     os.set_inheritable(descriptor, False)
     connection = Connection(descriptor)
@@ -138,6 +137,8 @@ def main(descriptor: int, run_dir: str) -> None:
 
     execute_task = _import_execute_task()
     _give_commands_a_folder(run_dir)
+    if begin is not None:
+        begin()
     connection.send_bytes(READY)
     while True:
         try:

@@ -72,6 +72,8 @@ class MockClient(Client):
         env: Environment variables to add in the workers.
         fresh_process_per_task: Use one process a task: everything is always cold, as under Work
             Queue.
+        preload_node: Modules, and callables without arguments, to load once, in a template from
+            which the spawned workers are forked: as the config's option.
         endpoint_id: Id of the client's one endpoint; a new one if None.
         **client_options: Options of the SDK's client, such as ``code_serialization_strategy``.
 
@@ -91,7 +93,7 @@ class MockClient(Client):
         'len'
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - options that one reads by their names
         self,
         config: str | os.PathLike[str] | None = None,
         *,
@@ -100,14 +102,15 @@ class MockClient(Client):
         pythonpath: Sequence[str | os.PathLike[str]] = (),
         env: Mapping[str, str] | None = None,
         fresh_process_per_task: bool = False,
+        preload_node: Sequence[str] = (),
         endpoint_id: uuid.UUID | str | None = None,
         **client_options: Any,
     ) -> None:
-        for_workers = workers is not None or pythonpath or env or fresh_process_per_task
-        if config is not None and for_workers:
+        for_workers = pythonpath or env or fresh_process_per_task or preload_node
+        if config is not None and (workers is not None or for_workers):
             raise TypeError(
-                "workers, pythonpath, env and fresh_process_per_task are for spawned workers; "
-                "with config= write them into the config"
+                "workers, pythonpath, env, fresh_process_per_task and preload_node are for spawned "
+                "workers; with config= write them into the config"
             )
         if on is not None and config is None:
             raise TypeError(f"on={on!r} says where to run a config: give config=, too")
@@ -127,6 +130,7 @@ class MockClient(Client):
                 pythonpath=pythonpath,
                 env=env,
                 fresh_process_per_task=fresh_process_per_task,
+                preload_node=preload_node,
             )
 
         self.service = Service()
@@ -248,7 +252,7 @@ class MockExecutor(Executor):
         endpoint_id: Any id; whatever it is, the endpoint is this stand-in. So
             ``Executor(endpoint_id)`` need only change its name.
         client: Use this `MockClient`, which stays open, and not one of the executor's own. *config*
-            to *fresh_process_per_task* are then to be given to the client.
+            to *preload_node* are then to be given to the client.
         config: Start the endpoint's real engine from this config: a folder (or the name of one that
             comes with gc_warm), to which *user_endpoint_config* gives the options; the YAML file of
             a user endpoint; or its text.
@@ -257,6 +261,8 @@ class MockExecutor(Executor):
         pythonpath: Folders with modules that the tasks import.
         env: Environment variables to add in the workers.
         fresh_process_per_task: Use one process a task: everything is always cold.
+        preload_node: Modules, and callables without arguments, to load once, in a template from
+            which the spawned workers are forked.
         rate_limit: Keep the SDK's throttle, which delays more than 4 submissions in 16 s. Off by
             default: no service needs it here.
         user_endpoint_config: As for the SDK's executor.
@@ -701,7 +707,15 @@ class MockExecutor(Executor):
             return watcher
 
 
-_CLIENT_OPTIONS = ("config", "on", "workers", "pythonpath", "env", "fresh_process_per_task")
+_CLIENT_OPTIONS = (
+    "config",
+    "on",
+    "workers",
+    "pythonpath",
+    "env",
+    "fresh_process_per_task",
+    "preload_node",
+)
 _INTERVAL = 0.001  # seconds between looks at what is still to be sent
 _PRELOAD_INTERVAL = 1.0  # seconds between looks at the logs of an engine's workers
 

@@ -111,6 +111,20 @@ def test_job_of_pbs_has_nothing_of_this_shell(monkeypatch: pytest.MonkeyPatch) -
         assert found["environment"].text.endswith(f"says:\n{value}")
 
 
+def test_import_with_which_workers_could_not_be_forked_is_named(tmp_path: Path) -> None:
+    (tmp_path / "opens.py").write_text("kept = open(__file__)\n")
+    path = [str(tmp_path), str(MODULES)]
+    found = findings(
+        "local", ["shapes"], python_path=path, preload_node=["json", "opens:kept.read"]
+    )
+    assert found["module shapes"].level == "ok"
+    assert found["preload_node"].level == "warning"
+    assert found["preload_node"].text == (
+        f"workers would not be forked, since it keeps open: {tmp_path / 'opens.py'}: "
+        "leave what does that to preload, or to tasks"
+    )
+
+
 @pytest.mark.parametrize("lines", ["echo nodes are away >&2; exit 1", "exec sleep 1000"])
 def test_slurm_that_does_not_answer(
     lines: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -320,3 +334,20 @@ def test_figures_of_an_endpoint_for_many_are_of_one(shared: Path) -> None:
     shown = cli_runner().invoke(cli.main, ["check", str(shared)]).stdout
     assert "many users           run by root, for whom it maps, each with user endpoints" in shown
     assert f"the rest is of one user ({shared}/mapping.json)" in shown
+
+
+def test_why_the_latest_workers_were_not_forked_is_shown(tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "endpoint.json").write_text('{"endpoint_id": "ours"}')
+    said = "workers are not forked, since threads live: poller: each loads my_model for itself"
+
+    for number, line in enumerate(["template 1 is ready after 2.00 s: 1 loaded", said]):
+        assert not list(environment.workers_not_forked(tmp_path / "mine"))
+        log = tmp_path / f"uep.ours.1/GlobusComputeEngine/block-{number}/5d0c/manager.log"
+        log.parent.mkdir(parents=True)
+        log.write_text(f"1764 2026-11-30 04:00:00 MainProcess(1) gc_warm:9 _fork INFO: {line}\n")
+        os.utime(log, (number, number))
+
+    (answer,) = environment.workers_not_forked(tmp_path / "mine")
+    assert (answer.level, answer.about) == ("warning", "preload_node")
+    assert answer.text.endswith(f", uep.ours.1: {said}")

@@ -97,7 +97,7 @@ def history(backend: str, kind: str, strategy: str, folder: Path) -> list[list[A
     flag = folder / "flag"
     said: list[list[Any]] = []
     options = workers(backend)
-    if backend == "engine":
+    if "config" in options:
         options["config"] = options["config"].replace(str(MODULES), f"{folder}:{MODULES}")
     else:
         options["pythonpath"] = [folder, MODULES]

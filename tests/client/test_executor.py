@@ -44,6 +44,10 @@ FORMS = ["module:DillCode", "__main__:AllCodeStrategies", "closure:DillCode"]
 OTHER_FORMS = ["module:AllCodeStrategies", "__main__:DillCode", "closure:AllCodeStrategies"]
 
 
+GROUPS = {"engine": (FORMS, OTHER_FORMS), "forked": (FORMS,), "stand-in": (FORMS,)}
+"""The forms that are tried with each backend of the marked tests."""
+
+
 def expected() -> list[list[Any]]:
     """Return the rows of the history: what, state, why, loads, stale modules, has it returned."""
     return [
@@ -105,8 +109,9 @@ def histories(
     [
         *(pytest.param("spawned", FORMS, form, id=f"spawned-{form}") for form in FORMS),
         *(
-            pytest.param("engine", forms, form, id=f"engine-{form}", marks=pytest.mark.engine)
-            for forms in (FORMS, OTHER_FORMS)
+            pytest.param(backend, forms, form, id=f"{backend}-{form}", marks=pytest.mark.engine)
+            for backend, groups in GROUPS.items()
+            for forms in groups
             for form in forms
         ),
     ],

@@ -13,7 +13,7 @@ import pytest
 from rich.console import Console
 
 from gc_warm.cli import main
-from gc_warm.client.report import Report
+from gc_warm.client.report import Node, Report
 from gc_warm.client.warmth import Call, Load, Warmth, unknown
 from gc_warm.worker.lifecycle import Worker
 from tests.support import cli_runner
@@ -70,6 +70,22 @@ def test_figures() -> None:
     assert [slow.load.seconds for slow in report.slowest] == [3.0, 2.5, 1.5]
     with pytest.raises(dataclasses.FrozenInstanceError):
         report.calls = 0  # type: ignore[misc]
+
+
+def test_loads_are_shown_by_node() -> None:
+    first, second = (Worker("node1", pid, "0", "5d0c", pid, 2, template=1) for pid in (0, 1))
+    third = Worker("node2", 2, "0", "71aa", 0, 1, not_forked="threads live: poller")
+    calls = [call(first, 1.0, 2.0), call(second, 1.0, 2.0, load(1.0, 2.0)), call(third, 1.0, 2.0)]
+    report = Report.of(calls)
+    assert report.nodes == (
+        Node("node1", workers=2, born_warm=2, templates=1, loads=1, load_seconds=1.0),
+        Node("node2", workers=1, born_warm=0, templates=0, loads=0, load_seconds=0.0),
+    )
+    said = " ".join(str(report).replace("|", " ").split())
+    words = "1 by 3 workers on 2 nodes; 2 of them were born warm, from 1 template"
+    assert f"loads {words}" in said
+    assert "not forked: threads live: poller 1 worker" in said
+    assert "worker 0, pid 0, from template 1" in said
 
 
 def test_a_call_that_was_reloaded_counts_once() -> None:

@@ -131,7 +131,10 @@ def test_a_worker_is_born_warm(nurseries: list[Nursery], tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("spec", "why"),
     [
-        ("start_a_thread", "threads live: poller"),
+        (
+            "start_a_thread",
+            r"threads live: poller \(leave what does that to preload, or to tasks\)",
+        ),
         ("open_a_file", "it keeps open: .*template_loads.py"),
         ("open_a_socket", "it keeps open: socket:"),
         ("end_at_once", "its template ended with exit status 5, in loading .*end_at_once"),
@@ -240,7 +243,8 @@ def test_a_template_that_dies_is_replaced_once(nurseries: list[Nursery], tmp_pat
 
     nursery.start()
     found = nursery.ask("birth")
-    assert found["not_forked"] == "2 templates have died, the last one was ended by SIGKILL"
+    why = "2 templates have died, the last one was ended by SIGKILL (is memory short?)"
+    assert found["not_forked"] == why
     assert found["is_warm"]
 
 

@@ -1,4 +1,7 @@
-"""The backends of the conformance tests: spawned workers, and the endpoint's real engine."""
+"""The backends of the conformance tests: spawned workers, and the endpoint's real engine.
+
+Each of them is there with workers that are started, and with workers that are forked.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,16 @@ import pytest
 
 from tests.support import EXPORT_MODULES, MODULES
 
-BACKENDS = ["spawned", pytest.param("engine", marks=pytest.mark.engine)]
+LOADED = "template_loads:table"
+LINE = (
+    'eval "$(globus-compute-endpoint python-exec gc_warm.worker.boot {} || echo echo failed >&2)"'
+)
+
+BACKENDS = [
+    "spawned",
+    *(pytest.param(name, marks=pytest.mark.engine) for name in ("engine", "forked", "stand-in")),
+]
+"""The names: "forked" is the engine, and "stand-in" are spawned workers, with `preload_node`."""
 
 
 def workers(backend: str, number: int = 1) -> dict[str, Any]:
@@ -18,7 +30,11 @@ def workers(backend: str, number: int = 1) -> dict[str, Any]:
     """
     if backend == "engine":
         return {"config": engine_config(number)}
-    return {"workers": number, "pythonpath": [MODULES]}
+    if backend == "forked":
+        return {"config": engine_config(number, LINE.format(f"--preload-node={LOADED}"))}
+
+    spawned = {"workers": number, "pythonpath": [MODULES]}
+    return spawned if backend == "spawned" else {**spawned, "preload_node": [LOADED]}
 
 
 def engine_config(number: int, *lines: str) -> str:

@@ -20,9 +20,10 @@ import psutil
 import pytest
 import shapes
 import tasks
+import template_loads
 
-from gc_warm import MockExecutor, functions
-from gc_warm.exceptions import WorkerStartError
+from gc_warm import MockExecutor, WarmExecutor, functions, processes
+from gc_warm.exceptions import ConfigError, WorkerStartError
 from tests.support import MODULES, client_environment, remote_text, wait_until
 from tests.testing.backends import BACKENDS, workers
 
@@ -174,6 +175,18 @@ BAD_ARGUMENTS: list[tuple[dict[str, Any], type[Exception], str]] = [
     ),
     ({"endpoint_id": "mine", "workers": 1}, ValueError, "badly formed hexadecimal UUID string"),
     ({"env": {"SIZE": 1}}, TypeError, "env: SIZE must be text, not 1"),
+    ({"preload_node": "numpy"}, ConfigError, "preload_node: 'numpy' is not of type 'array'"),
+    (
+        {"preload_node": ["my-model"]},
+        ConfigError,
+        "preload_node: 'my-model' cannot be used. What is loaded once",
+    ),
+    (
+        {"preload_node": ["numpy"], "fresh_process_per_task": True},
+        TypeError,
+        r"preload_node=\['numpy'\] has processes born warm, and fresh_process_per_task=True",
+    ),
+    ({"preload_node": ["numpy"], "config": "engine:\n"}, TypeError, "for spawned workers; with"),
 ]
 
 
@@ -272,6 +285,119 @@ def test_idle_worker_that_is_killed_costs_no_task() -> None:
             worker.kill()
             assert worker.pid is None
         assert len(pids) == 2
+
+
+def births(executor: MockExecutor, number: int = 2) -> list[Any]:
+    """Return the template of workers in turn, or why they have none, and whether they are warm."""
+    futures = [executor.submit(template_loads.birth) for _ in range(number)]
+    found = [future.result(120) for future in futures]
+    return [(each["template"] or each["not_forked"], each["is_warm"]) for each in found]
+
+
+def template_of(executor: MockExecutor) -> psutil.Process:
+    parent = psutil.Process(executor.workers[0].pid).parent()
+    assert parent is not None
+    return parent
+
+
+def test_spawned_workers_are_forked_and_replaced_warm(tmp_path: Path) -> None:
+    loads = ["template_loads:table", "template_loads:load_logbook"]
+    folder = {"TEMPLATE_FOLDER": str(tmp_path)}
+    with MockExecutor(**workers("spawned", 2), preload_node=loads, env=folder) as executor:
+        assert births(executor) == [(1, True)] * 2
+        template = template_of(executor)
+        executor.workers[0].kill()
+        assert births(executor) == [(1, True)] * 2
+        assert template_of(executor) == template
+        assert not (tmp_path / "ended").exists()
+    assert (tmp_path / "ended").read_text() == f"{template.pid}\n"
+    assert not template.is_running()
+
+
+@pytest.mark.engine
+def test_template_of_spawned_workers_that_dies_is_replaced_once(tmp_path: Path) -> None:
+    with (
+        MockExecutor(**workers("stand-in", 2)) as executor,
+        MockExecutor(**workers("stand-in", 1)) as other,
+    ):
+        for number in (1, 2):
+            assert births(executor) == [(number, True)] * 2
+            running = executor.submit(tasks.for_ever, str(tmp_path / f"{number}"))
+            started(running, tmp_path / f"{number}")
+            template_of(executor).kill()
+            assert lost_rank(running) in (0, 1)
+
+        [(why, is_warm), _] = births(executor)
+        assert why.startswith("2 templates have died, the last one was ended by SIGKILL")
+        assert is_warm, "each has loaded for itself"
+        assert births(other, 1) == [(1, True)], "it has a template of its own"
+
+
+@pytest.mark.engine
+def test_manager_of_spawned_workers_that_dies_is_replaced() -> None:
+    with MockExecutor(**workers("stand-in", 1)) as executor:
+        manager = template_of(executor).parent()
+        assert manager is not None
+        manager.kill()
+        assert births(executor, 1) == [(1, True)], "its worker goes on"
+        executor.workers[0].kill()
+        assert births(executor, 1) == [(1, True)]
+        assert template_of(executor).parent() != manager
+
+
+@pytest.mark.engine
+@pytest.mark.parametrize(
+    ("load", "why", "warmth"),
+    [
+        (
+            "open_a_file",
+            "it keeps open: .*py .leave what does that to preload, or to tasks",
+            "first on this worker",
+        ),
+        (
+            "crash",
+            "its template was ended by SIGSEGV, in loading .*crash .leave that to tasks",
+            "preload failed: .*crash: no template, since its template was ended by SIGSEGV",
+        ),
+    ],
+)
+def test_spawned_workers_that_cannot_be_forked_say_why(load: str, why: str, warmth: str) -> None:
+    loads = [f"template_loads:{load}"]
+    with WarmExecutor(MockExecutor(**workers("spawned", 1), preload_node=loads)) as executor:
+        future = executor.submit(template_loads.birth)
+        reason = future.result(120)["not_forked"]
+        assert re.match(why, reason)
+        assert re.match(warmth, str(future.warmth.why))
+        assert executor.report().not_forked == {reason: 1}
+
+
+@pytest.mark.engine
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+def test_client_that_ends_while_a_template_loads_leaves_nothing(
+    number: signal.Signals, tmp_path: Path
+) -> None:
+    options = workers("spawned", 1)
+    code = (
+        f"from gc_warm import MockExecutor\n"
+        f"MockExecutor(**{options!r}, preload_node=['template_loads:take_for_ever'])"
+    ).replace("PosixPath", "str")
+    client = psutil.Popen(
+        [sys.executable, "-c", code],
+        env={**client_environment(), "TMPDIR": str(tmp_path)},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    for line in client.stderr:
+        if "loading template_loads:take_for_ever" in line:
+            break
+    children = client.children(recursive=True)
+    assert len(children) >= 2, "a manager and a template"
+    client.send_signal(number)
+    client.stderr.read()
+    client.stderr.close()
+    client.wait(120)
+    wait_until(lambda: not any(map(processes.runs, children)), "all of it has ended")
+    wait_until(lambda: not list(tmp_path.iterdir()), "no folder is left")
 
 
 def test_shutdown_without_waiting_ends_every_future_and_runs_teardowns(tmp_path: Path) -> None:
