@@ -38,7 +38,7 @@ from multiprocessing import spawn, util
 from pathlib import Path
 from typing import Any
 
-from gc_warm.hooks import boot, fork_safety, forkserver
+from gc_warm.hooks import boot, fork_safety, forkserver, registry
 from gc_warm.worker import ledger, lifecycle, memory, state
 
 log = logging.getLogger("gc_warm")
@@ -159,6 +159,7 @@ class _Template:
             importlib.import_module(_ENGINE)
         except ImportError as error:
             log.warning("the engine's part %s is left to the workers: %s", _ENGINE, error)
+        registry.hook("survive_idle_kill").why_not()  # reads the source that each worker would
 
     def _load(self, spec: str) -> None:
         self._record.say(loading=spec)
