@@ -14,7 +14,7 @@ from __future__ import annotations
 import os
 import sys
 
-from gc_warm.hooks import backoff, switch
+from gc_warm.hooks import backoff, handover, switch
 
 
 def install() -> None:
@@ -30,6 +30,8 @@ def install() -> None:
 
     if "backoff" not in switch.disabled() and (said := backoff.install()):
         _complain(f"refused jobs are tried again every few seconds: {said}")
+    if "handover" not in switch.disabled() and (said := handover.install()):
+        _complain(f"jobs do not hand over: {said}")
 
 
 def _is_of_another_user() -> bool:

@@ -26,7 +26,7 @@ WORKER_HOOKS = (
     "helper_watch",
     "gate",
 )
-ENDPOINT_HOOKS = ("backoff",)
+ENDPOINT_HOOKS = ("backoff", "handover")
 HOOKS = (*WORKER_HOOKS, *ENDPOINT_HOOKS)
 """The names that the variable can hold, besides ``all``."""
 
