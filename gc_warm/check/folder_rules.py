@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,12 +38,15 @@ class _Folder:
         offered: The options that its template looks at and its schema lets in.
         is_for_several: Whether it maps identities to local users.
         hands_over: Whether its jobs are to hand over.
+        variables: The environment of its user endpoints, as far as it is written; None if there is
+            no file of it.
     """
 
     allowed: tuple[str, ...] | None
     offered: frozenset[str]
     is_for_several: bool
     hands_over: bool
+    variables: str | None
 
 
 _RULES: RuleSet[_Folder] = RuleSet()
@@ -63,11 +67,13 @@ def examine(folder: Path, config: UserEndpointConfig | None = None) -> list[Find
     looked_at = templates.variables(read_text(template))
     is_open = schema.get("additionalProperties", True) is not False
     offered = [name for name in looked_at if is_open or name in options.described(schema)]
+    variables = folder / "user_environment.yaml"
     subject = _Folder(
         parent.allowed_functions,
         frozenset(offered),
         parent.identity_mapping_config_path is not None,
         config is not None and meaning.warmth_profile(config).overlap_jobs is not None,
+        read_text(variables) if variables.is_file() else None,
     )
 
     source = folder / "config.yaml"
@@ -131,6 +137,30 @@ def no_hooks_for_several(folder: _Folder) -> Iterator[tuple[Any, ...]]:
             "do not hand over: leave gc_warm.hooks.handover out of worker_init"
         )
         yield ("identity_mapping_config_path",), text
+
+
+@_RULES.rule(
+    "GCW043",
+    "warning",
+    "read in globus_compute_endpoint/endpoint/core_endpoint.py: "
+    "user endpoints have the variables of this file",
+)
+def no_hooks_in_environment(folder: _Folder) -> Iterator[tuple[Any, ...]]:
+    """Jobs that are to hand over, of an endpoint without the hook for it.
+
+    What hands over lives in the user endpoint's own process. It comes there by a PYTHONPATH in
+    `user_environment.yaml`, which `gc-warm configure` writes; an endpoint that was made before has
+    none, and then the option changes nothing.
+    """
+    if folder.is_for_several or not folder.hands_over or folder.variables is None:
+        return
+
+    if not re.search(r"^PYTHONPATH:.*/gc_warm/hooks/startup\b", folder.variables, re.MULTILINE):
+        text = (
+            "user_environment.yaml has no PYTHONPATH with gc_warm's hooks, so jobs do not hand "
+            "over: call `gc-warm configure` again, and restart the endpoint"
+        )
+        yield (), text
 
 
 RULES: Mapping[str, Rule[Any]] = _RULES.rules

@@ -25,6 +25,7 @@ from gc_warm.check.rules import REPRODUCED, Finding
 from gc_warm.check.task_facts import Numbers
 from gc_warm.configs import folders, loading, meaning, rendering
 from gc_warm.exceptions import ConfigError
+from gc_warm.hooks import STARTUP
 from tests.support import MODULES
 
 OLDER_LOADER = not hasattr(endpoint_config, "CoreEndpointConfig")
@@ -1185,6 +1186,18 @@ def test_endpoint_for_several_users_refuses_handover(tmp_path: Path) -> None:
     config = loading.load(rendering.render(folders.shipped()["slurm"], {"handover": True}), "")
     assert [each.rule for each in folder_rules.examine(tmp_path, config)] == ["GCW042"]
     assert folder_rules.examine(tmp_path) == []
+
+
+def test_endpoint_without_hooks_cannot_hand_over(tmp_path: Path) -> None:
+    config = loading.load(rendering.render(folders.shipped()["slurm"], {"handover": True}), "")
+    shutil.copytree(folders.shipped()["slurm"], tmp_path, dirs_exist_ok=True)
+    assert folder_rules.examine(tmp_path, config) == [], "it is no endpoint yet"
+
+    variables = tmp_path / "user_environment.yaml"
+    variables.write_text("PYTHONPATH: /home/me/lib\n")
+    assert [each.rule for each in folder_rules.examine(tmp_path, config)] == ["GCW043"]
+    variables.write_text(f"PATH: /bin\nPYTHONPATH: {STARTUP}:/home/me/lib\n")
+    assert folder_rules.examine(tmp_path, config) == []
 
 
 @pytest.mark.parametrize("name", ["slurm", "stock"])

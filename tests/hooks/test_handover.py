@@ -360,6 +360,7 @@ def test_configs_that_do_not_ask_see_the_executor_itself(clock: Clock) -> None:
     strategy = handover._Handover(seen.extend)
     strategy.strategize([endpoint])
     assert seen == [endpoint]
+    assert isinstance(handover._Overlay(endpoint), Endpoint), "as the strategy asks"
     assert not hasattr(Strategy(strategy="none", max_idletime=1).strategize, "__wrapped__")
 
 
