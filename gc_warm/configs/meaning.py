@@ -762,6 +762,7 @@ def _handover_in_words(profile: WarmthProfile, queue: float | None, load: float 
     stock = succession(profile, queue or 0.0, load or 0.0, hands_over=False)
     assert ours is not None
     assert stock is not None
+    assert profile.overlap_jobs is not None
 
     if not ours.lead:
         return (
@@ -770,6 +771,8 @@ def _handover_in_words(profile: WarmthProfile, queue: float | None, load: float 
         )
     most = handover.lead(math.inf, profile.drain or 0, profile.look)
     when = "the next is asked for before one drains"
+    if profile.overlap_jobs < profile.max_jobs:
+        when += f", while there are fewer than {profile.max_jobs + profile.overlap_jobs} jobs"
     if queue is None and load is None:
         dearest = profile.drain / (profile.drain - most) if profile.drain else 1
         return (

@@ -1662,9 +1662,9 @@ WORDS = {
     "the next job is asked for before": (
         slurm("worker_init: '# gc_warm.hooks.handover'", "max_blocks: 2"),
         "jobs hand over",
-        "the next is asked for before one drains, by what starts have taken and 16 min 40 s at "
-        "most, which is up to 1.5 times the node-hours; --with load_seconds=... --with "
-        "queue_seconds=... says how many",
+        "the next is asked for before one drains, while there are fewer than 2 jobs, by what "
+        "starts have taken and 16 min 40 s at most, which is up to 1.5 times the node-hours; "
+        "--with load_seconds=... --with queue_seconds=... says how many",
     ),
     "the next job has no room": (
         slurm("worker_init: '# gc_warm.hooks.handover'", "max_blocks: 1"),
@@ -1708,7 +1708,7 @@ def test_summary_says_what_ends_state_and_tasks(case: str) -> None:
     ids=["in time", "long queue"],
 )
 def test_summary_says_what_handover_costs(queue: float, load: float, words: str) -> None:
-    text = slurm("worker_init: '# gc_warm.hooks.handover'", "max_blocks: 2")
+    text = slurm("worker_init: '# gc_warm.hooks.handover overlap_jobs=1'", "max_blocks: 1")
     profile = meaning.warmth_profile(loading.load(text, ""))
     assert dict(meaning.in_words(profile, queue, load))["jobs hand over"] == words
 
