@@ -27,7 +27,7 @@ from gc_warm.hooks import handover
 
 LIMIT = 2.0  # seconds that a task may wait
 RATE = 5  # tasks a second
-LINE = "# gc_warm.hooks.handover"
+LINE = "# gc_warm.hooks.handover overlap_jobs=1"
 
 MODULE = """
 import os
@@ -52,7 +52,7 @@ def quick():
 CONFIG = """
 engine:
   type: GlobusComputeEngine
-  max_workers_per_node: 1
+  max_workers_per_node: 2
   cores_per_worker: 0.01
   address: 127.0.0.1
   heartbeat_period: 1
@@ -64,7 +64,7 @@ engine:
     type: LocalProvider
     init_blocks: 0
     min_blocks: 0
-    max_blocks: 2
+    max_blocks: {jobs}
     worker_init: |
       {line}
       date +%s.%N >{folder}/$$.begun
@@ -110,7 +110,9 @@ def run(drain_period: int, seconds: float, jobs: int, line: str) -> Run:
         sys.path.insert(0, name)
         sys.modules.pop("preload_for_long", None)
         quick = importlib.import_module("preload_for_long").quick
-        config = CONFIG.format(folder=shlex.quote(name), drain_period=drain_period, line=line)
+        config = CONFIG.format(
+            folder=shlex.quote(name), drain_period=drain_period, line=line, jobs=1 if line else 2
+        )
 
         begun = time.monotonic()
         with MockExecutor(config=config) as executor:
