@@ -288,13 +288,14 @@ class _Succession:
             managers.setdefault(manager["block_id"], []).append(manager)
         registrations = Counter(self._executor.connected_blocks())
 
-        for block, status in self._executor.status_facade.items():
+        for block, job in list(self._jobs.items()):
+            status = self._executor.status_facade[block]
             if status.terminal:
-                self._jobs.pop(block, None)
+                del self._jobs[block]
             elif block in managers:
                 self._note_running(block, managers[block], registrations[block], now)
-            elif self._jobs[block].is_connected:
-                self._note_gone(self._jobs[block], now)
+            elif job.is_connected:
+                self._note_gone(job, now)
             elif is_fresh and status.state.name == "PENDING":
                 self._note_waiting(block, now)
 
