@@ -1,9 +1,10 @@
 """Quick tasks over several lives of a job: ``python tests/benchmarks/handover.py``.
 
 Jobs on this machine that drain after so many seconds, one at a time, and one more while they hand
-over; their workers preload for so many seconds of CPU time. Quick tasks are submitted one after the other,
-all the time. First as it is in stock, then with handover. A job's node-hours are those from the
-first line of its script to the last one; they are set beside those that `gc-warm check` predicts.
+over; their workers preload for so many seconds of CPU time. Quick tasks are submitted one after the
+other, all the time. First as it is in stock, then with handover. A job's node-hours are those from
+the first line of its script to the last one; they are set beside those that `gc-warm check`
+predicts, by what starts have taken.
 """
 
 from __future__ import annotations
