@@ -25,6 +25,7 @@ from tests.support import wait_until
 PORT_5000 = (
     "tests/check/test_rules_on_engine.py::test_gcw012_",
     "tests/journeys/test_configured.py",
+    "tests/journeys/test_handover.py",
     "tests/journeys/test_many_users.py",
     "tests/journeys/test_slurm_refused.py",
     "tests/journeys/test_up.py",

@@ -77,7 +77,7 @@ class Config:
         examined = config_rules.examine(
             text, self.file, self.known, lambda: self.source_lines(text, template)
         )
-        findings = [*examined.findings, *folder_rules.examine(folder)]
+        findings = [*examined.findings, *folder_rules.examine(folder, examined.config)]
         parent, _, _ = folders.files_of(folder)
         return Target(
             str(folder),

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from globus_compute_endpoint.endpoint.config import UserEndpointConfig
+
 from gc_warm.check.rules import Finding, Rule, RuleSet, is_silenced
-from gc_warm.configs import folders, options, templates
+from gc_warm.configs import folders, meaning, options, templates
 from gc_warm.configs.text import parse_with_nodes, place_of, read_text
 
 _RUN_CODE = (
@@ -33,20 +36,28 @@ class _Folder:
     Attributes:
         allowed: The functions that its endpoint is restricted to; None if it takes any.
         offered: The options that its template looks at and its schema lets in.
+        is_for_several: Whether it maps identities to local users.
+        hands_over: Whether its jobs are to hand over.
+        variables: The environment of its user endpoints, as far as it is written; None if there is
+            no file of it.
     """
 
     allowed: tuple[str, ...] | None
     offered: frozenset[str]
+    is_for_several: bool
+    hands_over: bool
+    variables: str | None
 
 
 _RULES: RuleSet[_Folder] = RuleSet()
 
 
-def examine(folder: Path) -> list[Finding]:
+def examine(folder: Path, config: UserEndpointConfig | None = None) -> list[Finding]:
     """Hold the folder of a config against all rules for folders.
 
     Args:
         folder: The folder.
+        config: What the endpoint makes of its template; None if that cannot be relied on.
 
     Raises:
         ConfigError: The folder's own configuration, or its schema, cannot be read.
@@ -56,7 +67,14 @@ def examine(folder: Path) -> list[Finding]:
     looked_at = templates.variables(read_text(template))
     is_open = schema.get("additionalProperties", True) is not False
     offered = [name for name in looked_at if is_open or name in options.described(schema)]
-    subject = _Folder(parent.allowed_functions, frozenset(offered))
+    variables = folder / "user_environment.yaml"
+    subject = _Folder(
+        parent.allowed_functions,
+        frozenset(offered),
+        parent.identity_mapping_config_path is not None,
+        config is not None and meaning.warmth_profile(config).overlap_jobs is not None,
+        read_text(variables) if variables.is_file() else None,
+    )
 
     source = folder / "config.yaml"
     text = read_text(source) if source.is_file() else ""
@@ -98,6 +116,51 @@ def restriction_undone(folder: _Folder) -> Iterator[tuple[Any, ...]]:
             "and fix them in the template"
         )
         yield ("allowed_functions",), text
+
+
+@_RULES.rule(
+    "GCW042",
+    "error",
+    "read in globus_compute_endpoint/endpoint/core_endpoint.py: "
+    "its user endpoints run as the users whom it maps",
+)
+def no_hooks_for_several(folder: _Folder) -> Iterator[tuple[Any, ...]]:
+    """Jobs that are to hand over, of an endpoint for several users.
+
+    What hands over lives in the user endpoint's own process, which would have it from a file of
+    the endpoint's owner: it does nothing in one that runs as another user. Leave it out of the
+    template there.
+    """
+    if folder.is_for_several and folder.hands_over:
+        text = (
+            "an endpoint for several users has no hooks in its user endpoints, so that their jobs "
+            "do not hand over: leave gc_warm.hooks.handover out of worker_init"
+        )
+        yield ("identity_mapping_config_path",), text
+
+
+@_RULES.rule(
+    "GCW043",
+    "warning",
+    "read in globus_compute_endpoint/endpoint/core_endpoint.py: "
+    "user endpoints have the variables of this file",
+)
+def no_hooks_in_environment(folder: _Folder) -> Iterator[tuple[Any, ...]]:
+    """Jobs that are to hand over, of an endpoint without the hook for it.
+
+    What hands over lives in the user endpoint's own process. It comes there by a PYTHONPATH in
+    `user_environment.yaml`, which `gc-warm configure` writes; an endpoint that was made before has
+    none, and then the option changes nothing.
+    """
+    if folder.is_for_several or not folder.hands_over or folder.variables is None:
+        return
+
+    if not re.search(r"^PYTHONPATH:.*/gc_warm/hooks/startup\b", folder.variables, re.MULTILINE):
+        text = (
+            "user_environment.yaml has no PYTHONPATH with gc_warm's hooks, so jobs do not hand "
+            "over: call `gc-warm configure` again, and restart the endpoint"
+        )
+        yield (), text
 
 
 RULES: Mapping[str, Rule[Any]] = _RULES.rules

@@ -428,3 +428,35 @@ def never_ends(config: Workers) -> Iterator[tuple[Any, ...]]:
             "starts over and over; give it more heartbeats"
         )
         yield ("idle_heartbeats_hard",), text
+
+
+@WORKERS.rule(
+    "GCW041",
+    "warning",
+    "read in parsl/jobs/strategy.py: no more blocks than max_blocks are asked for",
+)
+def no_handover(config: Workers) -> Iterator[tuple[Any, ...]]:
+    """Jobs that are to hand over, and cannot.
+
+    The next job is asked for before the last one drains, so that its workers are warm by then. That
+    needs room for both: with `max_jobs` 1 (in a config of your own, `max_blocks`), the next one can
+    only be asked for when the last one has ended, unless `overlap_jobs` allows more for that while.
+    It also needs jobs that drain before they end, and a strategy that asks for jobs.
+    """
+    profile = config.profile
+    if profile.overlap_jobs is None:
+        return
+
+    strategy = config.engine._job_status_kwargs["strategy"]
+    if not profile.drains:
+        why = "its jobs do not drain before they end: set drain_period"
+    elif strategy in ("none", None):
+        why = f"strategy {strategy} asks for no jobs: write strategy: simple"
+    elif profile.max_jobs + profile.overlap_jobs < 2:
+        why = (
+            "there is at most one job, so that tasks wait for the next one after its end; allow "
+            "overlap_jobs: 1, if the site allows two"
+        )
+    else:
+        return
+    yield (*PROVIDER, "worker_init"), f"handover: {why}"

@@ -162,7 +162,9 @@ def _show(
     if target.config is not None:
         from gc_warm.configs import meaning
 
-        sentences = meaning.in_words(meaning.warmth_profile(target.config))
+        known = targets.numbers(given["numbers"])
+        profile = meaning.warmth_profile(target.config)
+        sentences = meaning.in_words(profile, known.queue_seconds, known.load_seconds)
     _show_rows(console, target, sentences)
 
     if target.findings and (sentences or not target.is_seen_whole):

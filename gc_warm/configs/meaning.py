@@ -21,6 +21,7 @@ from globus_compute_endpoint.endpoint.config import UserEndpointConfig
 
 from gc_warm.configs import containers
 from gc_warm.exceptions import ConfigError
+from gc_warm.hooks import handover
 
 # Providers that ask the scheduler for their walltime; others only take it.
 _ASK_FOR_WALLTIME = (
@@ -117,6 +118,9 @@ class WarmthProfile:
         worst_case: Node-hours of all jobs that run to their walltime; None where nothing is billed.
             Where nodes are shared, a node is the part of it that a job asks for.
         devices: The device that each worker of a node is pinned to.
+        overlap_jobs: Jobs beyond the maximum while jobs hand over; None if they do not.
+        look: Seconds between two looks at whether another job is needed.
+        status_interval: Seconds between two looks at which jobs have ended.
     """
 
     copies_per_node: int | None
@@ -142,6 +146,9 @@ class WarmthProfile:
     idle_cost: float | None
     worst_case: float | None
     devices: tuple[str, ...]
+    overlap_jobs: int | None
+    look: float
+    status_interval: float
 
     @property
     def drains(self) -> bool:
@@ -159,15 +166,8 @@ def warmth_profile(config: UserEndpointConfig) -> WarmthProfile:
         ConfigError: The config's engine has no workers that could be warm.
     """
     engine: Any = config.engine
-    executor: Any = getattr(engine, "executor", None)
-    provider = getattr(executor, "provider", None)
-    if provider is None:
-        raise ConfigError(
-            f"{type(engine).__name__} starts no workers in jobs of their own; use "
-            "GlobusComputeEngine"
-        )
-
-    nodes = provider.nodes_per_block
+    provider = _provider(engine)
+    executor = engine.executor
     jobs = provider.max_blocks
     each = _workers(engine)
     managers, nodes_with_workers = _managers(engine, provider)
@@ -176,14 +176,14 @@ def warmth_profile(config: UserEndpointConfig) -> WarmthProfile:
     until_cold = _until_cold(config, job_idle, endpoint_idle)
     walltime = _seconds(provider)
     movement_limit = _movement_limit(config)
-    idle_hour, idle_cost, worst_case = _bill(nodes * jobs, walltime, until_cold)
+    bill = _bill(provider.nodes_per_block * jobs, walltime, until_cold)
 
     return WarmthProfile(
         copies_per_node=None if each is None else -(-each * managers // nodes_with_workers),
         shared=tuple(preloaded_on_node(provider)),
         workers_per_manager=each,
         managers_per_job=managers,
-        nodes_per_job=nodes,
+        nodes_per_job=provider.nodes_per_block,
         nodes_with_workers=nodes_with_workers,
         max_jobs=jobs,
         copies=None if each is None else each * managers * jobs,
@@ -198,18 +198,85 @@ def warmth_profile(config: UserEndpointConfig) -> WarmthProfile:
         part_of_node=_part_of_a_node(provider),
         movement_limit=movement_limit,
         restart=executor.heartbeat_period,
-        idle_hour=idle_hour,
-        idle_cost=idle_cost,
-        worst_case=worst_case,
+        idle_hour=bill[0],
+        idle_cost=bill[1],
+        worst_case=bill[2],
         devices=_devices(executor, each),
+        overlap_jobs=handover.overlap_jobs(provider.worker_init),
+        look=engine._job_status_kwargs["strategy_period"],
+        status_interval=provider.status_polling_interval,
     )
 
 
-def in_words(profile: WarmthProfile) -> list[tuple[str, str]]:
+def _provider(engine: Any) -> Any:
+    provider = getattr(getattr(engine, "executor", None), "provider", None)
+    if provider is None:
+        raise ConfigError(
+            f"{type(engine).__name__} starts no workers in jobs of their own; use "
+            "GlobusComputeEngine"
+        )
+    return provider
+
+
+@dataclass(frozen=True)
+class Succession:
+    """The way in which jobs of a config follow each other while there are tasks all the time.
+
+    Attributes:
+        lead: Seconds before a job drains at which the next one is asked for; 0 if it is asked for
+            when the last one has ended.
+        wait: Seconds that tasks wait between two jobs.
+        hours: Node-hours of an hour, for one job at a time, with the overlap.
+    """
+
+    lead: float
+    wait: float
+    hours: float
+
+
+def succession(
+    profile: WarmthProfile, queue: float, load: float, hands_over: bool
+) -> Succession | None:
+    """Return how jobs follow each other, by what a start takes.
+
+    Args:
+        profile: The meaning of the config.
+        queue: Seconds that a job waits in the queue.
+        load: Seconds from a job's start until its workers are ready.
+        hands_over: Whether to reckon with handover, where the config asks for it, or without.
+
+    Returns:
+        The succession; None if jobs do not drain.
+    """
+    life = profile.drain
+    if life is None:
+        return None
+
+    has_room = hands_over and profile.max_jobs + (profile.overlap_jobs or 0) > 1
+    if has_room:
+        lead = handover.lead(queue + load, life, profile.look)
+        from_end_to_request = -lead
+    elif hands_over:  # the end is seen at the next look
+        lead = 0.0
+        from_end_to_request = profile.look
+    else:  # on average
+        lead = 0.0
+        from_end_to_request = (profile.status_interval + profile.look) / 2
+
+    wait = max(0.0, from_end_to_request + queue + load)
+    hours = profile.nodes_per_job * life / (life + from_end_to_request + queue)
+    return Succession(lead, wait, hours)
+
+
+def in_words(
+    profile: WarmthProfile, queue: float | None = None, load: float | None = None
+) -> list[tuple[str, str]]:
     """Return the meaning of a config as pairs of a heading and a sentence.
 
     Args:
         profile: The meaning, as `warmth_profile` returns it.
+        queue: Seconds that a job waits in the queue, if they are known.
+        load: Seconds that a job's workers take to be ready, if they are known.
     """
     lines = [("copies of the state", _copies_in_words(profile))]
     if profile.shared:
@@ -220,6 +287,8 @@ def in_words(profile: WarmthProfile) -> list[tuple[str, str]]:
 
     if profile.walltime is not None or profile.drains:
         lines.append(("a job ends", _job_end_in_words(profile)))
+    if profile.overlap_jobs is not None and profile.drains:
+        lines.append(("jobs hand over", _handover_in_words(profile, queue, load)))
 
     restart = f"is replaced, cold, within {_time(profile.restart)}; its task fails"
     lines.append(("a worker that dies", restart))
@@ -678,14 +747,47 @@ def _keep_warm_in_words(profile: WarmthProfile) -> str:
 def _job_end_in_words(profile: WarmthProfile) -> str:
     drain = "tasks that still run then are lost"
     if profile.drains and profile.drain is not None:
-        drain = (
-            f"it takes no new tasks after {_time(profile.drain)}, "
-            "and what comes then can wait for the last that it has"
-        )
+        drain = f"it takes no new tasks after {_time(profile.drain)}"
+        if profile.overlap_jobs is None:
+            drain += ", and what comes then can wait for the last that it has"
 
     if profile.walltime is None:
         return f"with the last task that it has then: {drain}"
     return f"after {_time(profile.walltime)} at the latest; {drain}"
+
+
+def _handover_in_words(profile: WarmthProfile, queue: float | None, load: float | None) -> str:
+    """Return when the next job is asked for, and what that costs beside stock."""
+    ours = succession(profile, queue or 0.0, load or 0.0, hands_over=True)
+    stock = succession(profile, queue or 0.0, load or 0.0, hands_over=False)
+    assert ours is not None
+    assert stock is not None
+    assert profile.overlap_jobs is not None
+
+    if not ours.lead:
+        return (
+            "not before the last has ended, since there is at most one: tasks wait for the start "
+            "of the next; with overlap_jobs, it is asked for before that"
+        )
+    most = handover.lead(math.inf, profile.drain or 0, profile.look)
+    when = "the next is asked for before one drains"
+    if profile.overlap_jobs < profile.max_jobs:
+        when += f", while there are fewer than {profile.max_jobs + profile.overlap_jobs} jobs"
+    if queue is None and load is None:
+        dearest = profile.drain / (profile.drain - most) if profile.drain else 1
+        return (
+            f"{when}, by what starts have taken and {_time(round(most))} at most, which is up to "
+            f"{dearest:.2g} times the node-hours; --with load_seconds=... --with "
+            "queue_seconds=... says how many"
+        )
+
+    costs = (
+        f"steady use costs {_hours(profile, ours.hours)} an hour for each job, where it would be "
+        f"{_hours(profile, stock.hours)} with tasks that wait {_time(round(stock.wait))} after "
+        "each job"
+    )
+    wait = f", and tasks wait {_time(round(ours.wait))} for it" if ours.wait else ""
+    return f"{when}, by {_time(round(ours.lead))}{wait}; {costs}"
 
 
 def _task_in_words(profile: WarmthProfile) -> str:

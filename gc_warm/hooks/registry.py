@@ -53,7 +53,10 @@ class Hook:
 
 
 _POOL = "parsl.executors.high_throughput.process_worker_pool:"
+_EXECUTOR = "parsl.executors.high_throughput.executor:HighThroughputExecutor."
 _BLOCKS = "parsl.executors.status_handling:BlockProviderExecutor."
+
+_ALL = ("2026.4.20", *versions.TESTED_PARSL)  # the first is that of endpoints 4.10 to 4.15
 
 HOOKS = (
     Hook("preload", "worker", is_option=True),
@@ -113,8 +116,24 @@ HOOKS = (
         "backoff",
         "user endpoint",
         "backoff",
-        tested=("2026.4.20", *versions.TESTED_PARSL),  # that of endpoints 4.10 to 4.15
+        tested=_ALL,
         functions=(f"{_BLOCKS}scale_out_facade", f"{_BLOCKS}handle_errors"),
+    ),
+    Hook(
+        "handover",
+        "user endpoint",
+        "handover",
+        tested=_ALL,
+        functions=(
+            "parsl.jobs.strategy:Strategy.__init__",
+            "parsl.jobs.strategy:Strategy._general_strategy",
+            "parsl.jobs.job_status_poller:JobStatusPoller.poll",
+            f"{_BLOCKS}status_facade",
+            f"{_BLOCKS}scale_out_facade",
+            f"{_EXECUTOR}connected_managers",
+            f"{_EXECUTOR}connected_blocks",
+            f"{_EXECUTOR}outstanding",
+        ),
     ),
 )
 """All hooks."""

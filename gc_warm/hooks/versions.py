@@ -25,6 +25,15 @@ TESTED_PARSL = (
 """Versions whose workers and managers were found to be as hooks assume."""
 
 FINGERPRINTS: Mapping[str, Sequence[str]] = {
+    "parsl.executors.high_throughput.executor:HighThroughputExecutor.connected_blocks": (
+        "4a6d17820c22",
+    ),
+    "parsl.executors.high_throughput.executor:HighThroughputExecutor.connected_managers": (
+        "8b3eb578f25b",
+    ),
+    "parsl.executors.high_throughput.executor:HighThroughputExecutor.outstanding": (
+        "31ad097b0445",
+    ),
     "parsl.executors.high_throughput.interchange:Interchange.process_manager_socket_message": (
         "4c2d7c62ecd3",
         "fe2bb6b424d0",
@@ -71,6 +80,13 @@ FINGERPRINTS: Mapping[str, Sequence[str]] = {
     "parsl.executors.status_handling:BlockProviderExecutor.scale_out_facade": (
         "612da1515e7c",
         "4d7cb7f9325e",
+    ),
+    "parsl.executors.status_handling:BlockProviderExecutor.status_facade": ("9f8761304390",),
+    "parsl.jobs.job_status_poller:JobStatusPoller.poll": ("e4f6c7e9ee96",),
+    "parsl.jobs.strategy:Strategy.__init__": ("0ac5ff8a6917",),
+    "parsl.jobs.strategy:Strategy._general_strategy": (
+        "b457e85d9ee4",
+        "4180e9900136",
     ),
 }
 """The fingerprints that functions of Parsl had in the tested versions, the oldest one first.

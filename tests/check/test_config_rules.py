@@ -10,6 +10,7 @@ import inspect
 import json
 import os
 import re
+import shutil
 import uuid
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,7 +23,9 @@ from globus_compute_endpoint.endpoint import config as endpoint_config
 from gc_warm.check import config_rules, folder_rules, rulebook, targets
 from gc_warm.check.rules import REPRODUCED, Finding
 from gc_warm.check.task_facts import Numbers
-from gc_warm.configs import folders, loading, meaning
+from gc_warm.configs import folders, loading, meaning, rendering
+from gc_warm.exceptions import ConfigError
+from gc_warm.hooks import STARTUP
 from tests.support import MODULES
 
 OLDER_LOADER = not hasattr(endpoint_config, "CoreEndpointConfig")
@@ -1050,6 +1053,26 @@ CASES: list[tuple[str, Case]] = [
         ),
     ),
     (
+        "GCW041",
+        Case(
+            slurm("worker_init: '# gc_warm.hooks.handover'", "max_blocks: 1"),
+            slurm("worker_init: '# gc_warm.hooks.handover overlap_jobs=1'", "max_blocks: 1"),
+            "handover: there is at most one job, so that tasks wait for the next one after its end",
+            "worker_init",
+        ),
+    ),
+    (
+        "GCW041",
+        Case(
+            engine(job=("worker_init: '# gc_warm.hooks.handover'", "max_blocks: 2")),
+            engine(
+                "drain_period: 60", job=("worker_init: '# gc_warm.hooks.handover'", "max_blocks: 2")
+            ),
+            "handover: its jobs do not drain before they end: set drain_period",
+            "worker_init",
+        ),
+    ),
+    (
         "GCW038",
         Case(
             contained("--init", "export GC_TASK_TIMEOUT=60 PATH=/opt/bin A=1"),
@@ -1150,6 +1173,31 @@ def test_each_rule_finds_its_miniature_and_is_content_with_the_repaired_one(numb
 def test_every_rule_has_a_miniature() -> None:
     of_folders = set(folder_rules.RULES)
     assert {rule for rule, _ in CASES} | of_folders == set(config_rules.RULES)
+
+
+def test_endpoint_for_several_users_refuses_handover(tmp_path: Path) -> None:
+    shutil.copytree(folders.shipped()["slurm"], tmp_path, dirs_exist_ok=True)
+    (tmp_path / "map.json").write_text("[]")
+    core = tmp_path / "config.yaml"
+    core.write_text(f"display_name: a\nidentity_mapping_config_path: {tmp_path / 'map.json'}\n")
+    with pytest.raises(ConfigError, match="handover: an endpoint that serves other users has no"):
+        rendering.render(tmp_path, {"handover": True})
+
+    config = loading.load(rendering.render(folders.shipped()["slurm"], {"handover": True}), "")
+    assert [each.rule for each in folder_rules.examine(tmp_path, config)] == ["GCW042"]
+    assert folder_rules.examine(tmp_path) == []
+
+
+def test_endpoint_without_hooks_cannot_hand_over(tmp_path: Path) -> None:
+    config = loading.load(rendering.render(folders.shipped()["slurm"], {"handover": True}), "")
+    shutil.copytree(folders.shipped()["slurm"], tmp_path, dirs_exist_ok=True)
+    assert folder_rules.examine(tmp_path, config) == [], "it is no endpoint yet"
+
+    variables = tmp_path / "user_environment.yaml"
+    variables.write_text("PYTHONPATH: /home/me/lib\n")
+    assert [each.rule for each in folder_rules.examine(tmp_path, config)] == ["GCW043"]
+    variables.write_text(f"PATH: /bin\nPYTHONPATH: {STARTUP}:/home/me/lib\n")
+    assert folder_rules.examine(tmp_path, config) == []
 
 
 @pytest.mark.parametrize("name", ["slurm", "stock"])
@@ -1611,6 +1659,19 @@ WORDS = {
         "shared on a node",
         "preloaded:table, numpy: one copy on each node, for 4 workers, where it can be forked",
     ),
+    "the next job is asked for before": (
+        slurm("worker_init: '# gc_warm.hooks.handover'", "max_blocks: 2"),
+        "jobs hand over",
+        "the next is asked for before one drains, while there are fewer than 2 jobs, by what "
+        "starts have taken and 16 min 40 s at most, which is up to 1.5 times the node-hours; "
+        "--with load_seconds=... --with queue_seconds=... says how many",
+    ),
+    "the next job has no room": (
+        slurm("worker_init: '# gc_warm.hooks.handover'", "max_blocks: 1"),
+        "jobs hand over",
+        "not before the last has ended, since there is at most one: tasks wait for the start of "
+        "the next; with overlap_jobs, it is asked for before that",
+    ),
     "a time-out ends it before": (
         slurm("worker_init: export GC_TASK_TIMEOUT=60"),
         "a task",
@@ -1624,6 +1685,32 @@ def test_summary_says_what_ends_state_and_tasks(case: str) -> None:
     text, heading, expected = WORDS[case]
     profile = meaning.warmth_profile(loading.load(text, ""))
     assert dict(meaning.in_words(profile))[heading] == expected
+
+
+@pytest.mark.parametrize(
+    ("queue", "load", "words"),
+    [
+        (
+            30,
+            60,
+            "the next is asked for before one drains, by 2 min 25 s; steady use costs 1.04 "
+            "node-hours an hour for each job, where it would be 0.98 node-hours with tasks that "
+            "wait 2 min 2 s after each job",
+        ),
+        (
+            1800,
+            60,
+            "the next is asked for before one drains, by 16 min 40 s, and tasks wait 14 min 20 s "
+            "for it; steady use costs 0.79 node-hours an hour for each job, where it would be "
+            "0.62 node-hours with tasks that wait 31 min 32 s after each job",
+        ),
+    ],
+    ids=["in time", "long queue"],
+)
+def test_summary_says_what_handover_costs(queue: float, load: float, words: str) -> None:
+    text = slurm("worker_init: '# gc_warm.hooks.handover overlap_jobs=1'", "max_blocks: 1")
+    profile = meaning.warmth_profile(loading.load(text, ""))
+    assert dict(meaning.in_words(profile, queue, load))["jobs hand over"] == words
 
 
 @pytest.mark.parametrize("value", ['"60"', "60  # a minute", "60;", "'60.0'"])

@@ -307,6 +307,7 @@ def test_all_that_a_schema_allows_is_rendered_loaded_and_means_what_the_options_
         # a program that the user starts in the background
         asked_for = {"GCW022"} if "&" in options.get("environment", "") else set()
         asked_for |= {"GCW007"} if no_cores(options) else set()
+        asked_for |= {"GCW041"} if has_no_room_for_handover(options) else set()
         # managers on some of the nodes only, or with one core each
         asked_for |= (
             {"GCW010", "GCW039"} if options.get("launcher_overrides", "").strip() else set()
@@ -320,6 +321,11 @@ def test_all_that_a_schema_allows_is_rendered_loaded_and_means_what_the_options_
             asks_for_what_is_said(name, options, config.engine.executor.provider, tmp_path)
 
     check()
+
+
+def has_no_room_for_handover(options: Values) -> bool:
+    jobs = options.get("max_jobs", 1) + options.get("overlap_jobs", 0)
+    return bool(options.get("handover")) and jobs < 2
 
 
 def means_what_is_said(name: str, options: Values, profile: meaning.WarmthProfile) -> None:
@@ -338,6 +344,8 @@ def means_what_is_said(name: str, options: Values, profile: meaning.WarmthProfil
     assert 60 * asked - 0.001 <= profile.keep_warm <= 60 * asked + max(5, 6 * asked) + 0.001
     assert profile.endpoint_idle >= profile.keep_warm
     assert profile.task_timeout == options.get("task_timeout")
+    overlap = options.get("overlap_jobs", 0) if options.get("handover") else None
+    assert profile.overlap_jobs == overlap
 
     costs = [profile.idle_hour, profile.idle_cost, profile.worst_case]
     if wall is None:
@@ -407,6 +415,8 @@ def has_the_container_that_is_said(options: Values, engine: Any) -> None:
 def shell_text(name: str, options: Values) -> str:
     # an empty line on both sides keeps its spaces, and a backslash at its end
     lines = ["", options.get("environment", ""), ""]
+    if options.get("handover"):
+        lines.insert(0, f"# gc_warm.hooks.handover overlap_jobs={options.get('overlap_jobs', 0)}")
     if name == "pbs":
         lines.insert(0, """trap 'rm -f "${JOBNAME-}.nodes"' EXIT""")
         lines.append(

@@ -227,14 +227,14 @@ if "parsl" in sys.modules:
     facade = BlockProviderExecutor.scale_out_facade.__module__
 print([facade, os.environ.get("PYTHONPATH"), os.environ.get("SITE")])
 """
-OFF = "GC_WARM_DISABLE='backoff': switched off: backoff"
+OFF = "GC_WARM_DISABLE='backoff handover': switched off: backoff, handover"
 
 
 @pytest.mark.parametrize(
     ("word", "switch", "found", "said"),
     [
         ("_start-user-endpoint", "", ["gc_warm.hooks.backoff", "SITE", "ran"], ""),
-        ("--die-with-parent", "backoff", [None, "SITE", "ran"], f"gc_warm: {OFF}\n"),
+        ("--die-with-parent", "backoff handover", [None, "SITE", "ran"], f"gc_warm: {OFF}\n"),
         ("start", "", [None, f"{STARTUP}:SITE", "ran"], ""),
     ],
     ids=["user endpoint", "switched off", "any other"],

@@ -219,7 +219,8 @@ def test_a_worker_of_another_parsl_works_and_says_so(tmp_path: Path) -> None:
 
 
 HOOKS = (
-    "preload, preload_node, survive_idle_kill, amd_gpus, orderly_end, helper_watch, gate, backoff"
+    "preload, preload_node, survive_idle_kill, amd_gpus, orderly_end, helper_watch, gate, backoff, "
+    "handover"
 )
 
 

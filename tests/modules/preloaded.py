@@ -150,6 +150,12 @@ def for_ever() -> None:
         time.sleep(0.01)
 
 
+def after_a_while() -> None:
+    """Load, after two seconds."""
+    time.sleep(2)
+    table()
+
+
 def when_let() -> None:
     """Say that it has begun, by a file, and load when there is another.
 
