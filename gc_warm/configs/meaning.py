@@ -117,6 +117,8 @@ class WarmthProfile:
         worst_case: Node-hours of all jobs that run to their walltime; None where nothing is billed.
             Where nodes are shared, a node is the part of it that a job asks for.
         devices: The device that each worker of a node is pinned to.
+        ahead: Tasks that a node fetches beyond those that it runs, to give each to the worker that
+            holds what it needs; None where workers take them in their order.
     """
 
     copies_per_node: int | None
@@ -142,6 +144,7 @@ class WarmthProfile:
     idle_cost: float | None
     worst_case: float | None
     devices: tuple[str, ...]
+    ahead: int | None
 
     @property
     def drains(self) -> bool:
@@ -202,6 +205,7 @@ def warmth_profile(config: UserEndpointConfig) -> WarmthProfile:
         idle_cost=idle_cost,
         worst_case=worst_case,
         devices=_devices(executor, each),
+        ahead=executor.prefetch_capacity if is_warm_first(provider) else None,
     )
 
 
@@ -224,6 +228,8 @@ def in_words(profile: WarmthProfile) -> list[tuple[str, str]]:
     restart = f"is replaced, cold, within {_time(profile.restart)}; its task fails"
     lines.append(("a worker that dies", restart))
     lines.append(("a task", _task_in_words(profile)))
+    if profile.ahead is not None:
+        lines.append(("a task with a hint", _routing_in_words(profile)))
     return lines + _costs(profile)
 
 
@@ -302,6 +308,15 @@ def preloaded_on_node(provider: Any) -> list[str]:
     words = [word for word in _boot_words(provider) if word.startswith(option)]
     specs = [spec for word in words for spec in word.removeprefix(option).split(",")]
     return [spec for spec in specs if _PRELOAD.fullmatch(spec)]
+
+
+def is_warm_first(provider: Any) -> bool:
+    """Tell whether tasks go to workers that hold what they need, by `gc_warm.worker.boot`.
+
+    Args:
+        provider: The provider of a loaded config.
+    """
+    return "--warm-first" in _boot_words(provider)
 
 
 def all_preloads(provider: Any) -> list[str]:
@@ -705,6 +720,16 @@ def _task_in_words(profile: WarmthProfile) -> str:
     return (
         f"may take {_time(limit)}, less what worker_init takes: a longer one is lost if its job "
         "ends first"
+    )
+
+
+def _routing_in_words(profile: WarmthProfile) -> str:
+    if not profile.ahead:
+        return "goes to a free worker: none is fetched ahead for one that holds what it needs"
+    beyond = _count(profile.ahead, "task")
+    return (
+        "goes to the worker of its node that holds what it needs; for that, a node takes "
+        f"{beyond} more than it has workers"
     )
 
 

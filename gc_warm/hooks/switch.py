@@ -21,6 +21,7 @@ WORKER_HOOKS = (
     "preload",
     "preload_node",
     "survive_idle_kill",
+    "warm_first",
     "amd_gpus",
     "orderly_end",
     "helper_watch",

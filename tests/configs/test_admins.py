@@ -24,6 +24,7 @@ UNSAFE = {
     "python_path": ["/tmp"],
     "preload": ["os:abort"],
     "survive_idle_kill": True,
+    "warm_first": True,
     "launcher_overrides": "--export=ALL",
 }
 
