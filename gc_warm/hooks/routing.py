@@ -364,8 +364,8 @@ class _Uses:
         self._before = {_key(holding): holding.used for holding in ledger.held()}
 
     def end(self) -> Needs | None:
-        """Return what the task has used that has ended; None if one of its loads has failed."""
-        if any(event.kind == "failed" for event in ledger.events(since=self._mark)):
+        """Return what the task has used that has ended; None if it has lost some of that."""
+        if any(event.kind in _LOSSES for event in ledger.events(since=self._mark)):
             return None
 
         names = set()
@@ -418,6 +418,7 @@ class _Uses:
 
 
 _HINTS_KEPT = 256
+_LOSSES = ("failed", "cleared", "ended", "discarded", "invalid")
 
 
 def _key(holding: ledger.Holding) -> tuple[int, float]:

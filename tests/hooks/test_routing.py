@@ -244,6 +244,7 @@ def test_a_load_that_is_under_way_is_told_and_then_how_long_it_took(node: Node) 
     assert node.state().needs[hint].seconds == 1.5, "which the ledger says"
     assert node.state().seats[0].doing == hint
     holding.used += 1
+    ledger.record("discarded", "table", (1,))
     ledger.release(holding)
     with pytest.raises(queue.Empty):
         worker.get(block=False)
