@@ -150,7 +150,7 @@ class RoutedQueue(TaskQueue):
             seconds: The most seconds to wait.
             alarm: When to wake, for the worker that watches the pipe; None for the others.
         """
-        sources = [self._bells.own, *self._manager.sentinels]
+        sources: list[Any] = [self._bells.own, *self._manager.sentinels]
         longest = min(seconds, _LOOK)
         if alarm is not None:
             sources.append(self._reader)

@@ -5,29 +5,39 @@ from __future__ import annotations
 import multiprocessing
 import os
 import queue
+import random
 import signal
 import socket
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
+from importlib.metadata import version
 from multiprocessing import heap, resource_tracker
 from multiprocessing.queues import Queue
 from multiprocessing.reduction import ForkingPickler
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import keyed
 import pytest
+import tasks
+from globus_compute_sdk.serialize import ComputeSerializer, SerializationStrategy
+from globus_compute_sdk.serialize.concretes import SELECTABLE_DATA_STRATEGIES
 
+from gc_warm import MockExecutor, WarmExecutor
 from gc_warm.hooks import placement, pool, queues, routing
 from gc_warm.hooks.pool import Pool, State, descriptor_of
 from gc_warm.hooks.queues import locked
 from gc_warm.hooks.routing import RoutedQueue
 from gc_warm.worker import hints, ledger
 from tests.support import wait_until
+from tests.testing.backends import engine_config
 
 SPAWN = multiprocessing.get_context("spawn")  # whose shared numbers are in a file
 FORK = multiprocessing.get_context("fork")  # for what these tests run: milliseconds
+BUFFERS: Any = heap.BufferWrapper
 TRACED = tuple(module.__file__ for module in (placement, pool, queues, routing))
 
 
@@ -44,7 +54,7 @@ class Node:
 
     def __init__(self) -> None:
         self.tasks: Queue[Any] = SPAWN.Queue()
-        heap.BufferWrapper._heap = heap.Heap()  # a file of its own, as a manager has it
+        BUFFERS._heap = heap.Heap()  # a file of its own, as a manager has it
         self.ready: Any = SPAWN.Value("i", 0)
         self.announced = FORK.SimpleQueue()
         self.bells: list[socket.socket] = []
@@ -89,7 +99,7 @@ class Node:
         for bell in self.bells:
             bell.close()
         del self.ready
-        heap.BufferWrapper._heap = heap.Heap()
+        BUFFERS._heap = heap.Heap()
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -360,3 +370,97 @@ def test_a_kill_at_any_line_loses_and_doubles_nothing() -> None:
         while second < 400:
             survivors([first, second])
             second += 31
+
+
+BOOT = 'eval "$(globus-compute-endpoint python-exec gc_warm.worker.boot {})"'
+
+
+def engine(workers: int, words: str = "--warm-first") -> WarmExecutor:
+    config = engine_config(workers, BOOT.format(words)).replace(
+        "run_in_sandbox: true", "prefetch_capacity: 16"
+    )
+    return WarmExecutor(MockExecutor(config=config))
+
+
+@pytest.fixture(scope="module")
+def routed() -> Iterator[WarmExecutor]:
+    with engine(3) as executor:
+        executor.warm_up(tasks.pid_of, 0, workers=3)
+        yield executor
+
+
+@pytest.mark.engine
+def test_engine_a_sequential_client_uses_one_worker(routed: WarmExecutor) -> None:
+    assert version("parsl") in routing.TESTED_PARSL, (
+        "this Parsl is new: see whether these tests hold, and add it to TESTED_PARSL"
+    )
+    assert len({routed.submit(tasks.pid_of, 0).result(120)[0] for _ in range(20)}) == 1
+
+
+@pytest.mark.engine
+@pytest.mark.parametrize("strategy", SELECTABLE_DATA_STRATEGIES)
+def test_engine_calls_with_a_hint_find_their_state_whatever_the_strategy(
+    routed: WarmExecutor, strategy: type[SerializationStrategy]
+) -> None:
+    before = routed.serializer
+    routed.serializer = ComputeSerializer(strategy_data=strategy)
+    try:
+        keys = [f"{strategy.__name__} {letter}" for letter in "abcdef"]
+        first = {key: routed.near(key).submit(keyed.use, key).result(120) for key in keys}
+        assert all(is_cold for _, is_cold in first.values())
+        assert len({pid for pid, _ in first.values()}) == 3
+
+        function_id = routed.register_function(keyed.use)
+        for key in keys * 3:
+            assert routed.near(key).submit(keyed.use, key).result(120) == (first[key][0], False)
+            again = routed.near(key).submit_to_registered_function(function_id, (key,))
+            assert tuple(again.result(120)) == (first[key][0], False)
+    finally:
+        routed._function_registry.clear()
+        routed.serializer = before
+
+
+@pytest.mark.engine
+@pytest.mark.parametrize("words", ["--warm-first", "--warm-first --preload-node=keyed"])
+def test_engine_kills_lose_running_tasks_only_and_run_none_twice(
+    words: str, tmp_path: Path
+) -> None:
+    chance = random.Random(1)
+    runs = tmp_path / "runs"
+    lost, returned = set(), set()
+    pids: set[int] = set()
+    killed: set[int] = set()
+    number = 0
+
+    with engine(2, words) as executor:
+        near = {key: executor.near(key) for key in "abcdef"}
+        while len(killed) < 6:
+            futures = {}
+            for _ in range(40):
+                key = chance.choice("abcdef")
+                futures[number] = near[key].submit(keyed.count, key, number, str(runs))
+                number += 1
+            if alive := sorted(pids - killed):
+                killed.add(chance.choice(alive))
+                os.kill(max(killed & set(alive)), signal.SIGKILL)
+            for which, future in futures.items():
+                error = future.exception(120)
+                if error is not None:
+                    assert "WorkerLost" in str(error)
+                    lost.add(which)
+                    continue
+                pid, answer = future.result()
+                assert answer == which
+                returned.add(which)
+                pids.add(pid)
+
+    assert lost | returned == set(range(number))
+    assert len(lost) <= len(killed)
+    ran = [int(line) for line in runs.read_text().split()]
+    assert {each for each in ran if ran.count(each) > 1} <= lost
+
+
+@pytest.mark.engine
+def test_engine_stock_ignores_hints() -> None:
+    with WarmExecutor(MockExecutor(config=engine_config(1))) as executor:
+        assert executor.near("a").submit(tasks.pid_of, 7).result(120)[1] == 7
