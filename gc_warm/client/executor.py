@@ -590,7 +590,7 @@ class _Near(WarmExecutor):
         return super()._submit_by_id(function_id, hinted, kwargs)
 
     def _submit_plain(self, fn: Callable[..., Any], args: Any, kwargs: Any) -> ComputeFuture:
-        registry: dict[Any, str] = self.executor._function_registry  # type: ignore[assignment]
+        registry: dict[Any, str] = self.executor._function_registry
         if fn not in registry:
             self.executor.register_function(fn)
         return self._submit_by_id(registry[fn], args, kwargs)

@@ -170,7 +170,6 @@ def warmth_profile(config: UserEndpointConfig) -> WarmthProfile:
             "GlobusComputeEngine"
         )
 
-    nodes = provider.nodes_per_block
     jobs = provider.max_blocks
     each = _workers(engine)
     managers, nodes_with_workers = _managers(engine, provider)
@@ -179,14 +178,14 @@ def warmth_profile(config: UserEndpointConfig) -> WarmthProfile:
     until_cold = _until_cold(config, job_idle, endpoint_idle)
     walltime = _seconds(provider)
     movement_limit = _movement_limit(config)
-    idle_hour, idle_cost, worst_case = _bill(nodes * jobs, walltime, until_cold)
+    idle_hour, idle_cost, worst_case = _bill(provider.nodes_per_block * jobs, walltime, until_cold)
 
     return WarmthProfile(
         copies_per_node=None if each is None else -(-each * managers // nodes_with_workers),
         shared=tuple(preloaded_on_node(provider)),
         workers_per_manager=each,
         managers_per_job=managers,
-        nodes_per_job=nodes,
+        nodes_per_job=provider.nodes_per_block,
         nodes_with_workers=nodes_with_workers,
         max_jobs=jobs,
         copies=None if each is None else each * managers * jobs,
