@@ -3,8 +3,8 @@
 One node on this machine, and tasks that each need the state of one of eight keys, by Zipf's law; a
 worker has room for two. First as it is in stock, then in stock with tasks that are fetched ahead,
 then with ``warm_first``: with few tasks a second, with many, and in a backlog. Loads and tasks
-sleep, so that cores count for little; lengths of tasks are log-normal. And tasks that do nothing and
-have no hint, for what a task costs.
+sleep, so that cores count for little; lengths of tasks are log-normal. And tasks that do nothing,
+and have no hint, for what a task costs.
 """
 
 from __future__ import annotations

@@ -196,7 +196,10 @@ def test_a_worker_of_another_parsl_works_and_says_so(tmp_path: Path) -> None:
     assert "this Parsl is not as gc_warm knows it: its workers work, and start cold" in run.stderr
 
 
-HOOKS = "preload, preload_node, survive_idle_kill, warm_first, amd_gpus, orderly_end, helper_watch, gate, backoff"
+HOOKS = (
+    "preload, preload_node, survive_idle_kill, warm_first, amd_gpus, orderly_end, helper_watch, "
+    "gate, backoff"
+)
 
 
 @pytest.mark.parametrize(
