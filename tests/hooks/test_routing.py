@@ -365,11 +365,9 @@ def test_a_kill_at_any_line_loses_and_doubles_nothing() -> None:
     assert line > 500
 
     # and of the next one, in what it does about that
-    for first in range(100, line, 23):
-        second = 1
-        while second < 400:
+    for first in range(100, line, 71):
+        for second in range(1, 400, 53):
             survivors([first, second])
-            second += 31
 
 
 BOOT = 'eval "$(globus-compute-endpoint python-exec gc_warm.worker.boot {})"'
