@@ -3,8 +3,8 @@
 One node on this machine, and tasks that each need the state of one of eight keys, by Zipf's law; a
 worker has room for two. First as it is in stock, then in stock with tasks that are fetched ahead,
 then with ``warm_first``: with few tasks a second, with many, and in a backlog. Loads and tasks
-sleep, so that cores count for little; lengths of tasks are log-normal. And tasks that do nothing,
-and have no hint, for what a task costs.
+sleep, so that cores count for little; lengths of tasks are log-normal. At last, tasks of the same
+lengths that have no hint and need no state.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import sys
 import tempfile
 import time
 from concurrent.futures import wait
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -49,8 +50,8 @@ def use(key, load, seconds):
     time.sleep(seconds)
     return routed_keys.model.info().loads - before
 
-def nothing():
-    return None
+def pause(seconds):
+    time.sleep(seconds)
 """
 
 CONFIG = """
@@ -124,33 +125,53 @@ def measure(executor: WarmExecutor, number: int, rate: float, load: float, name:
     return Measured(loads, number / (max(ended) - begun), waits)
 
 
-def measure_nothing(executor: WarmExecutor, number: int) -> float:
-    """Return how many tasks a second end that do nothing, without a record or a hint."""
-    nothing = importlib.import_module("routed_keys").nothing
-    plain = executor.executor
-    plain.submit(nothing).result()
+def compare_plain(folder: str, workers: int, number: int, turns: int) -> float:
+    """Return which part of stock's tasks a second end with warm-first, without hints or state.
 
-    def burst() -> float:
+    The two take turns, so that what else the machine does counts for both.
+    """
+    pause = importlib.import_module("routed_keys").pause
+    chance = random.Random(7)
+    lengths = [chance.lognormvariate(math.log(MEDIAN), 0.5) for _ in range(number)]
+
+    def rate(executor: WarmExecutor) -> float:
         begun = time.perf_counter()
-        wait([plain.submit(nothing) for _ in range(number)])
+        wait([executor.executor.submit(pause, length) for length in lengths])
         return number / (time.perf_counter() - begun)
 
-    return statistics.median(burst() for _ in range(5))
+    with ExitStack() as ending:
+        both = [
+            ending.enter_context(start(folder, workers, way)) for way in ("stock", "warm-first")
+        ]
+        for executor in both:
+            executor.warm_up(pause, 0, workers=workers)
+            rate(executor)
+        rates = [tuple(rate(executor) for executor in both) for _ in range(turns)]
+
+    stock, ours = (statistics.median(column) for column in zip(*rates, strict=True))
+    part = statistics.median(ours / stock for stock, ours in rates)
+    print(f"no hints: {stock:.0f} tasks/s in stock, {ours:.0f} with warm-first; ratio {part:.2f}")
+    return part
 
 
-def run(folder: str, workers: int, load: float, number: int) -> dict[str, Any]:
+def start(folder: str, workers: int, way: str) -> WarmExecutor:
+    """Return an executor with a node of so many workers."""
+    ahead, line = WAYS[way]
+    config = CONFIG.format(
+        workers=workers, ahead=ahead, folder=shlex.quote(folder), line=line or "true"
+    )
+    return WarmExecutor(MockExecutor(config=config))
+
+
+def run(folder: str, workers: int, load: float, number: int) -> dict[tuple[str, str], Measured]:
     """Print a row for each way and load, and return what was measured."""
-    found: dict[str, Any] = {}
-    for way, (ahead, line) in WAYS.items():
-        config = CONFIG.format(
-            workers=workers, ahead=ahead, folder=shlex.quote(folder), line=line or "true"
-        )
-        with WarmExecutor(MockExecutor(config=config)) as executor:
-            nothing = importlib.import_module("routed_keys").nothing
-            executor.warm_up(nothing, workers=workers)
-            found[way] = measure_nothing(executor, number)
+    found = {}
+    pause = importlib.import_module("routed_keys").pause
+    for way in WAYS:
+        with start(folder, workers, way) as executor:
+            executor.warm_up(pause, 0, workers=workers)
             for name, rate in RATES.items():
-                got = measure(executor, number, rate, load, f"{name}")
+                got = measure(executor, number, rate, load, name)
                 found[way, name] = got
                 print(
                     f"| {workers} | {load:g} s | {name} | {way} | {got.loads} | {got.rate:.1f} | "
@@ -175,6 +196,9 @@ def main() -> str | int:
         "--tasks", type=int, default=200, help="tasks of each kind (default: %(default)s)"
     )
     parser.add_argument(
+        "--turns", type=int, default=9, help="bursts without hints (default: %(default)s)"
+    )
+    parser.add_argument(
         "--check", action="store_true", help="fail if warm-first loads more often than 10 times"
     )
     options = parser.parse_args()
@@ -185,10 +209,7 @@ def main() -> str | int:
         print("| workers | load | tasks come | | loads | tasks/s | median | p95 | worst |")
         print("| ---: | ---: | --- | --- | ---: | ---: | ---: | ---: | ---: |")
         found = run(name, options.workers, options.load, options.tasks)
-
-    for way in WAYS:
-        of_stock = found[way] / found["stock"]
-        print(f"tasks that do nothing, {way}: {found[way]:.0f} tasks/s, {of_stock:.2f} of stock's")
+        compare_plain(name, options.workers, options.tasks, options.turns)
 
     most = max(found["warm-first", name].loads for name in RATES)
     too_many = options.check and most > 1.25 * KEYS
