@@ -461,16 +461,18 @@ STOCK: dict[str, object] = {
 NOT_DONE = {**STOCK, "failures": ["GC_WARM_DISABLE switches preload off"]}
 ENDS = {**NOT_DONE, "ends in order": True, "queues": {"_FirstGet"}}
 SURVIVES = {**ENDS, "queues": {"_FirstGet", "TaskQueue"}}
+ROUTES = {**ENDS, "queues": {"_FirstGet", "RoutedQueue"}}
 
 
 @pytest.mark.engine
 def test_no_option_overrides_the_switch() -> None:
     """Where the block is prepared, or only on the node of the worker."""
-    line = LINE.format("--survive-idle-kill preloaded:table")
+    line = LINE.format("--warm-first preloaded:table")
     cases = [
         ("all", True, STOCK, HOOKS),
         ("all", False, NOT_DONE, HOOKS),
-        ("preload", True, SURVIVES, "preload"),
+        ("preload", True, ROUTES, "preload"),
+        ("preload,warm_first", False, SURVIVES, "preload, warm_first"),
         ("survive_idle_kill,preload", False, ENDS, "preload, survive_idle_kill"),
     ]
 
@@ -481,7 +483,7 @@ def test_no_option_overrides_the_switch() -> None:
             assert executor.submit(preloaded.hooks).result(120) == left, lines
             assert f"switched off: {said}\n" in output(executor), lines
 
-    with ThreadPoolExecutor(4) as pool:
+    with ThreadPoolExecutor(5) as pool:
         list(pool.map(is_off, *zip(*cases, strict=True)))
 
 
