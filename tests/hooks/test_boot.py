@@ -467,7 +467,7 @@ ROUTES = {**ENDS, "queues": {"_FirstGet", "RoutedQueue"}}
 @pytest.mark.engine
 def test_no_option_overrides_the_switch() -> None:
     """Where the block is prepared, or only on the node of the worker."""
-    line = LINE.format("--warm-first preloaded:table")
+    line = LINE.format("--survive-idle-kill --warm-first preloaded:table")
     cases = [
         ("all", True, STOCK, HOOKS),
         ("all", False, NOT_DONE, HOOKS),
