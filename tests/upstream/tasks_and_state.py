@@ -13,9 +13,9 @@ manager with room by chance, so that with N nodes each state is loaded on all of
 *The proposal.* A task may have a word, ``resource_spec["affinity"]``, which the interchange reads
 as it does ``priority``. For each manager it keeps the words of the last tasks that it gave there
 (some hundred, the latest last; they go with the manager). In ``process_tasks_to_send``, for a
-manager with room, a task whose word that manager has comes first; then one without a word, or with
-one that no manager has; and one whose word another manager has only when it has waited for longer
-than a few seconds, so that nothing starves. Without words, all is as it is. A manager need not know.
+manager with room, a task whose word that manager has comes first; then one without a word, or
+with one that no manager has; and one whose word another manager has only when it has waited for
+longer than a few seconds, so that nothing starves. Without words, all is as it is.
 
 Here two nodes with one worker each run tasks of several keys, one after the other, and count loads:
 one for each key is enough.
