@@ -259,6 +259,18 @@ def forked_for_mpi(config: Workers) -> Iterator[tuple[Any, ...]]:
         yield (*PROVIDER, "worker_init"), text
 
 
+@WORKERS.rule("GCW045", "error")
+def routed_for_mpi(config: Workers) -> Iterator[tuple[Any, ...]]:
+    """Tasks that are to go where state is warm, in a GlobusMPIEngine.
+
+    Its manager gives each task the nodes that are free, before a worker has it: a task that waited
+    for another worker would keep nodes from those that could run. `warm_first` does nothing there.
+    """
+    if config.is_mpi and config.profile.ahead is not None:
+        text = "--warm-first does nothing in a GlobusMPIEngine: leave it out"
+        yield (*PROVIDER, "worker_init"), text
+
+
 @WORKERS.rule(
     "GCW030",
     "warning",

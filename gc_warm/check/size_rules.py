@@ -250,12 +250,12 @@ def prefetch(config: Workers) -> Iterator[tuple[Any, ...]]:
 
     With `prefetch_capacity` above 0, a manager takes more tasks than it has workers. They stay
     there, also behind a cold load, and cannot be warmed up node by node. Where all workers belong
-    to one manager, it does no harm.
+    to one manager, it does no harm, and with `warm_first` it is what workers choose from.
     """
     managers = config.profile.max_jobs * config.profile.managers_per_job
     number = config.executor.prefetch_capacity
 
-    if number > 0 and managers > 1:
+    if number > 0 and managers > 1 and config.profile.ahead is None:
         text = (
             f"prefetch_capacity {number}: tasks wait on one of {managers} nodes "
             "though others are free; set it to 0"

@@ -13,6 +13,7 @@ fetched if it were asked for its class.
 from __future__ import annotations
 
 import concurrent.futures
+import functools
 import io
 import json
 import keyword
@@ -35,6 +36,7 @@ from gc_warm.client.report import Report
 from gc_warm.client.warm_up import WarmUp, WarmUpRun
 from gc_warm.client.warmth import Call, Warmth, is_readable, parse_record, unknown, was_lost
 from gc_warm.exceptions import StaleModuleError
+from gc_warm.worker import hints
 from gc_warm.worker.calls import CODE, RECORD, RESULT
 
 log = logging.getLogger("gc_warm")
@@ -210,13 +212,12 @@ class WarmExecutor(Executor):
         """
         name = getattr(fn, "__name__", type(fn).__name__)
         if fn in getattr(self.executor, "_function_registry", {}):
-            return self._watch(self.executor.submit(fn, *args, **kwargs), name, _BY_ID)
+            return self._watch(self._submit_plain(fn, args, kwargs), name, _BY_ID)
         if not self._can_carry_records():
-            return self._watch(self.executor.submit(fn, *args, **kwargs), name, _CODE_ONLY)
+            return self._watch(self._submit_plain(fn, args, kwargs), name, _CODE_ONLY)
 
         function_id = self._id_of(_CARRIER, fn)
-        future = self.executor.submit_to_registered_function(function_id, args, kwargs)
-        return self._watch(future, name)
+        return self._watch(self._submit_by_id(function_id, args, kwargs), name)
 
     def submit_to_registered_function(
         self,
@@ -236,8 +237,34 @@ class WarmExecutor(Executor):
         Returns:
             A future whose ``.warmth`` stays unknown.
         """
-        future = self.executor.submit_to_registered_function(function_id, args, kwargs)
+        future = self._submit_by_id(function_id, args, kwargs)
         return self._watch(future, str(function_id), _BY_ID)
+
+    def near(self, hint: str) -> WarmExecutor:
+        """Return a view of this executor whose calls go where earlier ones with that hint went.
+
+        Where the endpoint has the option ``warm_first``, a call goes to a worker that still holds
+        all state which the last call with the same hint has used there. A hint is a name of your
+        own for what calls need, such as that of a model; worker and endpoint know nothing of it.
+        It changes nothing that the function sees, and nothing at all on other endpoints.
+
+        Args:
+            hint: The name.
+
+        Returns:
+            An executor that shares all with this one, so that to close one is to close both.
+
+        Raises:
+            TypeError: The hint is no text.
+
+        Example:
+            >>> from gc_warm import MockExecutor, WarmExecutor
+            >>> from gc_warm.functions import cluster_energy
+            >>> with WarmExecutor(MockExecutor(workers=2)) as executor:
+            ...     round(executor.near("clusters").submit(cluster_energy).result(), 3)
+            -44.327
+        """
+        return _Near(self, hint)
 
     def reload_tasks(self, *args: Any, **kwargs: Any) -> list[WarmFuture]:
         """Return futures of an earlier executor's tasks, as the SDK's executor does.
@@ -356,6 +383,17 @@ class WarmExecutor(Executor):
 
     def __repr__(self) -> str:
         return f"WarmExecutor({self.executor!r})"
+
+    def _submit_by_id(self, function_id: str, args: Any, kwargs: Any) -> ComputeFuture:
+        future: ComputeFuture = self.executor.submit_to_registered_function(
+            function_id, args, kwargs
+        )
+        return future
+
+    def _submit_plain(self, fn: Callable[..., Any], args: Any, kwargs: Any) -> ComputeFuture:
+        """Submit a function as it is, without a carrier."""
+        future: ComputeFuture = self.executor.submit(fn, *args, **kwargs)
+        return future
 
     def _can_carry_records(self) -> bool:
         """Return whether results may travel as data; functions alone would be refused as such."""
@@ -530,6 +568,64 @@ class WarmExecutor(Executor):
 
             self._file.close()
             self._file = None
+
+
+class _Near(WarmExecutor):
+    """A view of a `WarmExecutor`, whose attributes are that one's; the hint is its own."""
+
+    __slots__ = ("_hint",)
+
+    def __init__(self, base: WarmExecutor, hint: str) -> None:
+        if not isinstance(hint, str):
+            raise TypeError(f"near({hint!r}): a hint is text, such as the name of a model")
+        object.__setattr__(self, "__dict__", vars(base))
+        self._hint = hints.fingerprint(hint)
+
+    def _submit_by_id(self, function_id: str, args: Any, kwargs: Any) -> ComputeFuture:
+        _teach_hints(self.executor.serializer)
+        hinted: Any = args
+        if args is None or isinstance(args, tuple | list):  # else the SDK says what is wrong
+            hinted = _Hinted(args or ())
+            hinted.hint = self._hint
+        return super()._submit_by_id(function_id, hinted, kwargs)
+
+    def _submit_plain(self, fn: Callable[..., Any], args: Any, kwargs: Any) -> ComputeFuture:
+        registry: dict[Any, str] = self.executor._function_registry
+        if fn not in registry:
+            self.executor.register_function(fn)
+        return self._submit_by_id(registry[fn], args, kwargs)
+
+
+class _Hinted(tuple[Any, ...]):
+    """Arguments with a hint; to all but a serializer that knows of hints, the arguments alone."""
+
+    hint: bytes
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return tuple, (list(self),)
+
+
+def _teach_hints(serializer: Any) -> None:
+    """Have a serializer write the hints of arguments that have one.
+
+    The SDK serializes arguments when it makes up a batch, and there is no other place between that
+    and the request.
+
+    Args:
+        serializer: The executor's, which may be one of a user's own class.
+    """
+    stock = serializer.serialize
+    if getattr(stock, "writes_hints", False):
+        return
+
+    @functools.wraps(stock)
+    def serialize(data: Any) -> str:
+        if type(data) is not _Hinted:
+            return str(stock(data))
+        return hints.write(stock(tuple(data)), data.hint)
+
+    serialize.writes_hints = True  # type: ignore[attr-defined]
+    serializer.serialize = serialize
 
 
 # What the SDK's executor has is the executor's inside: methods and properties, and what it sets.

@@ -121,6 +121,8 @@ class WarmthProfile:
         overlap_jobs: Jobs beyond the maximum while jobs hand over; None if they do not.
         look: Seconds between two looks at whether another job is needed.
         status_interval: Seconds between two looks at which jobs have ended.
+        ahead: Tasks that a node fetches beyond those that it runs, to give each to the worker that
+            holds what it needs; None where workers take them in their order.
     """
 
     copies_per_node: int | None
@@ -149,6 +151,7 @@ class WarmthProfile:
     overlap_jobs: int | None
     look: float
     status_interval: float
+    ahead: int | None
 
     @property
     def drains(self) -> bool:
@@ -205,6 +208,7 @@ def warmth_profile(config: UserEndpointConfig) -> WarmthProfile:
         overlap_jobs=handover.overlap_jobs(provider.worker_init),
         look=engine._job_status_kwargs["strategy_period"],
         status_interval=provider.status_polling_interval,
+        ahead=executor.prefetch_capacity if is_warm_first(provider) else None,
     )
 
 
@@ -293,6 +297,8 @@ def in_words(
     restart = f"is replaced, cold, within {_time(profile.restart)}; its task fails"
     lines.append(("a worker that dies", restart))
     lines.append(("a task", _task_in_words(profile)))
+    if profile.ahead is not None:
+        lines.append(("a task with a hint", _routing_in_words(profile)))
     return lines + _costs(profile)
 
 
@@ -371,6 +377,15 @@ def preloaded_on_node(provider: Any) -> list[str]:
     words = [word for word in _boot_words(provider) if word.startswith(option)]
     specs = [spec for word in words for spec in word.removeprefix(option).split(",")]
     return [spec for spec in specs if _PRELOAD.fullmatch(spec)]
+
+
+def is_warm_first(provider: Any) -> bool:
+    """Tell whether tasks go to workers that hold what they need, by `gc_warm.worker.boot`.
+
+    Args:
+        provider: The provider of a loaded config.
+    """
+    return "--warm-first" in _boot_words(provider)
 
 
 def all_preloads(provider: Any) -> list[str]:
@@ -807,6 +822,16 @@ def _task_in_words(profile: WarmthProfile) -> str:
     return (
         f"may take {_time(limit)}, less what worker_init takes: a longer one is lost if its job "
         "ends first"
+    )
+
+
+def _routing_in_words(profile: WarmthProfile) -> str:
+    if not profile.ahead:
+        return "goes to a free worker: none is fetched ahead for one that holds what it needs"
+    beyond = _count(profile.ahead, "task")
+    return (
+        "goes to the worker of its node that holds what it needs; for that, a node takes "
+        f"{beyond} more than it has workers"
     )
 
 

@@ -25,6 +25,7 @@ HighThroughputExecutor, restarted ones included, and in no other process:
 - *Orderly end*: SIGTERM ends the worker as ``sys.exit`` would, idle or not. A worker that ends does
   not wait for a dead manager to take its results.
 - With ``--survive-idle-kill`` or ``--preload-node``, the queues of `gc_warm.hooks.queues`.
+- With ``--warm-first``, which needs these queues and so has them, too, `gc_warm.hooks.routing`.
 - With ``--amd-gpus``, CUDA_VISIBLE_DEVICES is gone from a worker that Parsl has pinned. It sets
   ROCR_VISIBLE_DEVICES beside it, which leaves one GPU, and in that HIP would look for the number
   that the former says.
@@ -68,6 +69,7 @@ from gc_warm.hooks import (
     queues,
     registry,
     removal,
+    routing,
     switch,
     workers,
 )
@@ -79,6 +81,7 @@ log = logging.getLogger("gc_warm")
 PRELOAD = "GC_WARM_PRELOAD"
 PRELOAD_NODE = "GC_WARM_PRELOAD_NODE"
 SURVIVE = "GC_WARM_SURVIVE_IDLE_KILL"
+WARM_FIRST = "GC_WARM_WARM_FIRST"
 AMD_GPUS = "GC_WARM_AMD_GPUS"
 
 # the version that has set them, and the names of those that are not empty
@@ -88,7 +91,12 @@ PREPARED = "GC_WARM_PREPARED"
 NOT_FORKED = "GC_WARM_NOT_FORKED"
 DOES_NOT_FIT = "GC_WARM_DOES_NOT_FIT"
 
-_VARIABLES = (PRELOAD, PRELOAD_NODE, SURVIVE, AMD_GPUS)
+_VARIABLES = (PRELOAD, PRELOAD_NODE, SURVIVE, WARM_FIRST, AMD_GPUS)
+_SWITCHES = {
+    "--survive-idle-kill": SURVIVE,
+    "--warm-first": WARM_FIRST,
+    "--amd-gpus": AMD_GPUS,
+}
 _SPEC = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*(:[^\W\d]\w*(\.[^\W\d]\w*)*)?")
 
 
@@ -103,14 +111,11 @@ def main(arguments: Sequence[str]) -> None:
     """
     preload: list[str] = []
     preload_node: list[str] = []
-    survive = ""
-    amd_gpus = ""
+    switched_on: set[str] = set()
 
     for word in arguments:
-        if word == "--survive-idle-kill":
-            survive = "1"
-        elif word == "--amd-gpus":
-            amd_gpus = "1"
+        if word in _SWITCHES:
+            switched_on.add(_SWITCHES[word])
         elif word.startswith("--preload-node="):
             preload_node += _specs(word.partition("=")[2].split(","))
         elif word.startswith("-"):
@@ -128,13 +133,12 @@ def main(arguments: Sequence[str]) -> None:
 
     # all workers die with their template, among them the one that holds the stock queue's lock
     if preload_node and "preload_node" not in switch.disabled():
-        survive = "1"
+        switched_on.add(SURVIVE)
 
     variables = {
         PRELOAD: " ".join(preload),
         PRELOAD_NODE: " ".join(preload_node),
-        SURVIVE: survive,
-        AMD_GPUS: amd_gpus,
+        **{name: "1" if name in switched_on else "" for name in _SWITCHES.values()},
     }
     used = [name for name, value in variables.items() if value]
     variables[PREPARED] = " ".join([gc_warm.__version__, *used])
@@ -186,6 +190,7 @@ def _begin(process: Any) -> None:
     preload = _asked_for(PRELOAD).split()
     _note_what_is_not_forked(_asked_for(PRELOAD_NODE).split(), preload)
     survive = bool(_asked_for(SURVIVE))
+    warm_first = bool(_asked_for(WARM_FIRST))
     amd_gpus = bool(_asked_for(AMD_GPUS))
 
     for said in filter(None, (_other_version(), switch.describe())):
@@ -200,8 +205,8 @@ def _begin(process: Any) -> None:
         worker = _Arguments(call.arguments)
         if "orderly_end" not in switch.disabled():
             queues.leave_results_of_dead_manager(call.arguments["result_queue"])
-        if survive:
-            worker.survive_idle_kill()
+        if survive or (warm_first and "survive_idle_kill" not in switch.disabled()):
+            worker.survive_idle_kill(warm_first)
 
         worker.stand_in(lambda: _before_first_task(worker, preload, amd_gpus))
         process._args, process._kwargs = call.args, call.kwargs
@@ -344,19 +349,39 @@ class _Arguments:
         """
         self._arguments["task_queue"] = _FirstGet(self._arguments["task_queue"], first)
 
-    def survive_idle_kill(self) -> None:
-        """Have the worker use `gc_warm.hooks.queues`, if they were tested with this Parsl."""
-        own = self._own_queues()
+    def survive_idle_kill(self, warm_first: bool) -> None:
+        """Have the worker use `gc_warm.hooks.queues`, if they were tested with this Parsl.
 
-        # Two workers that lock in different ways would read at the same time: all do as the first
-        # one could.
-        all_have_own = self.in_progress.setdefault(removal.OWN_QUEUES, bool(own))
-        if all_have_own and not own:
+        Args:
+            warm_first: Whether it is to use `gc_warm.hooks.routing`, too.
+        """
+        own = self._own_queues()
+        if not self._do_as_others(removal.OWN_QUEUES, bool(own)):
+            return
+
+        routed = self._routed_queue() if warm_first else None
+        if self._do_as_others(removal.ROUTED, routed is not None):
+            own["task_queue"] = routed
+        self._arguments.update(own)
+
+    def _do_as_others(self, note: str, can: bool) -> bool:
+        """Return whether this worker does something: all of a manager do as the first one could.
+
+        Two workers that lock in different ways would read at the same time.
+
+        Args:
+            note: The note with the manager that says whether they do it.
+            can: Whether this worker can.
+
+        Raises:
+            SystemExit: The others do it, and this one cannot.
+        """
+        all_do = bool(self.in_progress.setdefault(note, can))
+        if all_do and not can:
             raise SystemExit(
                 "this worker cannot use the queue as the others of its manager do, and ends"
             )
-        if all_have_own:
-            self._arguments.update(own)
+        return all_do
 
     def _own_queues(self) -> dict[str, Any]:
         """Return the arguments to use in place of stock ones; none where they cannot be had."""
@@ -371,14 +396,22 @@ class _Arguments:
             return {}
 
     def _make_queues(self) -> dict[str, Any]:
-        def announce(task_id: int) -> None:
-            self.in_progress[self.number] = {"task_id": task_id}
-
-        tasks = queues.TaskQueue(self._arguments["task_queue"], announce)
+        tasks = queues.TaskQueue(self._arguments["task_queue"], self._announce)
         results = queues.ResultQueue(self._arguments["result_queue"])
         ready = queues.ReadyCount(self._arguments["ready_worker_count"], tasks.pipe)
 
         return {"task_queue": tasks, "result_queue": results, "ready_worker_count": ready}
+
+    def _routed_queue(self) -> queues.TaskQueue | None:
+        """Return the task queue of `gc_warm.hooks.routing`; None where it cannot be had."""
+        try:
+            return routing.install(self._arguments, self._announce)
+        except Exception as error:
+            log.warning("warm_first is not done: %s", error)
+            return None
+
+    def _announce(self, task_id: int) -> None:
+        self.in_progress[self.number] = {"task_id": task_id}
 
 
 class _FirstGet:

@@ -48,6 +48,7 @@ import termios
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from multiprocessing.connection import Pipe, wait
 from multiprocessing.queues import Queue
 from multiprocessing.reduction import ForkingPickler
@@ -80,6 +81,19 @@ _ARRIVING = 0.0005
 Announce = Callable[[int], None]
 
 
+@dataclass(frozen=True)
+class Head:
+    """The task at the head of a pipe.
+
+    Attributes:
+        task_id: The interchange's number of it.
+        size: The bytes of its message; None if a pipe does not hold them.
+    """
+
+    task_id: int
+    size: int | None
+
+
 class TaskQueue:
     """A worker's end of the task queue, in place of the `multiprocessing.Queue` it stands for.
 
@@ -102,7 +116,7 @@ class TaskQueue:
 
         self._descriptor = self._reader.fileno()
         self.pipe = stock._writer.fileno()  # type: ignore[attr-defined]
-        self._capacity = _widen(self.pipe)
+        self._capacity = widen(self.pipe)
         if self._capacity < _PAGES:
             raise OSError(
                 f"the task queue's pipe holds {self._capacity} bytes, "
@@ -140,7 +154,7 @@ class TaskQueue:
                 raise queue.Empty
             self._manager.require()
 
-            with _locked(self.pipe):
+            with locked(self.pipe):
                 # another worker may have been quicker
                 message = self._take() if self._reader.poll(0) else None
 
@@ -150,6 +164,12 @@ class TaskQueue:
 
     def _take(self) -> bytes | memoryview:
         """Announce the task at the head of the pipe, then read it."""
+        head = self._look()
+        self._announce(head.task_id)
+        return self._read(head)
+
+    def _look(self) -> Head:
+        """Return what is to be seen of the task at the head of the pipe, where there is one."""
         self._wait_for(4)
         (size,) = struct.unpack_from("!i", self._peek())
 
@@ -158,13 +178,22 @@ class TaskQueue:
         header = 12 if is_huge else 4
         visible = _PEEK - 4 if is_huge else min(size, _PEEK - 4)
         self._wait_for(4 + visible)
-        self._announce(_task_id(self._peek()[header:]))
+        task_id = _task_id(self._peek()[header:])
 
-        if is_huge or size + 4 > self._capacity - _PAGES:
+        is_large = is_huge or size + 4 > self._capacity - _PAGES
+        return Head(task_id, None if is_large else size)
+
+    def _read(self, head: Head) -> bytes | memoryview:
+        """Read the task at the head of the pipe.
+
+        Args:
+            head: As `_look` has returned it.
+        """
+        if head.size is None:
             return bytes(self._reader.recv_bytes())
 
-        self._wait_for(4 + size)
-        return memoryview(os.read(self._descriptor, size + 4))[4:]
+        self._wait_for(4 + head.size)
+        return memoryview(os.read(self._descriptor, head.size + 4))[4:]
 
     def _wait_for(self, size: int) -> None:
         """Wait until so many bytes have arrived: the manager writes what is large in parts."""
@@ -188,11 +217,11 @@ class ResultQueue:
         self._descriptor = stock._writer.fileno()  # type: ignore[attr-defined]
         self._counted: Callable[[], bool] = stock._sem.acquire  # type: ignore[attr-defined]
         self._managers: Any = stock._wlock  # type: ignore[attr-defined]
-        self._capacity = _widen(self._descriptor)
+        self._capacity = widen(self._descriptor)
         self._manager = _Manager()
 
         # frees the manager's lock: no worker has it now, unless one that this one replaces
-        with _locked(self._descriptor), self._managers_lock():
+        with locked(self._descriptor), self._managers_lock():
             pass
 
     def put(self, result: bytes) -> None:
@@ -211,7 +240,7 @@ class ResultQueue:
 
         self._counted()
         rest = memoryview(header + bytes(message))
-        with _locked(self._descriptor), contextlib.ExitStack() as held:
+        with locked(self._descriptor), contextlib.ExitStack() as held:
             self._wait_for_room(len(rest))
             if max(len(rest), _available(self._descriptor)) > self._capacity // 4:
                 held.enter_context(self._managers_lock())
@@ -284,7 +313,7 @@ class ReadyCount:
 
     def get_lock(self) -> contextlib.AbstractContextManager[None]:
         """Return the lock to hold while `value` changes."""
-        return _locked(self._pipe)
+        return locked(self._pipe)
 
     @property
     def value(self) -> int:
@@ -334,15 +363,27 @@ class _Peek:
         except BlockingIOError:
             return
 
-    def __call__(self, flags: int = 0) -> bytes:
-        copied = self._tee(self._source, self._in.fileno(), _PEEK, flags)
+    def __call__(self, flags: int = 0, size: int = _PEEK) -> bytes:
+        copied = self._tee(self._source, self._in.fileno(), size, flags)
         if copied < 0:
             raise OSError(ctypes.get_errno(), "the task queue's pipe cannot be looked into")
         return os.read(self._out.fileno(), copied)
 
+    def whole(self, size: int) -> bytes | None:
+        """Return so many bytes, which are there; None where a pipe for them is not to be had.
+
+        Args:
+            size: The bytes.
+        """
+        seen = self(size=size)
+        if len(seen) < size:
+            widen(self._in.fileno())
+            seen = self(size=size)
+        return seen if len(seen) == size else None
+
 
 @contextlib.contextmanager
-def _locked(pipe: int) -> Iterator[None]:
+def locked(pipe: int) -> Iterator[None]:
     """Hold the lock on a pipe; it is released when this process dies, too.
 
     Args:
@@ -355,7 +396,7 @@ def _locked(pipe: int) -> Iterator[None]:
         fcntl.lockf(pipe, fcntl.LOCK_UN)
 
 
-def _widen(pipe: int) -> int:
+def widen(pipe: int) -> int:
     """Let a pipe hold as much as may be, and return how many bytes that is."""
     # the pipe stays as it is where this user's pipes have all that they may
     with contextlib.suppress(OSError):

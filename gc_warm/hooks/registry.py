@@ -58,6 +58,15 @@ _BLOCKS = "parsl.executors.status_handling:BlockProviderExecutor."
 
 _ALL = ("2026.4.20", *versions.TESTED_PARSL)  # the first is that of endpoints 4.10 to 4.15
 
+_QUEUES = (
+    f"{_POOL}worker",
+    f"{_POOL}Manager.__init__",
+    f"{_POOL}Manager._start_worker",
+    f"{_POOL}Manager.interchange_communicator",
+    f"{_POOL}Manager.ferry_result",
+    f"{_POOL}Manager.worker_watchdog",
+)
+
 HOOKS = (
     Hook("preload", "worker", is_option=True),
     Hook(
@@ -78,14 +87,14 @@ HOOKS = (
         "worker",
         is_option=True,
         tested=versions.TESTED_PARSL,
-        functions=(
-            f"{_POOL}worker",
-            f"{_POOL}Manager.__init__",
-            f"{_POOL}Manager._start_worker",
-            f"{_POOL}Manager.interchange_communicator",
-            f"{_POOL}Manager.ferry_result",
-            f"{_POOL}Manager.worker_watchdog",
-        ),
+        functions=_QUEUES,
+    ),
+    Hook(
+        "warm_first",
+        "worker",
+        is_option=True,
+        tested=versions.TESTED_PARSL,
+        functions=_QUEUES,
     ),
     Hook("amd_gpus", "worker", is_option=True),
     Hook("orderly_end", "worker"),

@@ -24,12 +24,15 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-from gc_warm.hooks import STARTUP, leave_path, switch, workers
+from gc_warm.hooks import STARTUP, leave_path, routing, switch, workers
 
 log = logging.getLogger("gc_warm")
 
 OWN_QUEUES = "gc_warm queues"
 """The note with a manager that says whether its workers use `gc_warm.hooks.queues`."""
+
+ROUTED = "gc_warm routing"
+"""The note with a manager that says whether they use `gc_warm.hooks.routing`."""
 
 _END_TIMEOUT = 15.0  # seconds; the hook ends a worker ten seconds after SIGTERM
 
@@ -76,6 +79,9 @@ def _go_on_without(missing: Path, arguments: Iterable[Any]) -> None:
         os.environ.pop(variable, None)
     leave_path()
 
-    for notes in (each for each in arguments if isinstance(each, DictProxy)):
+    known = list(arguments)
+    for notes in (each for each in known if isinstance(each, DictProxy)):
         if notes.pop(OWN_QUEUES, False):
             workers.end(_END_TIMEOUT)
+        if notes.pop(ROUTED, False):
+            routing.give_back(known)

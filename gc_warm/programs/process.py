@@ -432,6 +432,7 @@ class Program:
 
     Attributes:
         order: As in `Launch`.
+        used: The number of its answers.
         pid: Process id of the program; None before its start and after its end.
         name: Its name, for messages.
         ending: How it ended, in words.
@@ -443,6 +444,7 @@ class Program:
 
     def __init__(self, launch: Launch, lock: Any, calling: Any) -> None:
         self.order = launch.order
+        self.used = 0
         self.pid: int | None = None
         self.name = commands.short_name(launch.command)
         self.ending = "was ended in the middle of a call"
@@ -579,6 +581,7 @@ class Program:
     def _record_answer(self) -> None:
         self._pipe.answered = True
         _answers[self.name] += 1
+        self.used += 1
         if not self._loaded_at:
             self._load_seconds = time.monotonic() - self._begun
             self._loaded_at = time.time()

@@ -530,6 +530,11 @@ class _Use:
         self._seconds = 0.0
         self._ending: Link | None = None
 
+    @property
+    def used(self) -> int:
+        """The number of uses of servers of this name."""
+        return _uses[self._server._name]
+
     def begin(self, link: Link, seconds: float) -> None:
         """Note that this process has the server, if it is not known yet.
 

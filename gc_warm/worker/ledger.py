@@ -109,6 +109,10 @@ class Holding(Protocol):
 
     order: float
 
+    @property
+    def used(self) -> int:
+        """A number that is another one after each use."""
+
     def loaded(self) -> Loaded | None:
         """Return its record, or None while it is still being loaded."""
 
@@ -130,6 +134,7 @@ _numbers = itertools.count(1)
 _counts: list[Callable[[], Mapping[str, int]]] = []
 _failed_preloads: list[PreloadFailure] = []
 _held: dict[int, Holding] = {}  # by id(); plain dict operations, so no lock and no deadlock
+_watches: list[Callable[[bool], None]] = []
 
 
 def describe(value: object) -> str:
@@ -180,6 +185,9 @@ def record(
     )
 
     _events.append(event)
+    if kind in ("loaded", "failed"):
+        for watch in _watches:
+            watch(False)
     return event.number
 
 
@@ -292,6 +300,15 @@ def preload_failures() -> tuple[PreloadFailure, ...]:
     return tuple(_failed_preloads)
 
 
+def watch_loads(watch: Callable[[bool], None]) -> None:
+    """Have a function called when a load begins, and when it has ended.
+
+    Args:
+        watch: Called with True and with False, in the thread that loads; must not raise.
+    """
+    _watches.append(watch)
+
+
 def hold(holding: Holding) -> None:
     """Enter a holding: from now on `gc_warm.worker.lifecycle.tear_down` ends it.
 
@@ -299,6 +316,8 @@ def hold(holding: Holding) -> None:
         holding: Something alive in this process.
     """
     _held[id(holding)] = holding
+    for watch in _watches:
+        watch(True)
 
 
 def release(holding: Holding) -> None:

@@ -803,6 +803,15 @@ CASES: list[tuple[str, Case]] = [
         ),
     ),
     (
+        "GCW045",
+        Case(
+            mpi(preloading("--warm-first")),
+            mpi(preloading("--survive-idle-kill")),
+            "--warm-first does nothing in a GlobusMPIEngine",
+            "worker_init",
+        ),
+    ),
+    (
         "GCW027",
         Case(
             slurm(

@@ -8,6 +8,7 @@ import functools
 import importlib
 import json
 import os
+import pickle
 import subprocess
 import sys
 import threading
@@ -21,9 +22,17 @@ from typing import Any
 import history as history_module
 import pytest
 import tasks
+from globus_compute_common import messagepack
+from globus_compute_common.messagepack.message_types import Task
 from globus_compute_sdk import Executor
 from globus_compute_sdk.sdk.asynchronous.compute_future import ComputeFuture
-from globus_compute_sdk.serialize import ComputeSerializer, JSONData, PureSourceDill
+from globus_compute_sdk.serialize import (
+    ComputeSerializer,
+    JSONData,
+    PureSourceDill,
+    SerializationStrategy,
+)
+from globus_compute_sdk.serialize.concretes import SELECTABLE_DATA_STRATEGIES
 
 from gc_warm import (
     FunctionBook,
@@ -33,9 +42,10 @@ from gc_warm import (
     WarmExecutor,
     functions,
 )
+from gc_warm.client import executor as executor_module
 from gc_warm.client.report import Report
 from gc_warm.client.warmth import parse_record
-from gc_warm.worker import calls, module_versions
+from gc_warm.worker import calls, hints, module_versions
 from tests.support import MODULES, client_environment, remote_text, wait_until
 
 TABLE = ["history.table"]
@@ -644,3 +654,42 @@ def test_a_restart_is_known_also_where_a_warm_up_had_loaded() -> None:
         future = executor.submit(history_module.use, "a", "/no/such/flag")
         future.result(120)
         assert str(future.warmth) == "cold (worker restarted)"
+
+
+def test_a_view_with_a_hint_is_the_executor_and_functions_see_no_hint(client: MockClient) -> None:
+    base = WarmExecutor(MockExecutor(client=client))
+    near = base.near("model-a")
+    assert near.submit(functions.count).result() >= 1
+    assert near.submit(functions.count).warmth.worker == base.submit(functions.count).warmth.worker
+    base.stale_of_mine = "set"  # type: ignore[attr-defined]
+    assert near.stale_of_mine == "set"  # type: ignore[attr-defined]
+    assert near.near("b").report().calls == base.report().calls
+
+    function_id = near.register_function(tasks.same)
+    assert near.submit_to_registered_function(function_id, (7,)).result() == 7
+    assert near.submit(tasks.same, 8).result() == 8
+    with pytest.raises(TypeError, match=r"near\(3\): a hint is text"):
+        base.near(3)  # type: ignore[arg-type]
+    near.shutdown()
+    with pytest.raises(RuntimeError, match="shutdown"):
+        base.submit(functions.count)
+
+
+@pytest.mark.parametrize("strategy", SELECTABLE_DATA_STRATEGIES)
+def test_a_hint_is_in_the_payload_and_not_in_the_arguments(
+    strategy: type[SerializationStrategy],
+) -> None:
+    serializer = ComputeSerializer(strategy_data=strategy)
+    executor_module._teach_hints(serializer)
+    arguments = executor_module._Hinted((1, "two", [3]))
+    arguments.hint = hints.fingerprint("model-a")
+
+    packed = serializer.pack_buffers(
+        [serializer.serialize(each) for each in (functions.count, arguments, {"four": 4})]
+    )
+    _, given, named = ComputeSerializer().unpack_and_deserialize(packed)
+    assert list(given) == [1, "two", [3]] == list(pickle.loads(pickle.dumps(arguments)))
+    assert named == {"four": 4}
+    task = messagepack.pack(Task(task_id=uuid.uuid4(), task_buffer=packed))
+    assert hints.read(task) == arguments.hint
+    assert hints.read(serializer.serialize((1, "two")).encode()) is None

@@ -25,6 +25,7 @@ UNSAFE = {
     "preload": ["os:abort"],
     "survive_idle_kill": True,
     "handover": True,
+    "warm_first": True,
     "launcher_overrides": "--export=ALL",
 }
 

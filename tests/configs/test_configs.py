@@ -429,7 +429,9 @@ def shell_text(name: str, options: Values) -> str:
         lines.append(f"export GC_TASK_TIMEOUT={options['task_timeout']}")
     node = options.get("preload_node", [])
     words = [f"--preload-node={','.join(node)}"] * bool(node)
-    words += ["--survive-idle-kill"] * options.get("survive_idle_kill", False)
+    warm_first = options.get("warm_first", False)
+    words += ["--survive-idle-kill"] * (options.get("survive_idle_kill", False) or warm_first)
+    words += ["--warm-first"] * warm_first
     words += ["--amd-gpus"] * options.get("amd_gpus", False)
     words += options.get("preload", [])
     if words:
@@ -1692,6 +1694,7 @@ SOME = {
     "preload": ["my_model:default", "my_tables"],
     "preload_node": ["numpy", "my_tables:default"],
     "survive_idle_kill": True,
+    "warm_first": True,
     "run_in_sandbox": True,
     "amqp_port": 443,
 }

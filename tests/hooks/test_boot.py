@@ -219,8 +219,8 @@ def test_a_worker_of_another_parsl_works_and_says_so(tmp_path: Path) -> None:
 
 
 HOOKS = (
-    "preload, preload_node, survive_idle_kill, amd_gpus, orderly_end, helper_watch, gate, backoff, "
-    "handover"
+    "preload, preload_node, survive_idle_kill, warm_first, amd_gpus, orderly_end, helper_watch, "
+    "gate, backoff, handover"
 )
 
 
@@ -495,16 +495,18 @@ STOCK: dict[str, object] = {
 NOT_DONE = {**STOCK, "failures": ["GC_WARM_DISABLE switches preload off"]}
 ENDS = {**NOT_DONE, "ends in order": True, "queues": {"_FirstGet"}}
 SURVIVES = {**ENDS, "queues": {"_FirstGet", "TaskQueue"}}
+ROUTES = {**ENDS, "queues": {"_FirstGet", "RoutedQueue"}}
 
 
 @pytest.mark.engine
 def test_no_option_overrides_the_switch() -> None:
     """Where the block is prepared, or only on the node of the worker."""
-    line = LINE.format("--survive-idle-kill preloaded:table")
+    line = LINE.format("--survive-idle-kill --warm-first preloaded:table")
     cases = [
         ("all", True, STOCK, HOOKS),
         ("all", False, NOT_DONE, HOOKS),
-        ("preload", True, SURVIVES, "preload"),
+        ("preload", True, ROUTES, "preload"),
+        ("preload,warm_first", False, SURVIVES, "preload, warm_first"),
         ("survive_idle_kill,preload", False, ENDS, "preload, survive_idle_kill"),
     ]
 
@@ -515,7 +517,7 @@ def test_no_option_overrides_the_switch() -> None:
             assert executor.submit(preloaded.hooks).result(120) == left, lines
             assert f"switched off: {said}\n" in output(executor), lines
 
-    with ThreadPoolExecutor(4) as pool:
+    with ThreadPoolExecutor(5) as pool:
         list(pool.map(is_off, *zip(*cases, strict=True)))
 
 

@@ -92,13 +92,14 @@ def test_replaced_then_half_removed(tmp_path: Path) -> None:
 
 
 @pytest.mark.engine
-def test_removed_with_queues_of_ours_all_workers_are_replaced(tmp_path: Path) -> None:
+@pytest.mark.parametrize("word", ["--survive-idle-kill", "--warm-first"])
+def test_removed_with_queues_of_ours_all_workers_are_replaced(word: str, tmp_path: Path) -> None:
     """A stock worker beside one with our queues would read its tasks in pieces.
 
     What the workers of the older version have started ends with them.
     """
     package = copy(tmp_path / "site")
-    line = LINE.format("--survive-idle-kill preloaded:table")
+    line = LINE.format(f"{word} preloaded:table")
     meeting = tmp_path / "meeting"
     met = tmp_path / "met"
     meeting.mkdir()

@@ -25,6 +25,7 @@ UPSTREAM = Path(__file__).parents[1] / "upstream"
     [
         ("draining_block", "a quick task has not begun"),
         ("early_capacity", "beside 4 idle workers, a quick task took "),
+        ("tasks_and_state", "on 2 nodes needed "),
     ],
 )
 def test_stock_parsl_has_the_fault(name: str, said: str) -> None:

@@ -74,9 +74,15 @@ def hooks() -> dict[str, object]:
         "failures": [failure.error for failure in ledger.preload_failures()],
         "loads": table.info().loads,
         "ends in order": signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL,
-        "queues": {type(each).__name__ for each in gc.get_objects()} & {"TaskQueue", "_FirstGet"},
+        "queues": {type(each).__name__ for each in gc.get_objects()}
+        & {"TaskQueue", "RoutedQueue", "_FirstGet"},
         "variables": set(os.environ)
-        & {"GC_WARM_PRELOAD", "GC_WARM_SURVIVE_IDLE_KILL", "GC_WARM_DISABLE"},
+        & {
+            "GC_WARM_PRELOAD",
+            "GC_WARM_SURVIVE_IDLE_KILL",
+            "GC_WARM_WARM_FIRST",
+            "GC_WARM_DISABLE",
+        },
     }
 
 
