@@ -405,6 +405,11 @@ def widen(pipe: int) -> int:
 
 
 def available(descriptor: int) -> int:
+    """Return the bytes that are in a pipe.
+
+    Args:
+        descriptor: The pipe.
+    """
     number = bytearray(4)
     fcntl.ioctl(descriptor, termios.FIONREAD, number)
     return int(struct.unpack("i", number)[0])

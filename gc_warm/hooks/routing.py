@@ -214,7 +214,7 @@ class RoutedQueue(TaskQueue):
 
         self._tell(state, plan, now)
         if more:
-            self._wake_some(state)
+            self._wake_some(state, now)
         self._pool.commit(state)
         return message
 
@@ -222,12 +222,15 @@ class RoutedQueue(TaskQueue):
         """Return whether more than this task waits in the pipe."""
         return head.size is None or available(self._descriptor) > 4 + head.size
 
-    def _wake_some(self, state: State) -> None:
+    def _wake_some(self, state: State, now: float) -> None:
         """Wake a few idle workers: to be woken one after the other would take too long."""
-        others = [
-            number for number, seat in state.seats.items() if seat.idle and number != self._number
+        asleep = [
+            number
+            for number, seat in state.seats.items()
+            if seat.idle and not seat.called and number != self._number
         ]
-        for number in others[:_WOKEN]:
+        for number in asleep[:_WOKEN]:
+            state.seats[number].called = now
             self._bells.add(number, state.seats[number])
 
     def _sit_down(self, state: State, now: float) -> None:
