@@ -43,25 +43,28 @@ class Plan:
     again: float
 
 
-def decide(state: State, idle: Collection[int], now: float) -> Plan:
+def decide(state: State, idle: Collection[int], now: float, eager: int | None = None) -> Plan:
     """Decide which idle workers take which tasks.
 
     Args:
         state: The tasks, and what is known of the workers.
         idle: The numbers of the workers that can take one.
         now: The time, on the clock of the tasks.
+        eager: The worker that takes what has no hint, since more of that waits than one worker can
+            do; None for the one used last.
 
     Returns:
         The decision.
     """
-    return _Decision(state, idle, now).plan()
+    return _Decision(state, idle, now, eager).plan()
 
 
 class _Decision:
     """The steps of `decide`."""
 
-    def __init__(self, state: State, idle: Collection[int], now: float) -> None:
+    def __init__(self, state: State, idle: Collection[int], now: float, eager: int | None) -> None:
         self._state = state
+        self._eager = eager
         self._now = now
         self._seats = state.seats
         # used last first
@@ -113,7 +116,8 @@ class _Decision:
 
     def _cold_for(self, task: Waiting) -> int:
         if task.hint is None:
-            return self._free[0]
+            is_free = self._eager is not None and self._eager in self._free
+            return self._eager if is_free and self._eager is not None else self._free[0]
 
         def loss(number: int) -> tuple[int, int, float]:
             holds = self._seats[number].holds

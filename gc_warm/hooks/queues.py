@@ -197,7 +197,7 @@ class TaskQueue:
 
     def _wait_for(self, size: int) -> None:
         """Wait until so many bytes have arrived: the manager writes what is large in parts."""
-        while _available(self._descriptor) < size:
+        while available(self._descriptor) < size:
             self._manager.require()
             time.sleep(_ARRIVING)
 
@@ -242,7 +242,7 @@ class ResultQueue:
         rest = memoryview(header + bytes(message))
         with locked(self._descriptor), contextlib.ExitStack() as held:
             self._wait_for_room(len(rest))
-            if max(len(rest), _available(self._descriptor)) > self._capacity // 4:
+            if max(len(rest), available(self._descriptor)) > self._capacity // 4:
                 held.enter_context(self._managers_lock())
 
             while rest:
@@ -258,7 +258,7 @@ class ResultQueue:
             size: The bytes of the message.
         """
         room = self._capacity - _MARGIN
-        while (unread := _available(self._descriptor)) and 2 * unread + size > room:
+        while (unread := available(self._descriptor)) and 2 * unread + size > room:
             self._manager.require()
             time.sleep(_ARRIVING)
 
@@ -404,7 +404,12 @@ def widen(pipe: int) -> int:
     return fcntl.fcntl(pipe, fcntl.F_GETPIPE_SZ)
 
 
-def _available(descriptor: int) -> int:
+def available(descriptor: int) -> int:
+    """Return the bytes that are in a pipe.
+
+    Args:
+        descriptor: The pipe.
+    """
     number = bytearray(4)
     fcntl.ioctl(descriptor, termios.FIONREAD, number)
     return int(struct.unpack("i", number)[0])

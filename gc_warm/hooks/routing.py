@@ -43,12 +43,13 @@ from typing import Any
 
 from gc_warm.hooks import placement, registry
 from gc_warm.hooks.pool import Needs, Pool, Seat, State, Waiting, descriptor_of
-from gc_warm.hooks.queues import Announce, Head, TaskQueue, locked
+from gc_warm.hooks.queues import Announce, Head, TaskQueue, available, locked
 from gc_warm.worker import hints, ledger
 
 log = logging.getLogger("gc_warm")
 
 _LOOK = 1.0  # seconds between looks of a worker that nobody tells anything
+_WOKEN = 4  # workers that each one wakes where much waits
 _STUCK = 1.0  # seconds in which a worker that was told of a task takes it, if it can
 
 
@@ -201,15 +202,33 @@ class RoutedQueue(TaskQueue):
             for number, seat in state.seats.items()
             if seat.idle and not (seat.called and now - seat.called > _STUCK)
         ]
-        plan = placement.decide(state, idle, now)
+        more = head is not None and self._has_more(head)
+        plan = placement.decide(state, idle, now, self._number if more else None)
         message = None
         mine = plan.given.get(self._number)
         if mine is not None:
             message = self._take_given(state, mine, head)
 
         self._tell(state, plan, now)
+        if more:
+            self._wake_some(state, now)
         self._pool.commit(state)
         return message
+
+    def _has_more(self, head: Head) -> bool:
+        """Return whether more than this task waits in the pipe."""
+        return head.size is None or available(self._descriptor) > 4 + head.size
+
+    def _wake_some(self, state: State, now: float) -> None:
+        """Wake a few idle workers: to be woken one after the other would take too long."""
+        asleep = [
+            number
+            for number, seat in state.seats.items()
+            if seat.idle and not seat.called and number != self._number
+        ]
+        for number in asleep[:_WOKEN]:
+            state.seats[number].called = now
+            self._bells.add(number, state.seats[number])
 
     def _sit_down(self, state: State, now: float) -> None:
         """Note that this worker is idle, and what it has learned and holds."""
