@@ -350,14 +350,16 @@ def test_death_in_a_preload_is_in_the_next_ledger(monkeypatch: pytest.MonkeyPatc
 
 
 @contextmanager
-def engine(line: str, *paths: Path, number: int = 2, **variables: str) -> Iterator[MockExecutor]:
+def engine(
+    line: str, *paths: Path, number: int = 2, cpu_affinity: str = "none", **variables: str
+) -> Iterator[MockExecutor]:
     """The real engine with that line at the end of its worker_init."""
     variables = {"PYTHONPATH": ":".join(map(str, [*paths, MODULES])), **variables}
     exports = " ".join(f"{name}={shlex.quote(value)}" for name, value in variables.items())
     config = engine_config(number, f"export {exports}", line)
 
-    accelerators = 'available_accelerators: ["3", "5", "7", "9"]'
-    config = config.replace("cores_per_worker", f"{accelerators}\n  cores_per_worker", 1)
+    pinned = f'available_accelerators: ["3", "5", "7", "9"]\n  cpu_affinity: "{cpu_affinity}"'
+    config = config.replace("cores_per_worker", f"{pinned}\n  cores_per_worker", 1)
     with MockExecutor(config=config) as executor:
         yield executor
 

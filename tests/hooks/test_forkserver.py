@@ -280,8 +280,10 @@ def test_copies_that_do_not_fit_are_not_made(nurseries: list[Nursery], tmp_path:
 @pytest.mark.engine
 def test_forked_workers_do_all_that_started_ones_do(tmp_path: Path) -> None:
     """They are pinned, preload for themselves, survive each other's deaths, and are replaced."""
-    node = "--preload-node=template_loads:table"
-    with engine(LINE.format(f"--survive-idle-kill {node} preloaded:table")) as executor:
+    line = LINE.format("--survive-idle-kill --preload-node=template_loads:table preloaded:table")
+    last = max(os.sched_getaffinity(0))
+    first_core = min(os.sched_getaffinity(0))
+    with engine(line, cpu_affinity=f"list:{last}:{first_core}") as executor:
         first = meet(executor, tmp_path / "first")
         assert {rank: state.device for rank, state in first.items()} == {0: "3", 1: "5"}
         assert {state.loads for state in first.values()} == {1}
@@ -306,6 +308,8 @@ def test_forked_workers_do_all_that_started_ones_do(tmp_path: Path) -> None:
         wait_until(lambda: all(map(has_ended, pids)), "its workers are gone, and take no task")
         third = meet(executor, tmp_path / "third")
         assert {rank: state.device for rank, state in third.items()} == {0: "3", 1: "5"}
+        cores = {rank: psutil.Process(state.pid).cpu_affinity() for rank, state in third.items()}
+        assert cores == {0: [last], 1: [first_core]}
         assert executor.submit(tasks.birth).result(120) == (2, None)
 
 
