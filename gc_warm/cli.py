@@ -33,15 +33,23 @@ def main() -> None:
 @click.option(
     "--engine", is_flag=True, help="Use the endpoint's real engine in place of spawned workers."
 )
+@click.option(
+    "--routing",
+    is_flag=True,
+    help="Watch the same tasks on two real engines, with and without warm_first.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON on standard output.")
-def demo_command(workers: int, engine: bool, as_json: bool) -> None:
+def demo_command(workers: int, engine: bool, routing: bool, as_json: bool) -> None:
     """Watch real computations go from cold to warm, on this machine, with no account.
 
     Exit status 0 means that every result was right, and every call cold or warm as it should be.
     """
     from gc_warm.commands import demo
 
-    demo.run(workers, engine, as_json)
+    if routing:
+        demo.run_routing(workers, as_json)
+    else:
+        demo.run(workers, engine, as_json)
 
 
 def _explain_rule(context: click.Context, _: click.Parameter, rule: str | None) -> None:

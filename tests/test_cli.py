@@ -63,6 +63,15 @@ def test_demo(where: list[str], tmp_path: Path) -> None:
     check(shown(["--workers", "2", *where], tmp_path), 2)
 
 
+@pytest.mark.engine
+def test_demo_of_routing_loads_less(tmp_path: Path) -> None:
+    stock, warm_first = shown(["--routing", "--workers", "3"], tmp_path)["sides"]
+    for side in (stock, warm_first):
+        assert side["right"]
+        assert len(side["waits"]) == side["expected"] == sum(map(len, side["lanes"].values()))
+    assert 6 <= warm_first["loads"] < stock["loads"]
+
+
 def test_demo_without_terminal_is_plain_text_and_tells_a_wrong_result(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -6,16 +6,19 @@ import contextlib
 import dataclasses
 import json
 import sys
+from collections.abc import Sequence
 
 import click
 from globus_compute_sdk.errors import TaskExecutionFailed
 from rich import box
-from rich.console import Console
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
 from rich.markup import escape
 from rich.status import Status
 from rich.table import Table
+from rich.text import Text
 
-from gc_warm import demo
+from gc_warm import demo, demo_routing
 from gc_warm.commands import interrupts
 from gc_warm.exceptions import WorkerStartError
 
@@ -45,6 +48,58 @@ def run(workers: int, engine: bool, as_json: bool) -> None:
             )
 
     sys.exit(0 if is_right else 1)
+
+
+def run_routing(workers: int, as_json: bool) -> None:
+    """Run the demonstration of `warm_first`; exit with status 1 unless every result was right.
+
+    Args:
+        workers: Number of workers of each of the two engines.
+        as_json: Print JSON.
+    """
+    console = _console(stderr=as_json)
+    with interrupts.in_order():
+        try:
+            if console.is_terminal:
+                with Live(console=console, auto_refresh=False) as live:
+                    sides = demo_routing.run(
+                        workers, lambda sides: live.update(_lanes(sides), refresh=True)
+                    )
+            else:
+                sides = demo_routing.run(workers, lambda sides: None)
+        except (TaskExecutionFailed, WorkerStartError, OSError) as error:
+            raise click.ClickException(str(error)) from error
+
+        if as_json:
+            shown = [{**dataclasses.asdict(side), "loads": side.loads} for side in sides]
+            click.echo(json.dumps({"right": _all_right(sides), "sides": shown}, indent=2))
+        elif not console.is_terminal:
+            console.print(_lanes(sides))
+
+    sys.exit(0 if _all_right(sides) else 1)
+
+
+def _all_right(sides: Sequence[demo_routing.Side]) -> bool:
+    return all(side.right for side in sides)
+
+
+def _lanes(sides: Sequence[demo_routing.Side]) -> Group:
+    """Return both sides as they are to be shown: a lane for each worker, a letter for each call."""
+    shown: list[RenderableType] = []
+    for side in sides:
+        table = Table.grid(padding=(0, 2))
+        for rank, lane in sorted(side.lanes.items()):
+            text = Text(overflow="fold")
+            for letter in lane:
+                text.append(letter, "blue bold" if letter == demo_routing.COLD else "green")
+            table.add_row(f"worker {rank}", text)
+
+        sum_of_it = (
+            f"{len(side.waits)} of {side.expected} calls, {side.loads} cold ({demo_routing.COLD}); "
+            f"19 of 20 took {side.longest:.2f} s at most\n"
+        )
+        shown += [Text(side.title, "bold"), table, Text(sum_of_it)]
+    return Group(*shown)
 
 
 def _run_parts(workers: int, engine: bool, as_json: bool) -> list[demo.Part]:

@@ -81,7 +81,8 @@ def install() -> None:
         return
 
     worker_class: Any = SpawnProcess
-    nursery = Nursery(os.environ[boot.PRELOAD_NODE].split(), worker_class._Popen)
+    specs = os.environ[boot.PRELOAD_NODE].split()
+    nursery = Nursery(specs, worker_class._Popen, _preparation())
     worker_class._Popen = staticmethod(nursery.start)
     _nurseries.append(nursery)
     with contextlib.suppress(OSError):  # the first worker tries again, and says why
@@ -135,14 +136,17 @@ class Nursery:
     Args:
         specs: The modules and callables that a template loads.
         stock: The function that stands behind `multiprocessing.context.SpawnProcess`.
+        preparation: What a spawned worker does before its work, as far as a template can do it; see
+            `multiprocessing.spawn.prepare`.
 
     Attributes:
         given_up: Whether all workers are spawned from now on.
     """
 
-    def __init__(self, specs: Sequence[str], stock: Start) -> None:
+    def __init__(self, specs: Sequence[str], stock: Start, preparation: Mapping[str, Any]) -> None:
         self._specs = list(specs)
         self._stock = stock
+        self._preparation = preparation
         self.given_up = False
         self._deaths = 0
         self._templates = 0
@@ -178,10 +182,17 @@ class Nursery:
     def _keep(self) -> None:
         """Start workers, one after the other, for as long as this process lives."""
         while True:
-            self._promises.get().keep(self._start)
+            self._promises.get().keep(self.start_at_once)
 
-    def _start(self, process: Any) -> Any:
-        """Start a worker, and return what multiprocessing keeps of it."""
+    def start_at_once(self, process: Any) -> Any:
+        """Start a worker, as `start` does, and wait for a template that is not ready yet.
+
+        Args:
+            process: The worker.
+
+        Returns:
+            What multiprocessing keeps of a started process.
+        """
         self._see_off(process.name)
         try:
             self._workers = _count_of_workers(process)
@@ -281,7 +292,7 @@ class Nursery:
                 "record": f"/proc/{os.getpid()}/fd/{self._record}",
                 "number": self._templates,
                 "manager": os.getpid(),
-                "preparation": _preparation(),
+                "preparation": self._preparation,
             }
         )
         try:
@@ -527,7 +538,7 @@ def _name(number: int) -> str:
 
 
 def _preparation() -> dict[str, Any]:
-    """Return what a spawned worker does before its work, as far as a template can do it.
+    """Return what a manager's spawned worker does before its work.
 
     Where the first template is started, the manager has not begun to run its main module, nor put
     this directory on its path.

@@ -18,7 +18,7 @@ import socket
 import sys
 import threading
 import types
-from multiprocessing import connection, forkserver, util
+from multiprocessing import connection, forkserver, spawn, util
 from multiprocessing.context import SpawnProcess
 from typing import Any
 
@@ -70,8 +70,11 @@ class _Manager:
 
         if "preload_node" not in switch.disabled():
             stock: Any = SpawnProcess
-            nursery = Nursery(os.environ[boot.PRELOAD_NODE].split(), stock._Popen)
-            Worker._Popen = staticmethod(nursery.start)  # type: ignore[method-assign, assignment]
+            preparation = spawn.get_preparation_data("template")
+            del preparation["name"], preparation["authkey"]
+            specs = os.environ[boot.PRELOAD_NODE].split()
+            nursery = Nursery(specs, stock._Popen, preparation)
+            Worker._Popen = staticmethod(nursery.start_at_once)  # type: ignore[method-assign, assignment]
 
     def run(self) -> None:
         """Do what the client orders, until it closes its end."""
