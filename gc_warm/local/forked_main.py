@@ -74,7 +74,8 @@ class _Manager:
             del preparation["name"], preparation["authkey"]
             specs = os.environ[boot.PRELOAD_NODE].split()
             nursery = Nursery(specs, stock._Popen, preparation)
-            Worker._Popen = staticmethod(nursery.start_at_once)  # type: ignore[method-assign, assignment]
+            worker: Any = Worker
+            worker._Popen = staticmethod(nursery.start_at_once)
 
     def run(self) -> None:
         """Do what the client orders, until it closes its end."""
