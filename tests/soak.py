@@ -19,12 +19,15 @@ Workers are forked from a template (the option ``preload_node``), until two temp
 have died: the line says how many were born from a first one, from a second one, and how many were
 started. Each finds what its template has loaded, or has loaded it once.
 
+Tasks that use a table go to the worker that holds it (the option ``warm_first``), and so a node
+fetches tasks ahead, which are lost with its manager; ``--no-routing`` does without, as in stock.
+
 Memory is what a process has that is of no file (RSS without what is shared); what a worker was born
 with is part of it, so that it does not grow by its copies. The medians of the first and of the last
 fifth of its samples are compared, and what was added is divided by the number of tasks between
-them, in units of ten thousand: of all tasks for the client, and of its own for a worker. Fewer
-tasks than that are not extrapolated. The samples begin when the first of everything is over
-(`WARM_UP`). The worker is one that is spared, with its manager, since the others do not live for
+them, in units of ten thousand: of all tasks for the client, and of its own for a worker. Of fewer
+tasks than that, nothing is concluded: for the first thousands, a client grows by what it holds at
+once. The samples begin when the first of everything is over (`WARM_UP`). The worker is one that is spared, with its manager, since the others do not live for
 long enough.
 
 Also spared is a worker while a result of more than a mebibyte may be on its way: in the very middle
@@ -69,6 +72,7 @@ from tests import roles
 from tests.soak_account import KILLED, KINDS, WORKERS, Account, Kill, Memory
 
 BLOCKS = 2
+AHEAD = 16  # tasks that a node fetches, as with the option `warm_first`
 WINDOW = 12  # tasks under way
 KILL_INTERVAL = 1.5  # seconds between kills, on average
 IDLE_CHANCE = 0.004  # of a pause before a task, so that workers are idle
@@ -86,7 +90,7 @@ engine:
   type: GlobusComputeEngine
   max_workers_per_node: {workers}
   cores_per_worker: 0.01
-  prefetch_capacity: 0
+  prefetch_capacity: {ahead}
   address: 127.0.0.1
   heartbeat_period: 1
   heartbeat_threshold: 30
@@ -267,7 +271,10 @@ class Soak:
 
         self._account.sent += 1
         self._open[token] = Open(name, arguments, time.monotonic())
-        future = self._executor.submit(kind.function, token, *arguments)
+        executor = self._executor
+        if kind.hint is not None:
+            executor = executor.near(kind.hint(*arguments))
+        future = executor.submit(kind.function, token, *arguments)
         future.add_done_callback(lambda done: self._ended.put((token, done)))
 
     def _drain(self, most: int) -> bool:
@@ -352,13 +359,17 @@ class Progress:
 class Place:
     """The folders of a run, in which all that it leaves is found.
 
+    Args:
+        routes: Whether tasks go where their state is.
+
     Attributes:
         mark: The value of `MARK` in the environment of all processes.
         record: The file to which tasks add lines as they begin.
         logs: The folder that the logs of the engine are kept in.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, routes: bool) -> None:
+        self._routes = routes
         self.mark = uuid.uuid4().hex
         self._root = Path(tempfile.mkdtemp(prefix="soak-"))
         self.record = self._root / "begun"
@@ -375,6 +386,7 @@ class Place:
 
     def config(self) -> str:
         """Return the config of the engine."""
+        word = "--warm-first" if self._routes else "--survive-idle-kill"
         return CONFIG.format(
             workers=WORKERS,
             blocks=BLOCKS,
@@ -382,7 +394,8 @@ class Place:
             record_name=soaked.RECORD,
             record=shlex.quote(str(self.record)),
             task_timeout=TASK_TIMEOUT,
-            boot="--survive-idle-kill --preload-node=soaked:preloaded soaked:preloaded",
+            ahead=AHEAD if self._routes else 0,
+            boot=f"{word} --preload-node=soaked:preloaded soaked:preloaded",
         )
 
     def begun(self) -> Iterator[tuple[int, int, int]]:
@@ -491,12 +504,18 @@ def main() -> int:
     parser.add_argument("--tasks", type=int, default=50_000, help="(default: %(default)s)")
     parser.add_argument("--minutes", type=float, default=24 * 60, help="after which it ends anyway")
     parser.add_argument("--seed", type=int, default=random.randrange(10**6), help="of its choices")
+    parser.add_argument(
+        "--routing",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="tasks that use a table go where it is (default: %(default)s)",
+    )
     arguments = parser.parse_args()
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
     account = Account()
-    place = Place()
+    place = Place(arguments.routing)
     print(f"seed {arguments.seed}, in {place.logs.parent}", file=sys.stderr, flush=True)
     soak(place, account, arguments.tasks, 60 * arguments.minutes, arguments.seed)
 

@@ -58,6 +58,7 @@ class Kind:
         error: Returns what the text of its own error has, of all arguments; None if there is none.
         used: The role whose kill, or that of its supervisor, makes it fail.
         is_huge: Whether it sends more than a pipe holds.
+        hint: Returns what the task is to be near to, of its arguments; None for no hint.
     """
 
     weight: float
@@ -67,6 +68,7 @@ class Kind:
     error: Callable[..., str | None] = lambda *arguments: None
     used: str = ""
     is_huge: bool = False
+    hint: Callable[..., str] | None = None
 
 
 TIMED_OUT = "AppTimeout"
@@ -79,6 +81,7 @@ KINDS = {
         lambda chance: (chance.randrange(6), chance.random() < 0.3),
         lambda token, key, fails: soaked.entry(key, token),
         lambda token, key, fails: f"LookupError: no table for task {token}\n" if fails else None,
+        hint=lambda key, fails: f"table {key}",
     ),
     "timed load": Kind(
         40,
@@ -86,6 +89,7 @@ KINDS = {
         lambda chance: (chance.randrange(6), chance.uniform(0.001, 0.03)),
         lambda token, key, seconds: soaked.entry(key, token),
         lambda *arguments: TIMED_OUT,
+        hint=lambda key, seconds: f"slow table {key}",
     ),
     "program": Kind(80, soaked.call, result=lambda token: token, used="program"),
     "timed call": Kind(
@@ -394,14 +398,16 @@ class Memory:
             self.samples.append((tasks, memory.rss - memory.shared))
 
     def growth(self) -> float | None:
-        """Return the part by which it grows in `UNIT` tasks; None if there are too few samples."""
+        """Return the part by which it grows in `UNIT` tasks; None if there are fewer than that."""
         fifth = len(self.samples) // 5
         if fifth < _LEAST_SAMPLES:
             return None
 
         first_tasks, first = _medians(self.samples[:fifth])
         last_tasks, last = _medians(self.samples[-fifth:])
-        return (last / first - 1) / max(1.0, (last_tasks - first_tasks) / UNIT)
+        if last_tasks - first_tasks < UNIT:
+            return None
+        return (last / first - 1) / ((last_tasks - first_tasks) / UNIT)
 
 
 def _medians(samples: list[tuple[int, float]]) -> list[float]:
