@@ -178,7 +178,7 @@ def test_the_endpoints_command_is_a_manager_at_once(tmp_path: Path) -> None:
     environment = {**os.environ, "PYTHONPATH": f"{STARTUP}:{tmp_path}", "GC_WARM_DISABLE": "all"}
 
     def run(module: str) -> str:
-        words = [sys.executable, command, "python-exec", module, "-p", "0", "--", "a b"]
+        words = [sys.executable, str(command), "python-exec", module, "-p", "0", "--", "a b"]
         return subprocess.check_output(words, env=environment, text=True)
 
     assert (
