@@ -53,7 +53,7 @@ class Side:
 
     @property
     def loads(self) -> int:
-        """How many calls had to load."""
+        """The number of calls that had to load."""
         return sum(lane.count(COLD) for lane in self.lanes.values())
 
     @property

@@ -51,7 +51,7 @@ ADVICE = "leave what does that to preload, or to tasks"
 
 
 class Before:
-    """What this process has before something is loaded, so that it can be told what that left.
+    """A look at this process before something is loaded, which tells later what that has left.
 
     Attributes:
         threads: The ids of its threads.

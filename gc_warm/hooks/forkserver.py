@@ -99,7 +99,7 @@ def stop() -> None:
 
 @dataclass
 class Story:
-    """What a template has said of itself.
+    """A template's own account of its loads.
 
     Attributes:
         loading: The spec whose load was begun last; None when all are over.
@@ -379,7 +379,7 @@ class Nursery:
 
 
 class _Promise:
-    """What multiprocessing keeps of a worker that is yet to be started.
+    """A worker that is yet to be started, as multiprocessing keeps one.
 
     It is alive until then, but has no process id. One that is told to end before is not started.
 

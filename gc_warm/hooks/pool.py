@@ -1,4 +1,4 @@
-"""What the workers of a manager know of each other, and the tasks that wait between them.
+"""The knowledge that the workers of a manager share, and the tasks that wait between them.
 
 It is in memory that they share already: Parsl counts idle workers in a number of multiprocessing,
 which is in a file without a name, whose descriptor each worker inherits. Behind that number there
@@ -65,7 +65,7 @@ class Waiting:
 
 @dataclass(frozen=True)
 class Needs:
-    """What a hint stands for, as its last task has shown.
+    """The state that a hint stands for, as its last task has shown.
 
     Attributes:
         states: Fingerprints of the state that it used; none where nothing is known of that.
@@ -78,7 +78,7 @@ class Needs:
 
 @dataclass
 class Seat:
-    """What is known of a worker.
+    """A worker, as the others know it.
 
     Attributes:
         pid: Its process.

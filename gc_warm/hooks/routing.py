@@ -366,7 +366,7 @@ class RoutedQueue(TaskQueue):
 
 
 class _Uses:
-    """What the tasks of this worker use of the state that is loaded in it."""
+    """The use that tasks of this worker make of the state that is loaded in it."""
 
     def __init__(self) -> None:
         self._mark = 0

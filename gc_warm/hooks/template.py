@@ -50,7 +50,7 @@ _MORE_LIKELY = 100  # of 1000: rather a worker than the template
 
 
 class _Record:
-    """What the manager is to know, in its file."""
+    """The manager's file, with all that it is to know."""
 
     def __init__(self, path: str) -> None:
         self._file = os.open(path, os.O_WRONLY | os.O_APPEND)
@@ -60,7 +60,7 @@ class _Record:
 
 
 class _Surroundings:
-    """What of this process a load may change, and a worker should not find changed."""
+    """Those parts of this process that a load may change, and a worker should not find changed."""
 
     def __init__(self) -> None:
         self._directory = os.getcwd()

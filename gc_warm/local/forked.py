@@ -45,7 +45,7 @@ class ForkedProcess:
 
     @property
     def returncode(self) -> int | None:
-        """How it has ended; None where nobody knows."""
+        """The exit code; None where nobody knows it."""
         return self._manager.exit_code(self._rank)
 
     def poll(self) -> int | None:
