@@ -27,8 +27,8 @@ with is part of it, so that it does not grow by its copies. The medians of the f
 fifth of its samples are compared, and what was added is divided by the number of tasks between
 them, in units of ten thousand: of all tasks for the client, and of its own for a worker. Of fewer
 tasks than that, nothing is concluded: for the first thousands, a client grows by what it holds at
-once. The samples begin when the first of everything is over (`WARM_UP`). The worker is one that is spared, with its manager, since the others do not live for
-long enough.
+once. The samples begin when the first of everything is over (`WARM_UP`). The worker is one that is
+spared, with its manager, since the others do not live for long enough.
 
 Also spared is a worker while a result of more than a mebibyte may be on its way: in the very middle
 of writing that, a kill still leaves the pipe out of step.
