@@ -21,7 +21,8 @@ import signal
 import subprocess
 import sys
 import time
-from multiprocessing import connection
+from multiprocessing import connection, spawn
+from multiprocessing.context import SpawnProcess
 from pathlib import Path
 from typing import Any
 
@@ -62,11 +63,17 @@ def manage(library: str, forks: int) -> dict[str, Any]:
         library: A name in `library_states`.
         forks: How many workers are forked; fewer are started if the template is refused.
     """
-    forkserver.install()
     context = multiprocessing.get_context("spawn")
     tasks = context.Queue()
     results = context.Queue()
     notes = context.Manager().dict()
+
+    preparation = spawn.get_preparation_data("template")
+    del preparation["name"], preparation["authkey"]
+    worker_class: Any = SpawnProcess
+    specs = os.environ[boot.PRELOAD_NODE].split()
+    nursery = forkserver.Nursery(specs, worker_class._Popen, preparation)
+    worker_class._Popen = staticmethod(nursery.start_at_once)
 
     alive: dict[int, Any] = {}  # by rank
     answers: list[Any] = []

@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 from concurrent.futures import Future
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ import template_loads
 
 from gc_warm import MockExecutor, WarmExecutor, functions, processes
 from gc_warm.exceptions import ConfigError, WorkerStartError
-from tests.support import MODULES, client_environment, remote_text, wait_until
+from tests.support import MODULES, client_environment, has_ended, remote_text, wait_until
 from tests.testing.backends import BACKENDS, workers
 
 ROOT = Path(__file__).parents[2]
@@ -325,11 +326,12 @@ def test_template_of_spawned_workers_that_dies_is_replaced_once(tmp_path: Path) 
             running = executor.submit(tasks.for_ever, str(tmp_path / f"{number}"))
             started(running, tmp_path / f"{number}")
             template = template_of(executor)
-            born = template.children()
+            pids = [born.pid for born in template.children()]
             template.kill()
             assert lost_rank(running) in (0, 1)
             # the kernel ends one after the other, and one that is ending may be given a task
-            wait_until(lambda: not any(map(processes.runs, born)), "all have ended")
+            for pid in pids:
+                wait_until(partial(has_ended, pid), "it has ended")
 
         [(why, is_warm), _] = births(executor)
         assert why.startswith("2 templates have died, the last one was ended by SIGKILL")
