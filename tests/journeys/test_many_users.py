@@ -15,6 +15,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -325,24 +326,33 @@ def test_two_users_do_not_get_at_each_other(
         wait_until(lambda: not any(path.exists() for path in ours), f"gone: {ours}")
 
 
+TOLD_AGAIN = 20.0  # seconds
+
+
 def end_user_endpoints(manager: int, users: Sequence[User]) -> None:
     """End them, and wait for all that they have started.
 
     The manager would kill those that take more than ten seconds, and leave Parsl's interchanges. It
-    starts those anew that it was asked for while they were starting; these are ended, too.
+    starts those anew that it was asked for while they were starting; these are ended, too. One that
+    was starting may not have heard, and is told again.
     """
-    told: set[psutil.Process] = set()
+    told: dict[psutil.Process, float] = {}
+    left: list[psutil.Process] = []
 
     def have_ended() -> bool:
-        left = [process for user in users for process in user.processes()]
+        left[:] = [process for user in users for process in user.processes()]
         for process in left:
             with contextlib.suppress(psutil.Error):
-                if process.ppid() == manager and process not in told:
-                    told.add(process)
+                is_due = time.monotonic() > told.get(process, 0.0) + TOLD_AGAIN
+                if process.ppid() == manager and is_due:
+                    told[process] = time.monotonic()
                     process.terminate()
         return not left
 
-    wait_until(have_ended, "all processes have ended")
+    try:
+        wait_until(have_ended, "all processes have ended")
+    except AssertionError as error:
+        raise AssertionError(f"{error}: {left}") from None
 
 
 def check_warm(users: Sequence[User], clients: Sequence[Client]) -> None:

@@ -76,7 +76,7 @@ def run(
         all_have_ended(cluster, job, 300)
         torn_down = (folder / "ended").read_text().split()
         assert len(torn_down) == len(set(torn_down))
-        state = cluster.wait_for_state(job, *STATES).state
+        state = cluster.wait_for_state(job, *STATES, seconds=300).state
         return Ended(nodes, own_nodes, born, state, set(map(int, torn_down)))
 
 
