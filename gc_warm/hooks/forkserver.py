@@ -42,7 +42,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from multiprocessing import ProcessError, forkserver
+from multiprocessing import ProcessError, forkserver, spawn
 from multiprocessing.context import SpawnProcess
 from multiprocessing.popen_forkserver import Popen
 from typing import Any
@@ -535,6 +535,12 @@ def _name(number: int) -> str:
         return signal.Signals(number).name
     except ValueError:
         return f"signal {number}"
+
+
+def own_preparation() -> dict[str, Any]:
+    """Return what a process that this one spawns does before its work, for a `Nursery`."""
+    data = spawn.get_preparation_data("template")
+    return {key: value for key, value in data.items() if key not in ("name", "authkey")}
 
 
 def _preparation() -> dict[str, Any]:

@@ -23,7 +23,7 @@ import secrets
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 _FORMAT = b"gcwarm01"  # changes when a worker of another version could not read the state
 
@@ -38,6 +38,8 @@ _PAYLOADS_SIZE = 64 << 20
 """The most bytes of tasks that wait here: /dev/shm may be small, and what is in it is memory."""
 
 _HINTS_KEPT = 256
+
+_Value = TypeVar("_Value")
 
 
 @dataclass
@@ -130,10 +132,7 @@ class State:
             hint: The fingerprint of the hint.
             needs: What it has used.
         """
-        self.needs.pop(hint, None)
-        self.needs[hint] = needs
-        if len(self.needs) > _HINTS_KEPT:
-            del self.needs[next(iter(self.needs))]
+        keep_latest(self.needs, hint, needs)
 
 
 class Pool:
@@ -260,6 +259,20 @@ class Pool:
             return True
         fcntl.lockf(self._file, fcntl.LOCK_UN, 1, _LIVES + number)
         return False
+
+
+def keep_latest(kept: dict[bytes, _Value], hint: bytes, value: _Value) -> None:
+    """Put something that belongs to a hint last into a dictionary, which forgets the oldest.
+
+    Args:
+        kept: The dictionary.
+        hint: The fingerprint of the hint.
+        value: What belongs to it.
+    """
+    kept.pop(hint, None)
+    kept[hint] = value
+    if len(kept) > _HINTS_KEPT:
+        del kept[next(iter(kept))]
 
 
 def descriptor_of(shared: Any) -> int:

@@ -42,7 +42,7 @@ from multiprocessing.sharedctypes import SynchronizedBase
 from typing import Any
 
 from gc_warm.hooks import placement, registry
-from gc_warm.hooks.pool import Needs, Pool, Seat, State, Waiting, descriptor_of
+from gc_warm.hooks.pool import Needs, Pool, Seat, State, Waiting, descriptor_of, keep_latest
 from gc_warm.hooks.queues import Announce, Head, TaskQueue, available, locked
 from gc_warm.worker import hints, ledger
 
@@ -412,10 +412,7 @@ class _Uses:
         self._names = names
 
         if hint is not None:
-            self._been.pop(hint, None)
-            self._been[hint] = None
-            if len(self._been) > _HINTS_KEPT:
-                del self._been[next(iter(self._been))]
+            keep_latest(self._been, hint, None)
 
     def holds(self, needs: Mapping[bytes, Needs]) -> frozenset[bytes]:
         """Return the hints whose state is here.
@@ -433,7 +430,6 @@ class _Uses:
         )
 
 
-_HINTS_KEPT = 256
 _LOSSES = ("failed", "cleared", "ended", "discarded", "invalid")
 
 

@@ -18,12 +18,12 @@ import socket
 import sys
 import threading
 import types
-from multiprocessing import connection, forkserver, spawn, util
+from multiprocessing import connection, forkserver, util
 from multiprocessing.context import SpawnProcess
 from typing import Any
 
 from gc_warm.hooks import boot, switch
-from gc_warm.hooks.forkserver import Nursery
+from gc_warm.hooks.forkserver import Nursery, own_preparation
 from gc_warm.local import worker_main
 
 _PATIENCE = 5.0  # seconds for a start that is under way when the client ends
@@ -70,10 +70,8 @@ class _Manager:
 
         if "preload_node" not in switch.disabled():
             stock: Any = SpawnProcess
-            preparation = spawn.get_preparation_data("template")
-            del preparation["name"], preparation["authkey"]
             specs = os.environ[boot.PRELOAD_NODE].split()
-            nursery = Nursery(specs, stock._Popen, preparation)
+            nursery = Nursery(specs, stock._Popen, own_preparation())
             worker: Any = Worker
             worker._Popen = staticmethod(nursery.start_at_once)
 

@@ -21,7 +21,7 @@ import signal
 import subprocess
 import sys
 import time
-from multiprocessing import connection, spawn
+from multiprocessing import connection
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
 from typing import Any
@@ -68,11 +68,9 @@ def manage(library: str, forks: int) -> dict[str, Any]:
     results = context.Queue()
     notes = context.Manager().dict()
 
-    preparation = spawn.get_preparation_data("template")
-    del preparation["name"], preparation["authkey"]
     worker_class: Any = SpawnProcess
     specs = os.environ[boot.PRELOAD_NODE].split()
-    nursery = forkserver.Nursery(specs, worker_class._Popen, preparation)
+    nursery = forkserver.Nursery(specs, worker_class._Popen, forkserver.own_preparation())
     worker_class._Popen = staticmethod(nursery.start_at_once)
 
     alive: dict[int, Any] = {}  # by rank
